@@ -1,0 +1,161 @@
+//! Attention of one token over the keys and values of its sequence, in f32.
+//!
+//! For each head: scores `dot(q, k[p]) * scale` ([`crate::linear::dot`]'s order), minus their maximum, `exp` by a
+//! polynomial that is the same on all paths, their sum in sixteen lanes (position modulo 16, fixed tree), and
+//! `out = sum of exp[p] * v[p]` in the order of the positions by fused multiply-add, divided by the sum at the end.
+//! The same bits on every [`Isa`].
+
+use crate::isa::Isa;
+use crate::linear::dot_lanes;
+use crate::simd::{Kernel, Simd, dispatch, pad_f32};
+use std::cell::RefCell;
+
+/// Heads and their size. Query head h reads key/value head `h / (heads / kv_heads)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Query heads; a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Values per head.
+    pub head_dim: usize,
+}
+
+thread_local! {
+    /// Scores of one head; kept, so that a token does not allocate.
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Attention of one token. `q` and `out` have `heads * head_dim` values; `keys` and `values` are
+/// `[at least len, kv_heads, head_dim]`, contiguous; the positions `first .. len` take part (`first` > 0: a sliding
+/// window). `scale` multiplies the scores, usually `1 / sqrt(head_dim)`. If no position takes part, `out` is zero.
+/// Starts no threads; the caller shares out tokens. Uses [`Isa::detect`].
+///
+/// # Panics
+/// If a slice does not fit the shape, or `heads` is no multiple of `kv_heads`.
+pub fn attend(
+    shape: &AttentionShape,
+    q: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    first: usize,
+    len: usize,
+    scale: f32,
+    out: &mut [f32],
+) {
+    attend_with(Isa::detect(), shape, q, keys, values, first, len, scale, out);
+}
+
+/// [`attend`] with the instructions of `isa`.
+///
+/// # Panics
+/// As [`attend`].
+pub fn attend_with(
+    isa: Isa,
+    shape: &AttentionShape,
+    q: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    first: usize,
+    len: usize,
+    scale: f32,
+    out: &mut [f32],
+) {
+    let AttentionShape { heads, kv_heads, head_dim } = *shape;
+    assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "query heads share key heads evenly");
+    assert!(q.len() == heads * head_dim && out.len() == q.len(), "q and out have heads * head_dim values");
+    let needed = len * kv_heads * head_dim;
+    assert!(keys.len() >= needed && values.len() >= needed, "keys and values hold len positions");
+    if first >= len || head_dim == 0 {
+        out.fill(0.0);
+        return;
+    }
+    let stride = kv_heads * head_dim;
+    let group = heads / kv_heads;
+    SCORES.with_borrow_mut(|scores| {
+        scores.resize((len - first).next_multiple_of(16), 0.0);
+        for (h, (q, out)) in q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
+            let offset = h / group * head_dim + first * stride;
+            let (keys, values) = (&keys[offset..needed], &values[offset..needed]);
+            dispatch(isa, Head { q, keys, values, stride, count: len - first, scale, scores, out });
+        }
+    });
+}
+
+struct Head<'a> {
+    q: &'a [f32],
+    /// From the first value of the first position on; the next position is `stride` further.
+    keys: &'a [f32],
+    values: &'a [f32],
+    stride: usize,
+    count: usize,
+    scale: f32,
+    /// Scratch, `count` rounded up to a multiple of 16.
+    scores: &'a mut [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Head<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Head { q, keys, values, stride, count, scale, scores, out } = self;
+        let dim = q.len();
+        let mut max = f32::NEG_INFINITY;
+        for (p, score) in scores[..count].iter_mut().enumerate() {
+            *score = dot_lanes(s, q, &keys[p * stride..p * stride + dim]) * scale;
+            // NaN does not win here; it comes through in exp.
+            max = max.max(*score);
+        }
+        // The padding becomes exp(-inf) = 0 and adds nothing.
+        scores[count..].fill(f32::NEG_INFINITY);
+        let minus_max = s.splat(-max);
+        let mut sum = s.splat(0.0);
+        for chunk in scores.as_chunks_mut::<16>().0 {
+            let e = s.exp(s.add(s.load(chunk), minus_max));
+            sum = s.add(sum, e);
+            s.store(e, chunk);
+        }
+        let sum = s.splat(s.sum(sum));
+
+        let weights = &scores[..count];
+        let (out16, out_tail) = out.as_chunks_mut::<16>();
+        // Four vectors of a head at once, so that the fused multiply-adds of one do not wait for each other.
+        let (out64, out16) = out16.as_chunks_mut::<4>();
+        let mut column = 0;
+        for out in out64 {
+            let mut acc = [s.splat(0.0); 4];
+            for (p, weight) in weights.iter().enumerate() {
+                let weight = s.splat(*weight);
+                let v = &values[p * stride + column..][..64].as_chunks::<16>().0;
+                for i in 0..4 {
+                    acc[i] = s.fma(weight, s.load(&v[i]), acc[i]);
+                }
+            }
+            for i in 0..4 {
+                s.store(s.div(acc[i], sum), &mut out[i]);
+            }
+            column += 64;
+        }
+        for out in out16 {
+            let mut acc = s.splat(0.0);
+            for (p, weight) in weights.iter().enumerate() {
+                let v = &values[p * stride + column..][..16].as_chunks::<16>().0;
+                acc = s.fma(s.splat(*weight), s.load(&v[0]), acc);
+            }
+            s.store(s.div(acc, sum), out);
+            column += 16;
+        }
+        if !out_tail.is_empty() {
+            let mut acc = s.splat(0.0);
+            for (p, weight) in weights.iter().enumerate() {
+                let v = &values[p * stride + column..][..out_tail.len()];
+                acc = s.fma(s.splat(*weight), s.load(&pad_f32(v)), acc);
+            }
+            let mut lanes = [0.0; 16];
+            s.store(s.div(acc, sum), &mut lanes);
+            out_tail.copy_from_slice(&lanes[..out_tail.len()]);
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Block-FP8 numerics and kernels: pure functions over slices, no I/O, no wasm.
+//!
+//! A weight matrix is cut into blocks (128x128, or any size), each with one scale; its elements become 8-bit floats
+//! ([`e4m3`]). Which scale a block has is asked of a patch, that is, of untrusted code. The way through this crate:
+//!
+//! 1. [`source::Source`] describes the bytes of a checkpoint tensor.
+//! 2. [`stats::panel_stats`] computes what the patch is told: amax, and on request the sum of squares, of each block.
+//! 3. The patch answers with a number per block. ([`profile::Profile`] has the published formulas natively, as the
+//!    reference.)
+//! 4. [`cast::cast_panel`] proves every answer against the scheme's contract and casts.
+//! 5. [`linear::linear`] and [`attention::attend`] compute with the result; [`activation`] emulates W8A8.
+//!
+//! **One result.** Every function gives the same bits on all instruction sets ([`isa::Isa`]), for all thread counts and
+//! batch sizes. Sums are defined as sixteen partial sums in a fixed order for that. MXCSR is never touched: subnormals
+//! count, and a patch that runs between two kernels finds the floating-point environment it expects.
+//!
+//! `unsafe` is confined to the intrinsics behind the `Simd` trait and a few unchecked loads, each with its reason.
+
+pub mod activation;
+pub mod attention;
+pub mod cast;
+mod contract;
+pub mod e4m3;
+pub mod e8m0;
+pub mod error;
+pub mod isa;
+pub mod linear;
+pub mod profile;
+mod simd;
+pub mod source;
+pub mod spec;
+pub mod stats;
+
+pub use error::KernelError;
+pub use isa::Isa;

@@ -1,0 +1,159 @@
+//! Sixteen f32 lanes, once in plain Rust and once per instruction set.
+//!
+//! A kernel is written once, generic over [`Simd`], and [`dispatch`] compiles it for every [`Isa`]. The lanes are part
+//! of the definition of each result (which lane takes which column, and the tree that sums them), so that all paths
+//! give the same bits. A value of a `Simd` type is a token: it exists only where its instructions were detected, which
+//! is what makes its methods safe to call.
+//!
+//! Everything between [`dispatch`] and an intrinsic must be `#[inline(always)]`: code that is not inlined into the
+//! function with the target feature would call each intrinsic out of line.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use crate::isa::Isa;
+pub(crate) use portable::{Portable, encode_bits, round_bf16_bits};
+
+#[cfg(target_endian = "big")]
+compile_error!("the kernels read little-endian tensors in place");
+
+/// Sixteen f32 lanes and what the kernels do with them. Arithmetic is IEEE with round to nearest even; MXCSR is never
+/// touched, so subnormals count.
+pub(crate) trait Simd: Copy {
+    /// The lanes.
+    type F: Copy;
+    /// Whether the register file holds 32 accumulators of 16 lanes (tiles of 6x4) or only 16 halves (tiles of 3x2).
+    const WIDE: bool;
+
+    fn splat(self, x: f32) -> Self::F;
+    fn load(self, x: &[f32; 16]) -> Self::F;
+    fn store(self, x: Self::F, out: &mut [f32; 16]);
+    /// 16 bfloat16, widened exactly.
+    fn load_bf16(self, x: &[u8; 32]) -> Self::F;
+    /// 16 binary16, widened exactly.
+    fn load_f16(self, x: &[u8; 32]) -> Self::F;
+    /// 16 e4m3 codes as value / 256, exactly. The vector paths take the NaN codes for ±480 / 256.
+    fn load_e4m3_256th(self, codes: &[u8; 16]) -> Self::F;
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c` with one rounding.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `v * 2^n` for `magic = 1.5 * 2^23 + n` and -126 <= n <= 127, 0 in lanes where `x < limit`. Last step of exp.
+    fn scale_or_zero(self, v: Self::F, magic: Self::F, x: Self::F, limit: Self::F) -> Self::F;
+    /// Rounds to bfloat16 (nearest even) and widens again; NaN stays NaN.
+    fn round_bf16(self, x: Self::F) -> Self::F;
+
+    /// e4m3 codes: clamp to ±448, nearest even, `nan` for every NaN.
+    fn encode(self, y: Self::F, nan: u8) -> [u8; 16];
+    /// How many lanes of `x` are not zero though `y` encodes to zero (|y| <= 2^-10).
+    fn flushed(self, x: Self::F, y: Self::F) -> u32;
+    /// [`Simd::encode`] and [`Simd::flushed`]; a path may take a shortcut where all lanes are normal numbers.
+    #[inline(always)]
+    fn encode_counting(self, x: Self::F, y: Self::F, nan: u8) -> ([u8; 16], u32) {
+        (self.encode(y, nan), self.flushed(x, y))
+    }
+    /// How many lanes have `limit < |y|` by their bits, NaN not counted.
+    fn beyond(self, y: Self::F, limit: u32) -> u32;
+
+    /// The fixed tree: `l + (l+8)`, then +4, +2, +1.
+    fn sum(self, x: Self::F) -> f32;
+    /// Four trees at once.
+    #[inline(always)]
+    fn sum4(self, x: [Self::F; 4]) -> [f32; 4] {
+        [self.sum(x[0]), self.sum(x[1]), self.sum(x[2]), self.sum(x[3])]
+    }
+
+    /// Lane-wise maximum of the bits without sign of `x` (u16 each) into `acc`.
+    fn max_abs_u16(self, x: &[[u8; 64]], acc: &mut [u16; 32]);
+    /// Lane-wise maximum of the bits without sign of `x` (u32 each) into `acc`.
+    fn max_abs_u32(self, x: &[[u8; 64]], acc: &mut [u32; 16]);
+
+    /// Asks for the cache line of `p`; never faults, whatever `p` is.
+    fn prefetch<T>(self, p: *const T);
+
+    /// `2^x` in base e for x <= 0, the same bits on all paths: argument reduction by `n = round(x / ln 2)` with ln 2
+    /// in two parts (Cody and Waite), then a polynomial of degree 6 (Taylor; |r| <= 0.347), relative error < 3e-7.
+    /// 0 for x < -87, NaN for NaN.
+    #[inline(always)]
+    fn exp(self, x: Self::F) -> Self::F {
+        let magic = self.splat(12_582_912.0);
+        let shifted = self.fma(x, self.splat(std::f32::consts::LOG2_E), magic);
+        let n = self.sub(shifted, magic);
+        let r = self.fma(n, self.splat(-0.693_359_4), x);
+        let r = self.fma(n, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(1.0 / 720.0);
+        for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            p = self.fma(p, r, self.splat(c));
+        }
+        self.scale_or_zero(p, shifted, x, self.splat(-87.0))
+    }
+}
+
+/// A computation that is generic over the lanes. `run` must be `#[inline(always)]`.
+pub(crate) trait Kernel {
+    type Out;
+    fn run<S: Simd>(self, s: S) -> Self::Out;
+}
+
+/// Runs a kernel with the instructions of `isa`, or with the best that the hardware has where it lacks them.
+#[inline]
+pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
+    match isa.min(Isa::hardware()) {
+        Isa::Portable => kernel.run(Portable),
+        // SAFETY: `isa` is at most what `Isa::hardware` detected.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::run(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::run(kernel) },
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => kernel.run(Portable),
+    }
+}
+
+/// Up to 15 elements of `N / 16` bytes each, padded with zero bytes to a full chunk.
+#[inline(always)]
+pub(crate) fn pad<const N: usize>(tail: &[u8]) -> [u8; N] {
+    let mut full = [0; N];
+    full[..tail.len()].copy_from_slice(tail);
+    full
+}
+
+/// Up to 15 floats, padded with +0.0.
+#[inline(always)]
+pub(crate) fn pad_f32(tail: &[f32]) -> [f32; 16] {
+    let mut full = [0.0; 16];
+    full[..tail.len()].copy_from_slice(tail);
+    full
+}
+
+/// The bytes of a slice of u16.
+#[inline(always)]
+pub(crate) fn bytes_of_u16(x: &[u16]) -> &[u8] {
+    // SAFETY: every byte of a u16 is initialized, u8 has no alignment, and the length in bytes is that of the slice.
+    unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) }
+}
+
+/// The bytes of a slice of f32.
+#[inline(always)]
+pub(crate) fn bytes_of_f32(x: &[f32]) -> &[u8] {
+    // SAFETY: every byte of an f32 is initialized, u8 has no alignment, and the length in bytes is that of the slice.
+    unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) }
+}
+
+/// The fixed tree over lanes in memory; the reference for `Simd::sum`.
+#[inline(always)]
+pub(crate) fn sum_lanes(mut x: [f32; 16]) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for l in 0..half {
+            x[l] += x[l + half];
+        }
+    }
+    x[0]
+}

@@ -1,0 +1,283 @@
+//! The lanes as two AVX2 registers (lanes 0 to 7 and 8 to 15), with FMA and F16C.
+
+use super::{Kernel, Simd};
+use std::arch::x86_64::*;
+
+/// Exists only inside [`run`], that is, where AVX2, FMA and F16C were detected.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// Runs a kernel compiled for AVX2.
+///
+/// # Safety
+/// The hardware must be at least [`crate::isa::Isa::Avx2`].
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run(Avx2(()))
+}
+
+const ABS: i32 = 0x7fff_ffff;
+
+/// The rest of the fixed tree for four vectors of 8 lanes: +4, +2, +1.
+///
+/// # Safety
+/// Needs AVX; callers hold a token of this module or of `avx512`.
+#[inline(always)]
+pub(super) unsafe fn sum4_of_8(x: [__m256; 4]) -> __m128 {
+    // SAFETY: the caller has AVX.
+    unsafe {
+        let a = _mm_add_ps(_mm256_castps256_ps128(x[0]), _mm256_extractf128_ps::<1>(x[0]));
+        let b = _mm_add_ps(_mm256_castps256_ps128(x[1]), _mm256_extractf128_ps::<1>(x[1]));
+        let c = _mm_add_ps(_mm256_castps256_ps128(x[2]), _mm256_extractf128_ps::<1>(x[2]));
+        let d = _mm_add_ps(_mm256_castps256_ps128(x[3]), _mm256_extractf128_ps::<1>(x[3]));
+        // [a0+a2, a1+a3, b0+b2, b1+b3] and the same of c and d
+        let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+        let cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
+        _mm_add_ps(_mm_shuffle_ps::<0x88>(ab, cd), _mm_shuffle_ps::<0xdd>(ab, cd))
+    }
+}
+
+impl Avx2 {
+    #[inline(always)]
+    fn abs_bits(self, x: __m256) -> __m256i {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(ABS)) }
+    }
+    /// Codes of 8 floats as 32-bit integers; the steps of `encode_bits`.
+    #[inline(always)]
+    fn encode8(self, y: __m256, nan: u8) -> __m256i {
+        // SAFETY: the token proves the feature.
+        unsafe {
+            let bits = _mm256_castps_si256(y);
+            let a = _mm256_min_epi32(self.abs_bits(y), _mm256_set1_epi32(0x43e0_0000));
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<20>(a), _mm256_set1_epi32(1));
+            let rebias = _mm256_set1_epi32(0x7_ffff - (120 << 23));
+            let normal = _mm256_srli_epi32::<20>(_mm256_add_epi32(_mm256_add_epi32(a, rebias), odd));
+            let shifted = _mm256_castps_si256(_mm256_add_ps(_mm256_castsi256_ps(a), _mm256_set1_ps(16384.0)));
+            let subnormal = _mm256_sub_epi32(shifted, _mm256_set1_epi32(16384f32.to_bits() as i32));
+            let small = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x3c80_0000), a);
+            let code = _mm256_blendv_epi8(normal, subnormal, small);
+            let sign = _mm256_and_si256(_mm256_srli_epi32::<24>(bits), _mm256_set1_epi32(0x80));
+            let unordered = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(y, y));
+            _mm256_blendv_epi8(_mm256_or_si256(code, sign), _mm256_set1_epi32(i32::from(nan)), unordered)
+        }
+    }
+}
+
+/// Applies an expression to both halves. No closure: one that is not inlined would lose the target features.
+macro_rules! both {
+    (|$h:ident| $e:expr) => {{
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe {
+            [
+                {
+                    let $h = 0;
+                    $e
+                },
+                {
+                    let $h = 1;
+                    $e
+                },
+            ]
+        }
+    }};
+}
+
+impl Simd for Avx2 {
+    type F = [__m256; 2];
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        // SAFETY: the token proves the feature.
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; 16]) -> Self::F {
+        // SAFETY: the token proves the feature; both halves of the array are readable.
+        unsafe { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))] }
+    }
+    #[inline(always)]
+    fn store(self, x: Self::F, out: &mut [f32; 16]) {
+        // SAFETY: the token proves the feature; both halves of the array are writable.
+        unsafe {
+            _mm256_storeu_ps(out.as_mut_ptr(), x[0]);
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), x[1]);
+        }
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u8; 32]) -> Self::F {
+        // SAFETY: the token proves the feature; each half is 16 bytes inside the array.
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().add(16).cast()));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u8; 32]) -> Self::F {
+        // SAFETY: the token proves the feature; each half is 16 bytes inside the array.
+        unsafe {
+            let low = _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast()));
+            [low, _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(16).cast()))]
+        }
+    }
+    #[inline(always)]
+    fn load_e4m3_256th(self, codes: &[u8; 16]) -> Self::F {
+        // See `avx512.rs` for why this is the value / 256.
+        // SAFETY: the token proves the feature; 16 bytes are readable behind the reference.
+        unsafe {
+            let wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(codes.as_ptr().cast()));
+            let half = _mm256_and_si256(_mm256_slli_epi16::<7>(wide), _mm256_set1_epi16(0xbfffu16 as i16));
+            [
+                _mm256_cvtph_ps(_mm256_castsi256_si128(half)),
+                _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(half)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(|h| _mm256_add_ps(a[h], b[h]))
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(|h| _mm256_sub_ps(a[h], b[h]))
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(|h| _mm256_mul_ps(a[h], b[h]))
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(|h| _mm256_div_ps(a[h], b[h]))
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        both!(|h| _mm256_fmadd_ps(a[h], b[h], c[h]))
+    }
+    #[inline(always)]
+    fn scale_or_zero(self, v: Self::F, magic: Self::F, x: Self::F, limit: Self::F) -> Self::F {
+        both!(|h| {
+            let shifted = _mm256_slli_epi32::<23>(_mm256_castps_si256(magic[h]));
+            let power = _mm256_castsi256_ps(_mm256_add_epi32(shifted, _mm256_set1_epi32(0x3f80_0000)));
+            let zero = _mm256_cmp_ps::<_CMP_LT_OQ>(x[h], limit[h]);
+            _mm256_andnot_ps(zero, _mm256_mul_ps(v[h], power))
+        })
+    }
+    #[inline(always)]
+    fn round_bf16(self, x: Self::F) -> Self::F {
+        both!(|h| {
+            let bits = _mm256_castps_si256(x[h]);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x[h], x[h]));
+            let all = _mm256_blendv_epi8(rounded, quiet, nan);
+            _mm256_castsi256_ps(_mm256_and_si256(all, _mm256_set1_epi32(0xffff_0000u32 as i32)))
+        })
+    }
+    #[inline(always)]
+    fn encode(self, y: Self::F, nan: u8) -> [u8; 16] {
+        let (low, high) = (self.encode8(y[0], nan), self.encode8(y[1], nan));
+        // SAFETY: the token proves the feature; a 128-bit register and 16 bytes have the same size.
+        unsafe {
+            // Packing works within 128-bit lanes; the permutation puts the quarters in order.
+            let words = _mm256_permute4x64_epi64::<0xd8>(_mm256_packus_epi32(low, high));
+            let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            std::mem::transmute::<__m128i, [u8; 16]>(bytes)
+        }
+    }
+    #[inline(always)]
+    fn flushed(self, x: Self::F, y: Self::F) -> u32 {
+        let mut count = 0;
+        for h in 0..2 {
+            // SAFETY: the token proves the feature.
+            unsafe {
+                let kept = _mm256_cmpgt_epi32(self.abs_bits(y[h]), _mm256_set1_epi32(0x3a80_0000));
+                let zero = _mm256_cmpeq_epi32(self.abs_bits(x[h]), _mm256_setzero_si256());
+                let fine = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_or_si256(kept, zero)));
+                count += 8 - fine.count_ones();
+            }
+        }
+        count
+    }
+    #[inline(always)]
+    fn beyond(self, y: Self::F, limit: u32) -> u32 {
+        let mut count = 0;
+        for y in y {
+            // SAFETY: the token proves the feature.
+            unsafe {
+                let a = self.abs_bits(y);
+                let over = _mm256_cmpgt_epi32(a, _mm256_set1_epi32(limit as i32));
+                let nan = _mm256_cmpgt_epi32(a, _mm256_set1_epi32(0x7f80_0000));
+                let mask = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_andnot_si256(nan, over)));
+                count += mask.count_ones();
+            }
+        }
+        count
+    }
+    #[inline(always)]
+    fn sum(self, x: Self::F) -> f32 {
+        // SAFETY: the token proves the feature.
+        unsafe {
+            let x = _mm256_add_ps(x[0], x[1]);
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+    #[inline(always)]
+    fn sum4(self, x: [Self::F; 4]) -> [f32; 4] {
+        // SAFETY: the token proves the feature; four lanes and [f32; 4] have the same size.
+        unsafe {
+            let [a, b, c, d] = x;
+            let sums = sum4_of_8([
+                _mm256_add_ps(a[0], a[1]),
+                _mm256_add_ps(b[0], b[1]),
+                _mm256_add_ps(c[0], c[1]),
+                _mm256_add_ps(d[0], d[1]),
+            ]);
+            std::mem::transmute::<__m128, [f32; 4]>(sums)
+        }
+    }
+    #[inline(always)]
+    fn max_abs_u16(self, x: &[[u8; 64]], acc: &mut [u16; 32]) {
+        let (acc, _) = acc.as_chunks_mut::<16>();
+        for (h, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: the token proves the feature; all accesses are to 32 bytes inside arrays.
+            unsafe {
+                let mut max = _mm256_loadu_si256(acc.as_ptr().cast());
+                let abs = _mm256_set1_epi16(0x7fff);
+                for x in x {
+                    let bits = _mm256_loadu_si256(x.as_ptr().add(32 * h).cast());
+                    max = _mm256_max_epu16(max, _mm256_and_si256(bits, abs));
+                }
+                _mm256_storeu_si256(acc.as_mut_ptr().cast(), max);
+            }
+        }
+    }
+    #[inline(always)]
+    fn max_abs_u32(self, x: &[[u8; 64]], acc: &mut [u32; 16]) {
+        let (acc, _) = acc.as_chunks_mut::<8>();
+        for (h, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: the token proves the feature; all accesses are to 32 bytes inside arrays.
+            unsafe {
+                let mut max = _mm256_loadu_si256(acc.as_ptr().cast());
+                let abs = _mm256_set1_epi32(ABS);
+                for x in x {
+                    let bits = _mm256_loadu_si256(x.as_ptr().add(32 * h).cast());
+                    max = _mm256_max_epu32(max, _mm256_and_si256(bits, abs));
+                }
+                _mm256_storeu_si256(acc.as_mut_ptr().cast(), max);
+            }
+        }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        // SAFETY: prefetching is a hint and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}

@@ -1,0 +1,319 @@
+//! Reading safetensors: one file, a sharded folder with an index, or bytes in memory. Files are mapped, never copied
+//! whole; headers are checked by the `safetensors` crate (offsets inside the file, no overlap, no hole) before any
+//! tensor is touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, SafeTensors};
+
+use crate::error::{Refusal, Result, RuntimeError};
+use crate::hooks::{Dtype, Elem};
+
+/// Largest header we read. The format's own limit is 100 MB; a real one for 100,000 tensors is about 12 MB.
+pub const MAX_HEADER: u64 = 64 << 20;
+
+type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Bytes of one tensor, shared: a range of a mapped file or of a buffer.
+#[derive(Clone)]
+pub struct TensorBytes {
+    owner: Owner,
+    range: Range<usize>,
+}
+
+impl TensorBytes {
+    /// A range of what `owner` holds; `None` if it lies outside.
+    pub fn new(owner: Owner, range: Range<usize>) -> Option<Self> {
+        (*owner).as_ref().get(range.clone())?;
+        Some(Self { owner, range })
+    }
+
+    /// A part of these bytes; `None` if it lies outside.
+    pub fn slice(&self, range: Range<usize>) -> Option<Self> {
+        let start = self.range.start.checked_add(range.start)?;
+        let end = self.range.start.checked_add(range.end)?;
+        if range.start > range.end || end > self.range.end {
+            return None;
+        }
+        Some(Self { owner: self.owner.clone(), range: start..end })
+    }
+}
+
+impl std::ops::Deref for TensorBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &(*self.owner).as_ref()[self.range.clone()]
+    }
+}
+
+/// One tensor of a checkpoint.
+#[derive(Clone)]
+pub struct CheckpointTensor {
+    /// Full name.
+    pub name: String,
+    /// Element type as the file says.
+    pub stored: StDtype,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// The data, little endian, row-major, at any alignment.
+    pub data: TensorBytes,
+}
+
+impl CheckpointTensor {
+    /// Element type in the words of the hooks.
+    pub fn dtype(&self) -> Dtype {
+        match self.stored {
+            StDtype::F32 => Dtype::F32,
+            StDtype::F16 => Dtype::F16,
+            StDtype::BF16 => Dtype::Bf16,
+            StDtype::F8_E4M3 => Dtype::F8E4m3,
+            StDtype::F8_E8M0 => Dtype::F8E8m0,
+            StDtype::I64 => Dtype::I64,
+            StDtype::U8 => Dtype::U8,
+            _ => Dtype::Other,
+        }
+    }
+
+    /// Element type if it is one that weights are computed in.
+    pub fn elem(&self) -> Option<Elem> {
+        match self.stored {
+            StDtype::F32 => Some(Elem::F32),
+            StDtype::F16 => Some(Elem::F16),
+            StDtype::BF16 => Some(Elem::Bf16),
+            _ => None,
+        }
+    }
+}
+
+/// The tensors of a model, by name.
+pub struct Checkpoint {
+    tensors: BTreeMap<String, CheckpointTensor>,
+    metadata: BTreeMap<String, String>,
+    bytes: u64,
+}
+
+impl Checkpoint {
+    /// A folder with `model.safetensors.index.json` or safetensors files, or one safetensors file.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.is_dir() {
+            let mut all = Self::empty();
+            all.add_file(path)?;
+            return Ok(all);
+        }
+        let index = path.join("model.safetensors.index.json");
+        if index.is_file() {
+            return Self::open_sharded(path, &index);
+        }
+        let single = path.join("model.safetensors");
+        if single.is_file() {
+            return Self::open(&single);
+        }
+        let mut files: Vec<PathBuf> = std::fs::read_dir(path)
+            .map_err(|e| unreadable(path, &e))?
+            .filter_map(|entry| entry.ok().map(|e| e.path()))
+            .filter(|p| p.extension().is_some_and(|x| x == "safetensors"))
+            .collect();
+        files.sort();
+        if files.is_empty() {
+            return Err(refuse(
+                format!("`{}`", path.display()),
+                "the folder holds no safetensors file (pickled .bin and .pt files are never read)",
+                "give a folder with model.safetensors, or with model.safetensors.index.json and its shards",
+            ));
+        }
+        let mut all = Self::empty();
+        for file in files {
+            all.add_file(&file)?;
+        }
+        Ok(all)
+    }
+
+    /// A safetensors file that is already in memory.
+    pub fn from_bytes(label: &str, bytes: &'static [u8]) -> Result<Self> {
+        let mut all = Self::empty();
+        all.add(label, Arc::new(bytes))?;
+        Ok(all)
+    }
+
+    fn empty() -> Self {
+        Self { tensors: BTreeMap::new(), metadata: BTreeMap::new(), bytes: 0 }
+    }
+
+    fn open_sharded(folder: &Path, index: &Path) -> Result<Self> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = std::fs::read_to_string(index).map_err(|e| unreadable(index, &e))?;
+        let parsed: Index = serde_json::from_str(&text).map_err(|e| {
+            refuse(
+                format!("`{}`", index.display()),
+                format!("not an index of shards: {e}"),
+                "it must be {\"metadata\": …, \"weight_map\": {tensor: file}}",
+            )
+        })?;
+        let files: BTreeSet<&String> = parsed.weight_map.values().collect();
+        let mut all = Self::empty();
+        for name in files {
+            let plain = Path::new(name).components().count() == 1 && !name.contains(['/', '\\']) && name != "..";
+            if !plain {
+                return Err(refuse(
+                    format!("shard `{}` of `{}`", name.escape_debug(), index.display()),
+                    "a shard must be a file name in the folder of the index, not a path",
+                    "repair weight_map",
+                ));
+            }
+            let file = folder.join(name);
+            if !file.is_file() {
+                let missing = parsed.weight_map.values().filter(|f| *f == name).count();
+                return Err(refuse(
+                    format!("shard `{name}`"),
+                    format!("the index names it for {missing} tensors, but the file is not in `{}`", folder.display()),
+                    "copy the missing shard, or download the checkpoint again",
+                ));
+            }
+            all.add_file(&file)?;
+        }
+        if let Some((tensor, file)) = parsed.weight_map.iter().find(|(t, _)| !all.tensors.contains_key(*t)) {
+            return Err(refuse(
+                format!("tensor `{tensor}`"),
+                format!("the index says that shard `{file}` holds it, but it does not"),
+                "the shards and the index are of different versions: download the checkpoint again",
+            ));
+        }
+        Ok(all)
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<()> {
+        let file = File::open(path).map_err(|e| unreadable(path, &e))?;
+        // SAFETY: the map is read-only and private to this process's view. If another process truncates the file while
+        // it is mapped, reading faults; checkpoints are not modified in place (writers rename into place).
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| unreadable(path, &e))?;
+        self.add(&path.display().to_string(), Arc::new(map))
+    }
+
+    fn add(&mut self, label: &str, owner: Owner) -> Result<()> {
+        let bytes = (*owner).as_ref();
+        let (data_start, header) = read_header(label, bytes)?;
+        self.bytes += bytes.len() as u64;
+        for (name, info) in header.tensors() {
+            let range = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
+            let data = TensorBytes::new(owner.clone(), range).ok_or_else(|| {
+                refuse(
+                    format!("tensor `{name}` in `{label}`"),
+                    "its data lies outside of the file",
+                    "the file is truncated or damaged: copy or download it again",
+                )
+            })?;
+            let tensor =
+                CheckpointTensor { name: name.clone(), stored: info.dtype, shape: info.shape.clone(), data };
+            if self.tensors.insert(name.clone(), tensor).is_some() {
+                return Err(refuse(
+                    format!("tensor `{name}`"),
+                    format!("it stands in more than one file; the second is `{label}`"),
+                    "remove the stale shards (an index file says which belong to the model)",
+                ));
+            }
+        }
+        if let Some(metadata) = header.metadata() {
+            self.metadata.extend(metadata.clone());
+        }
+        Ok(())
+    }
+
+    /// All tensors, sorted by name.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &CheckpointTensor> {
+        self.tensors.values()
+    }
+
+    /// One tensor.
+    pub fn get(&self, name: &str) -> Option<&CheckpointTensor> {
+        self.tensors.get(name)
+    }
+
+    /// `__metadata__` of the files.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Bytes of all files.
+    pub fn file_bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// The header of a safetensors file, and where its data starts.
+fn read_header(label: &str, bytes: &[u8]) -> Result<(usize, Metadata)> {
+    let again = "copy or download it again; it must be a safetensors file";
+    let Some(length) = bytes.first_chunk::<8>() else {
+        return Err(refuse(
+            format!("`{label}`"),
+            format!("{} bytes are too few for a safetensors file, which starts with 8 bytes of header length", bytes.len()),
+            again,
+        ));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_HEADER {
+        return Err(refuse(
+            format!("`{label}`"),
+            format!("the header claims {length} bytes, more than the limit of {MAX_HEADER}"),
+            again,
+        ));
+    }
+    if let Some(name) = duplicate_key(&bytes[8..bytes.len().min(8 + length as usize)]) {
+        return Err(refuse(
+            format!("tensor `{name}` in `{label}`"),
+            "the header names it twice",
+            "write the file again, each tensor once",
+        ));
+    }
+    let (n, header) = SafeTensors::read_metadata(bytes).map_err(|e| {
+        let why = match &e {
+            SafeTensorError::MetadataIncompleteBuffer => {
+                format!("the header's offsets do not fit the file's {} bytes: it is truncated, or the header lies", bytes.len())
+            }
+            SafeTensorError::InvalidOffset(name) => format!("the offsets of tensor `{name}` overlap, leave a hole or run backwards"),
+            SafeTensorError::TensorInvalidInfo => "the byte range of a tensor does not fit its shape and dtype".to_string(),
+            SafeTensorError::ValidationOverflow => "a shape overflows".to_string(),
+            other => format!("not a valid safetensors header: {other}"),
+        };
+        refuse(format!("`{label}`"), why, again)
+    })?;
+    Ok((n + 8, header))
+}
+
+/// A key that stands twice in the header's top level: JSON maps would silently keep the last.
+fn duplicate_key(header: &[u8]) -> Option<String> {
+    struct Keys;
+    impl<'de> serde::de::Visitor<'de> for Keys {
+        type Value = Option<String>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+            let mut seen = BTreeSet::new();
+            let mut twice = None;
+            while let Some((key, _)) = map.next_entry::<String, serde::de::IgnoredAny>()? {
+                if !seen.insert(key.clone()) {
+                    twice.get_or_insert(key);
+                }
+            }
+            Ok(twice)
+        }
+    }
+    // A header that is not JSON at all is reported by the safetensors crate, with its own reason.
+    let mut json = serde_json::Deserializer::from_slice(header);
+    serde::Deserializer::deserialize_map(&mut json, Keys).ok().flatten()
+}
+
+fn refuse(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> RuntimeError {
+    RuntimeError::Checkpoint(Refusal::new(what, why, next))
+}
+
+fn unreadable(path: &Path, e: &std::io::Error) -> RuntimeError {
+    refuse(format!("`{}`", path.display()), e.to_string(), "check the path and its permissions")
+}

@@ -1,0 +1,202 @@
+//! Generating text for a batch of prompts.
+
+use crate::error::{Refusal, Result, RuntimeError};
+use crate::kv::KvCache;
+use crate::model::{Model, Rows, Sequence};
+use crate::sampling::{Sampler, SamplingParams};
+use crate::tokenizer::{TextStream, Tokenizer};
+use crate::weights::WeightSet;
+
+/// One text to generate.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Tokens of the prompt, at least one.
+    pub prompt: Vec<u32>,
+    /// Most tokens to generate.
+    pub max_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// Texts that end the generation; they are not given out.
+    pub stop: Vec<String>,
+}
+
+/// Why a text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// An end token or a stop text.
+    Stop,
+    /// `max_tokens`, or the model's positions are used up.
+    Length,
+}
+
+/// A generated text.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Completion {
+    /// The text.
+    pub text: String,
+    /// Its tokens.
+    pub token_ids: Vec<u32>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+/// How long it took.
+#[derive(Debug, Clone, Copy, Default, serde::Serialize)]
+pub struct Timing {
+    /// Seconds for the prompts.
+    pub prefill_seconds: f64,
+    /// Seconds for the rest.
+    pub decode_seconds: f64,
+    /// Tokens of all prompts.
+    pub prompt_tokens: usize,
+    /// Tokens generated.
+    pub generated_tokens: usize,
+    /// Tokens generated in decode steps (all but each text's first).
+    pub decode_tokens: usize,
+}
+
+struct Running {
+    index: usize,
+    cache: KvCache,
+    sampler: Sampler,
+    stream: TextStream,
+    /// Text held back because a stop text may be starting in it.
+    held: String,
+    next: Vec<u32>,
+    done: Completion,
+}
+
+/// Generates all requests as one batch. `on_text` gets (request, piece) as text becomes certain.
+pub fn generate(
+    model: &Model,
+    weights: &WeightSet,
+    tokenizer: &Tokenizer,
+    requests: &[Request],
+    on_text: &mut dyn FnMut(usize, &str),
+) -> Result<(Vec<Completion>, Timing)> {
+    let mut running = Vec::new();
+    for (index, r) in requests.iter().enumerate() {
+        r.sampling.check()?;
+        if r.prompt.is_empty() {
+            return Err(RuntimeError::Request(Refusal::new(
+                format!("prompt {index}"),
+                "it has no tokens",
+                "give a prompt of at least one character",
+            )));
+        }
+        running.push(Running {
+            index,
+            cache: model.new_cache(),
+            sampler: Sampler::new(r.sampling.clone(), index as u64),
+            stream: TextStream::default(),
+            held: String::new(),
+            next: r.prompt.clone(),
+            done: Completion {
+                text: String::new(),
+                token_ids: Vec::new(),
+                prompt_tokens: r.prompt.len(),
+                finish_reason: FinishReason::Length,
+            },
+        });
+    }
+    let mut finished: Vec<Running> = Vec::new();
+    let mut timing = Timing { prompt_tokens: requests.iter().map(|r| r.prompt.len()).sum(), ..Timing::default() };
+    let mut prefill = true;
+    while !running.is_empty() {
+        let started = std::time::Instant::now();
+        let mut batch: Vec<Sequence<'_>> =
+            running.iter_mut().map(|r| Sequence { tokens: &r.next, cache: &mut r.cache }).collect();
+        let logits = model.forward(weights, &mut batch, Rows::Last)?.to_vec2::<f32>()?;
+        let mut still = Vec::new();
+        for (mut r, row) in running.into_iter().zip(logits) {
+            timing.generated_tokens += 1;
+            timing.decode_tokens += usize::from(!prefill);
+            let request = &requests[r.index];
+            match step(&mut r, &row, request, model, tokenizer, on_text)? {
+                true => finished.push(r),
+                false => still.push(r),
+            }
+        }
+        running = still;
+        let seconds = started.elapsed().as_secs_f64();
+        *(if prefill { &mut timing.prefill_seconds } else { &mut timing.decode_seconds }) += seconds;
+        prefill = false;
+    }
+    finished.sort_by_key(|r| r.index);
+    Ok((finished.into_iter().map(|r| r.done).collect(), timing))
+}
+
+/// One token of one sequence; true if it was the last.
+fn step(
+    r: &mut Running,
+    logits: &[f32],
+    request: &Request,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    on_text: &mut dyn FnMut(usize, &str),
+) -> Result<bool> {
+    if request.max_tokens == 0 {
+        return Ok(true);
+    }
+    let token = r.sampler.sample(logits);
+    if tokenizer.eos().contains(&token) {
+        r.done.finish_reason = FinishReason::Stop;
+        let rest = r.stream.finish(tokenizer)?;
+        r.held.push_str(&rest);
+        give(r, usize::MAX, on_text);
+        return Ok(true);
+    }
+    r.done.token_ids.push(token);
+    let piece = r.stream.push(tokenizer, token)?;
+    r.held.push_str(&piece);
+    if let Some(at) = request.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| r.held.find(s.as_str())).min() {
+        r.held.truncate(at);
+        r.done.finish_reason = FinishReason::Stop;
+        give(r, usize::MAX, on_text);
+        return Ok(true);
+    }
+    let used_up = r.cache.len() + 1 > model.max_positions();
+    if r.done.token_ids.len() >= request.max_tokens || used_up {
+        let rest = r.stream.finish(tokenizer)?;
+        r.held.push_str(&rest);
+        give(r, usize::MAX, on_text);
+        return Ok(true);
+    }
+    let certain = r.held.len() - partial_stop(&r.held, &request.stop);
+    give(r, certain, on_text);
+    r.next = vec![token];
+    Ok(false)
+}
+
+/// Gives out the first `certain` bytes of the held text.
+fn give(r: &mut Running, certain: usize, on_text: &mut dyn FnMut(usize, &str)) {
+    let piece: String = r.held.drain(..certain.min(r.held.len())).collect();
+    if !piece.is_empty() {
+        on_text(r.index, &piece);
+        r.done.text.push_str(&piece);
+    }
+}
+
+/// Length of the longest end of `text` that could be the start of a stop text.
+fn partial_stop(text: &str, stops: &[String]) -> usize {
+    let longest = |stop: &String| {
+        stop.char_indices().map(|(i, _)| i).filter(|i| *i > 0 && text.ends_with(&stop[..*i])).max().unwrap_or(0)
+    };
+    stops.iter().map(longest).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::partial_stop;
+
+    #[test]
+    fn a_starting_stop_text_is_held_back() {
+        let stops = vec!["END".to_string(), "é!".to_string()];
+        assert_eq!(partial_stop("xxEN", &stops), 2);
+        assert_eq!(partial_stop("xxé", &stops), 2);
+        assert_eq!(partial_stop("xx", &stops), 0);
+    }
+}

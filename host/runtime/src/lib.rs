@@ -1,0 +1,24 @@
+//! The inference runtime that patchhost embeds: config and families, checkpoint reading, the tensor registry, staged
+//! refit, forward pass, sampling and tokenizer. It asks patches through the traits of [`hooks`] and knows nothing of
+//! WebAssembly.
+
+pub mod activation;
+pub mod checkpoint;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod families;
+pub mod generate;
+pub mod hooks;
+pub mod kv;
+pub mod metrics;
+pub mod model;
+mod moe;
+mod ops;
+pub mod plan;
+pub mod quantize;
+pub mod refit;
+pub mod registry;
+pub mod sampling;
+pub mod tokenizer;
+pub mod weights;

@@ -1,0 +1,113 @@
+//! Routed experts: softmax in f32 over all experts, top-k, and one GEMM per expert over the tokens that chose it.
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape};
+
+use crate::families::Moe;
+use crate::hooks::HookError;
+use crate::ops::{Failure, apply_parts, contiguous};
+use crate::registry::ParamId;
+use crate::weights::WeightSet;
+
+/// x [tokens, hidden] and router logits [tokens, experts] to the weighted sum of the chosen experts [tokens, hidden].
+pub(crate) struct MoeOp<'a> {
+    pub(crate) weights: &'a WeightSet,
+    pub(crate) w13: ParamId,
+    pub(crate) w2: ParamId,
+    pub(crate) moe: &'a Moe,
+    pub(crate) failure: &'a Failure,
+}
+
+impl CustomOp2 for MoeOp<'_> {
+    fn name(&self) -> &'static str {
+        "patchhost-moe"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, tokens, hidden) = contiguous(s1, l1)?;
+        let (logits, _, _) = contiguous(s2, l2)?;
+        let out = self.run(x, logits, tokens, hidden).map_err(|e| self.failure.set(e))?;
+        Ok((CpuStorage::F32(out), Shape::from((tokens, hidden))))
+    }
+}
+
+impl MoeOp<'_> {
+    fn run(&self, x: &[f32], logits: &[f32], tokens: usize, hidden: usize) -> std::result::Result<Vec<f32>, HookError> {
+        let k = self.moe.top_k;
+        // chosen[t * k + slot]: the expert and its weight, best first.
+        let chosen: Vec<(usize, f32)> =
+            logits.chunks_exact(self.moe.experts).flat_map(|row| route(row, k, self.moe.renormalize)).collect();
+        let mut results = vec![0.0; chosen.len() * hidden];
+        for expert in 0..self.moe.experts {
+            let picks: Vec<usize> = (0..chosen.len()).filter(|i| chosen[*i].0 == expert).collect();
+            if picks.is_empty() {
+                continue;
+            }
+            let gathered: Vec<f32> = picks.iter().flat_map(|i| &x[i / k * hidden..(i / k + 1) * hidden]).copied().collect();
+            let out = self.expert(expert, &gathered, picks.len(), hidden)?;
+            for (i, row) in picks.iter().zip(out.chunks_exact(hidden)) {
+                results[i * hidden..(i + 1) * hidden].copy_from_slice(row);
+            }
+        }
+        // Summed slot by slot, so that a token's sum does not depend on which other tokens are in the batch.
+        let mut out = vec![0.0; tokens * hidden];
+        for (t, row) in out.chunks_exact_mut(hidden).enumerate() {
+            for slot in 0..k {
+                let i = t * k + slot;
+                let weight = chosen[i].1;
+                for (o, r) in row.iter_mut().zip(&results[i * hidden..(i + 1) * hidden]) {
+                    *o += weight * r;
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// down(silu(gate x) * up x) of one expert for `m` rows.
+    fn expert(&self, expert: usize, x: &[f32], m: usize, hidden: usize) -> std::result::Result<Vec<f32>, HookError> {
+        let width = self.moe.intermediate;
+        let mut gate_up = vec![0.0; m * 2 * width];
+        let w13 = &self.weights.parts(self.w13)[expert * 2..expert * 2 + 2];
+        apply_parts(self.weights, w13, None, x, m, hidden, &mut gate_up)?;
+        let mut gated = vec![0.0; m * width];
+        for (row, both) in gated.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
+            let (gate, up) = both.split_at(width);
+            for (o, (g, u)) in row.iter_mut().zip(gate.iter().zip(up)) {
+                *o = g / (1.0 + (-g).exp()) * u;
+            }
+        }
+        let mut out = vec![0.0; m * hidden];
+        let w2 = &self.weights.parts(self.w2)[expert..expert + 1];
+        apply_parts(self.weights, w2, None, &gated, m, width, &mut out)?;
+        Ok(out)
+    }
+}
+
+/// Softmax over all experts, the `k` best (the lower index wins a tie), optionally renormalized.
+fn route(logits: &[f32], k: usize, renormalize: bool) -> Vec<(usize, f32)> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exps: Vec<f32> = logits.iter().map(|l| (l - max).exp()).collect();
+    let sum: f32 = exps.iter().sum();
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|a, b| exps[*b].total_cmp(&exps[*a]).then(a.cmp(b)));
+    let mut best: Vec<(usize, f32)> = order[..k].iter().map(|e| (*e, exps[*e] / sum)).collect();
+    if renormalize {
+        let total: f32 = best.iter().map(|b| b.1).sum();
+        best.iter_mut().for_each(|b| b.1 /= total);
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::route;
+
+    #[test]
+    fn routing_is_softmax_then_top_k() {
+        let picked = route(&[0.0, 2.0, 1.0, 2.0], 2, false);
+        let z = 2.0 * 2f32.exp() + 1f32.exp() + 1.0;
+        assert_eq!(picked.iter().map(|p| p.0).collect::<Vec<_>>(), [1, 3]);
+        assert!((picked[0].1 - 2f32.exp() / z).abs() < 1e-6);
+        let renormalized = route(&[0.0, 2.0, 1.0, 2.0], 2, true);
+        assert!((renormalized[0].1 - 0.5).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,131 @@
+//! The kernels as candle custom ops. They take contiguous f32 on the CPU and refuse anything else.
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, bail};
+use patchhost_kernels::attention::{AttentionShape, attend};
+use patchhost_kernels::linear::linear;
+use rayon::prelude::*;
+
+use crate::hooks::HookError;
+use crate::weights::{Part, WeightSet};
+
+/// Where an op leaves the error of a patch: candle's own error type would lose its kind.
+#[derive(Default)]
+pub(crate) struct Failure(Mutex<Option<HookError>>);
+
+impl Failure {
+    pub(crate) fn set(&self, e: HookError) -> candle_core::Error {
+        let message = e.to_string();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+        candle_core::Error::Msg(message)
+    }
+
+    pub(crate) fn take(&self) -> Option<HookError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The values of a contiguous f32 tensor [rows, cols].
+pub(crate) fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<(&'a [f32], usize, usize)> {
+    let CpuStorage::F32(all) = storage else { bail!("this op takes f32, not {:?}", storage) };
+    let (rows, cols) = layout.shape().dims2()?;
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok((&all[start..end], rows, cols)),
+        None => bail!("this op takes contiguous tensors"),
+    }
+}
+
+/// x [m, k] times the stacked parts of a runtime tensor, transposed: out [m, sum of rows].
+pub(crate) struct LinearOp<'a> {
+    pub(crate) weights: &'a WeightSet,
+    pub(crate) parts: &'a [Part],
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) failure: &'a Failure,
+}
+
+impl CustomOp1 for LinearOp<'_> {
+    fn name(&self) -> &'static str {
+        "patchhost-linear"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, m, k) = contiguous(storage, layout)?;
+        let n: usize = self.parts.iter().map(|p| p.rows).sum();
+        let mut out = vec![0.0; m * n];
+        apply_parts(self.weights, self.parts, self.bias, x, m, k, &mut out).map_err(|e| self.failure.set(e))?;
+        Ok((CpuStorage::F32(out), Shape::from((m, n))))
+    }
+}
+
+/// The same over slices. FP8 parts see quantized activations where the weights' activation mode says so.
+pub(crate) fn apply_parts(
+    weights: &WeightSet,
+    parts: &[Part],
+    bias: Option<&[f32]>,
+    x: &[f32],
+    m: usize,
+    k: usize,
+    out: &mut [f32],
+) -> std::result::Result<(), HookError> {
+    let n: usize = parts.iter().map(|p| p.rows).sum();
+    let quantized = match parts.iter().any(|p| p.matrix.is_fp8()) {
+        true => weights.activation().quantized(x, m, k)?,
+        false => None,
+    };
+    let mut first = 0;
+    for part in parts {
+        let x = if part.matrix.is_fp8() { quantized.as_deref().unwrap_or(x) } else { x };
+        let bias = bias.map(|b| &b[first..first + part.rows]);
+        linear(x, m, k, part.matrix.view(), part.rows, bias, &mut out[first..], n);
+        first += part.rows;
+    }
+    Ok(())
+}
+
+/// The rows of one sequence within a batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span {
+    /// First row.
+    pub(crate) row: usize,
+    /// Positions before the step.
+    pub(crate) past: usize,
+    /// Rows.
+    pub(crate) tokens: usize,
+}
+
+/// Causal attention of q [tokens, heads × head_dim] over each sequence's cache.
+pub(crate) struct AttentionOp<'a> {
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) window: Option<usize>,
+    pub(crate) spans: &'a [Span],
+    /// Keys and values of each sequence.
+    pub(crate) caches: Vec<(&'a [f32], &'a [f32])>,
+}
+
+impl CustomOp1 for AttentionOp<'_> {
+    fn name(&self) -> &'static str {
+        "patchhost-attention"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (q, rows, width) = contiguous(storage, layout)?;
+        let shape = AttentionShape { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim };
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        let mut out = vec![0.0; q.len()];
+        let owner: Vec<(usize, usize)> = self
+            .spans
+            .iter()
+            .enumerate()
+            .flat_map(|(s, span)| (0..span.tokens).map(move |i| (s, span.past + i + 1)))
+            .collect();
+        out.par_chunks_mut(width).zip(q.par_chunks(width)).zip(owner).for_each(|((out, q), (sequence, len))| {
+            let (keys, values) = self.caches[sequence];
+            let first = self.window.map_or(0, |w| len.saturating_sub(w));
+            attend(&shape, q, keys, values, first, len, scale, out);
+        });
+        Ok((CpuStorage::F32(out), Shape::from((rows, width))))
+    }
+}

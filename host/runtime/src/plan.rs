@@ -1,0 +1,278 @@
+//! The plan of a refit: which part of which runtime tensor each checkpoint tensor writes. Every placement that a patch
+//! gives is checked here: the target exists, the shape fits, nothing is written twice, everything is written.
+
+use crate::checkpoint::{Checkpoint, CheckpointTensor};
+use crate::error::{Refusal, Result, RuntimeError, did_you_mean};
+use crate::hooks::{LoaderMap, ModelInfo, Placement, Role, Slot, TensorInfo};
+use crate::registry::{ParamId, Registry};
+
+/// One part that a checkpoint tensor writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dest {
+    /// Runtime tensor.
+    pub param: ParamId,
+    /// Index of the part.
+    pub part: usize,
+    /// First element within the checkpoint tensor (after transposing, where it is transposed).
+    pub offset: usize,
+    /// Rows of the part.
+    pub rows: usize,
+    /// Columns of the part; 1 for vectors.
+    pub cols: usize,
+}
+
+/// What happens to one checkpoint tensor.
+#[derive(Debug, Clone)]
+pub enum Action {
+    /// Not loaded, with the reason.
+    Ignore(String),
+    /// Written.
+    Load {
+        /// Role of the runtime tensor it goes to.
+        role: Role,
+        /// Parts, in the order of the data.
+        dests: Vec<Dest>,
+        /// Dimensions of one transposed matrix in the checkpoint: (matrices, rows, cols as stored).
+        transposed: Option<(usize, usize, usize)>,
+    },
+}
+
+/// One entry per checkpoint tensor, in the checkpoint's order.
+pub struct Plan {
+    /// The actions.
+    pub actions: Vec<Action>,
+}
+
+/// Who may load fused experts natively: only `--simulate loader-loss`, before the loaders are lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpertLoaders {
+    /// The normal case: a patch must map them.
+    Absent,
+    /// Simulation, first load.
+    Native,
+    /// Simulation, after post-processing dropped them.
+    Lost,
+}
+
+impl Plan {
+    /// Asks the loader map, fills in the host's own, and checks coverage.
+    pub fn new(
+        registry: &Registry,
+        model: &ModelInfo,
+        checkpoint: &Checkpoint,
+        loader: Option<&dyn LoaderMap>,
+        experts: ExpertLoaders,
+    ) -> Result<Self> {
+        let infos: Vec<TensorInfo> = checkpoint.tensors().map(|t| checkpoint_info(registry, t)).collect();
+        let placements = match loader {
+            Some(loader) => {
+                let targets: Vec<TensorInfo> = registry.params().iter().map(|p| p.info()).collect();
+                loader.resolve(model, &targets, &infos)?
+            }
+            None => vec![Placement::Native; infos.len()],
+        };
+        let mut written: Vec<Vec<Option<usize>>> =
+            registry.params().iter().map(|p| vec![None; p.part_count()]).collect();
+        let mut actions = Vec::with_capacity(infos.len());
+        for (i, (tensor, placement)) in checkpoint.tensors().zip(placements).enumerate() {
+            let action = match placement {
+                Placement::Ignore(reason) => Action::Ignore(reason),
+                Placement::Native => native(registry, tensor, loader, experts)?,
+                Placement::Place { target, slot, expert, transposed } => {
+                    let who = loader.map_or("the host", |l| l.name());
+                    let param = registry.find(&target).ok_or_else(|| unknown_target(registry, tensor, who, &target))?;
+                    place(registry, tensor, who, param, slot, expert.map(|e| e as usize), transposed)?
+                }
+            };
+            if let Action::Load { dests, .. } = &action {
+                for d in dests {
+                    if let Some(first) = written[d.param][d.part].replace(i) {
+                        return Err(written_twice(registry, &infos[first].name, &tensor.name, d));
+                    }
+                }
+            }
+            actions.push(action);
+        }
+        missing(registry, &written)?;
+        Ok(Self { actions })
+    }
+}
+
+/// A checkpoint tensor as patches see it: the role is the registry's where the name is known to it.
+fn checkpoint_info(registry: &Registry, tensor: &CheckpointTensor) -> TensorInfo {
+    let place = registry.native(&tensor.name).or_else(|| registry.expert_names(&tensor.name));
+    let role = place.map_or(Role::Other, |p| registry.params()[p.param].role);
+    TensorInfo {
+        name: tensor.name.clone(),
+        dtype: tensor.dtype(),
+        shape: tensor.shape.iter().map(|d| *d as u64).collect(),
+        role,
+    }
+}
+
+fn native(
+    registry: &Registry,
+    tensor: &CheckpointTensor,
+    loader: Option<&dyn LoaderMap>,
+    experts: ExpertLoaders,
+) -> Result<Action> {
+    let name = &tensor.name;
+    if let Some(p) = registry.native(name) {
+        return place(registry, tensor, "the host", p.param, p.slot, None, false);
+    }
+    if let Some(p) = registry.expert_names(name).filter(|_| experts == ExpertLoaders::Native) {
+        return place(registry, tensor, "the host", p.param, p.slot, p.expert, false);
+    }
+    if let Some(reason) = registry.harmless(name) {
+        return Ok(Action::Ignore(reason.to_string()));
+    }
+    if name.split('.').any(|c| c == "experts") && registry.params().iter().any(|p| p.role == Role::Expert) {
+        let why = match experts {
+            ExpertLoaders::Lost => {
+                "post-processing rebuilt the fused expert parameters and their weight_loader is lost (vLLM 0.8.2; simulated)"
+            }
+            _ => "fused expert tensors have no loader in the runtime; a loader-map patch must say where they go",
+        };
+        let next = match loader {
+            Some(l) => format!("patch `{}` left this name to the host: use a patch that maps it", l.name()),
+            None => "use the patch `moe_loader` (it is on unless --no-default-patches is given)".to_string(),
+        };
+        return Err(refit(format!("tensor `{name}` has no loader"), why, next));
+    }
+    let hint = did_you_mean(name, registry.checkpoint_names()).map(|k| format!("; did you mean `{k}`?")).unwrap_or_default();
+    Err(refit(
+        format!("tensor `{name}`"),
+        format!("this model has no tensor of that name{hint}"),
+        "use a checkpoint that belongs to the config.json, or a loader-map patch that places or ignores the tensor",
+    ))
+}
+
+fn place(
+    registry: &Registry,
+    tensor: &CheckpointTensor,
+    who: &str,
+    param: ParamId,
+    slot: Slot,
+    expert: Option<usize>,
+    transposed: bool,
+) -> Result<Action> {
+    let decl = &registry.params()[param];
+    let slots: &[Slot] = if slot == Slot::W13 { &[Slot::W1, Slot::W3] } else { std::slice::from_ref(&slot) };
+    let cols = decl.cols.unwrap_or(1);
+    let rows_of = |s: &Slot| decl.parts.iter().find(|p| p.slot == *s).map(|p| p.rows);
+    let Some(slot_rows) = slots.iter().map(rows_of).collect::<Option<Vec<usize>>>() else {
+        let have: Vec<String> = decl.parts.iter().map(|p| format!("{:?}", p.slot).to_lowercase()).collect();
+        return Err(refit(
+            format!("tensor `{}`", tensor.name),
+            format!("{who} places it in slot {slot:?} of `{}`, which has only {}", decl.name, have.join(", ")),
+            "repair the loader map",
+        ));
+    };
+    let rows: usize = slot_rows.iter().sum();
+    let experts = match (decl.experts, expert) {
+        (Some(n), Some(e)) if e >= n => {
+            return Err(refit(
+                format!("tensor `{}`", tensor.name),
+                format!("{who} places it in expert {e} of `{}`, which has {n} experts", decl.name),
+                "use a checkpoint that belongs to the config.json, or repair the loader map",
+            ));
+        }
+        (Some(_), Some(e)) => e..e + 1,
+        (Some(n), None) => 0..n,
+        (None, None) => 0..1,
+        (None, Some(e)) => {
+            return Err(refit(
+                format!("tensor `{}`", tensor.name),
+                format!("{who} places it in expert {e} of `{}`, which has no experts", decl.name),
+                "repair the loader map",
+            ));
+        }
+    };
+    let all_experts = decl.experts.is_some() && expert.is_none();
+    let matrix = match (decl.cols, transposed) {
+        (Some(c), false) => vec![rows, c],
+        (Some(c), true) => vec![c, rows],
+        (None, _) => vec![rows],
+    };
+    let expected: Vec<usize> = all_experts.then_some(experts.len()).into_iter().chain(matrix).collect();
+    if tensor.shape != expected {
+        return Err(refit(
+            format!("tensor `{}`", tensor.name),
+            format!("its shape is {:?}, but `{}` takes {:?} there", tensor.shape, decl.name, expected),
+            "use a checkpoint that belongs to the config.json",
+        ));
+    }
+    if tensor.elem().is_none() {
+        return Err(refit(
+            format!("tensor `{}`", tensor.name),
+            format!("its dtype is {:?}; this version reads weights in F32, F16 and BF16", tensor.stored),
+            "give the checkpoint in bf16 (an FP8 checkpoint must be dequantized first)",
+        ));
+    }
+    let mut dests = Vec::new();
+    let mut offset = 0;
+    for e in experts.clone() {
+        for (s, part_rows) in slots.iter().zip(&slot_rows) {
+            let part = decl.part_index(e, *s).ok_or_else(|| {
+                refit(format!("tensor `{}`", tensor.name), "its part does not exist", "please report this")
+            })?;
+            dests.push(Dest { param, part, offset, rows: *part_rows, cols });
+            offset += part_rows * cols;
+        }
+    }
+    let transposed = (transposed && decl.cols.is_some()).then_some((experts.len(), cols, rows));
+    Ok(Action::Load { role: decl.role, dests, transposed })
+}
+
+fn unknown_target(registry: &Registry, tensor: &CheckpointTensor, who: &str, target: &str) -> RuntimeError {
+    let near = did_you_mean(target, registry.params().iter().map(|p| p.name.as_str()));
+    let hint = near.map(|k| format!("; did you mean `{k}`?")).unwrap_or_default();
+    let shown: String = target.chars().take(200).flat_map(char::escape_debug).collect();
+    refit(
+        format!("tensor `{}`", tensor.name),
+        format!("{who} places it in `{shown}`, which the runtime does not have{hint}"),
+        "repair the loader map",
+    )
+}
+
+fn written_twice(registry: &Registry, first: &str, second: &str, d: &Dest) -> RuntimeError {
+    let decl = &registry.params()[d.param];
+    refit(
+        format!("tensor `{second}`"),
+        format!("`{first}` already writes {} of `{}`", decl.part_label(d.part), decl.name),
+        "remove one of them, or repair the loader map",
+    )
+}
+
+/// Every part must be written.
+fn missing(registry: &Registry, written: &[Vec<Option<usize>>]) -> Result<()> {
+    let mut absent = Vec::new();
+    for (param, parts) in written.iter().enumerate() {
+        for part in parts.iter().enumerate().filter(|(_, w)| w.is_none()).map(|(part, _)| part) {
+            let decl = &registry.params()[param];
+            absent.push(match registry.checkpoint_name_of(param, part) {
+                Some(name) => format!("`{name}`"),
+                None => format!("{} of `{}`", decl.part_label(part), decl.name),
+            });
+        }
+    }
+    if absent.is_empty() {
+        return Ok(());
+    }
+    let shown = absent.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+    let more = if absent.len() > 5 { format!(" and {} more", absent.len() - 5) } else { String::new() };
+    let what = if absent.len() == 1 {
+        format!("a checkpoint without {shown}")
+    } else {
+        format!("a checkpoint that lacks {} tensors", absent.len())
+    };
+    Err(refit(
+        what,
+        format!("nothing writes {shown}{more}; the old weights, if any, keep serving"),
+        "give the complete checkpoint (all shards), or a loader map that covers it",
+    ))
+}
+
+fn refit(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> RuntimeError {
+    RuntimeError::Refit(Refusal::new(what, why, next))
+}

@@ -1,0 +1,152 @@
+//! Choosing the next token: temperature, top-k, top-p, min-p, seed. The order of the filters is that of transformers'
+//! logits warpers (temperature, top-k, top-p, min-p), the names are vLLM's.
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::error::{Refusal, Result, RuntimeError};
+
+/// How tokens are chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Only this many best; 0 is all.
+    pub top_k: usize,
+    /// Only the best whose probabilities sum to this; 1 is all.
+    pub top_p: f32,
+    /// Only those at least this share of the best one's probability; 0 is all.
+    pub min_p: f32,
+    /// The same seed gives the same text.
+    pub seed: u64,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 }
+    }
+}
+
+impl SamplingParams {
+    /// Refuses values outside of their ranges, by name.
+    pub fn check(&self) -> Result<()> {
+        let bad = |name: &str, value: f32, range: &str| {
+            Err(RuntimeError::Request(Refusal::new(
+                format!("{name} {value}"),
+                format!("it must be {range}"),
+                format!("give another {name}"),
+            )))
+        };
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return bad("temperature", self.temperature, "0 (greedy) or greater");
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return bad("top-p", self.top_p, "greater than 0 and at most 1");
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return bad("min-p", self.min_p, "from 0 to 1");
+        }
+        Ok(())
+    }
+}
+
+/// Draws the tokens of one sequence.
+pub struct Sampler {
+    params: SamplingParams,
+    rng: StdRng,
+}
+
+impl Sampler {
+    /// `stream` keeps sequences of one request apart; the same (seed, stream) draws the same.
+    pub fn new(params: SamplingParams, stream: u64) -> Self {
+        let rng = StdRng::seed_from_u64(params.seed ^ stream.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        Self { params, rng }
+    }
+
+    /// The next token. NaN logits are never chosen; if all are NaN or -inf, token 0 is.
+    pub fn sample(&mut self, logits: &[f32]) -> u32 {
+        let p = &self.params;
+        if p.temperature == 0.0 {
+            return argmax(logits);
+        }
+        let mut scored: Vec<(u32, f32)> =
+            logits.iter().enumerate().filter(|(_, l)| !l.is_nan()).map(|(i, l)| (i as u32, l / p.temperature)).collect();
+        scored.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        if p.top_k > 0 {
+            scored.truncate(p.top_k);
+        }
+        let Some(best) = scored.first().map(|s| s.1).filter(|b| *b > f32::NEG_INFINITY) else { return argmax(logits) };
+        // An infinite best logit is certain; subtracting it would be NaN.
+        if best == f32::INFINITY {
+            return scored[0].0;
+        }
+        let mut weights: Vec<f32> = scored.iter().map(|s| (s.1 - best).exp()).collect();
+        let total: f32 = weights.iter().sum();
+        let mut kept = weights.len();
+        if p.top_p < 1.0 {
+            let mut sum = 0.0;
+            kept = weights.iter().position(|w| { sum += w / total; sum >= p.top_p }).map_or(kept, |i| i + 1);
+        }
+        if p.min_p > 0.0 {
+            kept = kept.min(weights.iter().position(|w| *w < p.min_p).unwrap_or(kept)).max(1);
+        }
+        weights.truncate(kept);
+        let mut point = self.rng.random::<f32>() * weights.iter().sum::<f32>();
+        for (w, s) in weights.iter().zip(&scored) {
+            point -= w;
+            if point < 0.0 {
+                return s.0;
+            }
+        }
+        scored[kept - 1].0
+    }
+}
+
+/// The index of the greatest value; the first of equals; 0 if there is none.
+pub fn argmax(logits: &[f32]) -> u32 {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (i, l) in logits.iter().enumerate() {
+        if *l > best.1 {
+            best = (i as u32, *l);
+        }
+    }
+    best.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draws(params: SamplingParams, logits: &[f32]) -> Vec<usize> {
+        let mut counts = vec![0; logits.len()];
+        let mut sampler = Sampler::new(params, 0);
+        (0..4000).for_each(|_| counts[sampler.sample(logits) as usize] += 1);
+        counts
+    }
+
+    #[test]
+    fn filters_cut_what_they_say() {
+        let logits = [1.0, 3.0, 2.0, f32::NAN, f32::NEG_INFINITY];
+        let hot = SamplingParams { temperature: 1.0, ..Default::default() };
+        let all = draws(hot.clone(), &logits);
+        // softmax of 1, 3, 2 is 0.090, 0.665, 0.245.
+        assert!((all[1] as f64 / 4000.0 - 0.665).abs() < 0.03 && all[3] == 0 && all[4] == 0, "{all:?}");
+        assert_eq!(draws(SamplingParams { top_k: 1, ..hot.clone() }, &logits)[1], 4000);
+        let top_p = draws(SamplingParams { top_p: 0.7, ..hot.clone() }, &logits);
+        assert!(top_p[0] == 0 && top_p[2] > 0, "{top_p:?}");
+        let min_p = draws(SamplingParams { min_p: 0.5, ..hot }, &logits);
+        assert_eq!(min_p[1], 4000);
+        assert_eq!(draws(SamplingParams::default(), &logits)[1], 4000);
+    }
+
+    #[test]
+    fn the_seed_decides() {
+        let params = SamplingParams { temperature: 1.0, seed: 7, ..Default::default() };
+        let run = |stream| {
+            let mut s = Sampler::new(params.clone(), stream);
+            (0..50).map(|_| s.sample(&[0.0; 100])).collect::<Vec<_>>()
+        };
+        assert_eq!(run(0), run(0));
+        assert_ne!(run(0), run(1));
+    }
+}

@@ -1,0 +1,11 @@
+//! Generated from `wit/patch/0.1.0`, and nothing else. Hooks behind `@unstable(feature = later-hooks)` stay off.
+
+wasmtime::component::bindgen!({
+    world: "host-view",
+    path: "../wit/patch/0.1.0",
+    ownership: Borrowing { duplicate_if_necessary: true },
+    imports: { default: trappable },
+});
+
+pub use exports::patchhost::patch::{block_quant, block_quant_rows, identity, loader_map};
+pub use patchhost::patch::row_source;

@@ -1,0 +1,160 @@
+//! One patch as the adapters see it: its name, its pool, and how a fault becomes an error with three parts.
+
+use super::bindings::{block_quant, block_quant_rows, identity, loader_map};
+use super::identity::{Info, configure, describe};
+use super::{Hook, text};
+use crate::sandbox::{Budget, Fault, Function, Lent, Limits, Pool, Sandbox, State, Stats, run};
+use patchhost_runtime::hooks::{HookCause, HookError};
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use wasmtime::Store;
+use wasmtime::component::{Instance, InstancePre};
+
+/// What one instance exports, looked up and type-checked.
+pub(crate) struct Exports {
+    identity: identity::Guest,
+    pub(super) loader_map: Option<loader_map::Guest>,
+    pub(super) block_quant: Option<block_quant::Guest>,
+    pub(super) rows: Option<block_quant_rows::Guest>,
+}
+
+/// Where the exports of a component are; found once, before there is an instance.
+struct Indices {
+    identity: identity::GuestIndices,
+    loader_map: Option<loader_map::GuestIndices>,
+    block_quant: Option<block_quant::GuestIndices>,
+    rows: Option<block_quant_rows::GuestIndices>,
+}
+
+impl Indices {
+    fn new(pre: &InstancePre<State>, hooks: &[Hook]) -> wasmtime::Result<Self> {
+        let has = |hook| hooks.contains(&hook);
+        Ok(Self {
+            identity: identity::GuestIndices::new(pre)?,
+            loader_map: has(Hook::LoaderMap).then(|| loader_map::GuestIndices::new(pre)).transpose()?,
+            block_quant: has(Hook::BlockQuant).then(|| block_quant::GuestIndices::new(pre)).transpose()?,
+            rows: has(Hook::BlockQuantRows).then(|| block_quant_rows::GuestIndices::new(pre)).transpose()?,
+        })
+    }
+
+    fn load(&self, store: &mut Store<State>, instance: &Instance) -> wasmtime::Result<Exports> {
+        Ok(Exports {
+            identity: self.identity.load(&mut *store, instance)?,
+            loader_map: self.loader_map.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?,
+            block_quant: self.block_quant.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?,
+            rows: self.rows.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?,
+        })
+    }
+}
+
+/// A patch that can be called.
+pub(crate) struct Guest {
+    info: Info,
+    pool: Pool<Exports>,
+}
+
+impl Guest {
+    /// Makes the first instance: instantiate, describe, configure. `settings` go to every later instance too.
+    pub(crate) fn start(
+        sandbox: Sandbox,
+        pre: InstancePre<State>,
+        hooks: &[Hook],
+        settings: Vec<(String, String)>,
+        limits: Limits,
+    ) -> Result<Self, Fault> {
+        let fault = |error: wasmtime::Error| Fault {
+            function: Function::Instantiate,
+            cause: HookCause::Unsupported,
+            why: text::clean(&format!("{error:#}"), 512),
+        };
+        let indices = Indices::new(&pre, hooks).map_err(fault)?;
+        let known: Arc<OnceLock<Info>> = Arc::default();
+        let first = Arc::clone(&known);
+        let budget = limits.setup_budget();
+        let setup = move |store: &mut Store<State>, instance: &Instance, stats: &Stats| {
+            let exports =
+                run(store, stats, Function::Instantiate, &budget, |store| indices.load(store, instance))?;
+            let info = describe(store, stats, &exports.identity, &budget)?;
+            let expected = known.get_or_init(|| info.clone());
+            if *expected != info {
+                let why = "`describe` gave another answer than it gave the first time".to_owned();
+                return Err(Fault { function: Function::Describe, cause: HookCause::BadOutput, why });
+            }
+            configure(store, stats, &exports.identity, &settings, &budget)?;
+            Ok(exports)
+        };
+        let pool = Pool::new(sandbox, pre, limits, Box::new(setup))?;
+        let info = first.get().cloned().unwrap_or_default();
+        Ok(Self { info, pool })
+    }
+
+    pub(crate) fn info(&self) -> &Info {
+        &self.info
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        self.pool.limits()
+    }
+
+    pub(crate) fn stats(&self) -> crate::sandbox::CallStats {
+        self.pool.stats().snapshot()
+    }
+
+    /// Calls a hook function about one thing.
+    pub(super) fn call<R>(
+        &self,
+        function: Function,
+        subject: &Subject<'_>,
+        budget: &Budget,
+        lent: Option<Lent>,
+        f: impl FnOnce(&mut Store<State>, &Exports) -> wasmtime::Result<Result<R, String>>,
+    ) -> Result<R, HookError> {
+        match self.pool.call(function, budget, lent, f) {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(message)) => {
+                let why = format!("it answered with an error: {}", text::clean(&message, 512));
+                Err(self.error(function, subject, HookCause::Refused, why))
+            }
+            Err(fault) if fault.function == function => Err(self.error(function, subject, fault.cause, fault.why)),
+            Err(fault) => {
+                // A replacement instance could not be made: say in which step.
+                let why = format!("a new instance failed in `{}`: {}", fault.function, fault.why);
+                Err(self.error(function, subject, fault.cause, why))
+            }
+        }
+    }
+
+    /// An error of this patch in `function`.
+    pub(super) fn error(&self, function: Function, subject: &Subject<'_>, cause: HookCause, why: String) -> HookError {
+        let call = format!("`{function}`{subject}");
+        let next = match cause {
+            HookCause::Trap => "the instance was dropped and nothing was changed; report this to the patch's author",
+            HookCause::Limit => "fix the patch, or raise the named limit if the work is honest",
+            HookCause::BadOutput => "fix the patch: nothing of this answer was used",
+            HookCause::Refused => "change the settings or the model as the patch says, or leave the patch out",
+            HookCause::Unsupported => "use a patch that exports what it declares to need",
+        };
+        HookError { patch: self.info.name.clone(), call, cause, why, next: next.to_owned() }
+    }
+}
+
+/// What a call is about. Made into text only where there is an error to report: a call takes half a microsecond.
+#[derive(Clone, Copy)]
+pub(super) enum Subject<'a> {
+    /// Nothing in particular.
+    Nothing,
+    /// A tensor or an architecture, by name.
+    Named(&'a str),
+    /// That many tensors.
+    Tensors(usize),
+}
+
+impl fmt::Display for Subject<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Subject::Nothing => Ok(()),
+            Subject::Named(name) => write!(f, " for `{}`", text::clean(name, 200)),
+            Subject::Tensors(count) => write!(f, " for {count} tensors"),
+        }
+    }
+}

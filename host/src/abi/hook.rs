@@ -1,0 +1,60 @@
+//! The hooks that a patch can claim, and what their interfaces are called.
+
+use serde::{Serialize, Serializer};
+use std::fmt;
+
+/// Package of the interface.
+pub(crate) const PACKAGE: &str = "patchhost:patch";
+
+/// Version of the interface that this host speaks.
+pub(crate) const VERSION: &str = "0.1.0";
+
+/// Every patch exports it.
+pub(crate) const IDENTITY: &str = "patchhost:patch/identity@0.1.0";
+
+/// Full name of an interface of the package.
+pub(crate) fn interface(name: &str) -> String {
+    format!("{PACKAGE}/{name}@{VERSION}")
+}
+
+/// One decision that a patch can take over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// Where checkpoint tensors go.
+    LoaderMap,
+    /// What becomes FP8, and with which scale.
+    BlockQuant,
+    /// Scales from the rows themselves; part of the block-quant hook.
+    BlockQuantRows,
+}
+
+impl Hook {
+    /// All of them.
+    pub const ALL: [Hook; 3] = [Hook::LoaderMap, Hook::BlockQuant, Hook::BlockQuantRows];
+
+    /// Its name in the WIT.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Hook::LoaderMap => "loader-map",
+            Hook::BlockQuant => "block-quant",
+            Hook::BlockQuantRows => "block-quant-rows",
+        }
+    }
+
+    /// The hook behind an exported interface.
+    pub(crate) fn of_interface(full_name: &str) -> Option<Hook> {
+        Hook::ALL.into_iter().find(|hook| interface(hook.name()) == full_name)
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Serialize for Hook {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}

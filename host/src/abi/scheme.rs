@@ -1,0 +1,159 @@
+//! Decisions and rules out of a guest: every bound that `block-quant.wit` states.
+
+use super::bindings::block_quant as wit;
+use super::model::REASON_BYTES;
+use super::text;
+use patchhost_runtime::hooks::{
+    ActivationRule, CastRule, CastSpec, Contract, Decision, Edges, Floor, Needs, ScaleFormat, Scheme,
+};
+
+const BLOCK_SIZE: std::ops::RangeInclusive<u32> = 1..=4096;
+const SUFFIX_BYTES: usize = 32;
+const MOST_CLIPPED: f32 = 0.05;
+
+/// Texts of one decision at most.
+pub(super) const TEXT_BYTES: usize = REASON_BYTES + SUFFIX_BYTES;
+
+/// One decision, checked.
+pub(super) fn decision(decision: wit::Decision) -> Result<Decision, String> {
+    match decision {
+        wit::Decision::Keep(reason) => Ok(Decision::Keep(text::clean(&reason, 2 * REASON_BYTES))),
+        wit::Decision::Quantize(scheme) => convert(scheme).map(Decision::Quantize),
+    }
+}
+
+/// The activation rule, checked.
+pub(super) fn activation(rule: wit::ActivationRule) -> Result<ActivationRule, String> {
+    if !(rule.eps.is_finite() && rule.eps >= 0.0) {
+        return Err(format!("`eps` is {}; it must be finite and at least 0", rule.eps));
+    }
+    if !(rule.divisor.is_finite() && rule.divisor > 0.0) {
+        return Err(format!("`divisor` is {}; it must be finite and greater than 0", rule.divisor));
+    }
+    let pow2_up = match rule.rounding {
+        wit::Rounding::None => false,
+        wit::Rounding::Pow2Up => true,
+    };
+    Ok(ActivationRule { eps: rule.eps, divisor: rule.divisor, pow2_up })
+}
+
+fn convert(scheme: wit::Scheme) -> Result<Scheme, String> {
+    for (what, size) in [("block-rows", scheme.block_rows), ("block-cols", scheme.block_cols)] {
+        if !BLOCK_SIZE.contains(&size) {
+            return Err(format!("`{what}` is {size}; the interface allows 1 to 4096"));
+        }
+    }
+    let suffix = &scheme.scale_suffix;
+    if suffix.is_empty() || suffix.len() > SUFFIX_BYTES || !suffix.bytes().all(|b| b.is_ascii_graphic()) {
+        let shown = text::clean(suffix, 64);
+        return Err(format!("`scale-suffix` is `{shown}`; it is 1 to {SUFFIX_BYTES} bytes of printable ASCII"));
+    }
+    if scheme.rule.len() > REASON_BYTES {
+        return Err(format!("`rule` has {} bytes; the interface allows {REASON_BYTES}", scheme.rule.len()));
+    }
+    Ok(Scheme {
+        block_rows: scheme.block_rows as usize,
+        block_cols: scheme.block_cols as usize,
+        needs: match scheme.needs {
+            wit::Needs::Amax => Needs::Amax,
+            wit::Needs::Moments => Needs::Moments,
+            wit::Needs::Rows => Needs::Rows,
+        },
+        cast: CastSpec {
+            format: match scheme.format {
+                wit::ScaleFormat::F32 => ScaleFormat::F32,
+                wit::ScaleFormat::Ue8m0 => ScaleFormat::Ue8m0,
+            },
+            cast: match scheme.cast {
+                wit::Cast::Divide => CastRule::Divide,
+                wit::Cast::Reciprocal => CastRule::Reciprocal,
+                wit::Cast::Multiply => CastRule::Multiply,
+            },
+            edges: match scheme.edges {
+                wit::Edges::Strict => Edges::Strict,
+                wit::Edges::PropagateNan => Edges::PropagateNan,
+                wit::Edges::IgnoreNan => Edges::IgnoreNan,
+            },
+            floor: floor(scheme.floor)?,
+            contract: contract(scheme.contract)?,
+            round_bf16: scheme.round_bf16,
+        },
+        rule: text::clean(&scheme.rule, 4 * REASON_BYTES),
+        scale_suffix: scheme.scale_suffix,
+    })
+}
+
+fn floor(floor: wit::Floor) -> Result<Floor, String> {
+    let wit::Floor { eps, zero_below, zero_scale } = floor;
+    for (what, value) in [("eps", eps), ("zero-below", zero_below), ("zero-scale", zero_scale)] {
+        if !(value.is_finite() && value >= 0.0) {
+            return Err(format!("`floor.{what}` is {value}; it must be finite and at least 0"));
+        }
+    }
+    if zero_scale == 0.0 {
+        return Err("`floor.zero-scale` is 0; it must be greater".into());
+    }
+    Ok(Floor { eps, zero_below, zero_scale })
+}
+
+fn contract(contract: wit::Contract) -> Result<Contract, String> {
+    Ok(match contract {
+        wit::Contract::Amax => Contract::Amax,
+        wit::Contract::Pow2 => Contract::Pow2,
+        wit::Contract::Clip(share) if (0.0..=MOST_CLIPPED).contains(&share) => Contract::Clip(share),
+        wit::Contract::Clip(share) => {
+            return Err(format!("`contract` is clip({share}); the interface allows 0 to {MOST_CLIPPED}"));
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scheme() -> wit::Scheme {
+        wit::Scheme {
+            block_rows: 128,
+            block_cols: 128,
+            format: wit::ScaleFormat::F32,
+            scale_suffix: "_scale_inv".into(),
+            needs: wit::Needs::Amax,
+            cast: wit::Cast::Divide,
+            edges: wit::Edges::Strict,
+            floor: wit::Floor { eps: 1e-10, zero_below: 0.0, zero_scale: 1.0 },
+            contract: wit::Contract::Amax,
+            round_bf16: true,
+            rule: "mlp".into(),
+        }
+    }
+
+    #[test]
+    fn every_bound_of_a_scheme_is_checked() {
+        assert!(convert(scheme()).is_ok());
+        let bad: [fn(&mut wit::Scheme); 9] = [
+            |s| s.block_rows = 0,
+            |s| s.block_cols = 4097,
+            |s| s.scale_suffix = "x".repeat(33),
+            |s| s.scale_suffix = "\n".into(),
+            |s| s.rule = "x".repeat(257),
+            |s| s.floor.eps = f32::NAN,
+            |s| s.floor.zero_scale = 0.0,
+            |s| s.floor.zero_below = -1.0,
+            |s| s.contract = wit::Contract::Clip(f32::NAN),
+        ];
+        for (index, spoil) in bad.iter().enumerate() {
+            let mut scheme = scheme();
+            spoil(&mut scheme);
+            assert!(convert(scheme).is_err(), "case {index}");
+        }
+    }
+
+    #[test]
+    fn every_bound_of_an_activation_rule_is_checked() {
+        let rule = |eps, divisor| wit::ActivationRule { eps, divisor, rounding: wit::Rounding::None };
+        assert!(activation(rule(0.0, 448.0)).is_ok());
+        for (eps, divisor) in [(f32::NAN, 448.0), (-1.0, 448.0), (0.0, 0.0), (0.0, f32::INFINITY), (0.0, -1.0)] {
+            assert!(activation(rule(eps, divisor)).is_err(), "{eps} {divisor}");
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! What can be said about a component without compiling it. The loader and `patchhost audit` run this very code.
+
+mod caps;
+mod facts;
+mod inspect;
+mod names;
+mod report;
+mod rules;
+mod scan;
+mod validate;
+
+pub use caps::Caps;
+pub use facts::{Facts, FunctionCost, MemoryFacts, ModuleFacts};
+pub use inspect::inspect;
+pub use report::{Finding, Kind, Report, Severity};
+pub use rules::{Rule, catalogue};
+
+#[cfg(test)]
+mod tests;

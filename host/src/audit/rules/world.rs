@@ -1,0 +1,56 @@
+//! PH2xx: whether it is a patch, and one that this host speaks to.
+
+use super::Rule;
+use crate::abi::diff::{self, Skew};
+use crate::abi::{Hook, IDENTITY, PACKAGE, text};
+use crate::audit::inspect::Input;
+use crate::audit::report::Finding;
+
+const MISMATCH: Rule = Rule::error("PH201", "world-mismatch", "It does not export what a patch exports.");
+const EXTRA: Rule = Rule::warn("PH202", "extra-export", "It exports something that this host does not call.");
+const INTERFACE_VERSION: Rule =
+    Rule::error("PH203", "interface-version", "It was built for another version of the interface.");
+const ENCODING: Rule =
+    Rule::error("PH204", "string-encoding", "Strings that are not UTF-8: transcoding has had five advisories.");
+const ASYNC: Rule = Rule::error("PH205", "async-abi", "Async functions, streams or futures: the host calls synchronously.");
+const TYPES: Rule = Rule::error("PH208", "type-complexity", "Types nested deeper than any interface needs.");
+
+pub(super) const RULES: [Rule; 6] = [MISMATCH, EXTRA, INTERFACE_VERSION, ENCODING, ASYNC, TYPES];
+
+const REBUILD: &str = "rebuild it with `wit/patch/0.1.0` of this host";
+
+pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
+    let (facts, caps) = (input.facts, input.caps);
+    if facts.type_depth > caps.type_depth {
+        let message = format!("types nested {} deep; the cap is {}", facts.type_depth, caps.type_depth);
+        out.push(TYPES.finding(message, "simplify the types"));
+        return;
+    }
+    if facts.odd_encodings > 0 {
+        let message = format!("{} functions use UTF-16 or Latin-1", facts.odd_encodings);
+        out.push(ENCODING.finding(message, "use UTF-8"));
+    }
+    if facts.async_functions > 0 {
+        let message = format!("{} async functions", facts.async_functions);
+        out.push(ASYNC.finding(message, "use a world without async"));
+    }
+    let known = |name: &str| name == IDENTITY || Hook::of_interface(name).is_some();
+    for export in input.exports.iter().filter(|export| !known(&export.name) && !versioned(&export.name)) {
+        let (name, place) = (text::clean(&export.name, 120), format!("offset {:#x}", export.offset));
+        out.push(EXTRA.found_at(place, format!("exports `{name}`, which nobody calls"), "remove it"));
+    }
+    for skew in diff::compare(input.bytes) {
+        let rule = match skew {
+            Skew::Version { .. } => INTERFACE_VERSION,
+            _ => MISMATCH,
+        };
+        out.push(rule.finding(skew.to_string(), REBUILD));
+    }
+}
+
+/// Another version of an interface of ours is a skew, not an extra.
+fn versioned(name: &str) -> bool {
+    let Some((interface, _)) = name.split_once('@') else { return false };
+    let Some(short) = interface.strip_prefix(PACKAGE).and_then(|rest| rest.strip_prefix('/')) else { return false };
+    short == "identity" || Hook::ALL.iter().any(|hook| hook.name() == short)
+}

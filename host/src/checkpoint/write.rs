@@ -1,0 +1,67 @@
+//! Writing safetensors: to a temporary file beside the target, renamed when complete, so that nobody ever reads half a
+//! file and an error leaves what was there.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, TensorView};
+
+/// Why a file could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The folder cannot be written, the disk is full, …
+    #[error("`{path}` was not written\n  why: {source}\n  next: check the folder, its permissions and free space")]
+    Io {
+        /// The target.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Tensors and their bytes do not fit together: a bug of the caller.
+    #[error("`{path}` was not written\n  why: {source}\n  next: please report this")]
+    Format {
+        /// The target.
+        path: String,
+        /// What does not fit.
+        source: safetensors::SafeTensorError,
+    },
+}
+
+/// A tensor to write.
+pub struct Out<'a> {
+    /// Name.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Little-endian, row-major.
+    pub data: std::borrow::Cow<'a, [u8]>,
+}
+
+/// Writes `tensors` and the metadata to `path`. The same input gives the same bytes.
+pub fn safetensors(path: &Path, tensors: &[Out<'_>], metadata: HashMap<String, String>) -> Result<u64, WriteError> {
+    let shown = path.display().to_string();
+    let io = |source| WriteError::Io { path: shown.clone(), source };
+    let format = |source| WriteError::Format { path: shown.clone(), source };
+    let views = tensors
+        .iter()
+        .map(|t| Ok((t.name.as_str(), TensorView::new(t.dtype, t.shape.clone(), &t.data).map_err(format)?)))
+        .collect::<Result<Vec<_>, WriteError>>()?;
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(format)?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".patchhost-").tempfile_in(folder).map_err(io)?;
+    file.write_all(&bytes).map_err(io)?;
+    file.as_file().sync_all().map_err(io)?;
+    let plain = file.persist(path).map_err(|e| io(e.error))?;
+    // tempfile makes files private; a checkpoint is as readable as any file the user makes.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        plain.set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io)?;
+    }
+    #[cfg(not(unix))]
+    drop(plain);
+    Ok(bytes.len() as u64)
+}

@@ -1,0 +1,77 @@
+//! Groups of arguments that several verbs share.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use patchhost_runtime::activation::ActivationMode;
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object on standard output.
+    Json,
+}
+
+/// Options of every verb.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// How results are printed
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    pub format: Format,
+    /// Worker threads (results do not depend on it) [default: one per core]
+    #[arg(long, global = true, value_name = "N", value_parser = threads)]
+    pub threads: Option<usize>,
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=256).contains(&n) => Ok(n),
+        _ => Err("give a whole number from 1 to 256".to_string()),
+    }
+}
+
+/// Which patches are loaded.
+#[derive(Debug, Args)]
+pub struct PatchArgs {
+    /// A patch: a path, or the name of a bundled one (fp8_block, fp8_block_mse, moe_loader); can be repeated
+    #[arg(long = "component", value_name = "X.wasm")]
+    pub components: Vec<String>,
+    /// A setting of the patch: KEY=VALUE, or NAME.KEY=VALUE where several patches are loaded; can be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// The digest that the component's bytes must have; the n-th belongs to the n-th --component
+    #[arg(long = "sha256", value_name = "HEX")]
+    pub sha256: Vec<String>,
+    /// Do not load the bundled patches that are on by default (moe_loader)
+    #[arg(long)]
+    pub no_default_patches: bool,
+}
+
+/// The model.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// A Hugging Face model folder: config.json, tokenizer.json, *.safetensors [default: the bundled tiny MoE]
+    #[arg(value_name = "MODEL")]
+    pub model: Option<PathBuf>,
+}
+
+/// Treatment of activations before FP8 matrices.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Fp8Activation {
+    /// Quantized in 1x128 groups, as W8A8 engines do
+    #[value(name = "dynamic-128")]
+    Dynamic128,
+    /// Not quantized: weight-only
+    None,
+}
+
+impl From<Fp8Activation> for ActivationMode {
+    fn from(a: Fp8Activation) -> Self {
+        match a {
+            Fp8Activation::Dynamic128 => ActivationMode::Dynamic128,
+            Fp8Activation::None => ActivationMode::None,
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! `patchhost explain`: what becomes of each tensor, and by which rule.
+
+use patchhost_runtime::activation::ActivationMode;
+use patchhost_runtime::engine::EngineOptions;
+use patchhost_runtime::refit::{Outcome, TensorOutcome};
+
+use super::args::{Format, ModelArgs, PatchArgs};
+use super::output::json;
+use super::session::{Model, Patches};
+
+/// Show what becomes of each tensor, and by which rule
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    patches: PatchArgs,
+}
+
+/// Runs the verb. Without a `--component` it explains the bundled `fp8_block`.
+pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
+    if args.patches.components.is_empty() {
+        args.patches.components.push("fp8_block".to_string());
+    }
+    let model = Model::open(&args.model, EngineOptions::default())?;
+    let patches = Patches::load(&args.patches, &model.engine.info().architecture)?;
+    let outcomes = model.engine.explain(&model.checkpoint, &patches.hooks(ActivationMode::None))?;
+    if format == Format::Json {
+        return json(&serde_json::json!({
+            "model": model.name,
+            "architecture": model.engine.info().architecture,
+            "patch_set": patches.set().digest().to_string(),
+            "patches": patches.ledger(),
+            "tensors": outcomes,
+        }));
+    }
+    println!("model {} ({})", model.name, model.engine.info().architecture);
+    let width = outcomes.iter().map(|o| o.name.len()).max().unwrap_or(0);
+    let mut counts = [0usize; 3];
+    for o in &outcomes {
+        let (i, verdict) = verdict(o);
+        counts[i] += 1;
+        let role = serde_json::to_value(o.role)?;
+        let dtype = serde_json::to_value(o.dtype)?;
+        println!(
+            "{:width$}  {:13} {:5} {:16} {verdict}",
+            o.name,
+            role.as_str().unwrap_or_default(),
+            dtype.as_str().unwrap_or_default(),
+            format!("{:?}", o.shape),
+        );
+    }
+    println!("{} quantized, {} kept, {} ignored", counts[0], counts[1], counts[2]);
+    patches.print_ledger();
+    Ok(())
+}
+
+fn verdict(o: &TensorOutcome) -> (usize, String) {
+    match &o.outcome {
+        Outcome::Quantized { rule, scale_name, scale_shape, block } => {
+            let short = scale_name.strip_prefix(&o.name).unwrap_or(scale_name);
+            (0, format!("quantized {}x{}, scale {short} {scale_shape:?}: {rule}", block[0], block[1]))
+        }
+        Outcome::Kept { reason } => (1, format!("kept: {reason}")),
+        Outcome::Ignored { reason } => (2, format!("ignored: {reason}")),
+    }
+}

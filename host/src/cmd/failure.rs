@@ -1,0 +1,81 @@
+//! From errors to exit codes and to what is printed.
+
+use std::process::ExitCode;
+
+use patchhost_runtime::error::RuntimeError;
+use patchhost_runtime::hooks::HookCause;
+
+use super::args::Format;
+use crate::checkpoint::write::WriteError;
+use crate::patch::{SetError, StageError};
+
+/// Refused: by the audit, a digest, a conflict, or because weights and patches do not cover the model.
+pub const EXIT_REFUSED: u8 = 1;
+/// Usage, or input that cannot be read.
+pub const EXIT_USAGE: u8 = 2;
+/// A patch failed: it trapped, reached a limit or answered wrongly.
+pub const EXIT_PATCH: u8 = 3;
+/// The host failed: out of disk, a bug.
+pub const EXIT_HOST: u8 = 4;
+
+/// Arguments that clap cannot judge.
+#[derive(Debug, thiserror::Error)]
+#[error("refused: {what}\n  why: {why}\n  next: {next}")]
+pub struct UsageError {
+    what: String,
+    why: String,
+    next: String,
+}
+
+impl UsageError {
+    pub(super) fn new(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { what: what.into(), why: why.into(), next: next.into() }
+    }
+}
+
+/// Prints the error (JSON on standard output if asked for, else text on standard error) and gives its exit code.
+pub(super) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
+    let code = code(error);
+    match format {
+        Format::Text => eprintln!("error: {error}"),
+        Format::Json => println!("{}", serde_json::json!({ "error": error.to_string(), "exit": code })),
+    }
+    ExitCode::from(code)
+}
+
+fn code(error: &anyhow::Error) -> u8 {
+    if let Some(e) = error.downcast_ref::<RuntimeError>() {
+        return match e {
+            RuntimeError::Config(_) | RuntimeError::Checkpoint(_) | RuntimeError::Tokenizer(_) | RuntimeError::Request(_) => {
+                EXIT_USAGE
+            }
+            RuntimeError::Refit(_) | RuntimeError::NonFinite(_) => EXIT_REFUSED,
+            RuntimeError::Contract(_) | RuntimeError::Hook(_) => EXIT_PATCH,
+            RuntimeError::Compute(_) => EXIT_HOST,
+        };
+    }
+    if let Some(e) = error.downcast_ref::<StageError>() {
+        return match e {
+            StageError::NotFound { .. } | StageError::Unreadable { .. } | StageError::Settings { .. } => EXIT_USAGE,
+            // The patch answered `configure` with an error: the user's settings, not the patch, are wrong.
+            StageError::Start { cause: HookCause::Refused, .. } => EXIT_USAGE,
+            StageError::Start { .. } => EXIT_PATCH,
+            _ => EXIT_REFUSED,
+        };
+    }
+    if error.is::<SetError>() {
+        return EXIT_REFUSED;
+    }
+    if error.is::<UsageError>() {
+        return EXIT_USAGE;
+    }
+    match error.downcast_ref::<WriteError>() {
+        // A folder that does not exist or cannot be written is the user's to mend, a full disk is not his argument's fault.
+        Some(WriteError::Io { source, .. })
+            if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied) =>
+        {
+            EXIT_USAGE
+        }
+        _ => EXIT_HOST,
+    }
+}

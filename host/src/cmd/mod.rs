@@ -1,0 +1,69 @@
+//! The command line: one file per verb.
+
+mod args;
+mod explain;
+mod failure;
+mod logits;
+mod output;
+mod quantize;
+mod run;
+mod session;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use failure::{EXIT_HOST, EXIT_PATCH, EXIT_REFUSED, EXIT_USAGE};
+
+const EXIT_CODES: &str = "Exit codes: 0 good; 1 refused (by policy, audit, digest or coverage); 2 usage or unreadable \
+input; 3 a patch failed; 4 the host failed.";
+
+/// Runs inference-engine patches as sandboxed WASI components inside an embedded inference runtime.
+#[derive(Debug, Parser)]
+#[command(name = "patchhost", version, about, after_help = EXIT_CODES, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    global: args::Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(run::Args),
+    Explain(explain::Args),
+    Quantize(quantize::Args),
+    Logits(logits::Args),
+}
+
+/// Parses the command line, runs the verb and turns its error into the exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PATCHHOST_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if let Some(threads) = cli.global.threads {
+        // Fails only if the pool exists already, which nothing before this line can have caused.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    }
+    let format = cli.global.format;
+    let result = match cli.verb {
+        Verb::Run(args) => run::run(args, format),
+        Verb::Explain(args) => explain::run(args, format),
+        Verb::Quantize(args) => quantize::run(args, format),
+        Verb::Logits(args) => logits::run(args, format),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => failure::report(&e, format),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,286 @@
+//! `patchhost run`: load a model through its patches, generate text, and say what the patches did.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use patchhost_runtime::activation::ActivationMode;
+use patchhost_runtime::engine::EngineOptions;
+use patchhost_runtime::generate::{Completion, Request, Timing, generate};
+use patchhost_runtime::metrics::{Mismatch, mismatch};
+use patchhost_runtime::model::{Rows, Sequence};
+use patchhost_runtime::refit::{RefitHooks, RefitReport};
+use patchhost_runtime::sampling::SamplingParams;
+use patchhost_runtime::tokenizer::{Message, Tokenizer};
+use patchhost_runtime::weights::WeightSet;
+
+use super::args::{Format, Fp8Activation, ModelArgs, PatchArgs};
+use super::failure::UsageError;
+use super::output::{bytes, duration, json, plural};
+use super::session::{Model, Patches, advance, progress_bar};
+use crate::checkpoint::bundled;
+
+/// Load a model through its patches and generate text
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    patches: PatchArgs,
+    /// The text to continue, or the question to answer where the model has a chat template
+    #[arg(long, conflicts_with = "prompts")]
+    prompt: Option<String>,
+    /// A file of prompts, one per line, generated as one batch
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Give the prompt to the model as it is, without its chat template
+    #[arg(long)]
+    raw: bool,
+    /// Most tokens to generate per prompt
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    max_tokens: usize,
+    /// 0 is greedy
+    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    temperature: f32,
+    /// Only the K most likely tokens; 0 is all
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    top_k: usize,
+    /// Only the most likely tokens whose probabilities sum to P
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+    /// Only tokens at least P times as likely as the best
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// The same seed gives the same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// A text that ends the generation; can be repeated
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Activations before FP8 matrices
+    #[arg(long, value_enum, default_value = "dynamic-128")]
+    fp8_activation: Fp8Activation,
+    /// Do not compare with the unquantized weights (saves loading them too)
+    #[arg(long)]
+    no_kl: bool,
+    /// Play a fault of an engine, to see what a patch does about it
+    #[arg(long, value_enum)]
+    simulate: Option<Simulate>,
+}
+
+/// Faults that can be played.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Simulate {
+    /// vLLM 0.8.2: post-processing drops the weight loaders of fused experts, so the first refit fails
+    LoaderLoss,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct Summary {
+    model: String,
+    architecture: String,
+    patch_set: String,
+    patches: Vec<super::session::LedgerRow>,
+    refit: RefitReport,
+    simulated_refits: usize,
+    mismatch: Option<Mismatch>,
+    completions: Vec<Completion>,
+    timing: Timing,
+}
+
+/// Runs the verb.
+pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+    let sampling = SamplingParams {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        seed: args.seed,
+    };
+    sampling.check()?;
+    let options = EngineOptions { simulate_loader_loss: args.simulate.is_some() };
+    let model = Model::open(&args.model, options)?;
+    let tokenizer = model.tokenizer()?;
+    let requests = requests(&args, &model, &tokenizer, &sampling)?;
+    let patches = Patches::load(&args.patches, &model.engine.info().architecture)?;
+    let hooks = patches.hooks(args.fp8_activation.into());
+    let text = format == Format::Text;
+    if text {
+        let info = model.engine.info();
+        let kind = if info.experts > 0 { format!(", {} experts", info.experts) } else { String::new() };
+        println!("model {} ({}, {} layers{kind})", model.name, info.architecture, info.layers);
+    }
+
+    let bar = progress_bar("refit");
+    let report = model.engine.refit(&model.checkpoint, &hooks, &advance(&bar));
+    bar.finish_and_clear();
+    let report = report?;
+    let simulated_refits = match args.simulate {
+        Some(Simulate::LoaderLoss) => refits_after_loader_loss(&model, &hooks, text)?,
+        None => 0,
+    };
+    let live = model.engine.live()?;
+    if text {
+        print_refit(&report);
+    }
+    let distance = match hooks.quant.is_some() && !args.no_kl && report.quantized > 0 {
+        true => Some(compare(&model, &hooks, &live, &requests)?),
+        false => None,
+    };
+    if let Some(m) = distance.filter(|_| text) {
+        println!(
+            "mismatch on the prompt: KL(unquantized || FP8) {:.2e} nats per token (max {:.2e}), top-1 agreement {:.1} % of {}",
+            m.kl,
+            m.kl_max,
+            m.top1_agreement * 100.0,
+            plural(m.positions, "position"),
+        );
+    }
+    let many = requests.len() > 1;
+    if text {
+        println!();
+        if !many && !tokenizer.has_template() {
+            print!("{}", tokenizer.decode(&requests[0].prompt)?);
+        }
+    }
+    let mut stream = |_: usize, piece: &str| {
+        if text && !many {
+            print!("{piece}");
+            let _ = std::io::stdout().flush();
+        }
+    };
+    let (completions, timing) = generate(model.engine.model(), &live, &tokenizer, &requests, &mut stream)?;
+    match format {
+        Format::Json => json(&Summary {
+            model: model.name,
+            architecture: model.engine.info().architecture.clone(),
+            patch_set: patches.set().digest().to_string(),
+            patches: patches.ledger(),
+            refit: report,
+            simulated_refits,
+            mismatch: distance,
+            completions,
+            timing,
+        }),
+        Format::Text => {
+            if many {
+                for (i, (request, c)) in requests.iter().zip(&completions).enumerate() {
+                    println!("--- prompt {}: {}", i + 1, tokenizer.decode(&request.prompt)?.trim());
+                    println!("{}", c.text);
+                }
+            }
+            println!("\n");
+            print_speed(&timing);
+            patches.print_ledger();
+            Ok(())
+        }
+    }
+}
+
+fn requests(args: &Args, model: &Model, tokenizer: &Tokenizer, sampling: &SamplingParams) -> anyhow::Result<Vec<Request>> {
+    let prompts = match (&args.prompts, &args.prompt) {
+        (Some(file), _) => {
+            let unreadable = |why: String| {
+                UsageError::new(format!("--prompts {}", file.display()), why, "give a text file with one prompt per line")
+            };
+            let text = std::fs::read_to_string(file).map_err(|e| unreadable(e.to_string()))?;
+            let lines: Vec<String> = text.lines().filter(|l| !l.trim().is_empty()).map(str::to_string).collect();
+            if lines.is_empty() {
+                return Err(unreadable("it holds no prompt".to_string()).into());
+            }
+            lines
+        }
+        (None, Some(prompt)) => vec![prompt.clone()],
+        (None, None) if args.model.model.is_none() => vec![bundled::PROMPT.to_string()],
+        (None, None) => vec!["The capital of France is".to_string()],
+    };
+    let limit = model.engine.model().max_positions();
+    let mut requests = Vec::new();
+    for text in prompts {
+        let prompt = if tokenizer.has_template() && !args.raw {
+            tokenizer.encode_chat(&[Message { role: "user".into(), content: text }])?
+        } else {
+            tokenizer.encode(&text)?
+        };
+        if prompt.is_empty() {
+            return Err(UsageError::new("an empty prompt", "it has no tokens", "give a prompt of at least one character").into());
+        }
+        if prompt.len() >= limit {
+            return Err(UsageError::new(
+                format!("a prompt of {} tokens", prompt.len()),
+                format!("the model has {limit} positions"),
+                "shorten the prompt",
+            )
+            .into());
+        }
+        requests.push(Request {
+            prompt,
+            max_tokens: args.max_tokens,
+            sampling: sampling.clone(),
+            stop: args.stop.clone(),
+        });
+    }
+    Ok(requests)
+}
+
+/// Three refits after the loaders are lost, each compared bit by bit with a fresh load.
+fn refits_after_loader_loss(model: &Model, hooks: &RefitHooks, text: bool) -> anyhow::Result<usize> {
+    let quiet = |_: usize, _: usize, _: &str| {};
+    let fresh = model.fresh_engine()?;
+    fresh.refit(&model.checkpoint, hooks, &quiet)?;
+    let fresh = fresh.live()?;
+    for round in 1..=3 {
+        model.engine.refit(&model.checkpoint, hooks, &quiet)?;
+        if let Some((param, part)) = model.engine.live()?.first_difference(&fresh) {
+            let decl = &model.engine.registry().params()[param];
+            anyhow::bail!("refit {round} differs from a fresh load in {} of `{}`", decl.part_label(part), decl.name);
+        }
+        if text {
+            println!("refit {round} after the loss of the loaders: equal to a fresh load, bit for bit");
+        }
+    }
+    Ok(3)
+}
+
+fn compare(model: &Model, hooks: &RefitHooks, live: &WeightSet, requests: &[Request]) -> anyhow::Result<Mismatch> {
+    let plain = RefitHooks { loader: hooks.loader.clone(), quant: None, activation: ActivationMode::None };
+    let (reference, _) = model.engine.stage(&model.checkpoint, &plain, &|_, _, _| {})?;
+    let logits = |weights: &WeightSet| -> anyhow::Result<Vec<f32>> {
+        let mut caches: Vec<_> = requests.iter().map(|_| model.engine.model().new_cache()).collect();
+        let mut batch: Vec<Sequence<'_>> =
+            requests.iter().zip(&mut caches).map(|(r, cache)| Sequence { tokens: &r.prompt, cache }).collect();
+        let out = model.engine.model().forward(weights, &mut batch, Rows::All)?;
+        Ok(out.flatten_all()?.to_vec1()?)
+    };
+    Ok(mismatch(&logits(&reference)?, &logits(live)?, model.engine.model().vocab()))
+}
+
+fn print_refit(r: &RefitReport) {
+    println!(
+        "refit {}: {} quantized, {} kept{} in {}; {} -> {}",
+        r.version,
+        plural(r.quantized, "tensor"),
+        r.kept,
+        if r.ignored > 0 { format!(", {} ignored", r.ignored) } else { String::new() },
+        duration(r.seconds),
+        bytes(r.bytes_before),
+        bytes(r.bytes_after),
+    );
+    if let Some(rmse) = r.relative_rmse {
+        println!(
+            "  relative RMSE {:.3} %; of {} quantized values {} saturated, {} flushed to zero",
+            rmse * 100.0,
+            r.quantized_elements,
+            r.saturated,
+            r.flushed
+        );
+    }
+}
+
+fn print_speed(t: &Timing) {
+    print!("prefill {} tokens in {}", t.prompt_tokens, duration(t.prefill_seconds));
+    if t.decode_tokens > 0 {
+        print!("; decode {:.1} tokens/s", t.decode_tokens as f64 / t.decode_seconds);
+    }
+    println!("; {} generated", plural(t.generated_tokens, "token"));
+}

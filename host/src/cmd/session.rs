@@ -1,0 +1,312 @@
+//! What most verbs start with: the model, the patches, and the patches' ledger.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use patchhost_runtime::activation::ActivationMode;
+use patchhost_runtime::checkpoint::Checkpoint;
+use patchhost_runtime::engine::{Engine, EngineOptions};
+use patchhost_runtime::refit::RefitHooks;
+use patchhost_runtime::tokenizer::Tokenizer;
+use serde::Serialize;
+
+use super::args::{ModelArgs, PatchArgs};
+use super::failure::UsageError;
+use super::output::{count, duration};
+use crate::checkpoint::bundled;
+use crate::patch::{Applicability, Candidate, Digest, Hook, Limits, Patch, PatchSet, Sandbox, Verification, resolve};
+
+/// Bundled patches that do not change numbers and are on by default.
+const DEFAULT_PATCHES: [&str; 1] = ["moe_loader"];
+
+/// A model: its engine and its tensors.
+pub struct Model {
+    /// Name or folder, for messages.
+    pub name: String,
+    /// The engine, without weights yet.
+    pub engine: Engine,
+    /// The tensors.
+    pub checkpoint: Checkpoint,
+    folder: Option<std::path::PathBuf>,
+    options: EngineOptions,
+}
+
+impl Model {
+    /// Opens the folder, or the bundled model.
+    pub fn open(args: &ModelArgs, options: EngineOptions) -> anyhow::Result<Self> {
+        let (name, engine, checkpoint) = match &args.model {
+            None => (bundled::NAME.to_string(), Engine::new(bundled::CONFIG, options)?, bundled::checkpoint()?),
+            Some(folder) => {
+                require_folder(folder)?;
+                (folder.display().to_string(), Engine::open(folder, options)?, Checkpoint::open(folder)?)
+            }
+        };
+        Ok(Self { name, engine, checkpoint, folder: args.model.clone(), options })
+    }
+
+    /// A second engine of the same model, without weights.
+    pub fn fresh_engine(&self) -> anyhow::Result<Engine> {
+        Ok(match &self.folder {
+            None => Engine::new(bundled::CONFIG, self.options)?,
+            Some(folder) => Engine::open(folder, self.options)?,
+        })
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
+        Ok(match &self.folder {
+            None => bundled::tokenizer()?,
+            Some(folder) => Tokenizer::open(folder)?,
+        })
+    }
+}
+
+fn require_folder(folder: &Path) -> Result<(), UsageError> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let why = if folder.exists() { "it is not a folder" } else { "there is no such folder" };
+    Err(UsageError::new(
+        format!("model `{}`", folder.display()),
+        why,
+        "give a Hugging Face model folder (config.json, tokenizer.json, *.safetensors), or nothing for the bundled model",
+    ))
+}
+
+/// The patches of one command.
+pub struct Patches {
+    entries: Vec<(Arc<Patch>, Applicability)>,
+    set: PatchSet,
+}
+
+/// One line of the ledger.
+#[derive(Debug, Serialize)]
+pub struct LedgerRow {
+    name: String,
+    version: String,
+    sha256: String,
+    generation: String,
+    hooks: Vec<String>,
+    state: &'static str,
+    reason: Option<String>,
+    calls: u64,
+    fuel: u64,
+    seconds: f64,
+    functions: serde_json::Value,
+}
+
+impl Patches {
+    /// Loads the user's patches and the default ones. `architecture` decides which of them apply.
+    pub fn load(args: &PatchArgs, architecture: &str) -> anyhow::Result<Self> {
+        if args.sha256.len() > args.components.len() {
+            return Err(UsageError::new(
+                format!("{} --sha256 for {} --component", args.sha256.len(), args.components.len()),
+                "the n-th --sha256 is the digest of the n-th --component",
+                "give at most one --sha256 per --component, in the same order",
+            )
+            .into());
+        }
+        let sandbox = Sandbox::new(rayon::current_num_threads()).map_err(|e| anyhow::anyhow!("the sandbox cannot start: {e:#}"))?;
+        let mut patches = Vec::new();
+        let settings = Settings::parse(&args.settings)?;
+        for (i, component) in args.components.iter().enumerate() {
+            let candidate = resolve(component)?;
+            let expected = args.sha256.get(i).map(|hex| parse_digest(hex)).transpose()?;
+            let mine = settings.for_patch(&stem(component), true);
+            patches.push(start(candidate, expected, &mine, &sandbox)?);
+        }
+        if !args.no_default_patches {
+            for name in DEFAULT_PATCHES {
+                let candidate = resolve(name)?;
+                let taken = |hook: &Hook| patches.iter().any(|p: &Arc<Patch>| p.hooks().contains(hook));
+                let patch = start(candidate, None, &settings.for_patch(name, false), &sandbox)?;
+                // A patch that the user names for the same hook takes the default one's place.
+                if !patch.hooks().iter().any(taken) {
+                    patches.push(patch);
+                }
+            }
+        }
+        settings.check_used(&patches, args)?;
+        let mut set = PatchSet::default();
+        let mut entries = Vec::new();
+        for patch in patches {
+            let applicability = patch.applies_to(architecture);
+            if applicability == Applicability::Applies {
+                set.push(patch.clone())?;
+            }
+            entries.push((patch, applicability));
+        }
+        Ok(Self { entries, set })
+    }
+
+    /// The hooks of the patches that apply.
+    pub fn hooks(&self, activation: ActivationMode) -> RefitHooks {
+        RefitHooks { loader: self.set.loader_map(), quant: self.set.block_quant(), activation }
+    }
+
+    /// The set of those that apply.
+    pub fn set(&self) -> &PatchSet {
+        &self.set
+    }
+
+    /// Refuses if no patch quantizes, for verbs that are about that.
+    pub fn require_quant(&self, verb: &str) -> Result<Arc<Patch>, UsageError> {
+        if let Some(patch) = self.set.claims(Hook::BlockQuant) {
+            return Ok(patch.clone());
+        }
+        let not = self.entries.iter().find_map(|(p, a)| match a {
+            Applicability::NotApplicable { reason } if p.hooks().contains(&Hook::BlockQuant) => {
+                Some(format!("patch `{}` is not applicable: {reason}", p.info().name))
+            }
+            _ => None,
+        });
+        Err(UsageError::new(
+            verb,
+            not.unwrap_or_else(|| "no block-quant patch is loaded".to_string()),
+            "name one, for example --component fp8_block.wasm",
+        ))
+    }
+
+    /// The ledger, as it stands now.
+    pub fn ledger(&self) -> Vec<LedgerRow> {
+        self.entries.iter().map(|(patch, applicability)| row(patch, applicability)).collect()
+    }
+
+    /// Prints the ledger for people.
+    pub fn print_ledger(&self) {
+        println!("patches");
+        for r in self.ledger() {
+            let hooks = r.hooks.join(", ");
+            print!("  {} {}  sha256:{}  {hooks}  {}", r.name, r.version, &r.sha256[..12], r.state);
+            match &r.reason {
+                Some(reason) => println!(": {reason}"),
+                None if r.calls == 0 => println!(", but never called"),
+                None => {
+                    let calls = if r.calls == 1 { "1 call".to_string() } else { format!("{} calls", count(r.calls)) };
+                    println!(": {calls}, fuel {}, {}", count(r.fuel), duration(r.seconds));
+                }
+            }
+        }
+    }
+}
+
+fn row(patch: &Patch, applicability: &Applicability) -> LedgerRow {
+    let stats = patch.stats();
+    let (state, reason) = match applicability {
+        Applicability::Applies => ("applied", None),
+        Applicability::NotApplicable { reason } => ("not applicable", Some(reason.clone())),
+    };
+    LedgerRow {
+        name: patch.info().name.clone(),
+        version: patch.info().version.clone(),
+        sha256: patch.digest().hex(),
+        generation: patch.generation().hex(),
+        hooks: patch.hooks().iter().map(Hook::to_string).collect(),
+        state,
+        reason,
+        calls: stats.hook_calls(),
+        fuel: stats.functions.values().map(|f| f.fuel_total).sum(),
+        seconds: stats.functions.values().map(|f| f.wall_ns).sum::<u64>() as f64 / 1e9,
+        functions: serde_json::to_value(&stats.functions).unwrap_or_default(),
+    }
+}
+
+fn start(
+    candidate: Candidate,
+    expected: Option<Digest>,
+    settings: &[(String, String)],
+    sandbox: &Sandbox,
+) -> anyhow::Result<Arc<Patch>> {
+    let verification = expected.map_or_else(|| candidate.default_verification(), Verification::Sha256);
+    let verified = candidate.verify(&verification)?;
+    if let Some(note) = verified.note() {
+        eprintln!("note: {note}");
+    }
+    Ok(verified.audit()?.compile(sandbox)?.ready(settings, Limits::default())?)
+}
+
+fn parse_digest(hex: &str) -> Result<Digest, UsageError> {
+    let bare = hex.strip_prefix("sha256:").unwrap_or(hex);
+    bare.parse().map_err(|_| {
+        UsageError::new(
+            format!("--sha256 {}", hex.escape_debug()),
+            "a SHA-256 digest is 64 hexadecimal digits",
+            "take it from guests.lock or from `sha256sum X.wasm`",
+        )
+    })
+}
+
+fn stem(component: &str) -> String {
+    Path::new(component).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// `--set`, taken apart: KEY=VALUE for the patches that the user named, NAME.KEY=VALUE for one patch.
+struct Settings(Vec<(Option<String>, String, String)>);
+
+impl Settings {
+    fn parse(args: &[String]) -> Result<Self, UsageError> {
+        let mut all = Vec::new();
+        for arg in args {
+            let Some((key, value)) = arg.split_once('=').filter(|(k, _)| !k.is_empty()) else {
+                return Err(UsageError::new(
+                    format!("--set {}", arg.escape_debug()),
+                    "a setting is KEY=VALUE",
+                    "write for example --set profile=deepseek",
+                ));
+            };
+            let (name, key) = match key.split_once('.') {
+                Some((name, key)) => (Some(name.to_string()), key),
+                None => (None, key),
+            };
+            all.push((name, key.to_string(), value.to_string()));
+        }
+        Ok(Self(all))
+    }
+
+    fn for_patch(&self, name: &str, named_by_user: bool) -> Vec<(String, String)> {
+        let mine = |(n, _, _): &&(Option<String>, String, String)| match n {
+            Some(n) => n == name,
+            None => named_by_user,
+        };
+        self.0.iter().filter(mine).map(|(_, k, v)| (k.clone(), v.clone())).collect()
+    }
+
+    /// A setting that no patch got is an error: it would silently do nothing.
+    fn check_used(&self, patches: &[Arc<Patch>], args: &PatchArgs) -> Result<(), UsageError> {
+        let stems: Vec<String> = args.components.iter().map(|c| stem(c)).collect();
+        for (name, key, _) in &self.0 {
+            let used = match name {
+                None => !args.components.is_empty(),
+                Some(n) => stems.contains(n) || patches.iter().any(|p| p.info().name == *n),
+            };
+            if !used {
+                let why = match name {
+                    Some(n) => format!("no patch `{n}` is loaded"),
+                    None => "no patch is named by --component".to_string(),
+                };
+                return Err(UsageError::new(format!("--set {key}"), why, "name the patch with --component"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A progress bar on standard error; nothing where that is not a terminal.
+pub fn progress_bar(what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {wide_msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ");
+    let bar = ProgressBar::new(0).with_style(style);
+    bar.set_prefix(what.to_string());
+    bar
+}
+
+/// Moves a bar on as a refit goes on.
+pub fn advance(bar: &ProgressBar) -> impl Fn(usize, usize, &str) + Sync + '_ {
+    move |done, total, name| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        bar.set_message(name.to_string());
+    }
+}

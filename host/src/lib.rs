@@ -1,0 +1,8 @@
+//! patchhost: patches for inference engines as sandboxed, audited, digest-pinned components.
+
+pub mod abi;
+pub mod audit;
+pub mod checkpoint;
+pub mod cmd;
+pub mod patch;
+pub mod sandbox;

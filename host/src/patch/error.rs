@@ -1,0 +1,192 @@
+//! Why a patch was refused, at which stage, and what to do next.
+
+use super::Digest;
+use crate::audit::{Report, Severity};
+use patchhost_runtime::hooks::HookCause;
+use serde::Serialize;
+use std::fmt;
+
+/// Steps of the pipeline, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Finding and reading the file.
+    Read,
+    /// Comparing its digest.
+    Verify,
+    /// Static rules.
+    Audit,
+    /// Compiling and linking.
+    Compile,
+    /// Instantiating, describing, configuring.
+    Ready,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stage::Read => "read",
+            Stage::Verify => "verify",
+            Stage::Audit => "audit",
+            Stage::Compile => "compile",
+            Stage::Ready => "ready",
+        })
+    }
+}
+
+/// A patch was refused. Nothing that was live has changed.
+#[derive(Debug, thiserror::Error)]
+#[error("refused: {what}\n  why: {why}\n  next: {next}", what = self.what(), why = self.why(), next = self.next())]
+pub enum StageError {
+    /// Neither a file nor a bundled patch.
+    NotFound {
+        /// As given.
+        name: String,
+        /// Names that would have worked.
+        bundled: Vec<&'static str>,
+    },
+    /// The file could not be read.
+    Unreadable {
+        /// As given.
+        name: String,
+        /// From the operating system.
+        #[source]
+        error: std::io::Error,
+    },
+    /// The file is larger than any component may be.
+    TooLarge {
+        /// As given.
+        name: String,
+        /// Bytes of the file.
+        size: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// The bytes are not those that were pinned.
+    DigestMismatch {
+        /// Name of the patch.
+        name: String,
+        /// What pins it.
+        pinned_by: &'static str,
+        /// The pinned digest.
+        expected: Digest,
+        /// Digest of the bytes.
+        found: Digest,
+    },
+    /// The lock does not know the patch, or cannot be read.
+    NotLocked {
+        /// Name of the patch.
+        name: String,
+        /// Why.
+        why: String,
+    },
+    /// A rule of the audit forbids it.
+    Audit {
+        /// Name of the patch.
+        name: String,
+        /// All findings.
+        report: Box<Report>,
+    },
+    /// It does not compile or link.
+    Compile {
+        /// Name of the patch.
+        name: String,
+        /// Why.
+        why: String,
+    },
+    /// It failed while it was started, described or configured.
+    Start {
+        /// Name of the patch.
+        name: String,
+        /// The call: `instantiate`, `describe` or `configure`.
+        call: &'static str,
+        /// Kind of failure.
+        cause: HookCause,
+        /// Why.
+        why: String,
+    },
+    /// The settings are more than the interface allows.
+    Settings {
+        /// Name of the patch.
+        name: String,
+        /// Why.
+        why: String,
+    },
+}
+
+impl StageError {
+    /// Where in the pipeline.
+    pub fn stage(&self) -> Stage {
+        match self {
+            Self::NotFound { .. } | Self::Unreadable { .. } | Self::TooLarge { .. } => Stage::Read,
+            Self::DigestMismatch { .. } | Self::NotLocked { .. } => Stage::Verify,
+            Self::Audit { .. } => Stage::Audit,
+            Self::Compile { .. } => Stage::Compile,
+            Self::Start { .. } | Self::Settings { .. } => Stage::Ready,
+        }
+    }
+
+    /// Name or path of the patch.
+    pub fn patch(&self) -> &str {
+        match self {
+            Self::NotFound { name, .. }
+            | Self::Unreadable { name, .. }
+            | Self::TooLarge { name, .. }
+            | Self::DigestMismatch { name, .. }
+            | Self::NotLocked { name, .. }
+            | Self::Audit { name, .. }
+            | Self::Compile { name, .. }
+            | Self::Start { name, .. }
+            | Self::Settings { name, .. } => name,
+        }
+    }
+
+    /// What was refused.
+    pub fn what(&self) -> String {
+        format!("patch `{}` at stage {}", self.patch(), self.stage())
+    }
+
+    /// Why, with the number, name or limit.
+    pub fn why(&self) -> String {
+        match self {
+            Self::NotFound { bundled, .. } => {
+                format!("there is no such file, and no bundled patch of this name ({})", bundled.join(", "))
+            }
+            Self::Unreadable { error, .. } => error.to_string(),
+            Self::TooLarge { size, limit, .. } => format!("PH003: {size} bytes; a component has at most {limit}"),
+            Self::DigestMismatch { pinned_by, expected, found, .. } => {
+                format!("{pinned_by} pins {expected}, the file is {found}")
+            }
+            Self::NotLocked { why, .. } | Self::Compile { why, .. } | Self::Settings { why, .. } => why.clone(),
+            Self::Audit { report, .. } => {
+                let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error);
+                let lines: Vec<String> = errors.take(8).map(|finding| finding.line()).collect();
+                let more = report.errors().saturating_sub(lines.len());
+                let tail = if more > 0 { format!("\n       and {more} more") } else { String::new() };
+                lines.join("\n       ") + &tail
+            }
+            Self::Start { call, why, .. } => format!("`{call}`: {why}"),
+        }
+    }
+
+    /// What to do next.
+    pub fn next(&self) -> String {
+        match self {
+            Self::NotFound { .. } => "give a path to a component, or one of these names".into(),
+            Self::Unreadable { .. } => "check the path and its permissions".into(),
+            Self::TooLarge { .. } => "strip it, or build it with opt-level = \"s\"".into(),
+            Self::DigestMismatch { found, .. } => {
+                format!("if these bytes are meant, review them with `patchhost audit` and pin {found}")
+            }
+            Self::NotLocked { .. } => "rebuild the host with `cargo xtask guests`, or give a path".into(),
+            Self::Audit { report, .. } => {
+                let fix = report.findings.iter().find(|finding| finding.severity == Severity::Error);
+                fix.map_or_else(|| "run `patchhost audit`".to_owned(), |finding| finding.fix.clone())
+            }
+            Self::Compile { .. } => "rebuild it with the interface in `wit/patch/0.1.0`".into(),
+            Self::Start { cause: HookCause::Refused, .. } => "change the settings as it says".into(),
+            Self::Start { .. } => "fix the patch; the live set is unchanged".into(),
+            Self::Settings { .. } => "give fewer or shorter `--set key=value`".into(),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! A patch that answers.
+
+use super::{CallStats, Digest};
+use crate::abi::{Guest, Hook, Info, LoaderAdapter, QuantAdapter};
+use crate::audit::Report;
+use crate::sandbox::Limits;
+use patchhost_runtime::hooks::{BlockQuant, LoaderMap};
+use semver::{Version, VersionReq};
+use serde::Serialize;
+use std::fmt;
+use std::sync::Arc;
+
+/// The engine that targets name when they mean this host.
+const ENGINE: &str = "patchhost";
+
+/// A patch that was described and configured, with its instances.
+pub struct Patch {
+    guest: Arc<Guest>,
+    digest: Digest,
+    generation: Digest,
+    hooks: Vec<Hook>,
+    settings: Vec<(String, String)>,
+}
+
+/// Whether a patch is for a model. Never silence: the reason is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum Applicability {
+    /// It is.
+    Applies,
+    /// It is not.
+    NotApplicable {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Patch {
+    pub(super) fn new(
+        guest: Guest,
+        digest: Digest,
+        report: &Report,
+        settings: &[(String, String)],
+        limits: &Limits,
+    ) -> Self {
+        Self {
+            guest: Arc::new(guest),
+            digest,
+            generation: generation(&digest, settings, limits, &report.imports),
+            hooks: report.hooks.clone(),
+            settings: settings.to_vec(),
+        }
+    }
+
+    /// What it says about itself.
+    pub fn info(&self) -> &Info {
+        self.guest.info()
+    }
+
+    /// Digest of the component.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Digest of component, settings, limits and grants: what runs.
+    pub fn generation(&self) -> Digest {
+        self.generation
+    }
+
+    /// The hooks it claims.
+    pub fn hooks(&self) -> &[Hook] {
+        &self.hooks
+    }
+
+    /// Its settings.
+    pub fn settings(&self) -> &[(String, String)] {
+        &self.settings
+    }
+
+    /// Its limits.
+    pub fn limits(&self) -> &Limits {
+        self.guest.limits()
+    }
+
+    /// Its counters.
+    pub fn stats(&self) -> CallStats {
+        self.guest.stats()
+    }
+
+    /// Whether one of its targets is this host and this architecture.
+    pub fn applies_to(&self, architecture: &str) -> Applicability {
+        applies(self.info(), architecture, env!("CARGO_PKG_VERSION"))
+    }
+
+    /// It as the runtime's loader map, if it claims that hook.
+    pub fn loader_map(self: &Arc<Self>) -> Option<Arc<dyn LoaderMap>> {
+        let has = self.hooks.contains(&Hook::LoaderMap);
+        has.then(|| Arc::new(LoaderAdapter(Arc::clone(&self.guest))) as Arc<dyn LoaderMap>)
+    }
+
+    /// It as the runtime's block quantizer, if it claims that hook.
+    pub fn block_quant(self: &Arc<Self>) -> Option<Arc<dyn BlockQuant>> {
+        let has = self.hooks.contains(&Hook::BlockQuant);
+        let adapter = || QuantAdapter { guest: Arc::clone(&self.guest), hooks: self.hooks.clone() };
+        has.then(|| Arc::new(adapter()) as Arc<dyn BlockQuant>)
+    }
+}
+
+impl fmt::Debug for Patch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Patch")
+            .field("name", &self.info().name)
+            .field("digest", &self.digest)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One JSON text, so that no part can pass for another.
+fn generation(digest: &Digest, settings: &[(String, String)], limits: &Limits, grants: &[String]) -> Digest {
+    let parts = serde_json::json!({
+        "patchhost": "generation 1",
+        "wasm": digest,
+        "settings": settings,
+        "limits": limits,
+        "grants": grants,
+    });
+    Digest::of(parts.to_string().as_bytes())
+}
+
+fn applies(info: &Info, architecture: &str, host: &str) -> Applicability {
+    let not = |reason: String| Applicability::NotApplicable { reason };
+    let ours: Vec<_> = info.targets.iter().filter(|target| target.engine == ENGINE).collect();
+    if ours.is_empty() {
+        let engines: Vec<_> = info.targets.iter().map(|target| target.engine.as_str()).collect();
+        return not(format!("it targets {}, not {ENGINE}", list(&engines)));
+    }
+    let Ok(host_version) = Version::parse(host) else { return not(format!("host version `{host}` is not semver")) };
+    let in_range = |range: &str| VersionReq::parse(range).is_ok_and(|range| range.matches(&host_version));
+    let (current, other): (Vec<_>, Vec<_>) = ours.into_iter().partition(|target| in_range(&target.versions));
+    if current.is_empty() {
+        let ranges: Vec<_> = other.iter().map(|target| target.versions.as_str()).collect();
+        return not(format!("it is for {ENGINE} {}, this is {host}", ranges.join(" or ")));
+    }
+    let knows = |names: &[String]| names.is_empty() || names.iter().any(|name| name == architecture);
+    if current.iter().any(|target| knows(&target.architectures)) {
+        return Applicability::Applies;
+    }
+    let names: Vec<_> = current.iter().flat_map(|target| &target.architectures).map(String::as_str).collect();
+    not(format!("it is for {}, the model is {architecture}", list(&names)))
+}
+
+fn list(names: &[&str]) -> String {
+    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::Target;
+
+    fn info(targets: &[(&str, &str, &[&str])]) -> Info {
+        let targets = targets.iter().map(|(engine, versions, names)| Target {
+            engine: (*engine).into(),
+            versions: (*versions).into(),
+            architectures: names.iter().map(|name| (*name).into()).collect(),
+        });
+        Info { targets: targets.collect(), ..Info::default() }
+    }
+
+    fn reason(info: &Info, architecture: &str) -> String {
+        match applies(info, architecture, "0.1.0") {
+            Applicability::Applies => String::new(),
+            Applicability::NotApplicable { reason } => reason,
+        }
+    }
+
+    #[test]
+    fn targets_are_matched() {
+        let any = info(&[("patchhost", ">=0.1, <0.3", &[])]);
+        assert_eq!(reason(&any, "QwenForCausalLM"), "");
+        let some = info(&[("patchhost", "*", &["Qwen2MoeForCausalLM"]), ("vllm", "*", &[])]);
+        assert_eq!(reason(&some, "Qwen2MoeForCausalLM"), "");
+        assert_eq!(reason(&some, "Llama"), "it is for Qwen2MoeForCausalLM, the model is Llama");
+        assert_eq!(reason(&info(&[("vllm", "*", &[])]), "x"), "it targets vllm, not patchhost");
+        assert_eq!(reason(&info(&[("patchhost", ">=0.2", &[])]), "x"), "it is for patchhost >=0.2, this is 0.1.0");
+        assert_eq!(reason(&info(&[]), "x"), "it targets nothing, not patchhost");
+    }
+
+    #[test]
+    fn a_generation_is_wasm_settings_limits_and_grants() {
+        let digest = Digest::of(b"x");
+        let base = generation(&digest, &[], &Limits::default(), &[]);
+        let set = [("a".to_owned(), "b".to_owned())];
+        let limits = Limits { fuel_base: 1, ..Limits::default() };
+        let others = [
+            generation(&Digest::of(b"y"), &[], &Limits::default(), &[]),
+            generation(&digest, &set, &Limits::default(), &[]),
+            generation(&digest, &[], &limits, &[]),
+            generation(&digest, &[], &Limits::default(), &["row-source".to_owned()]),
+        ];
+        assert!(others.iter().all(|other| *other != base));
+        assert_eq!(generation(&digest, &[], &Limits::default(), &[]), base);
+    }
+}

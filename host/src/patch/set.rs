@@ -1,0 +1,78 @@
+//! The patches of one run, in order. At most one claims each hook.
+
+use super::{Digest, Hook, Patch};
+use patchhost_runtime::hooks::{BlockQuant, LoaderMap};
+use std::sync::Arc;
+
+/// An ordered set of patches without conflicts.
+#[derive(Debug, Clone, Default)]
+pub struct PatchSet {
+    patches: Vec<Arc<Patch>>,
+}
+
+/// Two patches cannot be in one set.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SetError {
+    /// Both claim one hook.
+    #[error(
+        "refused: patch `{second}`\n  why: hook {hook} is already claimed by patch `{first}`\n  next: leave one of the \
+         two out"
+    )]
+    Conflict {
+        /// The hook.
+        hook: Hook,
+        /// The patch that is in the set.
+        first: String,
+        /// The patch that was to be added.
+        second: String,
+    },
+}
+
+impl PatchSet {
+    /// A set of these patches, in this order.
+    pub fn new(patches: impl IntoIterator<Item = Arc<Patch>>) -> Result<Self, SetError> {
+        let mut set = Self::default();
+        for patch in patches {
+            set.push(patch)?;
+        }
+        Ok(set)
+    }
+
+    /// Adds a patch, unless it claims a hook that another one has.
+    pub fn push(&mut self, patch: Arc<Patch>) -> Result<(), SetError> {
+        for hook in patch.hooks() {
+            if let Some(first) = self.claims(*hook) {
+                let (first, second) = (first.info().name.clone(), patch.info().name.clone());
+                return Err(SetError::Conflict { hook: *hook, first, second });
+            }
+        }
+        self.patches.push(patch);
+        Ok(())
+    }
+
+    /// The patches, in order.
+    pub fn patches(&self) -> &[Arc<Patch>] {
+        &self.patches
+    }
+
+    /// The patch that claims a hook.
+    pub fn claims(&self, hook: Hook) -> Option<&Arc<Patch>> {
+        self.patches.iter().find(|patch| patch.hooks().contains(&hook))
+    }
+
+    /// The loader map of the set.
+    pub fn loader_map(&self) -> Option<Arc<dyn LoaderMap>> {
+        self.claims(Hook::LoaderMap)?.loader_map()
+    }
+
+    /// The block quantizer of the set.
+    pub fn block_quant(&self) -> Option<Arc<dyn BlockQuant>> {
+        self.claims(Hook::BlockQuant)?.block_quant()
+    }
+
+    /// Digest over the generations, in order: the identity of everything that is patched.
+    pub fn digest(&self) -> Digest {
+        let generations: Vec<Digest> = self.patches.iter().map(|patch| patch.generation()).collect();
+        Digest::of_parts(generations.iter().map(|generation| generation.as_bytes().as_slice()))
+    }
+}

@@ -1,0 +1,114 @@
+//! The one wasmtime engine of the process, and the clock that guards it.
+
+use super::limits::{KEEP_RESIDENT, SLOT_MEMORY_BYTES, SLOT_TABLE_ELEMENTS, STACK_BYTES};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
+
+/// How often the epoch advances. Deadlines are counted in these.
+pub const TICK: Duration = Duration::from_millis(10);
+
+/// The engine and its clock. Cheap to clone; the clock stops when the last clone is dropped.
+#[derive(Clone)]
+pub struct Sandbox {
+    engine: Engine,
+    _ticker: Arc<Ticker>,
+}
+
+impl Sandbox {
+    /// Makes the engine. `threads` is how many workers call patches at once.
+    pub fn new(threads: usize) -> wasmtime::Result<Self> {
+        let engine = Engine::new(&config(threads))?;
+        let ticker = Arc::new(Ticker::start(engine.clone())?);
+        Ok(Self { engine, _ticker: ticker })
+    }
+
+    /// The wasmtime engine.
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+/// One line and one reason per setting.
+fn config(threads: usize) -> Config {
+    let mut config = Config::new();
+
+    // The language. Off is what no Rust guest needs and what has had most of the engine's bugs.
+    config.wasm_memory64(false); // removes the guard-page argument for bounds checks
+    config.wasm_tail_call(false); // not needed
+    config.wasm_relaxed_simd(false); // results differ between CPUs; ranks must agree
+    config.wasm_wide_arithmetic(false); // not needed
+    config.wasm_custom_page_sizes(false); // not needed
+    config.wasm_simd(true); // the rows kernel of `fp8_block_mse` lives from it
+    // multi_memory, reference_types and multi_value stay ON here: with one of them off, wasmtime 48.0.8 panics on
+    // composed components ("invalid adapter module generated"). The audit forbids multi-memory instead.
+    // Threads, GC, exceptions and stack switching are not compiled in at all (see the features in Cargo.toml).
+
+    // Same bits on every rank.
+    config.cranelift_nan_canonicalization(true); // NaN payloads otherwise depend on the CPU
+
+    // Ending what does not end by itself.
+    config.consume_fuel(true); // the contract: deterministic
+    config.epoch_interruption(true); // the guard: wall time
+    config.max_wasm_stack(STACK_BYTES); // recursion ends before the worker's own stack does
+
+    // Cost of a call.
+    config.concurrency_support(false); // synchronous only: async bookkeeping costs 3 to 8 times on a 0.5 us call
+    config.cranelift_opt_level(OptLevel::Speed); // the quantise loop is the product
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(threads)));
+    // memory_reservation, guard size and signal-based traps stay at their defaults: anything else costs 1.5 to 1.7.
+
+    // What a message can say.
+    config.generate_address_map(true); // function names in trap messages
+    config.native_unwind_info(false); // nobody unwinds through guests
+    config
+}
+
+/// Slots: two patches and two generations each per worker, and some for the trial of a new one.
+fn pooling(threads: usize) -> PoolingAllocationConfig {
+    let slots = u32::try_from(threads.clamp(1, 256)).unwrap_or(256) * 8 + 32;
+    let mut pooling = PoolingAllocationConfig::new();
+    pooling.total_component_instances(slots);
+    pooling.total_core_instances(slots * 4); // a component with an import holds a shim and a fixup module too
+    pooling.total_memories(slots * 2);
+    pooling.total_tables(slots * 4);
+    pooling.max_memory_size(SLOT_MEMORY_BYTES);
+    pooling.table_elements(SLOT_TABLE_ELEMENTS);
+    pooling.linear_memory_keep_resident(KEEP_RESIDENT);
+    pooling
+}
+
+/// Advances the engine's epoch until it is dropped.
+struct Ticker {
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    fn start(engine: Engine) -> std::io::Result<Self> {
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let seen = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("patchhost-epoch".into()).spawn(move || {
+            let (flag, wake) = &*seen;
+            let mut stopped = flag.lock().unwrap_or_else(PoisonError::into_inner);
+            while !*stopped {
+                stopped = wake.wait_timeout(stopped, TICK).unwrap_or_else(PoisonError::into_inner).0;
+                engine.increment_epoch();
+            }
+        })?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        let (flag, wake) = &*self.stop;
+        *flag.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        wake.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // The thread holds no lock that this one holds, and a panic in it has nothing to report.
+            let _ = thread.join();
+        }
+    }
+}

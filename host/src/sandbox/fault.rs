@@ -1,0 +1,109 @@
+//! Why a guest did not answer, told apart: a trap, a limit, or an answer that is not one.
+
+use super::limiter::LimitReached;
+use super::stats::Function;
+use super::Budget;
+use crate::abi::text;
+use patchhost_runtime::hooks::HookCause;
+use wasmtime::{Trap, WasmBacktrace};
+
+/// A guest failed in one function.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{function}: {why}")]
+pub struct Fault {
+    /// The function that was called.
+    pub function: Function,
+    /// Kind of failure.
+    pub cause: HookCause,
+    /// Why, with the limit where there is one.
+    pub why: String,
+}
+
+/// The host refused to go on serving a guest: see `abi::row_source`.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub(crate) struct ImportRefused {
+    pub(crate) cause: HookCause,
+    pub(crate) why: String,
+}
+
+/// What an error of wasmtime means.
+pub(super) fn classify(error: &wasmtime::Error, function: Function, budget: &Budget) -> Fault {
+    let (cause, why) = explain(error, budget);
+    Fault { function, cause, why: why + &place(error) }
+}
+
+fn explain(error: &wasmtime::Error, budget: &Budget) -> (HookCause, String) {
+    if let Some(refused) = error.downcast_ref::<ImportRefused>() {
+        return (refused.cause, refused.why.clone());
+    }
+    if let Some(limit) = error.downcast_ref::<LimitReached>() {
+        return (HookCause::Limit, limit.to_string());
+    }
+    if error.is::<wasmtime::PoolConcurrencyLimitError>() {
+        return (HookCause::Limit, format!("no free slot for another instance: {}", error.root_cause()));
+    }
+    match error.downcast_ref::<Trap>() {
+        Some(Trap::OutOfFuel) => {
+            let Budget { fuel, formula, .. } = budget;
+            (HookCause::Limit, format!("it used all of its fuel, {fuel} ({formula})"))
+        }
+        Some(Trap::Interrupt) => {
+            (HookCause::Limit, format!("it ran longer than {} ms of wall time", budget.wall.as_millis()))
+        }
+        Some(Trap::StackOverflow) => {
+            (HookCause::Limit, format!("its call stack grew beyond {} KiB", super::limits::STACK_BYTES >> 10))
+        }
+        Some(Trap::UnreachableCodeReached) => {
+            (HookCause::Trap, "it executed `unreachable` (a panic, an abort, or a failed allocation)".into())
+        }
+        Some(trap) => (cause_of(*trap), format!("it trapped: {trap}")),
+        None if is_hostcall_fuel(error) => {
+            (HookCause::Limit, format!("its answer is larger than the {} bytes that it may have", budget.output))
+        }
+        None => (HookCause::BadOutput, text::clean(&error.root_cause().to_string(), 256)),
+    }
+}
+
+/// Traps that the canonical ABI raises while the host reads the answer are wrong answers, not crashes.
+fn cause_of(trap: Trap) -> HookCause {
+    match trap {
+        Trap::InvalidChar
+        | Trap::StringOutOfBounds
+        | Trap::ListOutOfBounds
+        | Trap::InvalidDiscriminant
+        | Trap::UnalignedPointer => HookCause::BadOutput,
+        _ => HookCause::Trap,
+    }
+}
+
+/// wasmtime keeps this error's type private, so its text is all there is; the test of `huge_list` holds it.
+fn is_hostcall_fuel(error: &wasmtime::Error) -> bool {
+    error.root_cause().to_string().contains("fuel allocated for hostcalls has been exhausted")
+}
+
+/// Where: the innermost named functions, without the panic machinery above them.
+fn place(error: &wasmtime::Error) -> String {
+    let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() else { return String::new() };
+    let names: Vec<String> = backtrace
+        .frames()
+        .iter()
+        .filter_map(|frame| frame.func_name())
+        .map(|name| format!("{:#}", rustc_demangle::demangle(name)))
+        .filter(|name| !MACHINERY.iter().any(|part| name.contains(part)))
+        .take(3)
+        .map(|name| text::clean(&name, 80))
+        .collect();
+    if names.is_empty() { String::new() } else { format!(", in {}", names.join(" < ")) }
+}
+
+const MACHINERY: [&str; 8] = [
+    "panicking",
+    "rust_panic",
+    "rust_begin_unwind",
+    "__rust_",
+    "panic_fmt",
+    "handle_alloc_error",
+    "alloc::raw_vec",
+    "abort",
+];

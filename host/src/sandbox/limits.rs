@@ -1,0 +1,91 @@
+//! What one patch may use, and which accident or attack each number stops.
+
+use serde::{Deserialize, Serialize};
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+/// Limits of one patch. They are part of its generation digest: a patch with other limits is another generation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Bytes of all linear memories and tables of one instance together. Stops a leak, and a component that spreads
+    /// its memory over several modules (wasmtime's own limit is per memory).
+    pub memory_bytes: usize,
+    /// Elements of all tables of one instance together. Stops a table of ten million entries, 80 MB on the host.
+    pub table_elements: usize,
+    /// Core instances in one store. Stops instantiation bombs that got past the audit.
+    pub instances: usize,
+    /// Linear memories in one store. Each reserves 4 GiB of address space.
+    pub memories: usize,
+    /// Tables in one store.
+    pub tables: usize,
+    /// Fuel of any call before its size counts: `describe`, `configure`, `activation`, start functions. Stops a loop
+    /// without end after the same instruction on every rank.
+    pub fuel_base: u64,
+    /// Fuel per tensor in `decide` and `resolve`, on top of `fuel_base`. Stops quadratic name matching.
+    pub fuel_per_tensor: u64,
+    /// Fuel per byte of config.json in `decide`, `resolve` and `activation`: a patch may parse it.
+    pub fuel_per_config_byte: u64,
+    /// Fuel of `scales`, `scales-with-moments` and `activation-scales` before blocks count. Small: they are called
+    /// thousands of times in a refit, and a looping one must not cost seconds.
+    pub fuel_scales_base: u64,
+    /// Fuel per block in those calls.
+    pub fuel_per_block: u64,
+    /// Fuel per element of the panel in `panel-scales`, on top of `fuel_scales_base`.
+    pub fuel_per_element: u64,
+    /// Most fuel of any one call, however large its input. Bounds how long a loop runs where the sum is large.
+    pub fuel_max: u64,
+    /// Wall time of `describe`, `configure`, `decide`, `resolve` and `activation`. Fuel is the contract; this stops what
+    /// fuel does not see, such as a host that swaps.
+    pub wall_decide_ms: u64,
+    /// Wall time of `scales` and its like.
+    pub wall_scales_ms: u64,
+    /// Wall time of `panel-scales`.
+    pub wall_panel_ms: u64,
+    /// Bytes of an answer beyond its exact expected size: room for an error text. Stops a list of gigabytes, which the
+    /// host would have to allocate.
+    pub output_slack: usize,
+    /// Most bytes of any one answer.
+    pub output_max: usize,
+    /// How often `panel-scales` may read its panel: values read at most this many times the values it has. Stops a
+    /// guest that makes the host copy rows for ever, which costs the guest no fuel.
+    pub panel_reads: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 64 * MIB,
+            table_elements: 10_000,
+            instances: 8,
+            memories: 2,
+            tables: 4,
+            fuel_base: 50_000_000,
+            fuel_per_tensor: 50_000,
+            fuel_per_config_byte: 200,
+            fuel_scales_base: 2_000_000,
+            fuel_per_block: 2_000,
+            fuel_per_element: 4_000,
+            fuel_max: 4_000_000_000,
+            wall_decide_ms: 5_000,
+            wall_scales_ms: 2_000,
+            wall_panel_ms: 30_000,
+            output_slack: 4 * KIB,
+            output_max: 64 * MIB,
+            panel_reads: 16,
+        }
+    }
+}
+
+/// Stack of a guest. Stops recursion; the worker's own stack is larger, so that the host never overflows first.
+pub(super) const STACK_BYTES: usize = 512 * KIB;
+
+/// The largest memory that any [`Limits`] can give: the size of a slot of the pooling allocator.
+pub(super) const SLOT_MEMORY_BYTES: usize = 1 << 30;
+
+/// The largest table that any [`Limits`] can give.
+pub(super) const SLOT_TABLE_ELEMENTS: usize = 20_000;
+
+/// Memory that a returned slot keeps, so that the next instance does not fault its pages in again.
+pub(super) const KEEP_RESIDENT: usize = MIB;

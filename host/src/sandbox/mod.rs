@@ -1,0 +1,23 @@
+//! The sandbox: one engine, one way to make a store, limits with a reason each. Nothing here knows what a patch is for.
+
+mod budget;
+mod engine;
+mod fault;
+mod limiter;
+mod limits;
+mod linker;
+mod pool;
+mod stats;
+mod store;
+
+pub use engine::{Sandbox, TICK};
+pub use fault::Fault;
+pub use limits::Limits;
+pub use stats::{CallStats, Function, FunctionStats};
+
+pub(crate) use budget::Budget;
+pub(crate) use fault::ImportRefused;
+pub(crate) use linker::linker_for;
+pub(crate) use pool::Pool;
+pub(crate) use stats::Stats;
+pub(crate) use store::{Lent, State, run};

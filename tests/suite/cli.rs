@@ -1,0 +1,140 @@
+//! The verbs on the bundled model, and the ledger.
+
+use crate::support::{copy_model, ids_file, patchhost, read, read_f32, tmp};
+
+#[test]
+fn run_does_the_main_job_on_the_bundled_model() {
+    let args = ["run", "--component", "fp8_block.wasm", "--max-tokens", "48", "--temperature", "0"];
+    let ran = patchhost(args).good();
+    let out = &ran.stdout;
+    assert!(out.contains("moe_loader") && out.contains("fp8_block"), "{out}");
+    assert!(out.contains("applied") && out.contains("KL("), "{out}");
+    // A trained model: common English words, not noise.
+    let words = ["the ", "and ", "of ", "to ", "my ", "you", "is "];
+    assert!(words.iter().filter(|w| out.contains(*w)).count() >= 3, "{out}");
+
+    let json = patchhost(args.iter().copied().chain(["--format", "json"])).good().json();
+    assert_eq!(json["refit"]["saturated"], 0);
+    assert!(json["refit"]["quantized"].as_u64().unwrap() > 50);
+    assert!(json["mismatch"]["kl"].as_f64().unwrap() < 0.1);
+    let rmse = json["refit"]["relative_rmse"].as_f64().unwrap();
+    assert!((0.02..0.03).contains(&rmse), "{rmse}");
+    let tokens = json["completions"][0]["token_ids"].as_array().unwrap().len();
+    assert_eq!(tokens, 48);
+    for patch in json["patches"].as_array().unwrap() {
+        assert!(patch["calls"].as_u64().unwrap() > 0 && patch["fuel"].as_u64().unwrap() > 0, "{patch}");
+    }
+    assert!(ran.stdout.contains(json["completions"][0]["text"].as_str().unwrap().trim()));
+}
+
+#[test]
+fn activation_by_call_and_by_rule_give_the_same_tokens() {
+    let tokens = |set: &str| {
+        let args = ["run", "--component", "fp8_block", "--set", set, "--max-tokens", "12", "--temperature", "0", "--format", "json"];
+        patchhost(args).good().json()["completions"][0]["token_ids"].clone()
+    };
+    assert_eq!(tokens("activation=rule"), tokens("activation=call"));
+}
+
+#[test]
+fn prompts_from_a_file_are_one_batch_and_equal_single_runs() {
+    let tmp = tmp();
+    let file = tmp.path().join("prompts.txt");
+    std::fs::write(&file, "My lord, \n\nWhat is the\n").unwrap();
+    let common = ["--component", "fp8_block", "--max-tokens", "10", "--temperature", "0", "--format", "json", "--no-kl"];
+    let batch = patchhost(["run", "--prompts", file.to_str().unwrap()].iter().chain(&common)).good().json();
+    for (i, prompt) in ["My lord, ", "What is the"].iter().enumerate() {
+        let single = patchhost(["run", "--prompt", prompt].iter().chain(&common)).good().json();
+        assert_eq!(single["completions"][0]["token_ids"], batch["completions"][i]["token_ids"]);
+    }
+}
+
+#[test]
+fn the_seed_repeats_a_text_and_stop_ends_it() {
+    let text = |extra: &[&str]| {
+        let args = ["run", "--max-tokens", "24", "--temperature", "1", "--format", "json"];
+        patchhost(args.iter().chain(extra)).good().json()["completions"][0].clone()
+    };
+    assert_eq!(text(&["--seed", "5"]), text(&["--seed", "5"]));
+    assert_ne!(text(&["--seed", "5"])["text"], text(&["--seed", "6"])["text"]);
+    let whole = text(&["--seed", "5"])["text"].as_str().unwrap().to_string();
+    let cut: String = whole.chars().skip(whole.chars().count() / 2).take(3).collect();
+    let stopped = text(&["--seed", "5", "--stop", &cut]);
+    assert_eq!(stopped["finish_reason"], "stop");
+    assert_eq!(stopped["text"].as_str().unwrap(), &whole[..whole.find(&cut).unwrap()]);
+}
+
+#[test]
+fn loader_loss_without_and_with_the_patch() {
+    let tmp = tmp();
+    let with = patchhost(["run", "--simulate", "loader-loss", "--component", "fp8_block", "--max-tokens", "4"]).good();
+    assert_eq!(with.stdout.matches("equal to a fresh load, bit for bit").count(), 3, "{}", with.stdout);
+    let without = patchhost(["run", "--simulate", "loader-loss", "--no-default-patches", "--max-tokens", "4"]);
+    let text = without.refused(1, tmp.path());
+    assert!(text.contains("experts.0.") && text.contains("weight_loader"), "{text}");
+    let never = patchhost(["run", "--no-default-patches", "--max-tokens", "4"]).refused(1, tmp.path());
+    insta::assert_snapshot!(never);
+}
+
+#[test]
+fn a_patch_for_other_architectures_is_shown_as_not_applicable() {
+    let tmp = tmp();
+    let model = copy_model("llama", tmp.path());
+    std::fs::remove_file(model.join("golden.safetensors")).unwrap();
+    let ran = patchhost(["explain", model.to_str().unwrap()]).good();
+    let line = ran.stdout.lines().find(|l| l.contains("moe_loader")).unwrap();
+    assert!(line.contains("not applicable") && line.contains("LlamaForCausalLM"), "{line}");
+}
+
+#[test]
+fn explain_names_a_rule_for_every_tensor() {
+    let json = patchhost(["explain", "--format", "json"]).good().json();
+    let tensors = json["tensors"].as_array().unwrap();
+    let outcome = |name: &str| {
+        let t = tensors.iter().find(|t| t["name"] == name).unwrap_or_else(|| panic!("no {name}"));
+        t["outcome"].clone()
+    };
+    let quantized = outcome("model.layers.0.mlp.experts.0.up_proj.weight");
+    assert_eq!(quantized["kind"], "quantized");
+    assert_eq!(quantized["scale_shape"], serde_json::json!([1, 2]));
+    assert_eq!(quantized["scale_name"], "model.layers.0.mlp.experts.0.up_proj.weight_scale_inv");
+    for kept in [
+        "model.layers.0.mlp.gate.weight",
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "model.layers.0.self_attn.q_norm.weight",
+    ] {
+        assert_eq!(outcome(kept)["kind"], "kept", "{kept}");
+    }
+    for t in tensors {
+        let o = &t["outcome"];
+        let why = o["rule"].as_str().or(o["reason"].as_str()).unwrap_or_default();
+        assert!(!why.is_empty(), "{t}");
+    }
+    let keep = patchhost(["explain", "--component", "fp8_block", "--set", "keep=*.q_proj.weight", "--format", "json"]);
+    let keep = keep.good().json();
+    let q = keep["tensors"].as_array().unwrap().iter().find(|t| t["name"] == "model.layers.1.self_attn.q_proj.weight");
+    assert_eq!(q.unwrap()["outcome"]["kind"], "kept");
+}
+
+#[test]
+fn logits_of_a_batch_equal_those_of_each() {
+    let tmp = tmp();
+    let out = tmp.path().join("out.safetensors");
+    let run = |ids: &std::path::Path, extra: &[&str]| {
+        let args = ["logits", "--ids", ids.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        patchhost(args.iter().chain(extra)).good();
+        let t = read(&out).remove(0);
+        (t.2, read_f32(&t.3))
+    };
+    let (shape, one) = run(&ids_file(tmp.path(), &[5, 6, 7, 8]), &["--component", "fp8_block", "--threads", "1"]);
+    assert_eq!(shape, [4, 2048]);
+    let ids: Vec<u8> = [9i64, 8, 7, 6, 5, 6, 7, 8].iter().flat_map(|i| i.to_le_bytes()).collect();
+    let batch = tmp.path().join("batch.safetensors");
+    crate::support::write(&batch, &[("input_ids".into(), safetensors::tensor::Dtype::I64, vec![2, 4], ids)]);
+    let (shape, both) = run(&batch, &["--component", "fp8_block", "--dtype", "fp8"]);
+    assert_eq!(shape, [2, 4, 2048]);
+    assert!(one.iter().zip(&both[4 * 2048..]).all(|(a, b)| a.to_bits() == b.to_bits()));
+    let (_, plain) = run(&batch, &["--component", "fp8_block", "--dtype", "f32"]);
+    assert_ne!(plain, both);
+}

@@ -1,0 +1,11 @@
+//! Integration tests: everything that a user can see, tried from outside.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod cli;
+mod hostile;
+mod malformed;
+mod oracle;
+mod quantize;
+mod refit;
+mod support;
+mod wit;

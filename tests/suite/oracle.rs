@@ -1,0 +1,147 @@
+//! Logits against transformers, and bitwise invariance. The oracles are made by `tests/oracle/make_oracle.py`.
+
+use std::path::Path;
+
+use patchhost::patch::{Limits, PatchSet, Sandbox, resolve};
+use patchhost_runtime::activation::ActivationMode;
+use patchhost_runtime::checkpoint::Checkpoint;
+use patchhost_runtime::engine::{Engine, EngineOptions};
+use patchhost_runtime::model::{Rows, Sequence};
+use patchhost_runtime::refit::RefitHooks;
+
+use crate::support::{data, read_f32};
+
+/// Difference that f32 arithmetic in another order explains; anything above is a bug.
+const TOLERANCE: f32 = 1e-4;
+
+pub fn hooks(components: &[&str]) -> RefitHooks {
+    let sandbox = Sandbox::new(2).unwrap();
+    let mut set = PatchSet::default();
+    for name in components {
+        let candidate = resolve(name).unwrap();
+        let how = candidate.default_verification();
+        let compiled = candidate.verify(&how).unwrap().audit().unwrap().compile(&sandbox).unwrap();
+        set.push(compiled.ready(&[], Limits::default()).unwrap()).unwrap();
+    }
+    RefitHooks { loader: set.loader_map(), quant: set.block_quant(), activation: ActivationMode::Dynamic128 }
+}
+
+pub fn loaded(folder: &Path, hooks: &RefitHooks) -> Engine {
+    let engine = Engine::open(folder, EngineOptions::default()).unwrap();
+    engine.refit(&Checkpoint::open(folder).unwrap(), hooks, &|_, _, _| {}).unwrap();
+    engine
+}
+
+fn golden(folder: &Path) -> (Vec<u32>, Vec<f32>) {
+    let file = Checkpoint::open(&folder.join("golden.safetensors")).unwrap();
+    let ids = file.get("input_ids").unwrap().data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as u32);
+    (ids.collect(), read_f32(&file.get("logits").unwrap().data))
+}
+
+pub fn logits(engine: &Engine, batch: &[&[u32]]) -> Vec<f32> {
+    let mut caches: Vec<_> = batch.iter().map(|_| engine.model().new_cache()).collect();
+    let mut sequences: Vec<Sequence<'_>> =
+        batch.iter().zip(&mut caches).map(|(tokens, cache)| Sequence { tokens, cache }).collect();
+    let out = engine.model().forward(&engine.live().unwrap(), &mut sequences, Rows::All).unwrap();
+    out.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The model folder of an oracle without its golden file, which is no shard of the model.
+fn model_folder(name: &str) -> (tempfile::TempDir, std::path::PathBuf) {
+    let tmp = tempfile::tempdir().unwrap();
+    let to = crate::support::copy_model(name, tmp.path());
+    std::fs::remove_file(to.join("golden.safetensors")).unwrap();
+    (tmp, to)
+}
+
+#[test]
+fn every_oracle_agrees_with_transformers() {
+    let hooks = hooks(&["moe_loader"]);
+    let mut tried = 0;
+    let mut names: Vec<_> = std::fs::read_dir(data("oracle")).unwrap().map(|e| e.unwrap().path()).collect();
+    names.sort();
+    for folder in names.into_iter().filter(|p| p.join("golden.safetensors").is_file()) {
+        let name = folder.file_name().unwrap().to_str().unwrap().to_string();
+        let (ids, expected) = golden(&folder);
+        let (_tmp, model) = model_folder(&name);
+        let got = logits(&loaded(&model, &hooks), &[&ids]);
+        assert_eq!(got.len(), expected.len(), "{name}");
+        let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < TOLERANCE, "{name}: {worst}");
+        tried += 1;
+    }
+    assert!(tried >= 12, "only {tried} oracles found");
+}
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(x, y)| x.to_bits() == y.to_bits())
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_batch_or_on_how_the_prompt_is_split() {
+    for name in ["qwen3_moe", "qwen2_moe", "llama"] {
+        for components in [&["moe_loader"][..], &["moe_loader", "fp8_block"]] {
+            let (_tmp, folder) = model_folder(name);
+            let components = if name == "llama" { &components[1..] } else { components };
+            let engine = loaded(&folder, &hooks(components));
+            let ids = golden(&data("oracle").join(name)).0;
+            let alone = logits(&engine, &[&ids]);
+            let vocab = engine.model().vocab();
+            let batched = logits(&engine, &[&ids[..7], &ids, &ids[3..], &ids[..1]]);
+            assert!(same_bits(&batched[7 * vocab..31 * vocab], &alone), "{name} {components:?}: in a batch");
+
+            let weights = engine.live().unwrap();
+            let mut cache = engine.model().new_cache();
+            let mut stepwise = Vec::new();
+            for chunk in [&ids[..5], &ids[5..6], &ids[6..7], &ids[7..20], &ids[20..]] {
+                let mut batch = [Sequence { tokens: chunk, cache: &mut cache }];
+                let out = engine.model().forward(&weights, &mut batch, Rows::All).unwrap();
+                stepwise.extend(out.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            }
+            assert!(same_bits(&stepwise, &alone), "{name} {components:?}: in steps");
+        }
+    }
+}
+
+#[test]
+fn one_thread_and_two_give_the_same_bits() {
+    let (_tmp, folder) = model_folder("qwen2_moe");
+    let ids = golden(&data("oracle").join("qwen2_moe")).0;
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let engine = loaded(&folder, &hooks(&["moe_loader", "fp8_block"]));
+            (logits(&engine, &[&ids]), engine.live().unwrap())
+        })
+    };
+    let ((one, weights_one), (two, weights_two)) = (run(1), run(2));
+    assert!(same_bits(&one, &two));
+    assert_eq!(weights_one.first_difference(&weights_two), None);
+}
+
+#[test]
+fn fp8_weights_move_the_logits_a_little_and_not_a_lot() {
+    let (_tmp, folder) = model_folder("qwen3_moe");
+    let (ids, expected) = golden(&data("oracle").join("qwen3_moe"));
+    let engine = loaded(&folder, &hooks(&["moe_loader", "fp8_block"]));
+    let got = logits(&engine, &[&ids]);
+    let m = patchhost_runtime::metrics::mismatch(&expected, &got, engine.model().vocab());
+    assert!(m.kl > 1e-6 && m.kl < 0.5, "{m:?}");
+}
+
+#[test]
+fn positions_beyond_the_model_are_refused_and_the_cache_survives() {
+    let (_tmp, folder) = model_folder("llama");
+    let engine = loaded(&folder, &RefitHooks::default());
+    let weights = engine.live().unwrap();
+    let mut cache = engine.model().new_cache();
+    let forward = |tokens: &[u32], cache: &mut _| {
+        engine.model().forward(&weights, &mut [Sequence { tokens, cache }], Rows::Last).map(|t| t.dims().to_vec())
+    };
+    assert!(forward(&[1, 2, 3], &mut cache).is_ok());
+    let far = vec![1; engine.model().max_positions()];
+    assert!(forward(&far, &mut cache).unwrap_err().to_string().contains("max_position_embeddings"));
+    assert!(forward(&[1_000_000], &mut cache).unwrap_err().to_string().contains("vocabulary"));
+    assert!(forward(&[], &mut cache).is_err());
+    assert_eq!(cache.len(), 3);
+}
