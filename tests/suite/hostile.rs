@@ -27,6 +27,7 @@ const QUANT: &[(&str, &[&str], &[&str])] = &[
     ("spin_describe", &[], &["describe", "fuel"]),
     ("wrong_decisions", &[], &["decide"]),
     ("bad_scheme", &[], &["decide"]),
+    ("big_floor", &[], &["decide", "floor.eps"]),
     ("long_name", &[], &["describe"]),
     ("error_spam", &[], &["scales"]),
 ];

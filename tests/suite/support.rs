@@ -47,8 +47,19 @@ impl Ran {
         let text = self.stderr.replace(&hide.display().to_string(), "[tmp]");
         let text = text.replace(&repo().display().to_string(), "[repo]");
         assert!(text.contains("\n  why: ") && text.contains("\n  next: "), "not three parts: {text}");
-        text.trim_end().to_string()
+        hide_digests(text.trim_end())
     }
+}
+
+/// Digests of guests change whenever a guest is rebuilt; texts must not.
+fn hide_digests(text: &str) -> String {
+    let hex = |word: &str| word.len() == 64 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    text.split_inclusive(|c: char| !c.is_ascii_alphanumeric())
+        .map(|word| {
+            let bare = word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+            if hex(bare) { word.replace(bare, "[digest]") } else { word.to_string() }
+        })
+        .collect()
 }
 
 pub fn patchhost<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Ran {

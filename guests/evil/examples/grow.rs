@@ -11,7 +11,8 @@ impl Quant for Evil {
     fn scales(b: Blocks, amax: Vec<f32>) -> Result<Vec<f32>, String> {
         let _ = (b, amax);
         loop {
-            std::mem::forget(std::hint::black_box(vec![1u8; 1 << 20]));
+            // Not written to: filling it would use up the fuel first.
+            std::mem::forget(std::hint::black_box(Vec::<u8>::with_capacity(1 << 20)));
         }
     }
 }

@@ -7,7 +7,7 @@ mod glue;
 /// Generated from the WIT.
 #[allow(missing_docs, unused, clippy::all)]
 mod bindings {
-    wit_bindgen::generate!({ path: "../../wit/patch/0.1.0", world: "quant-patch", features: ["later-hooks"] });
+    wit_bindgen::generate!({ path: "../../wit/patch/0.1.0", world: "quant-patch" });
 }
 
 use bindings::exports::patchhost::patch::block_quant::{

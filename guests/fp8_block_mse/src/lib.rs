@@ -7,7 +7,7 @@ mod glue;
 /// Generated from the WIT.
 #[allow(missing_docs, unused, clippy::all)]
 mod bindings {
-    wit_bindgen::generate!({ path: "../../wit/patch/0.1.0", world: "quant-rows-patch", features: ["later-hooks"] });
+    wit_bindgen::generate!({ path: "../../wit/patch/0.1.0", world: "quant-rows-patch" });
 }
 
 use bindings::exports::patchhost::patch::block_quant::{self, ActivationRule, Consumer, Decision, Model, Tensor};

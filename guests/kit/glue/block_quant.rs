@@ -88,6 +88,7 @@ fn to_wit(s: &plain::Scheme, rule: String) -> wit::Scheme {
             plain::Contract::Clip(share) => wit::Contract::Clip(share),
         },
         round_bf16: s.round_bf16,
+        profile: s.profile.into(),
         rule,
     }
 }

@@ -41,6 +41,11 @@ impl Profile {
         ("slime", Profile::Slime),
     ];
 
+    /// Its name, as in the settings.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, p)| *p == self).map_or("", |(name, _)| name)
+    }
+
     /// What the cast does with the numbers of this profile.
     pub const fn cast(self) -> Cast {
         match self {

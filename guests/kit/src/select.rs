@@ -63,9 +63,6 @@ fn verdict(selection: &Selection, listed: &[String], t: &Tensor<'_>) -> Result<S
         _ => return Err(format!("kept: {} is not a float type that can be quantized", t.dtype.name())),
     }
     let dims = t.shape.len();
-    if t.shape.contains(&0) {
-        return Err("kept: it has no elements".into());
-    }
     if dims < 2 {
         return Err(format!("kept: {dims}-D (bias or vector)"));
     }

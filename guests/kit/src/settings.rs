@@ -168,6 +168,7 @@ impl BlockSettings {
             floor: recipe.floor(),
             contract: if self.common.pow2 { Contract::Pow2 } else { Contract::Amax },
             round_bf16: self.round_bf16,
+            profile: self.profile.name(),
         }
     }
 
@@ -236,6 +237,7 @@ impl MseSettings {
             floor: crate::mse::FLOOR,
             contract: Contract::Clip(self.clip),
             round_bf16: true,
+            profile: "mse",
         }
     }
 

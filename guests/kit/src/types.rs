@@ -162,6 +162,8 @@ pub struct Scheme {
     pub contract: Contract,
     /// Round f32 and f16 to bf16 first.
     pub round_bf16: bool,
+    /// Name of the arithmetic.
+    pub profile: &'static str,
 }
 
 /// Suffix of every scale tensor's name, as DeepSeek, vLLM, SGLang and transformers read it.

@@ -7,7 +7,7 @@ mod name;
 /// Generated from the WIT.
 #[allow(missing_docs, unused, clippy::all)]
 mod bindings {
-    wit_bindgen::generate!({ path: "../../wit/patch/0.1.0", world: "loader-patch", features: ["later-hooks"] });
+    wit_bindgen::generate!({ path: "../../wit/patch/0.1.0", world: "loader-patch" });
 }
 
 use bindings::exports::patchhost::patch::identity::{self, Info, Target};

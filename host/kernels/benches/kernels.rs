@@ -111,7 +111,24 @@ fn gemm_crate(x: &[f32], m: usize, w: &[f32], out: &mut [f32], threads: usize) {
     // SAFETY: x is m x N, w is N x N, out is m x N, all row-major with the strides given.
     unsafe {
         gemm::gemm(
-            m, N, N, out.as_mut_ptr(), 1, n, false, x.as_ptr(), 1, n, w.as_ptr(), n, 1, 0.0, 1.0, false, false, false,
+            m,
+            N,
+            N,
+            out.as_mut_ptr(),
+            1,
+            n,
+            false,
+            x.as_ptr(),
+            1,
+            n,
+            w.as_ptr(),
+            n,
+            1,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
             parallelism,
         );
     }
@@ -221,9 +238,13 @@ fn table(data: &Data) {
     for threads in [1, 2] {
         let t = format!("{threads}T");
         pool(threads).install(|| {
-            let (ratio, own, base) = pairs(31, || data.quantize(&mut q, &mut scales), || {
-                black_box(data.read(N * N * 2));
-            });
+            let (ratio, own, base) = pairs(
+                31,
+                || data.quantize(&mut q, &mut scales),
+                || {
+                    black_box(data.read(N * N * 2));
+                },
+            );
             let detail = format!("{:.2} ms; read bandwidth {:.1} GB/s", own * 1e3, 33.55e-3 / base);
             row(&format!("quantize 4096x4096 bf16 / read it once, {t}"), ratio, "-", &detail);
             if threads == 1 {
@@ -234,9 +255,13 @@ fn table(data: &Data) {
                 ("bf16", 2, MatrixView::Bf16 { data: &data.u16s }),
                 ("f32", 4, MatrixView::F32 { data: &data.f32s }),
             ] {
-                let (ratio, own, base) = pairs(41, || linear(&data.x[..N], 1, N, w, N, None, &mut out, N), || {
-                    black_box(data.read(N * N * bytes));
-                });
+                let (ratio, own, base) = pairs(
+                    41,
+                    || linear(&data.x[..N], 1, N, w, N, None, &mut out, N),
+                    || {
+                        black_box(data.read(N * N * bytes));
+                    },
+                );
                 let rate = |t: f64| (N * N * bytes) as f64 / t / 1e9;
                 let detail = format!("{:.2} ms, {:.1} of {:.1} GB/s", own * 1e3, rate(own), rate(base));
                 row(&format!("gemv {name} 4096x4096 / reading as many bytes, {t}"), ratio, ">= 0.9", &detail);

@@ -93,8 +93,13 @@ pub fn cast_panel_with(
     let mut checked = Vec::with_capacity(blocks);
     for block_col in 0..blocks {
         let (amax, given) = (amax[block_col], given[block_col]);
-        let good = check(spec, amax, given)
-            .map_err(|(scale, what)| ContractViolation { block_col, amax, given, scale, what })?;
+        let good = check(spec, amax, given).map_err(|(scale, what)| ContractViolation {
+            block_col,
+            amax,
+            given,
+            scale,
+            what,
+        })?;
         scales[block_col] = good.scale;
         checked.push(good);
     }
@@ -172,7 +177,8 @@ impl<E: Element, const ROUND: bool, const DIVIDE: bool> Kernel for Cast<'_, E, R
                 let (codes16, codes_tail) = codes.as_chunks_mut::<16>();
                 let mut step = Step::<S, ROUND, DIVIDE> {
                     factor: s.splat(good.factor),
-                    nan,
+                    // 0 times infinity: the NaN that x86 makes of it is negative, and torch keeps the sign.
+                    nan: if good.factor == f32::INFINITY && nan == e4m3::NAN { nan | 0x80 } else { nan },
                     count: good.may_saturate,
                     measure: job.measure_error && !good.exempt,
                     flushed: 0,

@@ -30,6 +30,8 @@ pub enum KernelError {
         elem: Elem,
     },
     /// A numeric profile that does not exist.
-    #[error("no numeric profile `{0}`; there are verl-torch, verl-triton, deepseek, vllm-group, hf, deepgemm and slime")]
+    #[error(
+        "no numeric profile `{0}`; there are verl-torch, verl-triton, deepseek, vllm-group, hf, deepgemm and slime"
+    )]
     UnknownProfile(String),
 }

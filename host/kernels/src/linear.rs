@@ -6,8 +6,8 @@
 //! summed by the tree `l + (l+8)`, then +4, +2, +1; then the bias is added. This does not depend on the [`Isa`], on m
 //! (a row of a batch equals the row alone) or on the number of threads, which only share out j.
 //!
-//! m = 1 decodes in the registers ([`gemv`]); larger m decodes a strip of weights once and multiplies it in register
-//! tiles ([`gemm`]).
+//! m = 1 decodes in the registers (`gemv.rs`); larger m decodes a strip of weights once and multiplies it in register
+//! tiles (`gemm.rs`).
 
 mod gemm;
 mod gemv;

@@ -62,9 +62,7 @@ pub fn panel_stats_with(
     let panel = Panel { src, first_row, panel_rows, block_cols: block_cols.min(src.cols.max(1)) };
     let mut amax = match src.elem {
         Elem::F32 => dispatch(isa, MaxAbs32(panel)).into_iter().map(f32::from_bits).collect::<Vec<_>>(),
-        Elem::Bf16 => {
-            dispatch(isa, MaxAbs16(panel)).into_iter().map(|b| f32::from_bits(u32::from(b) << 16)).collect()
-        }
+        Elem::Bf16 => dispatch(isa, MaxAbs16(panel)).into_iter().map(|b| f32::from_bits(u32::from(b) << 16)).collect(),
         Elem::F16 => {
             dispatch(isa, MaxAbs16(panel)).into_iter().map(|b| half::f16::from_bits(b).to_f32_const()).collect()
         }
@@ -86,10 +84,10 @@ pub fn panel_stats_with(
     if amax.iter().any(|amax| !amax.is_finite()) {
         first_nonfinite = find_nonfinite(panel, round);
         if opts.ignore_nan {
-            for block in 0..amax.len() {
-                if amax[block].is_nan() {
+            for (block, amax) in amax.iter_mut().enumerate() {
+                if amax.is_nan() {
                     let (max, sum) = block_without_nan(panel, block, round);
-                    amax[block] = max;
+                    *amax = max;
                     if let Some(slot) = sum_squares.get_mut(block) {
                         *slot = sum;
                     }

@@ -40,13 +40,16 @@ fn attention_is_softmax_in_f64_and_equal_on_all_paths() {
         for h in 0..heads {
             let at = |p: usize| (p * kv_heads + h / (heads / kv_heads)) * head_dim;
             let scores: Vec<f64> = (first..len)
-                .map(|p| (0..head_dim).map(|d| f64::from(q[h * head_dim + d]) * f64::from(keys[at(p) + d])).sum::<f64>())
+                .map(|p| {
+                    (0..head_dim).map(|d| f64::from(q[h * head_dim + d]) * f64::from(keys[at(p) + d])).sum::<f64>()
+                })
                 .map(|score| score * f64::from(scale))
                 .collect();
             let max = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
             let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
             for d in 0..head_dim {
-                let weighted = scores.iter().zip(first..).map(|(score, p)| (score - max).exp() * f64::from(values[at(p) + d]));
+                let weighted =
+                    scores.iter().zip(first..).map(|(score, p)| (score - max).exp() * f64::from(values[at(p) + d]));
                 let exact = weighted.sum::<f64>() / sum;
                 let got = f64::from(results[0][h * head_dim + d]);
                 assert!((got - exact).abs() < 2e-5, "case {case} head {h}: {got} for {exact}");
@@ -139,7 +142,10 @@ fn w8a8_emulation_equals_the_block_accumulated_reference() {
                 for g in 0..groups {
                     let s = scales[i * groups + g];
                     let dot: f64 = (g * GROUP..((g + 1) * GROUP).min(k))
-                        .map(|c| f64::from(e4m3::decode(e4m3::encode(x[i * k + c] / s))) * f64::from(e4m3::decode(q[j * k + c])))
+                        .map(|c| {
+                            f64::from(e4m3::decode(e4m3::encode(x[i * k + c] / s)))
+                                * f64::from(e4m3::decode(q[j * k + c]))
+                        })
                         .sum();
                     sum += dot * f64::from(s) * f64::from(wscales[j / 128 * groups + g]);
                 }

@@ -53,7 +53,11 @@ fn honest_scales_pass_in_all_profiles() {
                         .filter(|i| accepts(&spec, &amax[*i..*i + 1], &given[*i..*i + 1]).is_err())
                         .map(|i| (amax[i], given[i]))
                         .collect();
-                    panic!("{profile} {format:?} {edges:?}: {what}; {} blocks: {:?}", bad.len(), &bad[..bad.len().min(5)]);
+                    panic!(
+                        "{profile} {format:?} {edges:?}: {what}; {} blocks: {:?}",
+                        bad.len(),
+                        &bad[..bad.len().min(5)]
+                    );
                 }
             }
         }
@@ -117,7 +121,15 @@ fn each_violation_has_its_name() {
     assert!(accepts(&lenient, &[1.0], &[440.0]).is_err());
     let text = cast_panel(
         &Source::new(&1f32.to_le_bytes(), Elem::F32, 1, 1).unwrap(),
-        0, 1, 1, &[0.5], &[1.0], &spec, false, &mut [0], &mut [0.0],
+        0,
+        1,
+        1,
+        &[0.5],
+        &[1.0],
+        &spec,
+        false,
+        &mut [0],
+        &mut [0.0],
     )
     .unwrap_err()
     .to_string();
@@ -129,10 +141,8 @@ fn each_violation_has_its_name() {
 
 #[test]
 fn zero_below_is_the_exact_edge() {
-    for (profile, g) in [
-        (Profile::VerlTorch, (|a| 448.0 / a) as fn(f32) -> f32),
-        (Profile::Hf, |a| (1.0 / a) * 448.0),
-    ] {
+    for (profile, g) in [(Profile::VerlTorch, (|a| 448.0 / a) as fn(f32) -> f32), (Profile::Hf, |a| (1.0 / a) * 448.0)]
+    {
         let edge = profile.cast_spec(ScaleFormat::F32, Edges::Strict).floor.zero_below;
         let above = f32::from_bits(edge.to_bits() + 1);
         assert!(g(edge).is_infinite(), "{profile}");
@@ -163,11 +173,13 @@ fn clip_counts_and_limits() {
     };
     let s = 2.0 / 448.0; // clips beyond two sigma
     let blocks = [0..32, 32..64, 64..96].map(|columns| {
-        (0..64).flat_map(|r| x[r * 96..][columns.clone()].iter()).filter(|x| (f64::from(**x) / f64::from(s)).abs() > 448.0003).count()
+        (0..64)
+            .flat_map(|r| x[r * 96..][columns.clone()].iter())
+            .filter(|x| (f64::from(**x) / f64::from(s)).abs() > 448.0003)
+            .count()
     });
-    let amax: Vec<f32> = (0..3)
-        .map(|b| (0..64).flat_map(|r| &x[r * 96 + b * 32..][..32]).fold(0f32, |a, x| a.max(x.abs())))
-        .collect();
+    let amax: Vec<f32> =
+        (0..3).map(|b| (0..64).flat_map(|r| &x[r * 96 + b * 32..][..32]).fold(0f32, |a, x| a.max(x.abs()))).collect();
     let (mut q, mut scales) = (vec![0; 64 * 96], vec![0.0; 3]);
     let mut run = |limit| cast_panel(&src, 0, 64, 32, &[s; 3], &amax, &spec(limit), false, &mut q, &mut scales);
     let most = *blocks.iter().max().unwrap();
@@ -221,7 +233,9 @@ fn cast_counts_and_errors_agree_with_f64() {
                     let (r, c) = (i / cols / block.0 * block.0, i % cols / block.1 * block.1);
                     let mut amax = 0f32;
                     for r in r..(r + block.0).min(rows) {
-                        amax = stored[r * cols + c..r * cols + (c + block.1).min(cols)].iter().fold(amax, |a, x| a.max(x.abs()));
+                        amax = stored[r * cols + c..r * cols + (c + block.1).min(cols)]
+                            .iter()
+                            .fold(amax, |a, x| a.max(x.abs()));
                     }
                     let g = given(amax);
                     let (y, s) = match rule {

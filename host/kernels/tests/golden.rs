@@ -78,19 +78,7 @@ fn seed_torch_edges() {
         let given = |amax| Profile::VerlTorch.given(ScaleFormat::F32, edges, amax);
         let got = quantize(isa, &src, (128, 128), &spec, given).unwrap();
         assert_eq!(bits(&got.scales), bits(&s));
-        let mut nans = 0;
-        for (i, (got, golden)) in got.q.iter().zip(q.data()).enumerate() {
-            // The third block has amax 1e-39: its zeros become 0 * inf. x86, where the vectors were made, gives that
-            // NaN a sign (0xff), CUDA does not (0x7f). Here NaN has one code on all machines.
-            let golden = if *golden == 0xff && (i % 512) / 128 == 2 {
-                nans += 1;
-                0x7f
-            } else {
-                *golden
-            };
-            assert_eq!(*got, golden, "{isa:?} row {} column {}", i / 512, i % 512);
-        }
-        assert_eq!(nans, 128 * 128 - 1);
+        assert_eq!(got.q, q.data(), "{isa:?}");
     }
 }
 
@@ -110,7 +98,8 @@ fn seed_triton_edges() {
     let bytes = common::to_bytes(&x, Elem::F32);
     let src = Source::new(&bytes, Elem::F32, 5, 4).unwrap();
     for isa in Isa::available() {
-        let got = quantize(isa, &src, (1, 4), &spec, |a| Profile::VerlTriton.given(ScaleFormat::F32, edges, a)).unwrap();
+        let got =
+            quantize(isa, &src, (1, 4), &spec, |a| Profile::VerlTriton.given(ScaleFormat::F32, edges, a)).unwrap();
         let eps = 1e-10f32 / 448.0;
         assert_eq!(got.scales, [f32::INFINITY, 2.0 / 448.0, eps, eps, 1.0]);
         assert_eq!(

@@ -52,7 +52,16 @@ fn reference(x: &[f32], cols: usize, rows: std::ops::Range<usize>, block: usize,
     (amax, sums)
 }
 
-fn check(x: &[f32], elem: Elem, rows: usize, cols: usize, first: usize, count: usize, block: usize, opts: StatsOptions) {
+fn check(
+    x: &[f32],
+    elem: Elem,
+    rows: usize,
+    cols: usize,
+    first: usize,
+    count: usize,
+    block: usize,
+    opts: StatsOptions,
+) {
     let bytes: Vec<u8> = std::iter::once(9).chain(to_bytes(x, elem)).collect();
     let src = Source::new(&bytes[1..], elem, rows, cols).unwrap();
     let wide: Vec<f32> = x.iter().map(|x| widen(*x, elem, opts.round_bf16)).collect();
@@ -140,7 +149,11 @@ fn rows_are_widened_and_rounded_exactly() {
         for round in [false, true] {
             src.row_f32(0, round, &mut out);
             for (b, out) in all.iter().zip(&out) {
-                let x = if elem == Elem::F16 { half::f16::from_bits(*b).to_f32() } else { half::bf16::from_bits(*b).to_f32() };
+                let x = if elem == Elem::F16 {
+                    half::f16::from_bits(*b).to_f32()
+                } else {
+                    half::bf16::from_bits(*b).to_f32()
+                };
                 let x = if round { half::bf16::from_f32(x).to_f32() } else { x };
                 assert!(x.to_bits() == out.to_bits() || (x.is_nan() && out.is_nan()), "{elem:?} {b:#x}");
             }

@@ -150,6 +150,8 @@ pub struct Scheme {
     pub needs: Needs,
     /// How the cast works and what it proves.
     pub cast: CastSpec,
+    /// Name of the arithmetic, for reports and file metadata.
+    pub profile: String,
     /// Why, for `explain`.
     pub rule: String,
 }
@@ -213,7 +215,7 @@ pub enum HookCause {
 
 /// A patch failed: what was asked, why it failed, what to do next.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("patch `{patch}` failed in {call}: {why}\n  next: {next}")]
+#[error("patch `{patch}` failed in {call}\n  why: {why}\n  next: {next}")]
 pub struct HookError {
     /// Name of the patch.
     pub patch: String,

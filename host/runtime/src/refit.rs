@@ -62,6 +62,8 @@ pub enum Outcome {
     Quantized {
         /// By which rule.
         rule: String,
+        /// With which arithmetic.
+        profile: String,
         /// Name of its scale tensor.
         scale_name: String,
         /// Dimensions of the scale tensor.
@@ -166,6 +168,7 @@ impl<'a> Planned<'a> {
                 (Action::Ignore(reason), _) => Outcome::Ignored { reason: reason.clone() },
                 (Action::Load { dests, .. }, Some(Decision::Quantize(scheme))) => Outcome::Quantized {
                     rule: scheme.rule.clone(),
+                    profile: scheme.profile.clone(),
                     scale_name: format!("{}{}", tensor.name, scheme.scale_suffix),
                     scale_shape: scale_shape(&tensor.shape, dests, scheme),
                     block: [scheme.block_rows, scheme.block_cols],

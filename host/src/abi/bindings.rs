@@ -1,4 +1,4 @@
-//! Generated from `wit/patch/0.1.0`, and nothing else. Hooks behind `@unstable(feature = later-hooks)` stay off.
+//! Generated from `wit/patch/0.1.0`, and nothing else. The draft hooks are in no world.
 
 wasmtime::component::bindgen!({
     world: "host-view",

@@ -42,19 +42,18 @@ impl QuantAdapter {
         self.check_len(function, &subject, amax.len())?;
         let lowered = lower_blocks(blocks).map_err(|why| self.error(function, &subject, HookCause::Limit, why))?;
         let budget = self.guest.limits().scales_budget(amax.len());
-        let answer = self.guest.call(function, &subject, &budget, None, |store, exports| {
-            match &exports.block_quant {
+        let answer =
+            self.guest.call(function, &subject, &budget, None, |store, exports| match &exports.block_quant {
                 Some(exports) => ask(store, exports, lowered),
                 None => Ok(Err("no export `block-quant`".into())),
-            }
-        })?;
+            })?;
         self.check_count(function, &subject, answer, amax.len())
     }
 
     fn check_len(&self, function: Function, subject: &Subject<'_>, blocks: usize) -> Result<(), HookError> {
         if blocks > BLOCKS {
             let why = format!("{blocks} blocks in one call; the interface allows {BLOCKS}");
-            return Err(self.error(function, &subject, HookCause::Limit, why));
+            return Err(self.error(function, subject, HookCause::Limit, why));
         }
         Ok(())
     }
@@ -68,7 +67,7 @@ impl QuantAdapter {
     ) -> Result<Vec<f32>, HookError> {
         if answer.len() != expected {
             let why = format!("it returned {} numbers for {expected} blocks", answer.len());
-            return Err(self.error(function, &subject, HookCause::BadOutput, why));
+            return Err(self.error(function, subject, HookCause::BadOutput, why));
         }
         Ok(answer)
     }
@@ -81,12 +80,7 @@ impl BlockQuant for QuantAdapter {
         &self.guest.info().name
     }
 
-    fn decide(
-        &self,
-        model: &ModelInfo,
-        reader: &Consumer,
-        tensors: &[TensorInfo],
-    ) -> Result<Vec<Decision>, HookError> {
+    fn decide(&self, model: &ModelInfo, reader: &Consumer, tensors: &[TensorInfo]) -> Result<Vec<Decision>, HookError> {
         let subject = Subject::Tensors(tensors.len());
         let fail = |cause, why| self.error(Function::Decide, &subject, cause, why);
         check_question(model, &[tensors]).map_err(|why| fail(HookCause::Limit, why))?;
@@ -166,12 +160,13 @@ impl BlockQuant for QuantAdapter {
         let budget = limits.panel_budget(elements, amax.len());
         let allowance = limits.panel_reads.saturating_mul(elements as u64);
         let lent = Lent { panel: panel.clone(), allowance };
-        let answer = self.guest.call(function, &subject, &budget, Some(lent), |store, exports: &Exports| {
-            match &exports.rows {
-                Some(exports) => exports.call_panel_scales(store, b, panel_rows, most, amax),
-                None => Ok(Err("no export `block-quant-rows`".into())),
-            }
-        })?;
+        let answer =
+            self.guest.call(function, &subject, &budget, Some(lent), |store, exports: &Exports| {
+                match &exports.rows {
+                    Some(exports) => exports.call_panel_scales(store, b, panel_rows, most, amax),
+                    None => Ok(Err("no export `block-quant-rows`".into())),
+                }
+            })?;
         self.check_count(function, &subject, answer, amax.len())
     }
 
@@ -180,12 +175,11 @@ impl BlockQuant for QuantAdapter {
         let subject = Subject::Nothing;
         self.check_len(function, &subject, amax.len())?;
         let budget = self.guest.limits().scales_budget(amax.len());
-        let answer = self.guest.call(function, &subject, &budget, None, |store, exports| {
-            match &exports.block_quant {
+        let answer =
+            self.guest.call(function, &subject, &budget, None, |store, exports| match &exports.block_quant {
                 Some(exports) => exports.call_activation_scales(store, amax),
                 None => Ok(Err("no export `block-quant`".into())),
-            }
-        })?;
+            })?;
         let answer = self.check_count(function, &subject, answer, amax.len())?;
         match answer.iter().position(|scale| !(scale.is_finite() && *scale > 0.0)) {
             None => Ok(answer),

@@ -72,8 +72,7 @@ impl Guest {
         let first = Arc::clone(&known);
         let budget = limits.setup_budget();
         let setup = move |store: &mut Store<State>, instance: &Instance, stats: &Stats| {
-            let exports =
-                run(store, stats, Function::Instantiate, &budget, |store| indices.load(store, instance))?;
+            let exports = run(store, stats, Function::Instantiate, &budget, |store| indices.load(store, instance))?;
             let info = describe(store, stats, &exports.identity, &budget)?;
             let expected = known.get_or_init(|| info.clone());
             if *expected != info {

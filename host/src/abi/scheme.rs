@@ -9,10 +9,14 @@ use patchhost_runtime::hooks::{
 
 const BLOCK_SIZE: std::ops::RangeInclusive<u32> = 1..=4096;
 const SUFFIX_BYTES: usize = 32;
+const PROFILE_BYTES: usize = 64;
+/// The largest eps of a published profile is 1e-4. A larger floor could flush every weight and still keep its contract.
+const MOST_EPS: f32 = 1e-3;
+const MOST_ZERO_BELOW: f32 = 1e-12;
 const MOST_CLIPPED: f32 = 0.05;
 
 /// Texts of one decision at most.
-pub(super) const TEXT_BYTES: usize = REASON_BYTES + SUFFIX_BYTES;
+pub(super) const TEXT_BYTES: usize = REASON_BYTES + SUFFIX_BYTES + PROFILE_BYTES;
 
 /// One decision, checked.
 pub(super) fn decision(decision: wit::Decision) -> Result<Decision, String> {
@@ -48,6 +52,11 @@ fn convert(scheme: wit::Scheme) -> Result<Scheme, String> {
         let shown = text::clean(suffix, 64);
         return Err(format!("`scale-suffix` is `{shown}`; it is 1 to {SUFFIX_BYTES} bytes of printable ASCII"));
     }
+    let profile = &scheme.profile;
+    if profile.is_empty() || profile.len() > PROFILE_BYTES || !profile.bytes().all(|b| b.is_ascii_graphic()) {
+        let shown = text::clean(profile, 64);
+        return Err(format!("`profile` is `{shown}`; it is 1 to {PROFILE_BYTES} bytes of printable ASCII"));
+    }
     if scheme.rule.len() > REASON_BYTES {
         return Err(format!("`rule` has {} bytes; the interface allows {REASON_BYTES}", scheme.rule.len()));
     }
@@ -80,6 +89,7 @@ fn convert(scheme: wit::Scheme) -> Result<Scheme, String> {
         },
         rule: text::clean(&scheme.rule, 4 * REASON_BYTES),
         scale_suffix: scheme.scale_suffix,
+        profile: scheme.profile,
     })
 }
 
@@ -88,6 +98,11 @@ fn floor(floor: wit::Floor) -> Result<Floor, String> {
     for (what, value) in [("eps", eps), ("zero-below", zero_below), ("zero-scale", zero_scale)] {
         if !(value.is_finite() && value >= 0.0) {
             return Err(format!("`floor.{what}` is {value}; it must be finite and at least 0"));
+        }
+    }
+    for (what, value, most) in [("eps", eps, MOST_EPS), ("zero-below", zero_below, MOST_ZERO_BELOW)] {
+        if value > most {
+            return Err(format!("`floor.{what}` is {value}; the interface allows at most {most}"));
         }
     }
     if zero_scale == 0.0 {
@@ -123,6 +138,7 @@ mod tests {
             floor: wit::Floor { eps: 1e-10, zero_below: 0.0, zero_scale: 1.0 },
             contract: wit::Contract::Amax,
             round_bf16: true,
+            profile: "amax".into(),
             rule: "mlp".into(),
         }
     }
@@ -130,13 +146,17 @@ mod tests {
     #[test]
     fn every_bound_of_a_scheme_is_checked() {
         assert!(convert(scheme()).is_ok());
-        let bad: [fn(&mut wit::Scheme); 9] = [
+        let bad: [fn(&mut wit::Scheme); 13] = [
             |s| s.block_rows = 0,
             |s| s.block_cols = 4097,
             |s| s.scale_suffix = "x".repeat(33),
             |s| s.scale_suffix = "\n".into(),
             |s| s.rule = "x".repeat(257),
+            |s| s.profile = String::new(),
+            |s| s.profile = "a b".into(),
             |s| s.floor.eps = f32::NAN,
+            |s| s.floor.eps = 0.1,
+            |s| s.floor.zero_below = 1e-6,
             |s| s.floor.zero_scale = 0.0,
             |s| s.floor.zero_below = -1.0,
             |s| s.contract = wit::Contract::Clip(f32::NAN),

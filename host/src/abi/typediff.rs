@@ -7,9 +7,8 @@ use wit_parser::{Resolve, Type, TypeDefKind, TypeId};
 pub(super) fn difference(guest: &Resolve, found: &Type, host: &Resolve, wanted: &Type) -> Option<String> {
     let (found, wanted) = (resolve(guest, found), resolve(host, wanted));
     let (Type::Id(found_id), Type::Id(wanted_id)) = (&found, &wanted) else {
-        return (found != wanted).then(|| {
-            format!("is {}, the host has {}", render(guest, &found, DEPTH), render(host, &wanted, DEPTH))
-        });
+        return (found != wanted)
+            .then(|| format!("is {}, the host has {}", render(guest, &found, DEPTH), render(host, &wanted, DEPTH)));
     };
     inner(guest, *found_id, host, *wanted_id)
 }
@@ -43,23 +42,28 @@ fn inner(guest: &Resolve, found: TypeId, host: &Resolve, wanted: TypeId) -> Opti
             other => within("element".into(), other),
         },
         (K::Option(a), K::Option(b)) => within("payload".into(), difference(guest, a, host, b)),
-        (K::Result(a), K::Result(b)) => optional(guest, &a.ok, host, &b.ok, "`ok`")
-            .or_else(|| optional(guest, &a.err, host, &b.err, "`err`")),
+        (K::Result(a), K::Result(b)) => {
+            optional(guest, &a.ok, host, &b.ok, "`ok`").or_else(|| optional(guest, &a.err, host, &b.err, "`err`"))
+        }
         (K::Tuple(a), K::Tuple(b)) if a.types.len() == b.types.len() => {
             let pairs = a.types.iter().zip(&b.types).enumerate();
             pairs.map(|(i, (a, b))| within(format!("item {}", i + 1), difference(guest, a, host, b))).find_map(|d| d)
         }
         (K::Record(a), K::Record(b)) => {
             let fields = |names: Vec<&str>| names.join(", ");
-            let (a_names, b_names): (Vec<_>, Vec<_>) =
-                (a.fields.iter().map(|f| f.name.as_str()).collect(), b.fields.iter().map(|f| f.name.as_str()).collect());
+            let (a_names, b_names): (Vec<_>, Vec<_>) = (
+                a.fields.iter().map(|f| f.name.as_str()).collect(),
+                b.fields.iter().map(|f| f.name.as_str()).collect(),
+            );
             if a_names != b_names {
                 let (a, b) = (text::clean(&fields(a_names), 200), fields(b_names));
                 return Some(format!("record `{}` has fields {a}; the host has {b}", name()));
             }
             let pairs = a.fields.iter().zip(&b.fields);
             pairs
-                .map(|(a, b)| within(format!("field `{}` of `{}`", b.name, name()), difference(guest, &a.ty, host, &b.ty)))
+                .map(|(a, b)| {
+                    within(format!("field `{}` of `{}`", b.name, name()), difference(guest, &a.ty, host, &b.ty))
+                })
                 .find_map(|d| d)
         }
         (K::Enum(a), K::Enum(b)) => {

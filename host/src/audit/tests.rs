@@ -167,14 +167,19 @@ fn proposals_are_refused_by_name() {
     assert_eq!(of("(tag) (func (throw 0))"), ["PH404"]);
     assert!(of("(type (struct)) (func (drop (struct.new 0)))").contains(&"PH405"));
     assert_eq!(of("(func $f (return_call $f))"), ["PH406"]);
-    assert_eq!(of("(func (param i64 i64 i64 i64) (result i64 i64)
-        (i64.add128 (local.get 0) (local.get 1) (local.get 2) (local.get 3)))"), ["PH401"]);
+    assert_eq!(
+        of("(func (param i64 i64 i64 i64) (result i64 i64)
+        (i64.add128 (local.get 0) (local.get 1) (local.get 2) (local.get 3)))"),
+        ["PH401"]
+    );
     assert_eq!(of("(func (drop (i32.add (i32.const 1) (i64.const 1))))"), ["PH002"]);
 }
 
 #[test]
 fn other_worlds_are_refused_in_words() {
-    let report = audit("(component (component $c) (instance $i (instantiate $c)) (export \"wasi:cli/run@0.2.6\" (instance $i)))");
+    let report = audit(
+        "(component (component $c) (instance $i (instantiate $c)) (export \"wasi:cli/run@0.2.6\" (instance $i)))",
+    );
     let finding = report.findings.iter().find(|finding| finding.id == "PH201").expect("a world mismatch");
     assert!(finding.message.contains("it exports wasi:cli/run@0.2.6"), "{}", finding.message);
     assert!(finding.message.contains("block-quant"), "{}", finding.message);
@@ -251,5 +256,38 @@ fn honest_patches_have_no_errors_and_wide_margins() {
         assert!(report.facts.functions < 2_000, "{name}");
         assert!(report.facts.locals_x_blocks < 500_000, "{name}");
         assert!(report.validated, "{name}");
+    }
+}
+
+/// The worst that passes the caps, one resource each, up to a file of 1 MiB: how long the compiler works on it.
+#[test]
+fn the_worst_that_is_allowed_compiles_in_time() {
+    let sandbox = crate::sandbox::Sandbox::new(1).expect("an engine");
+    let busy = "(local.set 0 (i32.add (i32.mul (local.get 0) (i32.const 77777)) (local.get 1)))";
+    let functions = |count: usize, inner: &str| format!("(func (param i32 i32) {inner})").repeat(count);
+    let loops = |locals: usize, loops: usize| {
+        let uses: String =
+            (0..locals).map(|i| format!("(local.set {i} (i32.add (local.get {i}) (i32.const 1)))")).collect();
+        let body: String = (0..loops).map(|i| format!("(loop (br_if 0 (local.get {})))", i % locals)).collect();
+        format!("(func (local {}) {uses} {body} {uses})", "i32 ".repeat(locals))
+    };
+    let table = format!("(func (param i32) (block (br_table {} (local.get 0))))", "0 ".repeat(1_000));
+    let cases = [
+        ("4,000 functions, 1 MiB", functions(4_000, &busy.repeat(20))),
+        ("4 bodies of 250 KB", functions(4, &busy.repeat(18_000))),
+        ("500 locals x 500 loops, 4 times", loops(500, 490).repeat(4)),
+        ("2,000 locals x 120 loops, 4 times", loops(1_990, 120).repeat(4)),
+        ("16,000 targets of br_table", table.repeat(16)),
+    ];
+    for (what, inner) in cases {
+        let bytes = module(&inner);
+        let report = inspect(&bytes);
+        let over: Vec<_> =
+            report.findings.iter().filter(|finding| finding.id == "PH506" || finding.id == "PH003").collect();
+        let started = Instant::now();
+        let compiled = wasmtime::component::Component::from_binary(sandbox.engine(), &bytes);
+        println!("{what}: {} bytes, compiled {} in {:?}, {over:?}", bytes.len(), compiled.is_ok(), started.elapsed());
+        assert!(over.is_empty(), "{what}: {over:?}");
+        assert!(started.elapsed() < Duration::from_secs(10), "{what}: {:?}", started.elapsed());
     }
 }

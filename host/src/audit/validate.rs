@@ -96,7 +96,9 @@ fn defined(types: &TypesRef<'_>, id: ComponentDefinedTypeId, memo: &mut Memo) ->
     let mut inner = |ty: &ComponentValType| value(types, ty, memo);
     let deepest = match &types[id] {
         ComponentDefinedType::Record(record) => record.fields.values().map(inner).max(),
-        ComponentDefinedType::Variant(variant) => variant.cases.values().filter_map(|case| case.ty.as_ref()).map(inner).max(),
+        ComponentDefinedType::Variant(variant) => {
+            variant.cases.values().filter_map(|case| case.ty.as_ref()).map(inner).max()
+        }
         ComponentDefinedType::Tuple(tuple) => tuple.types.iter().map(inner).max(),
         ComponentDefinedType::List { element, .. } | ComponentDefinedType::FixedLengthList { element, .. } => {
             Some(inner(element))

@@ -40,6 +40,22 @@ pub struct Out<'a> {
     pub data: std::borrow::Cow<'a, [u8]>,
 }
 
+/// The crate writes the metadata in the order of a hash map, which differs from run to run. Sorts it.
+fn sort_metadata(bytes: Vec<u8>) -> Vec<u8> {
+    let sorted = || -> Option<Vec<u8>> {
+        let length = u64::from_le_bytes(*bytes.first_chunk::<8>()?) as usize;
+        let mut header: serde_json::Value = serde_json::from_slice(bytes.get(8..8 + length)?).ok()?;
+        header.get_mut("__metadata__")?.as_object_mut()?.sort_keys();
+        let mut text = serde_json::to_vec(&header).ok()?;
+        text.resize(text.len().next_multiple_of(8), b' ');
+        let mut out = (text.len() as u64).to_le_bytes().to_vec();
+        out.extend(text);
+        out.extend(bytes.get(8 + length..)?);
+        Some(out)
+    };
+    sorted().unwrap_or(bytes)
+}
+
 /// Writes `tensors` and the metadata to `path`. The same input gives the same bytes.
 pub fn safetensors(path: &Path, tensors: &[Out<'_>], metadata: HashMap<String, String>) -> Result<u64, WriteError> {
     let shown = path.display().to_string();
@@ -49,8 +65,10 @@ pub fn safetensors(path: &Path, tensors: &[Out<'_>], metadata: HashMap<String, S
         .iter()
         .map(|t| Ok((t.name.as_str(), TensorView::new(t.dtype, t.shape.clone(), &t.data).map_err(format)?)))
         .collect::<Result<Vec<_>, WriteError>>()?;
-    let bytes = safetensors::serialize(views, Some(metadata)).map_err(format)?;
+    let bytes = sort_metadata(safetensors::serialize(views, Some(metadata)).map_err(format)?);
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Asked first: the error of making the temporary file would name that file, which nobody knows.
+    std::fs::read_dir(folder).map_err(io)?;
     let mut file = tempfile::Builder::new().prefix(".patchhost-").tempfile_in(folder).map_err(io)?;
     file.write_all(&bytes).map_err(io)?;
     file.as_file().sync_all().map_err(io)?;

@@ -57,9 +57,9 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
 
 fn verdict(o: &TensorOutcome) -> (usize, String) {
     match &o.outcome {
-        Outcome::Quantized { rule, scale_name, scale_shape, block } => {
+        Outcome::Quantized { rule, profile, scale_name, scale_shape, block } => {
             let short = scale_name.strip_prefix(&o.name).unwrap_or(scale_name);
-            (0, format!("quantized {}x{}, scale {short} {scale_shape:?}: {rule}", block[0], block[1]))
+            (0, format!("quantized {profile} {}x{}, scale {short} {scale_shape:?}: {rule}", block[0], block[1]))
         }
         Outcome::Kept { reason } => (1, format!("kept: {reason}")),
         Outcome::Ignored { reason } => (2, format!("ignored: {reason}")),

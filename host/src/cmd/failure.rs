@@ -50,6 +50,8 @@ fn code(error: &anyhow::Error) -> u8 {
                 EXIT_USAGE
             }
             RuntimeError::Refit(_) | RuntimeError::NonFinite(_) => EXIT_REFUSED,
+            // The patch works and says no: to the model, the checkpoint or the settings.
+            RuntimeError::Hook(e) if e.cause == HookCause::Refused => EXIT_REFUSED,
             RuntimeError::Contract(_) | RuntimeError::Hook(_) => EXIT_PATCH,
             RuntimeError::Compute(_) => EXIT_HOST,
         };

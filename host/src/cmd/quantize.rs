@@ -64,18 +64,19 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let mut out: Vec<Out<'_>> = Vec::new();
     let mut total = CastReport::default();
     let mut rows = Vec::new();
-    let mut rules = Vec::new();
+    let mut profiles = Vec::new();
     for tensor in checkpoint.tensors() {
         bar.set_message(tensor.name.clone());
         match decisions.get(tensor.name.as_str()) {
             Some(Decision::Quantize(scheme)) => {
                 let (report, shape) = one(tensor, scheme, quant.as_ref(), &checkpoint, &mut out)?;
                 total += report;
-                if !rules.contains(&scheme.rule) {
-                    rules.push(scheme.rule.clone());
+                if !profiles.contains(&scheme.profile) {
+                    profiles.push(scheme.profile.clone());
                 }
                 rows.push(serde_json::json!({
                     "tensor": tensor.name, "shape": tensor.shape, "scale_shape": shape, "rule": scheme.rule,
+                    "profile": scheme.profile, "block": [scheme.block_rows, scheme.block_cols],
                     "saturated": report.saturated, "flushed": report.flushed,
                     "relative_rmse": relative(&report),
                 }));
@@ -105,7 +106,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     metadata.insert("patchhost.patch_digest".into(), patch.digest().to_string());
     metadata.insert("patchhost.generation".into(), patch.generation().to_string());
     metadata.insert("patchhost.settings".into(), settings);
-    metadata.insert("patchhost.profile".into(), rules.join("; "));
+    metadata.insert("patchhost.profile".into(), profiles.join(","));
     let written = safetensors(&args.output, &out, metadata)?;
 
     let quantized = rows.iter().filter(|r| r.get("kept").is_none()).count();

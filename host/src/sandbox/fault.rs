@@ -1,8 +1,8 @@
 //! Why a guest did not answer, told apart: a trap, a limit, or an answer that is not one.
 
+use super::Budget;
 use super::limiter::LimitReached;
 use super::stats::Function;
-use super::Budget;
 use crate::abi::text;
 use patchhost_runtime::hooks::HookCause;
 use wasmtime::{Trap, WasmBacktrace};
@@ -28,12 +28,19 @@ pub(crate) struct ImportRefused {
 }
 
 /// What an error of wasmtime means.
-pub(super) fn classify(error: &wasmtime::Error, function: Function, budget: &Budget) -> Fault {
-    let (cause, why) = explain(error, budget);
+///
+/// `denied`: how much memory it wanted and how much it declared, if growing failed.
+pub(super) fn classify(
+    error: &wasmtime::Error,
+    function: Function,
+    budget: &Budget,
+    denied: Option<(usize, usize)>,
+) -> Fault {
+    let (cause, why) = explain(error, budget, denied);
     Fault { function, cause, why: why + &place(error) }
 }
 
-fn explain(error: &wasmtime::Error, budget: &Budget) -> (HookCause, String) {
+fn explain(error: &wasmtime::Error, budget: &Budget, denied: Option<(usize, usize)>) -> (HookCause, String) {
     if let Some(refused) = error.downcast_ref::<ImportRefused>() {
         return (refused.cause, refused.why.clone());
     }
@@ -54,9 +61,13 @@ fn explain(error: &wasmtime::Error, budget: &Budget) -> (HookCause, String) {
         Some(Trap::StackOverflow) => {
             (HookCause::Limit, format!("its call stack grew beyond {} KiB", super::limits::STACK_BYTES >> 10))
         }
-        Some(Trap::UnreachableCodeReached) => {
-            (HookCause::Trap, "it executed `unreachable` (a panic, an abort, or a failed allocation)".into())
-        }
+        Some(Trap::UnreachableCodeReached) => match denied {
+            Some((wanted, declared)) => {
+                let why = format!("it wanted {wanted} bytes of memory and declares at most {declared}, then gave up");
+                (HookCause::Limit, why)
+            }
+            None => (HookCause::Trap, "it executed `unreachable` (a panic or an abort)".into()),
+        },
         Some(trap) => (cause_of(*trap), format!("it trapped: {trap}")),
         None if is_hostcall_fuel(error) => {
             (HookCause::Limit, format!("its answer is larger than the {} bytes that it may have", budget.output))

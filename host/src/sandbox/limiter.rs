@@ -8,6 +8,9 @@ pub(crate) struct Meter {
     limits: Limits,
     memory_bytes: usize,
     table_elements: usize,
+    /// The largest memory that it wanted beyond its own declared maximum. Growing then fails without a trap; what the
+    /// guest does next is usually one.
+    beyond_own_maximum: Option<(usize, usize)>,
 }
 
 /// A store wanted more than its limit.
@@ -22,7 +25,12 @@ pub(crate) struct LimitReached {
 
 impl Meter {
     pub(super) fn new(limits: &Limits) -> Self {
-        Self { limits: limits.clone(), memory_bytes: 0, table_elements: 0 }
+        Self { limits: limits.clone(), memory_bytes: 0, table_elements: 0, beyond_own_maximum: None }
+    }
+
+    /// Wanted and declared bytes, if growing ever failed.
+    pub(super) fn beyond_own_maximum(&self) -> Option<(usize, usize)> {
+        self.beyond_own_maximum
     }
 
     /// Memory as it counts against the limit: a table element is a pointer on the host.
@@ -43,7 +51,8 @@ impl Meter {
 
 impl ResourceLimiter for Meter {
     fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
-        if maximum.is_some_and(|max| desired > max) {
+        if let Some(max) = maximum.filter(|max| desired > *max) {
+            self.beyond_own_maximum = Some((desired, max));
             return Ok(false);
         }
         let total = self.memory_bytes.saturating_sub(current).saturating_add(desired);
@@ -60,7 +69,12 @@ impl ResourceLimiter for Meter {
         let limit = self.limits.table_elements;
         if total > limit {
             let what = "table elements";
-            return Err(wasmtime::Error::new(LimitReached { wanted: total, what, limit_name: "table_elements", limit }));
+            return Err(wasmtime::Error::new(LimitReached {
+                wanted: total,
+                what,
+                limit_name: "table_elements",
+                limit,
+            }));
         }
         self.check_sum(self.memory_bytes, total)?;
         self.table_elements = total;

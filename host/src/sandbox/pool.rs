@@ -21,7 +21,8 @@ pub(crate) struct Pool<T> {
     pre: InstancePre<State>,
     limits: Limits,
     setup: Box<Setup<T>>,
-    idle: Mutex<Vec<Live<T>>>,
+    /// Boxed: the exports are a kilobyte, and this vector is on the path of every call.
+    idle: Mutex<Vec<Box<Live<T>>>>,
     stats: Stats,
 }
 
@@ -60,7 +61,7 @@ impl<T> Pool<T> {
             None => self.make()?,
         };
         live.store.data_mut().lent = lent;
-        let Live { store, exports } = &mut live;
+        let Live { store, exports } = &mut *live;
         let result = run(store, &self.stats, function, budget, |store| f(store, exports));
         match result {
             Ok(answer) => {
@@ -76,20 +77,21 @@ impl<T> Pool<T> {
         }
     }
 
-    fn take(&self) -> Option<Live<T>> {
+    fn take(&self) -> Option<Box<Live<T>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
-    fn give_back(&self, live: Live<T>) {
+    fn give_back(&self, live: Box<Live<T>>) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(live);
     }
 
-    fn make(&self) -> Result<Live<T>, Fault> {
+    fn make(&self) -> Result<Box<Live<T>>, Fault> {
         let mut store = new_store(&self.sandbox, &self.limits);
         let budget = self.limits.setup_budget();
-        let instance = run(&mut store, &self.stats, Function::Instantiate, &budget, |store| self.pre.instantiate(store))?;
+        let instance =
+            run(&mut store, &self.stats, Function::Instantiate, &budget, |store| self.pre.instantiate(store))?;
         let exports = (self.setup)(&mut store, &instance, &self.stats)?;
         self.stats.made();
-        Ok(Live { store, exports })
+        Ok(Box::new(Live { store, exports }))
     }
 }

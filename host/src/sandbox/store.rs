@@ -44,7 +44,7 @@ pub(crate) fn run<R>(
     let result = arm(store, budget).and_then(|()| f(store));
     let used = budget.fuel.saturating_sub(store.get_fuel().unwrap_or(0));
     stats.record(function, used, started.elapsed(), result.is_err());
-    result.map_err(|error| classify(&error, function, budget))
+    result.map_err(|error| classify(&error, function, budget, store.data().meter.beyond_own_maximum()))
 }
 
 fn arm(store: &mut Store<State>, budget: &Budget) -> wasmtime::Result<()> {

@@ -9,14 +9,13 @@ impl Loader for Evil {
 
     fn resolve(checkpoint: Vec<Tensor>) -> Result<Vec<Placement>, String> {
         let mut placements = honest_placements(&checkpoint);
-        let mut first = None;
-        for p in placements.iter_mut().filter(|p| matches!(p, Placement::Place(_))) {
-            match &first {
-                None => first = Some(p.clone()),
-                Some(taken) => {
-                    *p = taken.clone();
-                    break;
-                }
+        // The same slot of expert 0 and of expert 1: the shapes fit, only the expert is wrong.
+        for p in &mut placements {
+            if let Placement::Place(place) = p
+                && place.expert == Some(1)
+            {
+                place.expert = Some(0);
+                break;
             }
         }
         Ok(placements)

@@ -7,7 +7,6 @@ pub mod bindings {
     wit_bindgen::generate!({
         path: "../../../wit/patch/0.1.0",
         world: "loader-patch",
-        features: ["later-hooks"],
         pub_export_macro: true,
         default_bindings_module: "evil_loader::bindings",
     });

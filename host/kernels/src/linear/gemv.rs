@@ -63,26 +63,35 @@ impl<W: Weights> Kernel for Gemv<'_, W> {
 fn rows<S: Simd, W: Weights, const R: usize>(s: S, x: &[f32], k: usize, w: W, first: usize) -> [S::F; R] {
     let mut acc = [s.splat(0.0); R];
     let mut bytes: [&[u8]; R] = [&[]; R];
-    for r in 0..R {
-        bytes[r] = w.row(first + r);
+    for (r, bytes) in bytes.iter_mut().enumerate() {
+        *bytes = w.row(first + r);
     }
     let span = w.span().unwrap_or(usize::MAX);
     let (mut start, mut index) = (0, 0);
     while start < k {
         let end = start.saturating_add(span).min(k);
         let mut scales = [s.splat(0.0); R];
-        for r in 0..R {
-            scales[r] = w.scale(s, first + r, index);
+        for (r, scale) in scales.iter_mut().enumerate() {
+            *scale = w.scale(s, first + r, index);
         }
         let (x16, x_tail) = x[start..end].as_chunks::<16>();
-        for (i, x) in x16.iter().enumerate() {
-            let x = s.load(x);
-            let at = (start + 16 * i) * W::SIZE;
-            for r in 0..R {
-                // SAFETY: every row has k * SIZE bytes, and column start + 16 * i + 15 lies before `end <= k`.
-                let chunk = unsafe { bytes[r].get_unchecked(at..at + 16 * W::SIZE) };
-                s.prefetch(chunk.as_ptr().wrapping_add(AHEAD));
-                acc[r] = s.fma(x, w.load(s, chunk, scales[r]), acc[r]);
+        // A cache line of each row at a time.
+        let vectors = 64 / (16 * W::SIZE);
+        for (line, x) in x16.chunks(vectors).enumerate() {
+            let at = start * W::SIZE + 64 * line;
+            // Rows lie one after the other: behind the end of row r comes row r + R, which the next group reads.
+            let ahead = at + AHEAD + if at + AHEAD < k * W::SIZE { 0 } else { (R - 1) * k * W::SIZE };
+            for bytes in bytes {
+                s.prefetch(bytes.as_ptr().wrapping_add(ahead));
+            }
+            for (i, x) in x.iter().enumerate() {
+                let x = s.load(x);
+                let at = at + 16 * W::SIZE * i;
+                for r in 0..R {
+                    // SAFETY: every row has k * SIZE bytes, and the 16 columns from `at` lie before `end <= k`.
+                    let chunk = unsafe { bytes[r].get_unchecked(at..at + 16 * W::SIZE) };
+                    acc[r] = s.fma(x, w.load(s, chunk, scales[r]), acc[r]);
+                }
             }
         }
         if !x_tail.is_empty() {

@@ -74,11 +74,7 @@ pub fn quantize(
         scales: vec![0.0; src.rows.div_ceil(block_rows) * grid],
         report: CastReport::default(),
     };
-    let opts = StatsOptions {
-        moments: false,
-        round_bf16: spec.round_bf16,
-        ignore_nan: spec.edges == Edges::IgnoreNan,
-    };
+    let opts = StatsOptions { moments: false, round_bf16: spec.round_bf16, ignore_nan: spec.edges == Edges::IgnoreNan };
     for (panel, first) in (0..src.rows).step_by(block_rows).enumerate() {
         let rows = block_rows.min(src.rows - first);
         let amax = panel_stats_with(isa, src, first, rows, block_cols, &opts).amax;

@@ -15,8 +15,7 @@ const TAIL_CALL: Rule = Rule::error("PH406", "tail-call", "Not needed by any Rus
 const STACK_SWITCHING: Rule = Rule::error("PH407", "stack-switching", "Not compiled into the host.");
 const SIMD: Rule = Rule::info("PH408", "simd-used", "SIMD instructions: where compilers have had most wrong code.");
 
-pub(super) const RULES: [Rule; 8] =
-    [NOT_ALLOWED, RELAXED, THREADS, EXCEPTIONS, GC, TAIL_CALL, STACK_SWITCHING, SIMD];
+pub(super) const RULES: [Rule; 8] = [NOT_ALLOWED, RELAXED, THREADS, EXCEPTIONS, GC, TAIL_CALL, STACK_SWITCHING, SIMD];
 
 /// Why the validator refused: proposals by name if the bytes are valid with all of them, else its own words.
 pub(in crate::audit) fn explain(bytes: &[u8], error: &BinaryReaderError, out: &mut Vec<Finding>) {

@@ -10,7 +10,8 @@ const FILESYSTEM: Rule = Rule::error("PH102", "filesystem", "Asks for files.");
 const NETWORK: Rule = Rule::error("PH103", "network", "Asks for sockets or HTTP.");
 const CLOCK_RANDOM: Rule =
     Rule::error("PH104", "clock-random", "Asks for clocks or randomness: answers would differ between ranks.");
-const ENVIRONMENT: Rule = Rule::error("PH105", "env-args-stdio", "Asks for environment, arguments or standard streams.");
+const ENVIRONMENT: Rule =
+    Rule::error("PH105", "env-args-stdio", "Asks for environment, arguments or standard streams.");
 
 pub(super) const RULES: [Rule; 5] = [NOT_ALLOWED, FILESYSTEM, NETWORK, CLOCK_RANDOM, ENVIRONMENT];
 

@@ -6,8 +6,11 @@ use crate::audit::inspect::Input;
 use crate::audit::report::Finding;
 
 const NO_MAX: Rule = Rule::warn("PH301", "no-max-memory", "A memory without a maximum: only the host's limit ends it.");
-const OVER_LIMIT: Rule =
-    Rule::error("PH302", "memory-over-limit", "Memories that may grow beyond the limit, or tables that begin beyond it.");
+const OVER_LIMIT: Rule = Rule::error(
+    "PH302",
+    "memory-over-limit",
+    "Memories that may grow beyond the limit, or tables that begin beyond it.",
+);
 const SHARED: Rule = Rule::error("PH303", "shared-memory", "A memory shared between threads.");
 const MULTI: Rule = Rule::error(
     "PH304",

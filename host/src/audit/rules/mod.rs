@@ -57,8 +57,15 @@ impl Rule {
 
 /// Every rule there is, in order of id.
 pub fn catalogue() -> Vec<Rule> {
-    let groups: [&[Rule]; 7] =
-        [&file::RULES, &imports::RULES, &world::RULES, &memory::RULES, &features::RULES, &cost::RULES, &structure::RULES];
+    let groups: [&[Rule]; 7] = [
+        &file::RULES,
+        &imports::RULES,
+        &world::RULES,
+        &memory::RULES,
+        &features::RULES,
+        &cost::RULES,
+        &structure::RULES,
+    ];
     let mut rules: Vec<Rule> = groups.concat();
     rules.sort_by_key(|rule| rule.id);
     rules

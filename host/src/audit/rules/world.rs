@@ -12,7 +12,8 @@ const INTERFACE_VERSION: Rule =
     Rule::error("PH203", "interface-version", "It was built for another version of the interface.");
 const ENCODING: Rule =
     Rule::error("PH204", "string-encoding", "Strings that are not UTF-8: transcoding has had five advisories.");
-const ASYNC: Rule = Rule::error("PH205", "async-abi", "Async functions, streams or futures: the host calls synchronously.");
+const ASYNC: Rule =
+    Rule::error("PH205", "async-abi", "Async functions, streams or futures: the host calls synchronously.");
 const TYPES: Rule = Rule::error("PH208", "type-complexity", "Types nested deeper than any interface needs.");
 
 pub(super) const RULES: [Rule; 6] = [MISMATCH, EXTRA, INTERFACE_VERSION, ENCODING, ASYNC, TYPES];
