@@ -70,10 +70,8 @@ const MODES: &[(&str, &[(&str, &str)])] = &[
 #[test]
 fn every_vector_of_every_profile() {
     let (sandbox, vectors) = (Sandbox::new(2).unwrap(), vectors());
-    let inputs: Vec<_> = vectors
-        .tensors()
-        .filter(|t| t.name.ends_with("/input") && !t.name.starts_with("edge_inf_nan"))
-        .collect();
+    let inputs: Vec<_> =
+        vectors.tensors().filter(|t| t.name.ends_with("/input") && !t.name.starts_with("edge_inf_nan")).collect();
     assert_eq!(inputs.len(), 6);
     for (mode, settings) in MODES {
         for stats in ["amax", "moments"] {
@@ -115,7 +113,8 @@ fn guests_agree_with_the_native_reference_on_odd_shapes() {
                 block_cols: 1,
                 first_block: 0,
             };
-            let amax: Vec<f32> = (0..4096u32).map(|i| f32::from_bits(i.wrapping_mul(0x0007_F3D1) % 0x7F80_0000)).collect();
+            let amax: Vec<f32> =
+                (0..4096u32).map(|i| f32::from_bits(i.wrapping_mul(0x0007_F3D1) % 0x7F80_0000)).collect();
             let got = quant.scales(&blocks, &amax).unwrap();
             for (a, g) in amax.iter().zip(&got) {
                 let want = native.given(format, Edges::Strict, *a);

@@ -41,6 +41,14 @@ const LOADERS: &[(&str, i32, &[&str])] = &[
     ("loader_spin", 3, &["resolve", "fuel"]),
 ];
 
+/// Activation scales, tried with `patchhost run`.
+const ACTIVATION: &[(&str, &[&str])] = &[
+    ("activation_rule", &["activation rule", "divisor"]),
+    ("activation_saturating", &["activation-scales", "[224, 448]"]),
+    ("activation_short", &["activation-scales"]),
+    ("activation_spin", &["activation-scales", "fuel"]),
+];
+
 #[test]
 fn every_evil_guest_is_tried() {
     let built: BTreeSet<String> = std::fs::read_dir(repo().join("guests/evil"))
@@ -49,8 +57,13 @@ fn every_evil_guest_is_tried() {
         .filter(|p| p.extension().is_some_and(|x| x == "wasm"))
         .map(|p| p.file_stem().unwrap().to_str().unwrap().to_string())
         .collect();
-    let tried: BTreeSet<String> =
-        QUANT.iter().map(|q| q.0).chain(LOADERS.iter().map(|l| l.0)).map(str::to_string).collect();
+    let tried: BTreeSet<String> = QUANT
+        .iter()
+        .map(|q| q.0)
+        .chain(LOADERS.iter().map(|l| l.0))
+        .chain(ACTIVATION.iter().map(|a| a.0))
+        .map(str::to_string)
+        .collect();
     assert_eq!(built, tried);
 }
 
@@ -60,8 +73,13 @@ fn quantize_survives_each() {
     let input = matrix_file(tmp.path(), 1024, 300);
     let out = tmp.path().join("out.safetensors");
     for (guest, settings, words) in QUANT {
-        let mut args =
-            vec!["quantize".into(), input.display().to_string(), out.display().to_string(), "--component".into(), evil(guest)];
+        let mut args = vec![
+            "quantize".into(),
+            input.display().to_string(),
+            out.display().to_string(),
+            "--component".into(),
+            evil(guest),
+        ];
         for s in *settings {
             args.extend(["--set".to_string(), s.to_string()]);
         }
@@ -79,12 +97,28 @@ fn quantize_survives_each() {
 }
 
 #[test]
+fn wrong_activation_scales_end_the_run() {
+    for (guest, words) in ACTIVATION {
+        let text = patchhost(["run", "--component", &evil(guest), "--max-tokens", "4"]).refused(3, &repo());
+        for word in *words {
+            assert!(text.contains(word), "{guest}: no `{word}` in {text}");
+        }
+    }
+}
+
+#[test]
 fn an_output_that_existed_stays_as_it_was() {
     let tmp = tmp();
     let input = matrix_file(tmp.path(), 256, 256);
     let out = tmp.path().join("out.safetensors");
     std::fs::write(&out, b"precious").unwrap();
-    let args = ["quantize".into(), input.display().to_string(), out.display().to_string(), "--component".into(), evil("trap_nth")];
+    let args = [
+        "quantize".into(),
+        input.display().to_string(),
+        out.display().to_string(),
+        "--component".into(),
+        evil("trap_nth"),
+    ];
     patchhost(args.iter().map(String::as_str).chain(["--set", "n=1"])).refused(3, tmp.path());
     assert_eq!(std::fs::read(&out).unwrap(), b"precious");
 }
@@ -159,4 +193,39 @@ fn folder_without_golden(folder: &std::path::Path) -> (tempfile::TempDir, std::p
     let to = crate::support::copy_model(folder.file_name().unwrap().to_str().unwrap(), tmp.path());
     std::fs::remove_file(to.join("golden.safetensors")).unwrap();
     (tmp, to)
+}
+
+/// The largest lists that the interface promises must fit into the memory and fuel of the bundled patches.
+#[test]
+fn the_largest_model_that_the_interface_promises_fits() {
+    use patchhost_runtime::hooks::{Consumer, Decision, Dtype, ModelInfo, Placement, Role, TensorInfo};
+    let hooks = crate::oracle::hooks(&["moe_loader", "fp8_block"]);
+    let (layers, experts) = (128u32, 341u32);
+    let info =
+        |name: String, shape: &[u64]| TensorInfo { name, dtype: Dtype::Bf16, shape: shape.into(), role: Role::Expert };
+    let mut checkpoint = Vec::new();
+    let mut registry = Vec::new();
+    for l in 0..layers {
+        let block = format!("model.layers.{l}.mlp.experts");
+        registry.push(info(format!("{block}.w13_weight"), &[experts.into(), 512, 1024]));
+        registry.push(info(format!("{block}.w2_weight"), &[experts.into(), 1024, 256]));
+        for e in 0..experts {
+            checkpoint.push(info(format!("{block}.{e}.gate_proj.weight"), &[256, 1024]));
+            checkpoint.push(info(format!("{block}.{e}.up_proj.weight"), &[256, 1024]));
+            checkpoint.push(info(format!("{block}.{e}.down_proj.weight"), &[1024, 256]));
+        }
+    }
+    assert!(checkpoint.len() > 130_000);
+    let model = ModelInfo {
+        architecture: "Qwen3MoeForCausalLM".into(),
+        model_type: "qwen3_moe".into(),
+        layers,
+        experts,
+        config: "{}".into(),
+    };
+    let placements = hooks.loader.unwrap().resolve(&model, &registry, &checkpoint).unwrap();
+    assert!(placements.iter().all(|p| matches!(p, Placement::Place { .. })));
+    let reader = Consumer { engine: "patchhost".into(), version: "0.1.0".into() };
+    let decisions = hooks.quant.unwrap().decide(&model, &reader, &checkpoint).unwrap();
+    assert!(decisions.iter().all(|d| matches!(d, Decision::Quantize(_))));
 }

@@ -87,25 +87,40 @@ fn models() {
     model("config-missing", "llama", &[2], |m| std::fs::remove_file(m.join("config.json")).unwrap());
     model("config-not-json", "llama", &[2], |m| std::fs::write(m.join("config.json"), "{").unwrap());
     model("config-no-hidden", "llama", &[2], config(|c| drop(c.as_object_mut().unwrap().remove("hidden_size"))));
-    model("config-no-family", "llama", &[2], config(|c| {
-        c.as_object_mut().unwrap().remove("architectures");
-        c.as_object_mut().unwrap().remove("model_type");
-    }));
+    model(
+        "config-no-family",
+        "llama",
+        &[2],
+        config(|c| {
+            c.as_object_mut().unwrap().remove("architectures");
+            c.as_object_mut().unwrap().remove("model_type");
+        }),
+    );
     model("config-family", "llama", &[2], config(|c| c["architectures"] = serde_json::json!(["GPT9ForCausalLM"])));
     model("config-zero-heads", "llama", &[2], config(|c| c["num_attention_heads"] = 0.into()));
     model("config-huge", "llama", &[2], config(|c| c["vocab_size"] = 99_999_999_999u64.into()));
     model("config-string", "llama", &[2], config(|c| c["hidden_size"] = "many".into()));
     model("config-layers", "llama", &[1], config(|c| c["num_hidden_layers"] = 3.into()));
-    model("config-experts", "qwen3_moe", &[1], config(|c| {
-        for key in ["num_experts", "num_local_experts"] {
-            if c.get(key).is_some() {
-                c[key] = 5.into();
+    model(
+        "config-experts",
+        "qwen3_moe",
+        &[1],
+        config(|c| {
+            for key in ["num_experts", "num_local_experts"] {
+                if c.get(key).is_some() {
+                    c[key] = 5.into();
+                }
             }
-        }
-    }));
-    model("config-quantized", "llama", &[2], config(|c| c["quantization_config"] = serde_json::json!({"quant_method": "fp8"})));
+        }),
+    );
+    model(
+        "config-quantized",
+        "llama",
+        &[2],
+        config(|c| c["quantization_config"] = serde_json::json!({"quant_method": "fp8"})),
+    );
     model("no-weights", "llama", &[2], |m| std::fs::remove_file(m.join("model.safetensors")).unwrap());
-    model("truncated", "llama", &[2], |m| {
+    model("model-truncated", "llama", &[2], |m| {
         let path = m.join("model.safetensors");
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
@@ -119,14 +134,12 @@ fn models() {
             w.2.swap(0, 1);
         });
     });
-    let first_shard = |m: &Path| m.join("model-00001-of-00003.safetensors");
     let shards = |m: &Path| {
         let mut all: Vec<_> = std::fs::read_dir(m).unwrap().map(|e| e.unwrap().path()).collect();
         all.retain(|p| p.extension().is_some_and(|x| x == "safetensors"));
         all.sort();
         all
     };
-    let _ = first_shard;
     model("shard-missing", "qwen3_moe_sharded", &[2], |m| std::fs::remove_file(&shards(m)[1]).unwrap());
     model("shard-duplicate", "qwen3_moe_sharded", &[2], |m| {
         let all = shards(m);
@@ -134,7 +147,9 @@ fn models() {
         second.push(crate::support::read(&all[0])[0].clone());
         write(&all[1], &second);
     });
-    model("index-not-json", "qwen3_moe_sharded", &[2], |m| std::fs::write(m.join("model.safetensors.index.json"), "[]").unwrap());
+    model("index-not-json", "qwen3_moe_sharded", &[2], |m| {
+        std::fs::write(m.join("model.safetensors.index.json"), "[]").unwrap()
+    });
     model("index-escapes", "qwen3_moe_sharded", &[2], |m| {
         let path = m.join("model.safetensors.index.json");
         let text = std::fs::read_to_string(&path).unwrap();
@@ -204,9 +219,8 @@ fn components() {
 fn the_compile_bomb_is_refused_in_no_time() {
     let mut text = "(component $c (core module $m) (core instance (instantiate $m)))".to_string();
     for _ in 0..7 {
-        let inner = text.replace("(component $c", "(component $c");
         let instances = "(instance (instantiate $c))".repeat(10);
-        text = format!("(component $c {inner} {instances})");
+        text = format!("(component $c {text} {instances})");
     }
     let tmp = tmp();
     let bytes = wat::parse_str(&text).unwrap();

@@ -127,14 +127,19 @@ fn block_sizes_and_settings_reach_the_patch() {
         assert_eq!(find(&read(&out), "w_scale_inv").2, grid, "{block}");
     }
     let meta = patchhost_runtime::checkpoint::Checkpoint::open(&out).unwrap().metadata().clone();
-    assert!(meta["patchhost.patch_digest"].len() >= 64 && meta["patchhost.settings"].contains("block=4096x4096"), "{meta:?}");
+    assert!(
+        meta["patchhost.patch_digest"].len() >= 64 && meta["patchhost.settings"].contains("block=4096x4096"),
+        "{meta:?}"
+    );
     assert_eq!(meta["patchhost.profile"], "verl-torch");
 }
 
 /// Student's t with 3 degrees of freedom: the tails that outlier-heavy weights have.
 fn heavy(n: usize, seed: u64) -> Vec<f32> {
     let parts: Vec<Vec<f32>> = (0..4).map(|i| normal(n, seed + i)).collect();
-    (0..n).map(|i| parts[0][i] / ((1..4).map(|p| parts[p][i] * parts[p][i]).sum::<f32>() / 3.0).sqrt().max(1e-6)).collect()
+    (0..n)
+        .map(|i| parts[0][i] / ((1..4).map(|p| parts[p][i] * parts[p][i]).sum::<f32>() / 3.0).sqrt().max(1e-6))
+        .collect()
 }
 
 /// MSE-optimal scales against amax scales on heavy tails, and that the gain is what it says.
@@ -146,8 +151,7 @@ fn mse_scales_lower_the_error_on_heavy_tails() {
     let rmse = |component: &str| {
         let out = tmp.path().join("out.safetensors");
         let report = run(&path, &out, &["--component", component]).good().json();
-        let original: Vec<f32> =
-            heavy(512 * 1030, 9).iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect();
+        let original: Vec<f32> = heavy(512 * 1030, 9).iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect();
         let made = read(&out);
         let scales = read_f32(&find(&made, "w_scale_inv").3);
         let q = &find(&made, "w").3;

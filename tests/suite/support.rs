@@ -115,9 +115,7 @@ pub fn matrix_file(folder: &Path, rows: usize, cols: usize) -> PathBuf {
 pub fn normal(n: usize, seed: u64) -> Vec<f32> {
     use rand::{Rng, SeedableRng};
     let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
-    (0..n)
-        .map(|_| (0..6).map(|_| rng.random::<f32>() - 0.5).sum::<f32>() * 0.03)
-        .collect()
+    (0..n).map(|_| (0..6).map(|_| rng.random::<f32>() - 0.5).sum::<f32>() * 0.03).collect()
 }
 
 /// A copy of an oracle model in `folder`, whose tensors and config can then be changed.

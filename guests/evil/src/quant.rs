@@ -64,6 +64,16 @@ pub trait Quant: 'static {
     fn scales(b: Blocks, amax: Vec<f32>) -> Result<Vec<f32>, String> {
         honest_scales(&b, &amax)
     }
+
+    /// See `block-quant.wit`.
+    fn activation() -> Option<ActivationRule> {
+        Some(glue::activation(settings().activation()))
+    }
+
+    /// See `block-quant.wit`.
+    fn activation_scales(amax: Vec<f32>) -> Result<Vec<f32>, String> {
+        settings().activation().scales(&amax)
+    }
 }
 
 /// Carries a [`Quant`] to the bindings.
@@ -83,7 +93,7 @@ impl<T: Quant> block_quant::Guest for Patch<T> {
         T::decide(m, tensors)
     }
     fn activation(_: Model) -> Option<ActivationRule> {
-        Some(glue::activation(settings().activation()))
+        T::activation()
     }
     fn scales(b: Blocks, amax: Vec<f32>) -> Result<Vec<f32>, String> {
         T::scales(b, amax)
@@ -92,7 +102,7 @@ impl<T: Quant> block_quant::Guest for Patch<T> {
         T::scales(b, amax)
     }
     fn activation_scales(amax: Vec<f32>) -> Result<Vec<f32>, String> {
-        settings().activation().scales(&amax)
+        T::activation_scales(amax)
     }
 }
 

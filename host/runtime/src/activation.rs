@@ -5,7 +5,13 @@ use std::sync::Arc;
 use patchhost_kernels::activation::{apply_groups, group_amax, rule_scales};
 
 use crate::error::{Refusal, RuntimeError};
-use crate::hooks::{ActivationRule, BlockQuant, HookError};
+use crate::hooks::{ActivationRule, BlockQuant, HookCause, HookError};
+
+/// amax / scale of a group: above 448 values saturate, below 224 a bit of precision is wasted.
+const MOST: f32 = 448.0;
+const LEAST: f32 = 224.0;
+/// Groups whose amax is smaller may have a scale from a floor instead (1e-4 in published profiles).
+const MOST_EPS: f32 = 1e-3;
 
 /// What the user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,11 +49,13 @@ impl std::fmt::Debug for Activation {
 impl Activation {
     /// Checks a rule that a patch gave.
     pub fn from_rule(patch: &str, rule: ActivationRule) -> Result<Self, RuntimeError> {
-        let good = rule.eps.is_finite() && rule.eps >= 0.0 && rule.divisor.is_finite() && rule.divisor > 0.0;
-        if !good {
+        if !((0.0..=MOST_EPS).contains(&rule.eps) && (LEAST..=MOST).contains(&rule.divisor)) {
             return Err(RuntimeError::Contract(Refusal::new(
                 format!("the activation rule of patch `{patch}`"),
-                format!("eps {} and divisor {} must be finite, the divisor greater than 0", rule.eps, rule.divisor),
+                format!(
+                    "eps is {}, allowed is 0 to {MOST_EPS}; divisor is {}, allowed is {LEAST} to {MOST}",
+                    rule.eps, rule.divisor
+                ),
                 "repair the patch, or run with --fp8-activation none",
             )));
         }
@@ -65,10 +73,53 @@ impl Activation {
         match self {
             Activation::None => return Ok(None),
             Activation::Rule(rule) => rule_scales(rule, &amax, &mut scales),
-            Activation::Call(patch) => scales.copy_from_slice(&patch.activation_scales(&amax)?),
+            Activation::Call(patch) => {
+                scales.copy_from_slice(&patch.activation_scales(&amax)?);
+                prove(patch.name(), &amax, &scales)?;
+            }
         }
         let mut out = vec![0.0; x.len()];
         apply_groups(x, m, k, &scales, &mut out);
         Ok(Some(out))
+    }
+}
+
+/// Proves the scales that a patch gave for groups of activations: 224 <= amax / scale <= 448 within rounding; groups
+/// below the largest eps may have a larger scale, up to the one of that eps.
+fn prove(patch: &str, amax: &[f32], scales: &[f32]) -> Result<(), HookError> {
+    const ROUNDING: f32 = 1.0 + 8.0 * f32::EPSILON;
+    for (group, (amax, scale)) in amax.iter().zip(scales).enumerate() {
+        let saturates = *amax > scale * MOST * ROUNDING;
+        let wasteful = amax.max(MOST_EPS) * ROUNDING < scale * LEAST;
+        // NaN compares false everywhere; an amax that is not finite has no right scale.
+        if saturates || wasteful || !amax.is_finite() {
+            return Err(HookError {
+                patch: patch.to_string(),
+                call: "`activation-scales`".to_string(),
+                cause: HookCause::BadOutput,
+                why: format!(
+                    "group {group} has amax {amax:e} and got scale {scale:e}: amax / scale is not in [224, 448]"
+                ),
+                next: "repair the patch, or run with --set activation=rule or --fp8-activation none".to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_of_activations_are_proved() {
+        let good = |amax: f32, scale: f32| prove("p", &[amax], &[scale]).is_ok();
+        for amax in [1e-3f32, 0.37, 1.0, 448.0, 1e20] {
+            assert!(good(amax, amax / 448.0) && good(amax, amax / 225.0), "{amax}");
+            assert!(!good(amax, amax / 449.0) && !good(amax, amax / 220.0) && !good(amax, f32::INFINITY), "{amax}");
+        }
+        // Zero groups: the scale of a floor, not a larger one.
+        assert!(good(0.0, 1e-10 / 448.0) && good(0.0, 1e-4 / 448.0) && !good(0.0, 1.0));
+        assert!(!good(f32::NAN, 1.0) && !good(f32::INFINITY, 1e36));
     }
 }

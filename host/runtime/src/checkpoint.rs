@@ -209,8 +209,7 @@ impl Checkpoint {
                     "the file is truncated or damaged: copy or download it again",
                 )
             })?;
-            let tensor =
-                CheckpointTensor { name: name.clone(), stored: info.dtype, shape: info.shape.clone(), data };
+            let tensor = CheckpointTensor { name: name.clone(), stored: info.dtype, shape: info.shape.clone(), data };
             if self.tensors.insert(name.clone(), tensor).is_some() {
                 return Err(refuse(
                     format!("tensor `{name}`"),
@@ -252,7 +251,10 @@ fn read_header(label: &str, bytes: &[u8]) -> Result<(usize, Metadata)> {
     let Some(length) = bytes.first_chunk::<8>() else {
         return Err(refuse(
             format!("`{label}`"),
-            format!("{} bytes are too few for a safetensors file, which starts with 8 bytes of header length", bytes.len()),
+            format!(
+                "{} bytes are too few for a safetensors file, which starts with 8 bytes of header length",
+                bytes.len()
+            ),
             again,
         ));
     };
@@ -274,10 +276,17 @@ fn read_header(label: &str, bytes: &[u8]) -> Result<(usize, Metadata)> {
     let (n, header) = SafeTensors::read_metadata(bytes).map_err(|e| {
         let why = match &e {
             SafeTensorError::MetadataIncompleteBuffer => {
-                format!("the header's offsets do not fit the file's {} bytes: it is truncated, or the header lies", bytes.len())
+                format!(
+                    "the header's offsets do not fit the file's {} bytes: it is truncated, or the header lies",
+                    bytes.len()
+                )
             }
-            SafeTensorError::InvalidOffset(name) => format!("the offsets of tensor `{name}` overlap, leave a hole or run backwards"),
-            SafeTensorError::TensorInvalidInfo => "the byte range of a tensor does not fit its shape and dtype".to_string(),
+            SafeTensorError::InvalidOffset(name) => {
+                format!("the offsets of tensor `{name}` overlap, leave a hole or run backwards")
+            }
+            SafeTensorError::TensorInvalidInfo => {
+                "the byte range of a tensor does not fit its shape and dtype".to_string()
+            }
             SafeTensorError::ValidationOverflow => "a shape overflows".to_string(),
             other => format!("not a valid safetensors header: {other}"),
         };

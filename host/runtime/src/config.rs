@@ -31,12 +31,8 @@ impl RawConfig {
             return Err(refuse("config.json", "not a JSON object".to_string()));
         };
         let string = |key: &str| root.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
-        let architecture = root
-            .get("architectures")
-            .and_then(|a| a.get(0))
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_string();
+        let architecture =
+            root.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str).unwrap_or_default().to_string();
         let model_type = string("model_type");
         if architecture.is_empty() && model_type.is_empty() {
             return Err(refuse("config.json", "it has neither `architectures` nor `model_type`".to_string()));
@@ -87,7 +83,10 @@ impl RawConfig {
         };
         match value.as_u64() {
             Some(n) if (1..=MAX_SIZE).contains(&n) => Ok(Some(n as usize)),
-            _ => Err(refuse("config.json", format!("`{key}` is {value}; it must be a whole number from 1 to {MAX_SIZE}"))),
+            _ => Err(refuse(
+                "config.json",
+                format!("`{key}` is {value}; it must be a whole number from 1 to {MAX_SIZE}"),
+            )),
         }
     }
 
@@ -243,7 +242,8 @@ mod tests {
 
     #[test]
     fn reads_both_generations_of_rope() {
-        let old = RawConfig::parse(r#"{"model_type":"llama","rope_theta":5e5,"rope_scaling":{"type":"linear","factor":2}}"#);
+        let old =
+            RawConfig::parse(r#"{"model_type":"llama","rope_theta":5e5,"rope_scaling":{"type":"linear","factor":2}}"#);
         assert_eq!(
             old.unwrap().rope().unwrap(),
             RopeConfig { theta: 5e5, scaling: RopeScaling::Linear { factor: 2.0 } }

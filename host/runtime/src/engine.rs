@@ -120,7 +120,12 @@ impl Engine {
     }
 
     /// Stages weights without publishing them: for comparisons.
-    pub fn stage(&self, checkpoint: &Checkpoint, hooks: &RefitHooks, progress: Progress<'_>) -> Result<(WeightSet, RefitReport)> {
+    pub fn stage(
+        &self,
+        checkpoint: &Checkpoint,
+        hooks: &RefitHooks,
+        progress: Progress<'_>,
+    ) -> Result<(WeightSet, RefitReport)> {
         let planned = Planned::new(&self.registry, &self.info, checkpoint, hooks, self.expert_loaders())?;
         planned.stage(self.versions.load(Ordering::Acquire) + 1, &self.info, hooks, progress)
     }

@@ -247,12 +247,7 @@ pub trait BlockQuant: Send + Sync {
     /// Name of the patch, for messages.
     fn name(&self) -> &str;
     /// One decision per tensor, in order.
-    fn decide(
-        &self,
-        model: &ModelInfo,
-        reader: &Consumer,
-        tensors: &[TensorInfo],
-    ) -> Result<Vec<Decision>, HookError>;
+    fn decide(&self, model: &ModelInfo, reader: &Consumer, tensors: &[TensorInfo]) -> Result<Vec<Decision>, HookError>;
     /// The activation rule, or none where `activation_scales` must be called.
     fn activation(&self, model: &ModelInfo) -> Result<Option<ActivationRule>, HookError>;
     /// One number per block (meaning: [`CastRule`]).

@@ -19,7 +19,8 @@ pub fn mismatch(reference: &[f32], candidate: &[f32], vocab: usize) -> Mismatch 
     let (mut sum, mut max, mut agree, mut positions) = (0.0, 0.0f64, 0usize, 0usize);
     for (r, c) in rows {
         let (lr, lc) = (log_softmax(r), log_softmax(c));
-        let kl: f64 = lr.iter().zip(&lc).map(|(p, q)| if *p == f64::NEG_INFINITY { 0.0 } else { p.exp() * (p - q) }).sum();
+        let kl: f64 =
+            lr.iter().zip(&lc).map(|(p, q)| if *p == f64::NEG_INFINITY { 0.0 } else { p.exp() * (p - q) }).sum();
         sum += kl;
         max = max.max(kl);
         agree += usize::from(crate::sampling::argmax(r) == crate::sampling::argmax(c));

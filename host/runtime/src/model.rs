@@ -94,7 +94,8 @@ impl Model {
             }
             let end = s.cache.len() + s.tokens.len();
             if end > self.common.max_positions {
-                let why = format!("{end} positions are more than max_position_embeddings {}", self.common.max_positions);
+                let why =
+                    format!("{end} positions are more than max_position_embeddings {}", self.common.max_positions);
                 return refuse(why, "shorten the prompt or --max-tokens");
             }
         }
@@ -181,7 +182,8 @@ impl Model {
         let k = heads(q_width, c.kv_heads, p.k_norm)?;
         let v = qkv.narrow(1, q_width + kv_width, kv_width)?.contiguous()?;
         for (s, span) in batch.iter_mut().zip(spans) {
-            let rows = |x: &Tensor| -> Result<Vec<f32>> { Ok(x.narrow(0, span.row, span.tokens)?.flatten_all()?.to_vec1()?) };
+            let rows =
+                |x: &Tensor| -> Result<Vec<f32>> { Ok(x.narrow(0, span.row, span.tokens)?.flatten_all()?.to_vec1()?) };
             s.cache.append(layer, &rows(&k)?, &rows(&v)?);
         }
         let op = AttentionOp {

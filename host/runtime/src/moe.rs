@@ -42,7 +42,8 @@ impl MoeOp<'_> {
             if picks.is_empty() {
                 continue;
             }
-            let gathered: Vec<f32> = picks.iter().flat_map(|i| &x[i / k * hidden..(i / k + 1) * hidden]).copied().collect();
+            let gathered: Vec<f32> =
+                picks.iter().flat_map(|i| &x[i / k * hidden..(i / k + 1) * hidden]).copied().collect();
             let out = self.expert(expert, &gathered, picks.len(), hidden)?;
             for (i, row) in picks.iter().zip(out.chunks_exact(hidden)) {
                 results[i * hidden..(i + 1) * hidden].copy_from_slice(row);

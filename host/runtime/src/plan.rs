@@ -139,7 +139,8 @@ fn native(
         };
         return Err(refit(format!("tensor `{name}` has no loader"), why, next));
     }
-    let hint = did_you_mean(name, registry.checkpoint_names()).map(|k| format!("; did you mean `{k}`?")).unwrap_or_default();
+    let hint =
+        did_you_mean(name, registry.checkpoint_names()).map(|k| format!("; did you mean `{k}`?")).unwrap_or_default();
     Err(refit(
         format!("tensor `{name}`"),
         format!("this model has no tensor of that name{hint}"),

@@ -45,7 +45,11 @@ pub fn grid(rows: usize, cols: usize, scheme: &Scheme) -> (usize, usize) {
 pub fn quantize(input: &Input<'_>, scheme: &Scheme, patch: &dyn BlockQuant, measure_error: bool) -> Result<Quantized> {
     let (rows, cols) = (input.rows, input.cols);
     let source = Source::new(&input.data, input.elem, rows, cols).map_err(|e| {
-        RuntimeError::Checkpoint(Refusal::new(format!("tensor `{}`", input.name), e.to_string(), "check the checkpoint"))
+        RuntimeError::Checkpoint(Refusal::new(
+            format!("tensor `{}`", input.name),
+            e.to_string(),
+            "check the checkpoint",
+        ))
     })?;
     let (grid_rows, grid_cols) = grid(rows, cols, scheme);
     // 0xFF is NaN in both types: what nobody writes cannot pass for a weight or a scale.
@@ -111,18 +115,24 @@ fn one_panel(
         Needs::Amax => patch.scales(&blocks, &stats.amax)?,
         Needs::Moments => patch.scales_with_moments(&blocks, &stats.amax, &stats.sum_squares)?,
         Needs::Rows => {
-            let rows = RowPanel {
-                data: input.data.clone(),
-                elem: input.elem,
-                cols: input.cols,
-                first_row,
-                rows: panel_rows,
-            };
+            let rows =
+                RowPanel { data: input.data.clone(), elem: input.elem, cols: input.cols, first_row, rows: panel_rows };
             patch.panel_scales(&blocks, &rows, &stats.amax)?
         }
     };
-    cast_panel(source, first_row, panel_rows, scheme.block_cols, &given, &stats.amax, &scheme.cast, measure_error, q, scales)
-        .map_err(|v| broken(input, patch, panel, &v))
+    cast_panel(
+        source,
+        first_row,
+        panel_rows,
+        scheme.block_cols,
+        &given,
+        &stats.amax,
+        &scheme.cast,
+        measure_error,
+        q,
+        scales,
+    )
+    .map_err(|v| broken(input, patch, panel, &v))
 }
 
 fn not_finite(input: &Input<'_>, source: &Source<'_>, scheme: &Scheme, row: usize, col: usize) -> RuntimeError {
@@ -144,7 +154,12 @@ fn not_finite(input: &Input<'_>, source: &Source<'_>, scheme: &Scheme, row: usiz
 
 fn broken(input: &Input<'_>, patch: &dyn BlockQuant, panel: usize, v: &ContractViolation) -> RuntimeError {
     RuntimeError::Contract(Refusal::new(
-        format!("the scale that patch `{}` gave for tensor `{}`, block [{panel}, {}]", patch.name(), input.name, v.block_col),
+        format!(
+            "the scale that patch `{}` gave for tensor `{}`, block [{panel}, {}]",
+            patch.name(),
+            input.name,
+            v.block_col
+        ),
         v.to_string(),
         "the patch is wrong or hostile: do not use it; `--component fp8_block` is a good one",
     ))

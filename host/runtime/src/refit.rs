@@ -286,7 +286,9 @@ impl<'a> Planned<'a> {
         let elem = tensor.elem().ok_or_else(|| internal("not a float tensor"))?;
         let data = match *transposed {
             None => tensor.data.clone(),
-            Some((n, rows, cols)) => transpose(&tensor.data, n, rows, cols, elem.size()).ok_or_else(|| internal("short data"))?,
+            Some((n, rows, cols)) => {
+                transpose(&tensor.data, n, rows, cols, elem.size()).ok_or_else(|| internal("short data"))?
+            }
         };
         for dest in dests {
             let start = dest.offset * elem.size();
@@ -304,7 +306,12 @@ impl<'a> Planned<'a> {
                         )));
                     }
                     staged.report += made.report;
-                    Matrix::Fp8 { q: made.q, scales: made.scales, block_rows: scheme.block_rows, block_cols: scheme.block_cols }
+                    Matrix::Fp8 {
+                        q: made.q,
+                        scales: made.scales,
+                        block_rows: scheme.block_rows,
+                        block_cols: scheme.block_cols,
+                    }
                 }
                 _ => {
                     let mut matrix = Matrix::staging(elem, dest.rows * dest.cols);

@@ -153,11 +153,8 @@ impl Registry {
         let embed = b.matrix("model.embed_tokens", Role::Embedding, c.hidden, &[(Slot::Whole, c.vocab, "")]);
         let layers = (0..c.layers).map(|i| b.layer(arch, i)).collect();
         let norm = b.vector("model.norm.weight", Role::Norm, c.hidden);
-        let head = if c.tied {
-            embed
-        } else {
-            b.matrix("lm_head", Role::LmHead, c.hidden, &[(Slot::Whole, c.vocab, "")])
-        };
+        let head =
+            if c.tied { embed } else { b.matrix("lm_head", Role::LmHead, c.hidden, &[(Slot::Whole, c.vocab, "")]) };
         (b.registry, ModelParams { embed, layers, norm, head })
     }
 
@@ -199,11 +196,7 @@ impl Registry {
     pub fn checkpoint_name_of(&self, param: ParamId, part: usize) -> Option<&str> {
         let decl = &self.params[param];
         let wanted = |p: &NativePlace| p.param == param && decl.part_index(p.expert.unwrap_or(0), p.slot) == Some(part);
-        self.native
-            .iter()
-            .chain(&self.expert_names)
-            .find(|(_, p)| wanted(p))
-            .map(|(name, _)| name.as_str())
+        self.native.iter().chain(&self.expert_names).find(|(_, p)| wanted(p)).map(|(name, _)| name.as_str())
     }
 }
 
@@ -236,7 +229,14 @@ impl Builder {
         self.stacked(module, "bias", role, None, parts)
     }
 
-    fn stacked(&mut self, module: &str, leaf: &str, role: Role, cols: Option<usize>, parts: &[(Slot, usize, &str)]) -> ParamId {
+    fn stacked(
+        &mut self,
+        module: &str,
+        leaf: &str,
+        role: Role,
+        cols: Option<usize>,
+        parts: &[(Slot, usize, &str)],
+    ) -> ParamId {
         let id = self.add(ParamDecl {
             name: format!("{module}.{leaf}"),
             role,
@@ -277,7 +277,12 @@ impl Builder {
                     MlpParams::Dense {
                         gate_up: self.matrix(&format!("{mlp}.gate_up_proj"), Role::Mlp, c.hidden, &gate_up),
                         gate_up_bias: bias.then(|| self.bias(&format!("{mlp}.gate_up_proj"), Role::Mlp, &gate_up)),
-                        down: self.matrix(&format!("{mlp}.down_proj"), Role::Mlp, intermediate, &[(Slot::Whole, c.hidden, "")]),
+                        down: self.matrix(
+                            &format!("{mlp}.down_proj"),
+                            Role::Mlp,
+                            intermediate,
+                            &[(Slot::Whole, c.hidden, "")],
+                        ),
                         down_bias: bias.then(|| self.vector(&format!("{mlp}.down_proj.bias"), Role::Mlp, c.hidden)),
                     }
                 }
@@ -298,7 +303,8 @@ impl Builder {
         };
         let w13 = self.add(experts("w13_weight", hidden, &[(Slot::W1, width), (Slot::W3, width)]));
         let w2 = self.add(experts("w2_weight", width, &[(Slot::W2, hidden)]));
-        let names = if moe.block == "block_sparse_moe" { ["w1", "w3", "w2"] } else { ["gate_proj", "up_proj", "down_proj"] };
+        let names =
+            if moe.block == "block_sparse_moe" { ["w1", "w3", "w2"] } else { ["gate_proj", "up_proj", "down_proj"] };
         for e in 0..moe.experts {
             for (name, (param, slot)) in names.iter().zip([(w13, Slot::W1), (w13, Slot::W3), (w2, Slot::W2)]) {
                 let place = NativePlace { param, slot, expert: Some(e) };
@@ -310,8 +316,18 @@ impl Builder {
             let gate_up = [(Slot::Gate, width, "gate_proj"), (Slot::Up, width, "up_proj")];
             SharedParams {
                 gate_up: self.matrix(&format!("{module}.gate_up_proj"), Role::SharedExpert, hidden, &gate_up),
-                down: self.matrix(&format!("{module}.down_proj"), Role::SharedExpert, width, &[(Slot::Whole, hidden, "")]),
-                gate: self.matrix(&format!("{block}.shared_expert_gate"), Role::Router, hidden, &[(Slot::Whole, 1, "")]),
+                down: self.matrix(
+                    &format!("{module}.down_proj"),
+                    Role::SharedExpert,
+                    width,
+                    &[(Slot::Whole, hidden, "")],
+                ),
+                gate: self.matrix(
+                    &format!("{block}.shared_expert_gate"),
+                    Role::Router,
+                    hidden,
+                    &[(Slot::Whole, 1, "")],
+                ),
             }
         });
         MlpParams::Moe { router, w13, w2, shared, moe }

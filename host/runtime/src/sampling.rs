@@ -69,8 +69,12 @@ impl Sampler {
         if p.temperature == 0.0 {
             return argmax(logits);
         }
-        let mut scored: Vec<(u32, f32)> =
-            logits.iter().enumerate().filter(|(_, l)| !l.is_nan()).map(|(i, l)| (i as u32, l / p.temperature)).collect();
+        let mut scored: Vec<(u32, f32)> = logits
+            .iter()
+            .enumerate()
+            .filter(|(_, l)| !l.is_nan())
+            .map(|(i, l)| (i as u32, l / p.temperature))
+            .collect();
         scored.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         if p.top_k > 0 {
             scored.truncate(p.top_k);
@@ -85,7 +89,13 @@ impl Sampler {
         let mut kept = weights.len();
         if p.top_p < 1.0 {
             let mut sum = 0.0;
-            kept = weights.iter().position(|w| { sum += w / total; sum >= p.top_p }).map_or(kept, |i| i + 1);
+            kept = weights
+                .iter()
+                .position(|w| {
+                    sum += w / total;
+                    sum >= p.top_p
+                })
+                .map_or(kept, |i| i + 1);
         }
         if p.min_p > 0.0 {
             kept = kept.min(weights.iter().position(|w| *w < p.min_p).unwrap_or(kept)).max(1);

@@ -48,8 +48,8 @@ impl Tokenizer {
     /// From a model folder.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let tokenizer = std::fs::read_to_string(&path)
-            .map_err(|e| refuse(&path.display().to_string(), e.to_string()))?;
+        let tokenizer =
+            std::fs::read_to_string(&path).map_err(|e| refuse(&path.display().to_string(), e.to_string()))?;
         let optional = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
         Self::new(&TokenizerFiles {
             tokenizer,

@@ -143,7 +143,12 @@ pub struct WeightSet {
 }
 
 impl WeightSet {
-    pub(crate) fn new(registry: &Registry, version: u64, params: Vec<Vec<Part>>, activation: Activation) -> Result<Self> {
+    pub(crate) fn new(
+        registry: &Registry,
+        version: u64,
+        params: Vec<Vec<Part>>,
+        activation: Activation,
+    ) -> Result<Self> {
         let mut vectors = Vec::with_capacity(params.len());
         for (decl, parts) in registry.params().iter().zip(&params) {
             vectors.push(match decl.cols {

@@ -7,5 +7,5 @@ wasmtime::component::bindgen!({
     imports: { default: trappable },
 });
 
+pub use self::patchhost::patch::row_source;
 pub use exports::patchhost::patch::{block_quant, block_quant_rows, identity, loader_map};
-pub use patchhost::patch::row_source;

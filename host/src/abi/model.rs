@@ -3,7 +3,7 @@
 use patchhost_runtime::hooks::{Dtype, ModelInfo, Role, TensorInfo};
 
 /// Most tensors in one list.
-pub(super) const TENSORS: usize = 262_144;
+pub(super) const TENSORS: usize = 131_072;
 /// Longest name of a tensor.
 pub(super) const NAME_BYTES: usize = 512;
 /// Longest reason or rule.

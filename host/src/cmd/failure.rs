@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use patchhost_runtime::error::RuntimeError;
-use patchhost_runtime::hooks::HookCause;
+use patchhost_runtime::hooks::{HookCause, HookError};
 
 use super::args::Format;
 use crate::checkpoint::write::WriteError;
@@ -46,15 +46,18 @@ pub(super) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
 fn code(error: &anyhow::Error) -> u8 {
     if let Some(e) = error.downcast_ref::<RuntimeError>() {
         return match e {
-            RuntimeError::Config(_) | RuntimeError::Checkpoint(_) | RuntimeError::Tokenizer(_) | RuntimeError::Request(_) => {
-                EXIT_USAGE
-            }
+            RuntimeError::Config(_)
+            | RuntimeError::Checkpoint(_)
+            | RuntimeError::Tokenizer(_)
+            | RuntimeError::Request(_) => EXIT_USAGE,
             RuntimeError::Refit(_) | RuntimeError::NonFinite(_) => EXIT_REFUSED,
-            // The patch works and says no: to the model, the checkpoint or the settings.
-            RuntimeError::Hook(e) if e.cause == HookCause::Refused => EXIT_REFUSED,
-            RuntimeError::Contract(_) | RuntimeError::Hook(_) => EXIT_PATCH,
+            RuntimeError::Hook(e) => hook(e),
+            RuntimeError::Contract(_) => EXIT_PATCH,
             RuntimeError::Compute(_) => EXIT_HOST,
         };
+    }
+    if let Some(e) = error.downcast_ref::<HookError>() {
+        return hook(e);
     }
     if let Some(e) = error.downcast_ref::<StageError>() {
         return match e {
@@ -79,5 +82,13 @@ fn code(error: &anyhow::Error) -> u8 {
             EXIT_USAGE
         }
         _ => EXIT_HOST,
+    }
+}
+
+fn hook(error: &HookError) -> u8 {
+    match error.cause {
+        // The patch works and says no: to the model, the checkpoint or the settings.
+        HookCause::Refused => EXIT_REFUSED,
+        _ => EXIT_PATCH,
     }
 }

@@ -94,7 +94,9 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
 
 /// The batch size, if there is one, and the ids.
 fn read_ids(path: &std::path::Path) -> anyhow::Result<(Option<usize>, Vec<u32>)> {
-    let refuse = |why: String| UsageError::new(format!("--ids {}", path.display()), why, "give `input_ids` as I64 [T] or [B,T], T at least 1");
+    let refuse = |why: String| {
+        UsageError::new(format!("--ids {}", path.display()), why, "give `input_ids` as I64 [T] or [B,T], T at least 1")
+    };
     let file = Checkpoint::open(path)?;
     let tensor = file.get("input_ids").ok_or_else(|| refuse("it has no tensor `input_ids`".to_string()))?;
     if tensor.stored != Dtype::I64 {

@@ -150,9 +150,15 @@ fn one<'a>(
     let (count, rows, cols) = match tensor.shape[..] {
         [rows, cols] => (1, rows, cols),
         [count, rows, cols] => (count, rows, cols),
-        _ => return Err(refuse(format!("it has {} dimensions", tensor.shape.len()), "leave it out with --tensors").into()),
+        _ => {
+            return Err(
+                refuse(format!("it has {} dimensions", tensor.shape.len()), "leave it out with --tensors").into()
+            );
+        }
     };
-    let elem = tensor.elem().ok_or_else(|| refuse(format!("its dtype is {:?}", tensor.stored), "leave it out with --tensors"))?;
+    let elem = tensor
+        .elem()
+        .ok_or_else(|| refuse(format!("its dtype is {:?}", tensor.stored), "leave it out with --tensors"))?;
     let scale_name = format!("{}{}", tensor.name, scheme.scale_suffix);
     if checkpoint.get(&scale_name).is_some() {
         let why = format!("the input already has a tensor `{scale_name}`");
@@ -187,7 +193,11 @@ fn relative(r: &CastReport) -> Option<f64> {
 fn parse_glob(text: &str) -> Result<GlobMatcher, UsageError> {
     let built = GlobBuilder::new(text).literal_separator(false).build();
     built.map(|g| g.compile_matcher()).map_err(|e| {
-        UsageError::new(format!("--tensors {}", text.escape_debug()), e.to_string(), "write for example --tensors '*.q_proj.weight'")
+        UsageError::new(
+            format!("--tensors {}", text.escape_debug()),
+            e.to_string(),
+            "write for example --tensors '*.q_proj.weight'",
+        )
     })
 }
 

@@ -177,11 +177,20 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
 }
 
-fn requests(args: &Args, model: &Model, tokenizer: &Tokenizer, sampling: &SamplingParams) -> anyhow::Result<Vec<Request>> {
+fn requests(
+    args: &Args,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    sampling: &SamplingParams,
+) -> anyhow::Result<Vec<Request>> {
     let prompts = match (&args.prompts, &args.prompt) {
         (Some(file), _) => {
             let unreadable = |why: String| {
-                UsageError::new(format!("--prompts {}", file.display()), why, "give a text file with one prompt per line")
+                UsageError::new(
+                    format!("--prompts {}", file.display()),
+                    why,
+                    "give a text file with one prompt per line",
+                )
             };
             let text = std::fs::read_to_string(file).map_err(|e| unreadable(e.to_string()))?;
             let lines: Vec<String> = text.lines().filter(|l| !l.trim().is_empty()).map(str::to_string).collect();
@@ -203,7 +212,12 @@ fn requests(args: &Args, model: &Model, tokenizer: &Tokenizer, sampling: &Sampli
             tokenizer.encode(&text)?
         };
         if prompt.is_empty() {
-            return Err(UsageError::new("an empty prompt", "it has no tokens", "give a prompt of at least one character").into());
+            return Err(UsageError::new(
+                "an empty prompt",
+                "it has no tokens",
+                "give a prompt of at least one character",
+            )
+            .into());
         }
         if prompt.len() >= limit {
             return Err(UsageError::new(

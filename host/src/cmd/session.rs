@@ -107,7 +107,8 @@ impl Patches {
             )
             .into());
         }
-        let sandbox = Sandbox::new(rayon::current_num_threads()).map_err(|e| anyhow::anyhow!("the sandbox cannot start: {e:#}"))?;
+        let sandbox = Sandbox::new(rayon::current_num_threads())
+            .map_err(|e| anyhow::anyhow!("the sandbox cannot start: {e:#}"))?;
         let mut patches = Vec::new();
         let settings = Settings::parse(&args.settings)?;
         for (i, component) in args.components.iter().enumerate() {

@@ -176,12 +176,12 @@ impl StageError {
             Self::Unreadable { .. } => "check the path and its permissions".into(),
             Self::TooLarge { .. } => "strip it, or build it with opt-level = \"s\"".into(),
             Self::DigestMismatch { found, .. } => {
-                format!("if these bytes are meant, review them with `patchhost audit` and pin {found}")
+                format!("if these bytes are meant, review them and pin {found}")
             }
             Self::NotLocked { .. } => "rebuild the host with `cargo xtask guests`, or give a path".into(),
             Self::Audit { report, .. } => {
                 let fix = report.findings.iter().find(|finding| finding.severity == Severity::Error);
-                fix.map_or_else(|| "run `patchhost audit`".to_owned(), |finding| finding.fix.clone())
+                fix.map_or_else(|| "rebuild the patch as its findings say".to_owned(), |finding| finding.fix.clone())
             }
             Self::Compile { .. } => "rebuild it with the interface in `wit/patch/0.1.0`".into(),
             Self::Start { cause: HookCause::Refused, .. } => "change the settings as it says".into(),

@@ -150,8 +150,13 @@ fn applies(info: &Info, architecture: &str, host: &str) -> Applicability {
     not(format!("it is for {}, the model is {architecture}", list(&names)))
 }
 
+/// At most three names, and how many more there are.
 fn list(names: &[&str]) -> String {
-    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+    match names {
+        [] => "nothing".to_owned(),
+        [a, b, c, _, rest @ ..] => format!("{a}, {b}, {c} and {} more", rest.len() + 1),
+        few => few.join(", "),
+    }
 }
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ fn config(threads: usize) -> Config {
 
     // Cost of a call.
     config.concurrency_support(false); // synchronous only: async bookkeeping costs 3 to 8 times on a 0.5 us call
-    config.cranelift_opt_level(OptLevel::Speed); // the quantise loop is the product
+    config.cranelift_opt_level(OptLevel::Speed); // the quantize loop is the product
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(threads)));
     // memory_reservation, guard size and signal-based traps stay at their defaults: anything else costs 1.5 to 1.7.
 

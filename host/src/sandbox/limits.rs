@@ -37,7 +37,7 @@ pub struct Limits {
     /// candidates, 490 with the 64 that are its most.
     pub fuel_per_element: u64,
     /// Most fuel of any one call, however large its input: one to four seconds of a loop. `fp8_block` needs 6,000 a tensor in
-    /// `decide`, so 262,144 tensors fit.
+    /// `decide`, so 131,072 tensors fit.
     pub fuel_max: u64,
     /// Wall time of `describe`, `configure`, `decide`, `resolve` and `activation`. Fuel is the contract; this stops what
     /// fuel does not see, such as a host that swaps.

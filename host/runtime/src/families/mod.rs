@@ -12,7 +12,7 @@ use crate::config::{RawConfig, RopeConfig, refuse};
 use crate::error::Result;
 
 /// Most tensors of a checkpoint: the bound that the interface promises patches (DeepSeek-V3 has 46,000).
-const MAX_TENSORS: usize = 262_144;
+const MAX_TENSORS: usize = 131_072;
 
 /// A family: the names under which config.json may announce it, and its declaration.
 pub struct Family {
@@ -123,7 +123,9 @@ impl Arch {
         let family = FAMILIES
             .iter()
             .find(|f| f.architecture == config.architecture())
-            .or_else(|| FAMILIES.iter().find(|f| config.architecture().is_empty() && f.model_type == config.model_type()))
+            .or_else(|| {
+                FAMILIES.iter().find(|f| config.architecture().is_empty() && f.model_type == config.model_type())
+            })
             .ok_or_else(|| {
                 let known: Vec<&str> = FAMILIES.iter().map(|f| f.architecture).collect();
                 let name = if config.architecture().is_empty() { config.model_type() } else { config.architecture() };
@@ -137,7 +139,9 @@ impl Arch {
         if matrices > MAX_TENSORS {
             return Err(refuse(
                 "config.json",
-                format!("layers times experts make {matrices} feed-forward matrices, more than the limit of {MAX_TENSORS}"),
+                format!(
+                    "layers times experts make {matrices} feed-forward matrices, more than the limit of {MAX_TENSORS}"
+                ),
             ));
         }
         Ok(arch)
@@ -170,7 +174,9 @@ impl Common {
             None => {
                 return Err(refuse(
                     "config.json",
-                    format!("`hidden_size` {hidden} is not a multiple of `num_attention_heads` {heads}, and `head_dim` is absent"),
+                    format!(
+                        "`hidden_size` {hidden} is not a multiple of `num_attention_heads` {heads}, and `head_dim` is absent"
+                    ),
                 ));
             }
         };
@@ -207,7 +213,13 @@ impl Common {
 }
 
 /// The routed block that Qwen2-MoE, Qwen3-MoE and Mixtral share, and which layers have it.
-fn routed(config: &RawConfig, block: &'static str, width: &[&str], renormalize: bool, shared: Option<usize>) -> Result<Moe> {
+fn routed(
+    config: &RawConfig,
+    block: &'static str,
+    width: &[&str],
+    renormalize: bool,
+    shared: Option<usize>,
+) -> Result<Moe> {
     let experts = config.size(&["num_experts", "num_local_experts", "n_routed_experts"])?;
     let top_k = config.size(&["num_experts_per_tok"])?;
     if top_k > experts {
@@ -223,7 +235,7 @@ fn routed(config: &RawConfig, block: &'static str, width: &[&str], renormalize: 
 fn qwen_layers(config: &RawConfig, layers: usize, moe: Moe) -> Result<Vec<Mlp>> {
     let step = config.size_opt(&["decoder_sparse_step"])?.unwrap_or(1);
     let dense_only = config.indices("mlp_only_layers")?;
-    let sparse = |i: usize| !dense_only.contains(&i) && (i + 1) % step == 0;
+    let sparse = |i: usize| !dense_only.contains(&i) && (i + 1).is_multiple_of(step);
     let dense = if (0..layers).all(sparse) {
         None
     } else {
@@ -242,7 +254,9 @@ fn qwen_window(config: &RawConfig, layers: usize) -> Result<Option<usize>> {
     match window {
         Some(_) if from > 0.0 && (from as usize) < layers => Err(refuse(
             "config.json",
-            format!("`use_sliding_window` with `max_window_layers` {from}: a window on some layers only is not supported"),
+            format!(
+                "`use_sliding_window` with `max_window_layers` {from}: a window on some layers only is not supported"
+            ),
         )),
         Some(w) if from == 0.0 => Ok(Some(w)),
         _ => Ok(None),

@@ -42,7 +42,7 @@ pub(in crate::audit) fn check(bytes: &[u8], kind: Kind, caps: &Caps, out: &mut V
         Kind::Component => sections(bytes, out),
         Kind::CoreModule => out.push(NOT_A_COMPONENT.finding(
             "a core module; patches are components",
-            "build for wasm32-unknown-unknown and run `wasm-tools component new`, or use `patchhost build`",
+            "build for wasm32-unknown-unknown and run `wasm-tools component new`",
         )),
         Kind::Native => out.push(PRECOMPILED.finding(
             "native code; it is never loaded, wherever it comes from",
