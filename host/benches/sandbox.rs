@@ -1,6 +1,7 @@
 //! What the sandbox costs: every row is measured against its native counterpart in interleaved pairs of one run, so that
 //! a noisy machine spoils both alike. Run with `cargo bench -p patchhost --bench sandbox`.
 
+use criterion::{Criterion, Throughput};
 use half::bf16;
 use patchhost::patch::{Limits, Patch, Sandbox, bundled};
 use patchhost_kernels::activation::{group_amax, rule_scales};
@@ -9,7 +10,7 @@ use patchhost_kernels::profile::Profile;
 use patchhost_kernels::source::Source;
 use patchhost_kernels::spec::{ActivationRule, CastSpec, Edges, Elem, ScaleFormat};
 use patchhost_kernels::stats::{StatsOptions, panel_stats};
-use patchhost_runtime::checkpoint::TensorBytes;
+use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{BlockQuant, Blocks, Consumer, Decision, Dtype, ModelInfo, Role, RowPanel, TensorInfo};
 use std::hint::black_box;
 use std::sync::Arc;
@@ -20,44 +21,90 @@ const BLOCK: usize = 128;
 const NAME: &str = "model.layers.0.mlp.down_proj.weight";
 
 fn main() {
+    // `cargo test --benches` only wants to know that it runs.
+    if std::env::args().any(|arg| arg == "--test") {
+        return;
+    }
     let sandbox = Sandbox::new(1).expect("an engine");
     let torch = [("profile".to_owned(), "verl-triton".to_owned())];
     let (_, amax_guest) = ready(&sandbox, "fp8_block", &torch);
     let (_, rows_guest) = ready(&sandbox, "fp8_block_mse", &[]);
     let matrix = Matrix::new();
+    let native = Profile::VerlTriton.cast_spec(ScaleFormat::F32, Edges::Strict);
+    let (stats_spec, rows_spec) = (matrix.spec(&*amax_guest), matrix.spec(&*rows_guest));
+
+    let natively = || matrix.quantize(&native, |_, _, amax| native_scales(amax));
+    let from_stats =
+        || matrix.quantize(&stats_spec, |blocks, _, amax| amax_guest.scales(blocks, amax).expect("scales"));
+    let search = kit::mse::Search::new(&kit::settings::MseSettings::default());
+    let mse_natively = || matrix.quantize(&rows_spec, |blocks, panel, amax| native_mse(&search, blocks, panel, amax));
+    let from_rows = || {
+        matrix.quantize(&rows_spec, |blocks, panel, amax| rows_guest.panel_scales(blocks, panel, amax).expect("scales"))
+    };
+
+    // `cargo bench -- table` prints the table alone.
+    if !std::env::args().any(|arg| arg == "table") {
+        let mut criterion = Criterion::default().configure_from_args();
+        let mut group = criterion.benchmark_group("quantize 4096x4096 bf16, one thread");
+        group.sample_size(10).throughput(Throughput::Bytes(2 * (N * N) as u64));
+        group.bench_function("amax, native", |b| b.iter(natively));
+        group.bench_function("amax, guest", |b| b.iter(from_stats));
+        group.bench_function("mse, native", |b| b.iter(mse_natively));
+        group.bench_function("mse, guest", |b| b.iter(from_rows));
+        group.finish();
+        let amax: Vec<f32> = (0..32).map(|i| 0.5 + i as f32 / 7.0).collect();
+        let mut group = criterion.benchmark_group("32 amax -> 32 scales");
+        group.bench_function("native", |b| b.iter(|| native_scales(black_box(&amax))));
+        group.bench_function("guest", |b| b.iter(|| amax_guest.scales(&FIRST_PANEL, black_box(&amax)).expect("scales")));
+        group.finish();
+        criterion.final_summary();
+    }
 
     println!("{:<58} {:>12} {:>12}  ratio (quartiles)", "", "native", "guest");
     call(&*amax_guest, 1);
     call(&*amax_guest, 32);
     activation(&*amax_guest);
-    let native = CastSpec { ..Profile::VerlTriton.cast_spec(ScaleFormat::F32, Edges::Strict) };
-    let given = |amax: &[f32]| -> Vec<f32> {
-        amax.iter().map(|amax| Profile::VerlTriton.given(ScaleFormat::F32, Edges::Strict, *amax)).collect()
-    };
-    let natively = || matrix.quantize(&native, |_, _, amax| given(amax));
-    let (stats_spec, rows_spec) = (matrix.spec(&*amax_guest), matrix.spec(&*rows_guest));
-    let from_stats =
-        || matrix.quantize(&stats_spec, |blocks, _, amax| amax_guest.scales(blocks, amax).expect("scales"));
-    let from_rows = || {
-        matrix.quantize(&rows_spec, |blocks, panel, amax| rows_guest.panel_scales(blocks, panel, amax).expect("scales"))
-    };
     row("quantize 4096x4096 bf16, one thread: scales from amax", 25, natively, from_stats);
-    row("quantize 4096x4096 bf16, one thread: MSE from the rows", 5, natively, from_rows);
+    row("quantize 4096x4096 bf16, one thread: MSE from the rows", 5, mse_natively, from_rows);
+    row("the same guest against native scales from amax", 5, natively, from_rows);
+}
+
+const FIRST_PANEL: Blocks<'_> =
+    Blocks { tensor: NAME, rows: N, cols: N, block_rows: BLOCK, block_cols: BLOCK, first_block: 0 };
+
+fn native_scales(amax: &[f32]) -> Vec<f32> {
+    amax.iter().map(|amax| Profile::VerlTriton.given(ScaleFormat::F32, Edges::Strict, *amax)).collect()
+}
+
+/// The search of `fp8_block_mse` itself, compiled natively: the same source, four lanes of plain Rust.
+fn native_mse(search: &kit::mse::Search, blocks: &Blocks<'_>, panel: &RowPanel, amax: &[f32]) -> Vec<f32> {
+    let lent = kit::mse::Panel {
+        tensor: NAME,
+        first_block: blocks.first_block as u32,
+        rows: panel.rows as u32,
+        cols: N as u32,
+        block_cols: BLOCK as u32,
+        max_rows: 16,
+    };
+    let read = |first: u32, n: u32| -> Vec<u16> {
+        let start = (panel.first_row + first as usize) * N * 2;
+        let bytes = &panel.data[start..start + n as usize * N * 2];
+        bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect()
+    };
+    kit::mse::panel_scales(search, &lent, amax, read).expect("scales")
 }
 
 /// As many scales out as amax in: 32 are one panel of 4096 columns, 1 shows the cost of the call itself.
 fn call(guest: &dyn BlockQuant, count: usize) {
     let amax: Vec<f32> = (0..count).map(|i| 0.5 + i as f32 / 7.0).collect();
-    let blocks = Blocks { tensor: NAME, rows: N, cols: N, block_rows: BLOCK, block_cols: BLOCK, first_block: 0 };
     let native = || {
         for _ in 0..1_000 {
-            let scales = |amax: &f32| Profile::VerlTriton.given(ScaleFormat::F32, Edges::Strict, *amax);
-            black_box(black_box(&amax).iter().map(scales).collect::<Vec<_>>());
+            black_box(native_scales(black_box(&amax)));
         }
     };
     let asked = || {
         for _ in 0..1_000 {
-            black_box(guest.scales(&blocks, black_box(&amax)).expect("scales"));
+            black_box(guest.scales(&FIRST_PANEL, black_box(&amax)).expect("scales"));
         }
     };
     row(&format!("1000 calls, {count} amax -> {count} scales"), 200, native, asked);

@@ -145,3 +145,15 @@ fn positions_beyond_the_model_are_refused_and_the_cache_survives() {
     assert!(forward(&[], &mut cache).is_err());
     assert_eq!(cache.len(), 3);
 }
+
+/// The bundled model against transformers (`tools/tiny_moe/verify_transformers.py` made the golden file).
+#[test]
+fn the_bundled_model_agrees_with_transformers() {
+    use patchhost::checkpoint::bundled;
+    let engine = Engine::new(bundled::CONFIG, EngineOptions::default()).unwrap();
+    engine.refit(&bundled::checkpoint().unwrap(), &hooks(&["moe_loader"]), &|_, _, _| {}).unwrap();
+    let (ids, expected) = golden(&crate::support::repo().join("tools/tiny_moe"));
+    let got = logits(&engine, &[&ids]);
+    let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(got.len() == expected.len() && worst < TOLERANCE, "{worst}");
+}

@@ -151,3 +151,33 @@ fn two_models_in_one_process_keep_their_own_decisions() {
     again.refit(&Checkpoint::open(&moe).unwrap(), &hooks, QUIET).unwrap();
     assert_eq!(engines[0].live().unwrap().first_difference(&again.live().unwrap()), None);
 }
+
+/// Fused experts stored [E, in, out], as Qwen3-VL-MoE does: the patch sees it by the shape, the host turns them.
+#[test]
+fn transposed_fused_experts_give_the_same_bits() {
+    let hooks = hooks(&["moe_loader", "fp8_block"]);
+    let load = |turn: bool| {
+        let (_tmp, folder) = model("qwen3_moe_fused");
+        if turn {
+            edit_tensors(&folder, |tensors| {
+                let mut turned = 0;
+                for t in tensors.iter_mut().filter(|t| t.2.len() == 3) {
+                    let [experts, rows, cols] = t.2[..] else { unreachable!() };
+                    let old = t.3.as_chunks::<2>().0.to_vec();
+                    let at = |e: usize, c: usize, r: usize| old[(e * rows + r) * cols + c];
+                    t.3 = (0..experts)
+                        .flat_map(|e| (0..cols).flat_map(move |c| (0..rows).map(move |r| (e, c, r))))
+                        .flat_map(|(e, c, r)| at(e, c, r))
+                        .collect();
+                    t.2 = vec![experts, cols, rows];
+                    turned += 1;
+                }
+                assert_eq!(turned, 4);
+            });
+        }
+        let engine = Engine::open(&folder, EngineOptions::default()).unwrap();
+        engine.refit(&Checkpoint::open(&folder).unwrap(), &hooks, QUIET).unwrap();
+        engine.live().unwrap()
+    };
+    assert_eq!(load(true).first_difference(&load(false)), None);
+}

@@ -13,6 +13,9 @@ const LEAST: f32 = 224.0;
 /// Groups whose amax is smaller may have a scale from a floor instead (1e-4 in published profiles).
 const MOST_EPS: f32 = 1e-3;
 
+/// Groups of one call, as the interface promises: a GEMM of more (a long prompt) makes several calls.
+const MOST_GROUPS: usize = 65_536;
+
 /// What the user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ActivationMode {
@@ -74,8 +77,10 @@ impl Activation {
             Activation::None => return Ok(None),
             Activation::Rule(rule) => rule_scales(rule, &amax, &mut scales),
             Activation::Call(patch) => {
-                scales.copy_from_slice(&patch.activation_scales(&amax)?);
-                prove(patch.name(), &amax, &scales)?;
+                for (amax, scales) in amax.chunks(MOST_GROUPS).zip(scales.chunks_mut(MOST_GROUPS)) {
+                    scales.copy_from_slice(&patch.activation_scales(amax)?);
+                    prove(patch.name(), amax, scales)?;
+                }
             }
         }
         let mut out = vec![0.0; x.len()];

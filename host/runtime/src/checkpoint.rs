@@ -4,51 +4,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, SafeTensors};
 
+use crate::bytes::{Owner, TensorBytes};
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{Dtype, Elem};
 
 /// Largest header we read. The format's own limit is 100 MB; a real one for 100,000 tensors is about 12 MB.
 pub const MAX_HEADER: u64 = 64 << 20;
-
-type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
-
-/// Bytes of one tensor, shared: a range of a mapped file or of a buffer.
-#[derive(Clone)]
-pub struct TensorBytes {
-    owner: Owner,
-    range: Range<usize>,
-}
-
-impl TensorBytes {
-    /// A range of what `owner` holds; `None` if it lies outside.
-    pub fn new(owner: Owner, range: Range<usize>) -> Option<Self> {
-        (*owner).as_ref().get(range.clone())?;
-        Some(Self { owner, range })
-    }
-
-    /// A part of these bytes; `None` if it lies outside.
-    pub fn slice(&self, range: Range<usize>) -> Option<Self> {
-        let start = self.range.start.checked_add(range.start)?;
-        let end = self.range.start.checked_add(range.end)?;
-        if range.start > range.end || end > self.range.end {
-            return None;
-        }
-        Some(Self { owner: self.owner.clone(), range: start..end })
-    }
-}
-
-impl std::ops::Deref for TensorBytes {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.range.clone()]
-    }
-}
 
 /// One tensor of a checkpoint.
 #[derive(Clone)]

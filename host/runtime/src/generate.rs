@@ -112,8 +112,6 @@ pub fn generate(
         let logits = model.forward(weights, &mut batch, Rows::Last)?.to_vec2::<f32>()?;
         let mut still = Vec::new();
         for (mut r, row) in running.into_iter().zip(logits) {
-            timing.generated_tokens += 1;
-            timing.decode_tokens += usize::from(!prefill);
             let request = &requests[r.index];
             match step(&mut r, &row, request, model, tokenizer, on_text)? {
                 true => finished.push(r),
@@ -126,6 +124,10 @@ pub fn generate(
         prefill = false;
     }
     finished.sort_by_key(|r| r.index);
+    for r in &finished {
+        timing.generated_tokens += r.done.token_ids.len();
+        timing.decode_tokens += r.done.token_ids.len().saturating_sub(1);
+    }
     Ok((finished.into_iter().map(|r| r.done).collect(), timing))
 }
 

@@ -1,7 +1,7 @@
 //! The questions a refit and a forward pass ask of patches, as Rust traits. The runtime never knows that WebAssembly
 //! answers them: `patchhost::abi` does. Same words as `wit/patch/0.1.0`.
 
-use crate::checkpoint::TensorBytes;
+use crate::bytes::TensorBytes;
 pub use patchhost_kernels::spec::{ActivationRule, CastRule, CastSpec, Contract, Edges, Elem, Floor, ScaleFormat};
 
 /// How the elements of a tensor are stored.

@@ -3,6 +3,7 @@
 //! WebAssembly.
 
 pub mod activation;
+pub mod bytes;
 pub mod checkpoint;
 pub mod config;
 pub mod engine;

@@ -8,7 +8,7 @@ use patchhost_kernels::source::Source;
 use patchhost_kernels::stats::{StatsOptions, panel_stats};
 use rayon::prelude::*;
 
-use crate::checkpoint::TensorBytes;
+use crate::bytes::TensorBytes;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{BlockQuant, Blocks, Edges, Elem, Needs, RowPanel, Scheme};
 

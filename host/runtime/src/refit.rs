@@ -8,7 +8,8 @@ use patchhost_kernels::e4m3::contains_nan_code;
 use rayon::prelude::*;
 
 use crate::activation::{Activation, ActivationMode};
-use crate::checkpoint::{Checkpoint, CheckpointTensor, TensorBytes};
+use crate::bytes::TensorBytes;
+use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{BlockQuant, Consumer, Decision, Dtype, LoaderMap, ModelInfo, Role, Scheme, TensorInfo};
 use crate::plan::{Action, Dest, ExpertLoaders, Plan};

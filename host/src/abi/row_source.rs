@@ -83,7 +83,7 @@ fn to_bf16(bytes: &[u8], elem: Elem, cols: usize) -> wasmtime::Result<Vec<u16>> 
 mod tests {
     use super::*;
     use half::{bf16, f16};
-    use patchhost_runtime::checkpoint::TensorBytes;
+    use patchhost_runtime::bytes::TensorBytes;
     use std::sync::Arc;
 
     fn lent(rows: usize, cols: usize, allowance: u64) -> Lent {

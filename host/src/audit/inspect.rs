@@ -1,27 +1,11 @@
 //! The audit itself: cheap rules first, and nothing costly on what they refuse.
 
-use super::names::{Export, Import};
+use super::input::Input;
 use super::report::{Finding, Kind, Report, Severity};
 use super::scan::{Scan, scan};
 use super::{Caps, Facts, rules, validate};
 use crate::abi::{Hook, text};
 use crate::patch::Digest;
-
-/// What the rules look at.
-pub(super) struct Input<'a> {
-    pub(super) bytes: &'a [u8],
-    pub(super) caps: &'a Caps,
-    pub(super) facts: &'a Facts,
-    pub(super) imports: &'a [Import],
-    pub(super) exports: &'a [Export],
-}
-
-impl<'a> Input<'a> {
-    fn new(bytes: &'a [u8], caps: &'a Caps, scan: &'a Scan) -> Self {
-        let Scan { facts, imports, exports } = scan;
-        Self { bytes, caps, facts, imports, exports }
-    }
-}
 
 /// Audits a file with the default caps. Never compiles, never panics on any bytes.
 pub fn inspect(bytes: &[u8]) -> Report {

@@ -2,6 +2,7 @@
 
 mod caps;
 mod facts;
+mod input;
 mod inspect;
 mod names;
 mod report;

@@ -8,7 +8,7 @@ use patchhost_runtime::tokenizer::{Tokenizer, TokenizerFiles};
 pub const NAME: &str = "tiny-shakespeare-moe";
 
 /// A prompt it can continue.
-pub const PROMPT: &str = "KING HENRY. Once more";
+pub const PROMPT: &str = "KING HENRY.\n";
 
 macro_rules! file {
     ($name:literal) => {

@@ -38,6 +38,8 @@ enum Verb {
 
 /// Parses the command line, runs the verb and turns its error into the exit code.
 pub fn main() -> ExitCode {
+    // `patchhost run | head` must end quietly, not with a panic about a broken pipe.
+    sigpipe::reset();
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("PATCHHOST_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));

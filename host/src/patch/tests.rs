@@ -3,7 +3,7 @@
 use super::{Applicability, Candidate, Digest, Hook, Limits, Patch, PatchSet, Sandbox, SetError, Stage, StageError};
 use super::{Verification, bundled};
 use half::bf16;
-use patchhost_runtime::checkpoint::TensorBytes;
+use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{
     Blocks, Consumer, Decision, Dtype, Elem, HookCause, ModelInfo, Placement, Role, RowPanel, TensorInfo,
 };

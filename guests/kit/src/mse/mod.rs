@@ -22,7 +22,7 @@ pub const FLOOR: Floor = Floor { eps: 0.0, zero_below: ZERO_BELOW, zero_scale: 1
 /// Largest factor on `amax / 448` that the contract `a / s > 224` admits, with room for rounding.
 pub const MAX_FACTOR: f32 = 1.99;
 
-/// Most values in the tallies of one panel: 16 MiB, half of the memory this patch declares.
+/// Most values in the tallies of one panel: 16 MiB of the 60 that this patch declares.
 const MOST_TALLIES: usize = 16 * 1024 * 1024 / size_of::<Tally>();
 
 /// Which scales are tried, the same for every block of every tensor.

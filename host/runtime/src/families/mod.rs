@@ -249,7 +249,8 @@ fn qwen_window(config: &RawConfig, layers: usize) -> Result<Option<usize>> {
     if !config.flag("use_sliding_window", false)? {
         return Ok(None);
     }
-    let from = config.number("max_window_layers")?.unwrap_or(0.0);
+    // 28 is what transformers takes where it is absent.
+    let from = config.number("max_window_layers")?.unwrap_or(28.0);
     let window = config.size_opt(&["sliding_window"])?;
     match window {
         Some(_) if from > 0.0 && (from as usize) < layers => Err(refuse(

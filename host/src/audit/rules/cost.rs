@@ -2,7 +2,7 @@
 
 use super::Rule;
 use crate::audit::facts::FunctionCost;
-use crate::audit::inspect::Input;
+use crate::audit::input::Input;
 use crate::audit::report::Finding;
 
 const START: Rule = Rule::warn("PH501", "start-function", "Code that runs when it is instantiated.");

@@ -1,7 +1,7 @@
 //! PH4xx and what goes with them: proposals outside the list.
 
 use super::{Rule, file, memory, world};
-use crate::audit::inspect::Input;
+use crate::audit::input::Input;
 use crate::audit::report::Finding;
 use crate::audit::validate;
 use wasmparser::BinaryReaderError;

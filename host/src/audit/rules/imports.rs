@@ -2,7 +2,7 @@
 
 use super::Rule;
 use crate::abi::{PACKAGE, VERSION, interface, row_source, text};
-use crate::audit::inspect::Input;
+use crate::audit::input::Input;
 use crate::audit::report::Finding;
 
 const NOT_ALLOWED: Rule = Rule::error("PH101", "import-not-allowed", "An import that was not granted.");

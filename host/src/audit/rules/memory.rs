@@ -2,7 +2,7 @@
 
 use super::Rule;
 use crate::audit::facts::MemoryFacts;
-use crate::audit::inspect::Input;
+use crate::audit::input::Input;
 use crate::audit::report::Finding;
 
 const NO_MAX: Rule = Rule::warn("PH301", "no-max-memory", "A memory without a maximum: only the host's limit ends it.");

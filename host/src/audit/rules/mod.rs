@@ -9,7 +9,7 @@ mod memory;
 mod structure;
 mod world;
 
-use super::inspect::Input;
+use super::input::Input;
 use super::report::{Finding, Severity};
 use serde::Serialize;
 

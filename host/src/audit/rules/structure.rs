@@ -1,7 +1,7 @@
 //! PH8xx: how it is put together. Instances multiply along the tree of components: 587 bytes can ask for 10^8.
 
 use super::Rule;
-use crate::audit::inspect::Input;
+use crate::audit::input::Input;
 use crate::audit::report::Finding;
 
 const MODULES: Rule =

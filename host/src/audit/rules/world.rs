@@ -3,7 +3,7 @@
 use super::Rule;
 use crate::abi::diff::{self, Skew};
 use crate::abi::{Hook, IDENTITY, PACKAGE, text};
-use crate::audit::inspect::Input;
+use crate::audit::input::Input;
 use crate::audit::report::Finding;
 
 const MISMATCH: Rule = Rule::error("PH201", "world-mismatch", "It does not export what a patch exports.");
