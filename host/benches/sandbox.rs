@@ -55,7 +55,8 @@ fn main() {
         let amax: Vec<f32> = (0..32).map(|i| 0.5 + i as f32 / 7.0).collect();
         let mut group = criterion.benchmark_group("32 amax -> 32 scales");
         group.bench_function("native", |b| b.iter(|| native_scales(black_box(&amax))));
-        group.bench_function("guest", |b| b.iter(|| amax_guest.scales(&FIRST_PANEL, black_box(&amax)).expect("scales")));
+        group
+            .bench_function("guest", |b| b.iter(|| amax_guest.scales(&FIRST_PANEL, black_box(&amax)).expect("scales")));
         group.finish();
         criterion.final_summary();
     }

@@ -196,8 +196,12 @@ fn components() {
     golden("other-world", run(&wat("world.wasm", "(component)"), &[]).refused(1, tmp.path()));
     let wasi = r#"(component (import "wasi:filesystem/types@0.2.6" (instance (export "x" (func)))))"#;
     golden("wasi-import", run(&wat("wasi.wasm", wasi), &[]).refused(1, tmp.path()));
-    let good = std::fs::read(repo().join("guests/fp8_block.wasm")).unwrap();
-    golden("truncated-wasm", run(&made("cut.wasm", &good[..good.len() / 2]), &[]).refused(1, tmp.path()));
+    let whole = wat::parse_str("(component (core module (memory 1) (func)))").unwrap();
+    golden("truncated-wasm", run(&made("cut.wasm", &whole[..whole.len() - 4]), &[]).refused(1, tmp.path()));
+    let real = std::fs::read(repo().join("guests/fp8_block.wasm")).unwrap();
+    for n in [1, 7, 8, 9, 100, real.len() / 2, real.len() - 1] {
+        run(&made("cut.wasm", &real[..n]), &[]).refused(1, tmp.path());
+    }
     let zeros = "0".repeat(64);
     golden("wrong-digest", run("fp8_block", &["--sha256", &zeros]).refused(1, tmp.path()));
     golden("bad-digest", run("fp8_block", &["--sha256", "xyz"]).refused(2, tmp.path()));

@@ -171,3 +171,32 @@ fn mse_scales_lower_the_error_on_heavy_tails() {
     println!("relative RMSE on Student t(3): amax {amax:.5}, mse {mse:.5}, {:.1} % lower", (1.0 - mse / amax) * 100.0);
     assert!(mse < amax * 0.97, "amax {amax}, mse {mse}");
 }
+
+/// Fused 3-D experts of a plain file: each expert's matrix has its own grid of blocks.
+#[test]
+fn fused_experts_are_quantized_expert_by_expert() {
+    let tmp = tmp();
+    let (path, out) = (tmp.path().join("in.safetensors"), tmp.path().join("out.safetensors"));
+    let values = normal(3 * 130 * 140, 11);
+    let name = "model.layers.0.mlp.experts.gate_up_proj";
+    let other = "conv.weight";
+    write(
+        &path,
+        &[
+            (other.into(), Dtype::BF16, vec![2, 3, 4], bf16_bytes(&normal(24, 12))),
+            (name.into(), Dtype::BF16, vec![3, 130, 140], bf16_bytes(&values)),
+        ],
+    );
+    run(&path, &out, &["--component", "fp8_block"]).good();
+    let made = read(&out);
+    assert_eq!(find(&made, name).2, [3, 130, 140]);
+    let scales = find(&made, &format!("{name}_scale_inv"));
+    assert_eq!(scales.2, [3, 2, 2]);
+    let single = tmp.path().join("single.safetensors");
+    write(&single, &[("w".into(), Dtype::BF16, vec![130, 140], bf16_bytes(&values[130 * 140..2 * 130 * 140]))]);
+    run(&single, &out, &["--component", "fp8_block"]).good();
+    let alone = read(&out);
+    assert_eq!(find(&made, name).3[130 * 140..2 * 130 * 140], find(&alone, "w").3);
+    assert_eq!(scales.3[16..32], find(&alone, "w_scale_inv").3);
+    assert_eq!(find(&made, other).1, Dtype::BF16);
+}

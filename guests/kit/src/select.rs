@@ -55,25 +55,25 @@ fn short(mut text: String) -> String {
 
 fn verdict(selection: &Selection, listed: &[String], t: &Tensor<'_>) -> Result<String, String> {
     if let Some(g) = selection.keep.iter().find(|g| glob::matches(g, t.name)) {
-        return Err(format!("kept: glob `{g}` in setting keep"));
+        return Err(format!("glob `{g}` in setting keep"));
     }
     match t.dtype {
-        Dtype::F8E4m3 | Dtype::F8E8m0 => return Err(format!("kept: already {}", t.dtype.name())),
+        Dtype::F8E4m3 | Dtype::F8E8m0 => return Err(format!("already {}", t.dtype.name())),
         Dtype::F32 | Dtype::F16 | Dtype::Bf16 => {}
-        _ => return Err(format!("kept: {} is not a float type that can be quantized", t.dtype.name())),
+        _ => return Err(format!("{} is not a float type that can be quantized", t.dtype.name())),
     }
     let dims = t.shape.len();
     if dims < 2 {
-        return Err(format!("kept: {dims}-D (bias or vector)"));
+        return Err(format!("{dims}-D (bias or vector)"));
     }
     if dims > 3 {
-        return Err(format!("kept: {dims}-D, blocks are of matrices"));
+        return Err(format!("{dims}-D, blocks are of matrices"));
     }
     if let Some(g) = selection.quantize.iter().find(|g| glob::matches(g, t.name)) {
         return Ok(format!("glob `{g}` in setting quantize, {dims}-D {}", t.dtype.name()));
     }
     if let Some(entry) = listed.iter().find(|entry| names_module(entry, t.name)) {
-        return Err(format!("kept: `{entry}` in quantization_config of config.json"));
+        return Err(format!("`{entry}` in quantization_config of config.json"));
     }
     match selection.policy {
         Policy::Registry => by_registry(t),
@@ -86,22 +86,24 @@ fn by_registry(t: &Tensor<'_>) -> Result<String, String> {
     let dims = t.shape.len();
     let (role, dtype) = (t.role.name(), t.dtype.name());
     match t.role {
-        Role::Router => return Err("kept: router (never quantized unless listed)".into()),
+        Role::Router => return Err("router (never quantized unless listed)".into()),
         Role::Norm | Role::Embedding | Role::LmHead | Role::Buffer => {
-            return Err(format!("kept: role {role} (never quantized unless listed)"));
+            return Err(format!("role {role} (never quantized unless listed)"));
         }
         Role::Attention | Role::Mlp | Role::Expert | Role::SharedExpert | Role::Other => {}
     }
     if let Some(c) = never(t) {
-        return Err(format!("kept: `{c}` in its name (never quantized unless listed)"));
+        return Err(format!("`{c}` in its name (never quantized unless listed)"));
     }
-    if dims == 3 && t.role != Role::Expert {
-        return Err(format!("kept: role {role}, 3-D (only experts have 3-D weights)"));
+    // A plain file has no registry, so its fused experts have no role: their names tell.
+    let expert = t.role == Role::Expert || (t.role == Role::Other && t.name.split('.').any(|c| c == "experts"));
+    if dims == 3 && !expert {
+        return Err(format!("role {role}, 3-D (only experts have 3-D weights)"));
     }
     let last = t.name.rsplit('.').next().unwrap_or(t.name);
     let fused = t.role == Role::Expert && FUSED_EXPERTS.contains(&last);
     if t.role != Role::Other && last != "weight" && !fused {
-        return Err(format!("kept: role {role}, its name does not end in `weight`"));
+        return Err(format!("role {role}, its name does not end in `weight`"));
     }
     Ok(format!("role {role}, {dims}-D {dtype}"))
 }
@@ -123,15 +125,15 @@ fn by_sglang_name(t: &Tensor<'_>) -> Result<String, String> {
     const WITH: [&str; 11] =
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2", "gate", "mlp"];
     if !t.name.ends_with(".weight") {
-        return Err("kept: policy verl-sglang, its name does not end in `.weight`".into());
+        return Err("policy verl-sglang, its name does not end in `.weight`".into());
     }
     let name = t.name.to_ascii_lowercase();
     if let Some(w) = WITHOUT.iter().find(|w| name.contains(**w)) {
-        return Err(format!("kept: policy verl-sglang, `{w}` in its name"));
+        return Err(format!("policy verl-sglang, `{w}` in its name"));
     }
     match WITH.iter().find(|w| name.contains(**w)) {
         Some(w) => Ok(format!("policy verl-sglang, `{w}` in its name, {}-D {}", t.shape.len(), t.dtype.name())),
-        None => Err("kept: policy verl-sglang, no known projection in its name".into()),
+        None => Err("policy verl-sglang, no known projection in its name".into()),
     }
 }
 

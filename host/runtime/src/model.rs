@@ -66,7 +66,9 @@ impl Model {
     pub fn forward(&self, weights: &WeightSet, batch: &mut [Sequence<'_>], rows: Rows) -> Result<Tensor> {
         self.check(batch)?;
         let failure = Failure::default();
-        match self.run(weights, batch, rows, &failure) {
+        // Once onto a worker thread, instead of once for every operator: sleeping and waking cost more than a small GEMV.
+        let result = rayon::scope(|_| self.run(weights, batch, rows, &failure));
+        match result {
             Ok(logits) => {
                 for s in batch.iter_mut() {
                     s.cache.commit(s.tokens.len());

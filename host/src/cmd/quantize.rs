@@ -35,7 +35,9 @@ pub struct Args {
 }
 
 /// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
+    // A plain file has no runtime tensors that a loader map could fill.
+    args.patches.no_default_patches = true;
     let glob = args.tensors.as_deref().map(parse_glob).transpose()?;
     refuse_same_file(&args.input, &args.output)?;
     let checkpoint = Checkpoint::open(&args.input)?;
