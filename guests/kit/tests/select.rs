@@ -52,7 +52,8 @@ fn by_role() {
             .is_err_and(|r| r.contains("`in_proj_ba`"))
     );
     assert!(plain(&l("self_attn.rope"), &[64, 64], Role::Attention).is_err_and(|r| r.contains("does not end in")));
-    assert!(plain(&l("self_attn.q_proj.weight"), &[0, 64], Role::Attention).is_err_and(|r| r.contains("no elements")));
+    // A matrix without rows has a grid without rows: nothing to do, and nothing wrong.
+    assert!(plain(&l("self_attn.q_proj.weight"), &[0, 64], Role::Attention).is_ok());
 }
 
 #[test]
