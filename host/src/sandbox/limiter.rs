@@ -108,6 +108,29 @@ mod tests {
         assert!(meter.memory_growing(0, 4 << 16, None).expect("second memory fits exactly"));
     }
 
+    /// The real thing: two core instances of one component, each growing its own memory while it starts.
+    #[test]
+    fn two_memories_of_one_component_are_summed() {
+        use crate::sandbox::{Budget, Function, Sandbox, Stats, linker_for, run, store::new_store};
+        let sandbox = Sandbox::new(1).expect("an engine");
+        let limits = Limits::default();
+        let started = |instances: usize| {
+            let module = "(core module $m (memory 1) (func $s (drop (memory.grow (i32.const 600)))) (start $s))";
+            let text = format!("(component {module} {})", "(core instance (instantiate $m))".repeat(instances));
+            let bytes = wat::parse_str(text).expect("valid text");
+            let component = wasmtime::component::Component::new(sandbox.engine(), bytes).expect("it compiles");
+            let linker = linker_for(&sandbox, &component).expect("it links");
+            let mut store = new_store(&sandbox, &limits);
+            let budget: Budget = limits.setup_budget();
+            run(&mut store, &Stats::default(), Function::Instantiate, &budget, |store| {
+                linker.instantiate(store, &component)
+            })
+        };
+        assert!(started(1).is_ok(), "39 MB of 64 MiB");
+        let fault = started(2).expect_err("78 MB");
+        assert!(fault.why.contains("memory_bytes"), "{fault}");
+    }
+
     #[test]
     fn tables_count_too() {
         let limits = Limits { memory_bytes: 1 << 16, table_elements: 100_000, ..Limits::default() };
