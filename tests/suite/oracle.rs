@@ -157,3 +157,34 @@ fn the_bundled_model_agrees_with_transformers() {
     let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(got.len() == expected.len() && worst < TOLERANCE, "{worst}");
 }
+
+/// Weight-only FP8 is exactly the model with the weights q * s in f32: the kernels' definition, end to end.
+#[test]
+fn weight_only_fp8_equals_the_dequantized_model_bit_for_bit() {
+    use safetensors::tensor::Dtype;
+    for (name, with_loader) in [("qwen2_moe", &["moe_loader"][..]), ("llama_tied_bias", &[])] {
+        let (_tmp, folder) = model_folder(name);
+        let components: Vec<&str> = with_loader.iter().copied().chain(["fp8_block"]).collect();
+        let mut weight_only = hooks(&components);
+        weight_only.activation = ActivationMode::None;
+        let fp8 = loaded(&folder, &weight_only);
+        let live = fp8.live().unwrap();
+        let mut tensors = Vec::new();
+        for (param, decl) in fp8.registry().params().iter().enumerate() {
+            for (i, part) in live.parts(param).iter().enumerate() {
+                let mut values = vec![0.0; part.rows * part.cols];
+                for (row, out) in values.chunks_mut(part.cols).enumerate() {
+                    part.matrix.row(row, part.cols, out);
+                }
+                let shape = if decl.cols.is_some() { vec![part.rows, part.cols] } else { vec![part.rows] };
+                let name = fp8.registry().checkpoint_name_of(param, i).unwrap().to_string();
+                tensors.push((name, Dtype::F32, shape, crate::support::f32_bytes(&values)));
+            }
+        }
+        crate::support::write(&folder.join("model.safetensors"), &tensors);
+        let plain = loaded(&folder, &hooks(with_loader));
+        let ids = golden(&data("oracle").join(name)).0;
+        assert!(same_bits(&logits(&fp8, &[&ids]), &logits(&plain, &[&ids])), "{name}");
+        assert!(live.bytes() < plain.live().unwrap().bytes() / 2, "{name}: nothing became FP8");
+    }
+}
