@@ -172,6 +172,24 @@ fn mse_scales_lower_the_error_on_heavy_tails() {
     assert!(mse < amax * 0.97, "amax {amax}, mse {mse}");
 }
 
+/// With many bad values, the first is named, whatever the threads do.
+#[test]
+fn the_first_bad_value_is_named_every_time() {
+    let tmp = tmp();
+    let mut values = normal(4096 * 64, 3);
+    for row in (130..4096).step_by(64) {
+        values[row * 64 + 5] = f32::NAN;
+    }
+    let (path, out) = (tmp.path().join("in.safetensors"), tmp.path().join("out.safetensors"));
+    write(&path, &[("w".into(), Dtype::F32, vec![4096, 64], f32_bytes(&values))]);
+    for threads in ["1", "2", "7", "7", "7", "7"] {
+        let (i, o) = (path.display().to_string(), out.display().to_string());
+        let ran = patchhost(["quantize", &i, &o, "--component", "fp8_block", "--threads", threads]);
+        let text = ran.refused(1, tmp.path());
+        assert!(text.contains("index [130, 5] is NaN (block [1, 0]"), "{threads} threads: {text}");
+    }
+}
+
 /// Fused 3-D experts of a plain file: each expert's matrix has its own grid of blocks.
 #[test]
 fn fused_experts_are_quantized_expert_by_expert() {

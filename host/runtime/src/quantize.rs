@@ -1,7 +1,7 @@
 //! One matrix into block FP8: native statistics, the patch's scales, and the native cast that proves them. Panels (rows
 //! of blocks) run in parallel; each is read, asked about and cast while it is still in cache.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use patchhost_kernels::cast::{CastReport, ContractViolation, cast_panel};
 use patchhost_kernels::source::Source;
@@ -58,18 +58,19 @@ pub fn quantize(input: &Input<'_>, scheme: &Scheme, patch: &dyn BlockQuant, meas
     if rows == 0 || cols == 0 {
         return Ok(Quantized { q, scales, report: CastReport::default() });
     }
-    let stop = AtomicBool::new(false);
+    // The first panel that failed. Later ones are skipped, earlier ones are not: the error must not depend on timing.
+    let failed = AtomicUsize::new(usize::MAX);
     let results: Vec<Option<Result<CastReport>>> = q
         .par_chunks_mut(scheme.block_rows * cols)
         .zip(scales.par_chunks_mut(grid_cols))
         .enumerate()
         .map(|(panel, (q, scales))| {
-            if stop.load(Ordering::Relaxed) {
+            if panel > failed.load(Ordering::Relaxed) {
                 return None;
             }
             let result = one_panel(input, &source, scheme, patch, panel, measure_error, q, scales);
             if result.is_err() {
-                stop.store(true, Ordering::Relaxed);
+                failed.fetch_min(panel, Ordering::Relaxed);
             }
             Some(result)
         })
@@ -81,7 +82,6 @@ pub fn quantize(input: &Input<'_>, scheme: &Scheme, patch: &dyn BlockQuant, meas
     Ok(Quantized { q, scales, report })
 }
 
-#[allow(clippy::too_many_arguments)]
 fn one_panel(
     input: &Input<'_>,
     source: &Source<'_>,

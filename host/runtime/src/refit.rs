@@ -2,6 +2,7 @@
 //! by one pointer exchange; an error at any point leaves the live weights as they were.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use patchhost_kernels::cast::CastReport;
 use patchhost_kernels::e4m3::contains_nan_code;
@@ -193,21 +194,22 @@ impl<'a> Planned<'a> {
         let started = std::time::Instant::now();
         let activation = self.activation(model, hooks)?;
         let total = self.decisions.iter().flatten().count();
-        let done = std::sync::atomic::AtomicUsize::new(0);
-        let stop = std::sync::atomic::AtomicBool::new(false);
+        let done = AtomicUsize::new(0);
+        // The first tensor that failed. Later ones are skipped, earlier ones are not: the error must not depend on timing.
+        let failed = AtomicUsize::new(usize::MAX);
         let tensors: Vec<(usize, &CheckpointTensor)> = self.checkpoint.tensors().enumerate().collect();
         let staged: Vec<Option<Result<Staged>>> = tensors
             .par_iter()
             .map(|(i, tensor)| {
                 let decision = self.decisions[*i].as_ref()?;
-                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                if *i > failed.load(Ordering::Relaxed) {
                     return None;
                 }
                 let result = self.one_tensor(tensor, &self.plan.actions[*i], decision, hooks);
                 if result.is_err() {
-                    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                    failed.fetch_min(*i, Ordering::Relaxed);
                 }
-                progress(done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1, total, &tensor.name);
+                progress(done.fetch_add(1, Ordering::Relaxed) + 1, total, &tensor.name);
                 Some(result)
             })
             .collect();
