@@ -28,7 +28,7 @@ pub struct Args {
     #[command(flatten)]
     patches: PatchArgs,
     /// The text to continue, or the question to answer where the model has a chat template
-    #[arg(long, conflicts_with = "prompts")]
+    #[arg(long, conflicts_with = "prompts", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// A file of prompts, one per line, generated as one batch
     #[arg(long, value_name = "FILE")]
@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// A text that ends the generation; can be repeated
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// Activations before FP8 matrices
     #[arg(long, value_enum, default_value = "dynamic-128")]
@@ -101,7 +101,8 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let options = EngineOptions { simulate_loader_loss: args.simulate.is_some() };
     let model = Model::open(&args.model, options)?;
     let tokenizer = model.tokenizer()?;
-    let requests = requests(&args, &model, &tokenizer, &sampling)?;
+    let texts = prompts(&args)?;
+    let requests = requests(&args, &texts, &model, &tokenizer, &sampling)?;
     let patches = Patches::load(&args.patches, &model.engine.info().architecture)?;
     let hooks = patches.hooks(args.fp8_activation.into());
     let text = format == Format::Text;
@@ -164,8 +165,8 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         }),
         Format::Text => {
             if many {
-                for (i, (request, c)) in requests.iter().zip(&completions).enumerate() {
-                    println!("--- prompt {}: {}", i + 1, tokenizer.decode(&request.prompt)?.trim());
+                for (i, (text, c)) in texts.iter().zip(&completions).enumerate() {
+                    println!("--- prompt {}: {}", i + 1, text.trim());
                     println!("{}", c.text);
                 }
             }
@@ -177,13 +178,9 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
 }
 
-fn requests(
-    args: &Args,
-    model: &Model,
-    tokenizer: &Tokenizer,
-    sampling: &SamplingParams,
-) -> anyhow::Result<Vec<Request>> {
-    let prompts = match (&args.prompts, &args.prompt) {
+/// The prompts as the user gave them.
+fn prompts(args: &Args) -> Result<Vec<String>, UsageError> {
+    Ok(match (&args.prompts, &args.prompt) {
         (Some(file), _) => {
             let unreadable = |why: String| {
                 UsageError::new(
@@ -195,21 +192,30 @@ fn requests(
             let text = std::fs::read_to_string(file).map_err(|e| unreadable(e.to_string()))?;
             let lines: Vec<String> = text.lines().filter(|l| !l.trim().is_empty()).map(str::to_string).collect();
             if lines.is_empty() {
-                return Err(unreadable("it holds no prompt".to_string()).into());
+                return Err(unreadable("it holds no prompt".to_string()));
             }
             lines
         }
         (None, Some(prompt)) => vec![prompt.clone()],
         (None, None) if args.model.model.is_none() => vec![bundled::PROMPT.to_string()],
         (None, None) => vec!["The capital of France is".to_string()],
-    };
+    })
+}
+
+fn requests(
+    args: &Args,
+    texts: &[String],
+    model: &Model,
+    tokenizer: &Tokenizer,
+    sampling: &SamplingParams,
+) -> anyhow::Result<Vec<Request>> {
     let limit = model.engine.model().max_positions();
     let mut requests = Vec::new();
-    for text in prompts {
+    for text in texts {
         let prompt = if tokenizer.has_template() && !args.raw {
-            tokenizer.encode_chat(&[Message { role: "user".into(), content: text }])?
+            tokenizer.encode_chat(&[Message { role: "user".into(), content: text.clone() }])?
         } else {
-            tokenizer.encode(&text)?
+            tokenizer.encode(text)?
         };
         if prompt.is_empty() {
             return Err(UsageError::new(
