@@ -94,10 +94,11 @@ impl Activation {
 fn prove(patch: &str, amax: &[f32], scales: &[f32]) -> Result<(), HookError> {
     const ROUNDING: f32 = 1.0 + 8.0 * f32::EPSILON;
     for (group, (amax, scale)) in amax.iter().zip(scales).enumerate() {
-        let saturates = *amax > scale * MOST * ROUNDING;
-        let wasteful = amax.max(MOST_EPS) * ROUNDING < scale * LEAST;
-        // NaN compares false everywhere; an amax that is not finite has no right scale.
-        if saturates || wasteful || !amax.is_finite() {
+        let no_saturation = *amax <= scale * MOST * ROUNDING;
+        let no_waste = scale * LEAST <= amax.max(MOST_EPS) * ROUNDING;
+        // Asked for what is right, not for what is wrong: NaN compares false everywhere. An amax that is not finite has
+        // no right scale.
+        if !(amax.is_finite() && *scale > 0.0 && no_saturation && no_waste) {
             return Err(HookError {
                 patch: patch.to_string(),
                 call: "`activation-scales`".to_string(),
@@ -126,5 +127,18 @@ mod tests {
         // Zero groups: the scale of a floor, not a larger one.
         assert!(good(0.0, 1e-10 / 448.0) && good(0.0, 1e-4 / 448.0) && !good(0.0, 1.0));
         assert!(!good(f32::NAN, 1.0) && !good(f32::INFINITY, 1e36));
+        assert!(!good(1.0, f32::NAN) && !good(1.0, -1.0) && !good(0.0, 0.0));
+    }
+
+    #[test]
+    fn rules_of_activations_are_bounded() {
+        let good = |eps, divisor| Activation::from_rule("p", ActivationRule { eps, divisor, pow2_up: false }).is_ok();
+        assert!(good(0.0, 448.0) && good(1e-4, 448.0) && good(1e-3, 224.0));
+        for (eps, divisor) in [(f32::NAN, 448.0), (-1.0, 448.0), (0.1, 448.0), (0.0, f32::NAN), (0.0, 0.0)] {
+            assert!(!good(eps, divisor), "{eps} {divisor}");
+        }
+        for divisor in [-448.0, 223.0, 449.0, 1e9, f32::INFINITY] {
+            assert!(!good(0.0, divisor), "{divisor}");
+        }
     }
 }

@@ -138,6 +138,12 @@ impl Engine {
         self.live.store(Some(Arc::new(set)));
         // vLLM 0.8.2 loses the loaders here: post-processing makes new Parameter objects without them.
         self.loaders_lost.store(true, Ordering::Release);
+        tracing::info!(
+            version = report.version,
+            quantized = report.quantized,
+            seconds = report.seconds,
+            "weights published"
+        );
         Ok(report)
     }
 }

@@ -121,7 +121,7 @@ impl BlockQuant for QuantAdapter {
             let Some(exports) = &exports.block_quant else { return Ok(Err("no export `block-quant`".into())) };
             exports.call_activation(store, lower::model(model)).map(Ok)
         })?;
-        answer.map(scheme::activation).transpose().map_err(|why| fail(HookCause::BadOutput, why))
+        Ok(answer.map(scheme::activation))
     }
 
     fn scales(&self, blocks: &Blocks<'_>, amax: &[f32]) -> Result<Vec<f32>, HookError> {

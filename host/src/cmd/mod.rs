@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand};
 pub use failure::{EXIT_HOST, EXIT_PATCH, EXIT_REFUSED, EXIT_USAGE};
 
 const EXIT_CODES: &str = "Exit codes: 0 good; 1 refused (by policy, audit, digest or coverage); 2 usage or unreadable \
-input; 3 a patch failed; 4 the host failed.";
+input; 3 a patch failed; 4 the host failed.\nPATCHHOST_LOG=info (or debug, off) sets what is logged to standard error; only errors by default.";
 
 /// Runs inference-engine patches as sandboxed WASI components inside an embedded inference runtime.
 #[derive(Debug, Parser)]
@@ -42,7 +42,7 @@ pub fn main() -> ExitCode {
     sigpipe::reset();
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("PATCHHOST_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     if let Some(threads) = cli.global.threads {
         // Fails only if the pool exists already, which nothing before this line can have caused.

@@ -224,7 +224,9 @@ fn start(
     if let Some(note) = verified.note() {
         eprintln!("note: {note}");
     }
-    Ok(verified.audit()?.compile(sandbox)?.ready(settings, Limits::default())?)
+    let patch = verified.audit()?.compile(sandbox)?.ready(settings, Limits::default())?;
+    tracing::info!(name = patch.info().name, digest = %patch.digest(), "patch is ready");
+    Ok(patch)
 }
 
 fn parse_digest(hex: &str) -> Result<Digest, UsageError> {

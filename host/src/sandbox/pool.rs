@@ -70,6 +70,7 @@ impl<T> Pool<T> {
                 Ok(answer)
             }
             Err(fault) => {
+                tracing::warn!(%fault, "an instance failed and is dropped with its store");
                 drop(live);
                 self.stats.dropped();
                 Err(fault)
