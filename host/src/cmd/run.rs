@@ -116,14 +116,14 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let report = model.engine.refit(&model.checkpoint, &hooks, &advance(&bar));
     bar.finish_and_clear();
     let report = report?;
+    if text {
+        print_refit(&report);
+    }
     let simulated_refits = match args.simulate {
         Some(Simulate::LoaderLoss) => refits_after_loader_loss(&model, &hooks, text)?,
         None => 0,
     };
     let live = model.engine.live()?;
-    if text {
-        print_refit(&report);
-    }
     let distance = match hooks.quant.is_some() && !args.no_kl && report.quantized > 0 {
         true => Some(compare(&model, &hooks, &live, &requests)?),
         false => None,
