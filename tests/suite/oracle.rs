@@ -23,7 +23,12 @@ pub fn hooks(components: &[&str]) -> RefitHooks {
         let compiled = candidate.verify(&how).unwrap().audit().unwrap().compile(&sandbox).unwrap();
         set.push(compiled.ready(&[], Limits::default()).unwrap()).unwrap();
     }
-    RefitHooks { loader: set.loader_map(), quant: set.block_quant(), activation: ActivationMode::Dynamic128 }
+    RefitHooks {
+        loader: set.loader_map(),
+        quant: set.block_quant(),
+        activation: ActivationMode::Dynamic128,
+        ..RefitHooks::default()
+    }
 }
 
 pub fn loaded(folder: &Path, hooks: &RefitHooks) -> Engine {

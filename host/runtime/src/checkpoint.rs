@@ -105,6 +105,18 @@ impl Checkpoint {
         Ok(all)
     }
 
+    /// Tensors that are already in memory, each name once.
+    pub fn from_tensors(tensors: impl IntoIterator<Item = CheckpointTensor>) -> Result<Self> {
+        let mut all = Self::empty();
+        for tensor in tensors {
+            all.bytes += tensor.data.len() as u64;
+            if let Some(first) = all.tensors.insert(tensor.name.clone(), tensor) {
+                return Err(refuse(format!("tensor `{}`", first.name), "it is given twice", "give each tensor once"));
+            }
+        }
+        Ok(all)
+    }
+
     fn empty() -> Self {
         Self { tensors: BTreeMap::new(), metadata: BTreeMap::new(), bytes: 0 }
     }

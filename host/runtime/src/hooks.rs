@@ -264,3 +264,122 @@ pub trait BlockQuant: Send + Sync {
     /// Stored scales of 1×128 activation groups.
     fn activation_scales(&self, amax: &[f32]) -> Result<Vec<f32>, HookError>;
 }
+
+/// A layout pass after quantization: pure, invertible, from a closed set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LayoutPass {
+    /// [gate; up] becomes [up; gate] per expert, on weight and scale.
+    SwapW13,
+    /// Scales are powers of two, computed directly from the source weight.
+    Ue8m0,
+    /// Scales are column-major, each column padded to a multiple of 16 bytes.
+    ColMajorAlign,
+}
+
+/// Which layout the published weights have.
+pub trait Layout: Send + Sync {
+    /// Name of the patch, for messages.
+    fn name(&self) -> &str;
+    /// The passes of each runtime tensor (dtype as it will be published), in order.
+    fn passes(
+        &self,
+        model: &ModelInfo,
+        reader: &Consumer,
+        tensors: &[TensorInfo],
+    ) -> Result<Vec<Vec<LayoutPass>>, HookError>;
+}
+
+/// Half of an adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoraSide {
+    /// lora_A [r, in].
+    A,
+    /// lora_B [out, r].
+    B,
+}
+
+/// Where one adapter tensor goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoraPlace {
+    /// Name of the runtime tensor.
+    pub target: String,
+    /// Part of it.
+    pub slot: Slot,
+    /// Expert of a fused expert tensor.
+    pub expert: Option<u32>,
+    /// Which half it is.
+    pub side: LoraSide,
+}
+
+/// An adapter, resolved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraPlan {
+    /// r.
+    pub rank: u32,
+    /// alpha / r, or alpha / sqrt(r) with rslora.
+    pub scaling: f32,
+    /// One per adapter tensor, in order.
+    pub places: Vec<LoraPlace>,
+}
+
+/// How an adapter is admitted.
+pub trait Lora: Send + Sync {
+    /// Name of the patch, for messages.
+    fn name(&self) -> &str;
+    /// Resolves names and shapes of an adapter's tensors. `peft_config` is the text of adapter_config.json.
+    fn admit(
+        &self,
+        model: &ModelInfo,
+        peft_config: &str,
+        registry: &[TensorInfo],
+        adapter: &[TensorInfo],
+    ) -> Result<LoraPlan, HookError>;
+}
+
+/// Which token ids are never sampled.
+pub trait LogitsMask: Send + Sync {
+    /// Name of the patch, for messages.
+    fn name(&self) -> &str;
+    /// Ascending, disjoint ranges below `rows`. `vocabulary` is one more than the tokenizer's largest id.
+    fn masked(&self, model: &ModelInfo, rows: u32, vocabulary: u32) -> Result<Vec<std::ops::Range<u32>>, HookError>;
+}
+
+/// One tensor that arrived in a refit.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Arrival {
+    /// Checkpoint name.
+    pub name: String,
+    /// Stored element type.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Vec<u64>,
+    /// SHA-256 of its bytes in checkpoint layout, 64 lower-case hex digits.
+    pub sha256: String,
+}
+
+/// What an observer says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on.
+    Accept,
+    /// Refuse the refit, with the reason.
+    Veto(String),
+}
+
+/// Watches one refit. Dropped when the refit ends, whichever way.
+pub trait RefitWatch: Send {
+    /// A batch of at most 4,096 complete tensors, names ascending over all batches.
+    fn tensors(&mut self, batch: &[Arrival]) -> Result<Verdict, HookError>;
+    /// All have arrived.
+    fn finish(&mut self, total: u32) -> Result<Verdict, HookError>;
+}
+
+/// Sees names, shapes and digests of refits, and may veto them.
+pub trait RefitObserver: Send + Sync {
+    /// Name of the patch, for messages.
+    fn name(&self) -> &str;
+    /// A refit begins: its version, and the names that the trainer promised. On `Accept` the watch sees the rest.
+    fn begin(&self, version: &str, expected: Option<&[String]>) -> Result<(Verdict, Box<dyn RefitWatch>), HookError>;
+}

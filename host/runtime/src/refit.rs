@@ -12,7 +12,9 @@ use crate::activation::{Activation, ActivationMode};
 use crate::bytes::TensorBytes;
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::error::{Refusal, Result, RuntimeError};
-use crate::hooks::{BlockQuant, Consumer, Decision, Dtype, LoaderMap, ModelInfo, Role, Scheme, TensorInfo};
+use crate::hooks::{
+    BlockQuant, Consumer, Decision, Dtype, Layout, LoaderMap, ModelInfo, RefitObserver, Role, Scheme, TensorInfo,
+};
 use crate::plan::{Action, Dest, ExpertLoaders, Plan};
 use crate::quantize::{Input, grid, quantize};
 use crate::registry::Registry;
@@ -27,6 +29,10 @@ pub struct RefitHooks {
     pub quant: Option<Arc<dyn BlockQuant>>,
     /// Treatment of activations before FP8 matrices.
     pub activation: ActivationMode,
+    /// Which layout the published weights have; none: the plain one.
+    pub layout: Option<Arc<dyn Layout>>,
+    /// Who watches refits, in order; each may veto.
+    pub observers: Vec<Arc<dyn RefitObserver>>,
 }
 
 /// What became of one checkpoint tensor.

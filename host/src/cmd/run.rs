@@ -4,7 +4,6 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::engine::EngineOptions;
 use patchhost_runtime::generate::{Completion, Request, Timing, generate};
 use patchhost_runtime::metrics::{Mismatch, mismatch};
@@ -263,7 +262,7 @@ fn refits_after_loader_loss(model: &Model, hooks: &RefitHooks, text: bool) -> an
 }
 
 fn compare(model: &Model, hooks: &RefitHooks, live: &WeightSet, requests: &[Request]) -> anyhow::Result<Mismatch> {
-    let plain = RefitHooks { loader: hooks.loader.clone(), quant: None, activation: ActivationMode::None };
+    let plain = RefitHooks { loader: hooks.loader.clone(), ..RefitHooks::default() };
     let (reference, _) = model.engine.stage(&model.checkpoint, &plain, &|_, _, _| {})?;
     let logits = |weights: &WeightSet| -> anyhow::Result<Vec<f32>> {
         let mut caches: Vec<_> = requests.iter().map(|_| model.engine.model().new_cache()).collect();

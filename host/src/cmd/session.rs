@@ -143,7 +143,7 @@ impl Patches {
 
     /// The hooks of the patches that apply.
     pub fn hooks(&self, activation: ActivationMode) -> RefitHooks {
-        RefitHooks { loader: self.set.loader_map(), quant: self.set.block_quant(), activation }
+        RefitHooks { loader: self.set.loader_map(), quant: self.set.block_quant(), activation, ..RefitHooks::default() }
     }
 
     /// The set of those that apply.
