@@ -30,6 +30,11 @@ pub struct CheckpointTensor {
 }
 
 impl CheckpointTensor {
+    /// A tensor of `data`, which must fit dtype and shape.
+    pub fn new(name: impl Into<String>, stored: StDtype, shape: Vec<usize>, data: TensorBytes) -> Self {
+        Self { name: name.into(), stored, shape, data }
+    }
+
     /// Element type in the words of the hooks.
     pub fn dtype(&self) -> Dtype {
         match self.stored {
@@ -187,7 +192,7 @@ impl Checkpoint {
                     "the file is truncated or damaged: copy or download it again",
                 )
             })?;
-            let tensor = CheckpointTensor { name: name.clone(), stored: info.dtype, shape: info.shape.clone(), data };
+            let tensor = CheckpointTensor::new(name.clone(), info.dtype, info.shape.clone(), data);
             if self.tensors.insert(name.clone(), tensor).is_some() {
                 return Err(refuse(
                     format!("tensor `{name}`"),

@@ -12,7 +12,7 @@ use crate::error::{Refusal, Result, RuntimeError};
 use crate::families::{Arch, Attention, Common};
 use crate::kv::KvCache;
 use crate::moe::MoeOp;
-use crate::ops::{AttentionOp, Failure, LinearOp, Span};
+use crate::ops::{AttentionOp, LinearOp, Pass, Span};
 use crate::registry::{LayerParams, MlpParams, ModelParams, ParamId};
 use crate::weights::WeightSet;
 
@@ -65,9 +65,9 @@ impl Model {
     /// Logits [rows, vocab] in f32. On an error the caches are as before.
     pub fn forward(&self, weights: &WeightSet, batch: &mut [Sequence<'_>], rows: Rows) -> Result<Tensor> {
         self.check(batch)?;
-        let failure = Failure::default();
+        let pass = Pass::default();
         // Once onto a worker thread, instead of once for every operator: sleeping and waking cost more than a small GEMV.
-        let result = rayon::scope(|_| self.run(weights, batch, rows, &failure));
+        let result = rayon::scope(|_| self.run(weights, batch, rows, &pass));
         match result {
             Ok(logits) => {
                 for s in batch.iter_mut() {
@@ -79,7 +79,7 @@ impl Model {
                 for s in batch.iter_mut() {
                     s.cache.rollback();
                 }
-                Err(failure.take().map_or(e, RuntimeError::Hook))
+                Err(pass.take_failure().map_or(e, RuntimeError::Hook))
             }
         }
     }
@@ -104,7 +104,7 @@ impl Model {
         Ok(())
     }
 
-    fn run(&self, w: &WeightSet, batch: &mut [Sequence<'_>], rows: Rows, failure: &Failure) -> Result<Tensor> {
+    fn run(&self, w: &WeightSet, batch: &mut [Sequence<'_>], rows: Rows, pass: &Pass) -> Result<Tensor> {
         let c = &self.common;
         let tokens: Vec<u32> = batch.iter().flat_map(|s| s.tokens.iter().copied()).collect();
         let mut spans = Vec::with_capacity(batch.len());
@@ -117,10 +117,10 @@ impl Model {
         let mut x = self.embed(w, &tokens)?;
         for (i, layer) in self.params.layers.iter().enumerate() {
             let normed = rms_norm(&x, w.vector(layer.input_norm)?, c.eps as f32)?;
-            let attended = self.attend(w, layer, i, &normed, batch, &spans, (&cos, &sin), failure)?;
+            let attended = self.attend(w, layer, i, &normed, batch, &spans, (&cos, &sin), pass)?;
             x = (x + attended)?;
             let normed = rms_norm(&x, w.vector(layer.post_norm)?, c.eps as f32)?;
-            x = (x + self.mlp(w, &layer.mlp, &normed, failure)?)?;
+            x = (x + self.mlp(w, &layer.mlp, &normed, pass)?)?;
         }
         if rows == Rows::Last {
             let last: Vec<u32> = spans.iter().map(|s| (s.row + s.tokens - 1) as u32).collect();
@@ -128,7 +128,7 @@ impl Model {
             x = x.index_select(&Tensor::from_vec(last, count, &Device::Cpu)?, 0)?;
         }
         let normed = rms_norm(&x, w.vector(self.params.norm)?, c.eps as f32)?;
-        linear(w, self.params.head, None, &normed, failure)
+        linear(w, self.params.head, None, &normed, pass)
     }
 
     fn embed(&self, w: &WeightSet, tokens: &[u32]) -> Result<Tensor> {
@@ -166,12 +166,12 @@ impl Model {
         batch: &mut [Sequence<'_>],
         spans: &[Span],
         (cos, sin): (&Tensor, &Tensor),
-        failure: &Failure,
+        pass: &Pass,
     ) -> Result<Tensor> {
         let c = &self.common;
         let t = x.dim(0)?;
         let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let qkv = linear(w, p.qkv, p.qkv_bias, x, failure)?;
+        let qkv = linear(w, p.qkv, p.qkv_bias, x, pass)?;
         let heads = |start: usize, n: usize, norm: Option<ParamId>| -> Result<Tensor> {
             let mut h = qkv.narrow(1, start, n * c.head_dim)?.contiguous()?;
             if let Some(norm) = norm {
@@ -197,32 +197,32 @@ impl Model {
             caches: batch.iter().map(|s| s.cache.layer(layer)).collect(),
         };
         let attended = q.apply_op1_no_bwd(&op)?;
-        linear(w, p.o, p.o_bias, &attended, failure)
+        linear(w, p.o, p.o_bias, &attended, pass)
     }
 
-    fn mlp(&self, w: &WeightSet, p: &MlpParams, x: &Tensor, failure: &Failure) -> Result<Tensor> {
+    fn mlp(&self, w: &WeightSet, p: &MlpParams, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         match p {
             MlpParams::Dense { gate_up, gate_up_bias, down, down_bias } => {
-                let gated = swiglu(&linear(w, *gate_up, *gate_up_bias, x, failure)?)?;
-                linear(w, *down, *down_bias, &gated, failure)
+                let gated = swiglu(&linear(w, *gate_up, *gate_up_bias, x, pass)?)?;
+                linear(w, *down, *down_bias, &gated, pass)
             }
             MlpParams::Moe { router, w13, w2, shared, moe } => {
-                let router_logits = linear(w, *router, None, x, failure)?;
-                let op = MoeOp { weights: w, w13: *w13, w2: *w2, moe, failure };
+                let router_logits = linear(w, *router, None, x, pass)?;
+                let op = MoeOp { weights: w, w13: *w13, w2: *w2, moe, pass };
                 let routed = x.apply_op2_no_bwd(&router_logits, &op)?;
                 let Some(shared) = shared else { return Ok(routed) };
-                let gated = swiglu(&linear(w, shared.gate_up, None, x, failure)?)?;
-                let out = linear(w, shared.down, None, &gated, failure)?;
-                let gate = candle_nn::ops::sigmoid(&linear(w, shared.gate, None, x, failure)?)?;
+                let gated = swiglu(&linear(w, shared.gate_up, None, x, pass)?)?;
+                let out = linear(w, shared.down, None, &gated, pass)?;
+                let gate = candle_nn::ops::sigmoid(&linear(w, shared.gate, None, x, pass)?)?;
                 Ok((routed + out.broadcast_mul(&gate)?)?)
             }
         }
     }
 }
 
-fn linear(w: &WeightSet, param: ParamId, bias: Option<ParamId>, x: &Tensor, failure: &Failure) -> Result<Tensor> {
+fn linear(w: &WeightSet, param: ParamId, bias: Option<ParamId>, x: &Tensor, pass: &Pass) -> Result<Tensor> {
     let bias = bias.map(|b| w.vector(b)).transpose()?.map(Tensor::to_vec1::<f32>).transpose()?;
-    Ok(x.apply_op1_no_bwd(&LinearOp { weights: w, parts: w.parts(param), bias: bias.as_deref(), failure })?)
+    Ok(x.apply_op1_no_bwd(&LinearOp { weights: w, param, bias: bias.as_deref(), pass })?)
 }
 
 /// silu(gate) * up of [rows, 2 * width], gate first.

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape};
 
 use crate::families::Moe;
 use crate::hooks::HookError;
-use crate::ops::{Failure, apply_parts, contiguous};
+use crate::ops::{Pass, apply_parts, contiguous};
 use crate::registry::ParamId;
 use crate::weights::WeightSet;
 
@@ -14,7 +14,7 @@ pub(crate) struct MoeOp<'a> {
     pub(crate) w13: ParamId,
     pub(crate) w2: ParamId,
     pub(crate) moe: &'a Moe,
-    pub(crate) failure: &'a Failure,
+    pub(crate) pass: &'a Pass,
 }
 
 impl CustomOp2 for MoeOp<'_> {
@@ -25,7 +25,7 @@ impl CustomOp2 for MoeOp<'_> {
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, tokens, hidden) = contiguous(s1, l1)?;
         let (logits, _, _) = contiguous(s2, l2)?;
-        let out = self.run(x, logits, tokens, hidden).map_err(|e| self.failure.set(e))?;
+        let out = self.run(x, logits, tokens, hidden).map_err(|e| self.pass.fail(e))?;
         Ok((CpuStorage::F32(out), Shape::from((tokens, hidden))))
     }
 }

@@ -8,21 +8,25 @@ use patchhost_kernels::linear::linear;
 use rayon::prelude::*;
 
 use crate::hooks::HookError;
+use crate::registry::ParamId;
 use crate::weights::{Part, WeightSet};
 
-/// Where an op leaves the error of a patch: candle's own error type would lose its kind.
+/// One forward pass, as its operators see it.
 #[derive(Default)]
-pub(crate) struct Failure(Mutex<Option<HookError>>);
+pub(crate) struct Pass {
+    /// Where an op leaves the error of a patch: candle's own error type would lose its kind.
+    failure: Mutex<Option<HookError>>,
+}
 
-impl Failure {
-    pub(crate) fn set(&self, e: HookError) -> candle_core::Error {
+impl Pass {
+    pub(crate) fn fail(&self, e: HookError) -> candle_core::Error {
         let message = e.to_string();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
         candle_core::Error::Msg(message)
     }
 
-    pub(crate) fn take(&self) -> Option<HookError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    pub(crate) fn take_failure(&self) -> Option<HookError> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -39,9 +43,9 @@ pub(crate) fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result
 /// x [m, k] times the stacked parts of a runtime tensor, transposed: out [m, sum of rows].
 pub(crate) struct LinearOp<'a> {
     pub(crate) weights: &'a WeightSet,
-    pub(crate) parts: &'a [Part],
+    pub(crate) param: ParamId,
     pub(crate) bias: Option<&'a [f32]>,
-    pub(crate) failure: &'a Failure,
+    pub(crate) pass: &'a Pass,
 }
 
 impl CustomOp1 for LinearOp<'_> {
@@ -51,9 +55,10 @@ impl CustomOp1 for LinearOp<'_> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, m, k) = contiguous(storage, layout)?;
-        let n: usize = self.parts.iter().map(|p| p.rows).sum();
+        let parts = self.weights.parts(self.param);
+        let n: usize = parts.iter().map(|p| p.rows).sum();
         let mut out = vec![0.0; m * n];
-        apply_parts(self.weights, self.parts, self.bias, x, m, k, &mut out).map_err(|e| self.failure.set(e))?;
+        apply_parts(self.weights, parts, self.bias, x, m, k, &mut out).map_err(|e| self.pass.fail(e))?;
         Ok((CpuStorage::F32(out), Shape::from((m, n))))
     }
 }
