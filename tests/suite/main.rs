@@ -3,6 +3,7 @@
 
 mod cli;
 mod hostile;
+mod list;
 mod malformed;
 mod oracle;
 mod quantize;

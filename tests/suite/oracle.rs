@@ -15,13 +15,19 @@ use crate::support::{data, read_f32};
 const TOLERANCE: f32 = 1e-4;
 
 pub fn hooks(components: &[&str]) -> RefitHooks {
+    hooks_with(&components.iter().map(|name| (*name, &[][..])).collect::<Vec<_>>())
+}
+
+/// Patches with settings.
+pub fn hooks_with(components: &[(&str, &[(&str, &str)])]) -> RefitHooks {
     let sandbox = Sandbox::new(2).unwrap();
     let mut set = PatchSet::default();
-    for name in components {
+    for (name, settings) in components {
+        let settings: Vec<(String, String)> = settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
         let candidate = resolve(name).unwrap();
         let how = candidate.default_verification();
         let compiled = candidate.verify(&how).unwrap().audit().unwrap().compile(&sandbox).unwrap();
-        set.push(compiled.ready(&[], Limits::default()).unwrap()).unwrap();
+        set.push(compiled.ready(&settings, Limits::default()).unwrap()).unwrap();
     }
     RefitHooks {
         loader: set.loader_map(),
