@@ -107,6 +107,13 @@ impl RawConfig {
         }
     }
 
+    /// An optional list of texts, such as `layer_types`.
+    pub fn texts(&self, key: &str) -> Result<Vec<String>> {
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let bad = || refuse("config.json", format!("`{key}` is {value}; it must be a list of texts"));
+        value.as_array().ok_or_else(bad)?.iter().map(|v| v.as_str().map(str::to_string).ok_or_else(bad)).collect()
+    }
+
     /// An optional list of indices.
     pub fn indices(&self, key: &str) -> Result<Vec<usize>> {
         let Some(value) = self.get(key) else { return Ok(Vec::new()) };
@@ -121,105 +128,9 @@ impl RawConfig {
             Some(other) => Err(refuse("config.json", format!("`hidden_act` is `{other}`; only `silu` is supported"))),
         }
     }
-
-    /// Rotary embedding, from `rope_theta` + `rope_scaling` or transformers 5's `rope_parameters`.
-    pub fn rope(&self) -> Result<RopeConfig> {
-        let params = self.get("rope_parameters").and_then(Value::as_object);
-        let scaling = self.get("rope_scaling").and_then(Value::as_object).or(params);
-        let theta = match params.and_then(|p| p.get("rope_theta")) {
-            Some(v) => number("rope_parameters.rope_theta", v)?,
-            None => self.number("rope_theta")?.unwrap_or(10_000.0),
-        };
-        if theta.is_nan() || theta < 1.0 {
-            return Err(refuse("config.json", format!("`rope_theta` is {theta}; it must be at least 1")));
-        }
-        let kind = scaling.and_then(|s| s.get("rope_type").or(s.get("type"))).and_then(Value::as_str);
-        let field = |key: &str| -> Result<f64> {
-            match scaling.and_then(|s| s.get(key)) {
-                Some(v) => number(key, v),
-                None => Err(refuse("config.json", format!("rope scaling needs `{key}`"))),
-            }
-        };
-        let scaling = match kind {
-            None | Some("default") => RopeScaling::None,
-            Some("linear") => RopeScaling::Linear { factor: field("factor")? },
-            Some("llama3") => RopeScaling::Llama3 {
-                factor: field("factor")?,
-                low: field("low_freq_factor")?,
-                high: field("high_freq_factor")?,
-                original: field("original_max_position_embeddings")?,
-            },
-            Some(other) => {
-                return Err(refuse(
-                    "config.json",
-                    format!("rope scaling `{other}` is not supported in this version (default, linear, llama3 are)"),
-                ));
-            }
-        };
-        Ok(RopeConfig { theta, scaling })
-    }
 }
 
-/// Rotary position embedding.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RopeConfig {
-    /// Base of the frequencies.
-    pub theta: f64,
-    /// How frequencies are stretched.
-    pub scaling: RopeScaling,
-}
-
-/// How rotary frequencies are stretched for long contexts.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// Positions divided by `factor`.
-    Linear {
-        /// Divisor.
-        factor: f64,
-    },
-    /// Llama 3.1's interpolation by wavelength.
-    Llama3 {
-        /// Divisor of low frequencies.
-        factor: f64,
-        /// `low_freq_factor`.
-        low: f64,
-        /// `high_freq_factor`.
-        high: f64,
-        /// `original_max_position_embeddings`.
-        original: f64,
-    },
-}
-
-impl RopeConfig {
-    /// Inverse frequencies of the `head_dim / 2` rotated pairs, in f32 as transformers computes them.
-    pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
-        (0..head_dim / 2)
-            .map(|i| {
-                let plain = 1.0 / (self.theta as f32).powf((2 * i) as f32 / head_dim as f32);
-                match self.scaling {
-                    RopeScaling::None => plain,
-                    RopeScaling::Linear { factor } => plain / factor as f32,
-                    RopeScaling::Llama3 { factor, low, high, original } => {
-                        let wavelength = 2.0 * std::f32::consts::PI / plain;
-                        let (factor, low, high, original) = (factor as f32, low as f32, high as f32, original as f32);
-                        if wavelength > original / low {
-                            plain / factor
-                        } else if wavelength < original / high {
-                            plain
-                        } else {
-                            let smooth = (original / wavelength - low) / (high - low);
-                            (1.0 - smooth) * plain / factor + smooth * plain
-                        }
-                    }
-                }
-            })
-            .collect()
-    }
-}
-
-fn number(key: &str, value: &Value) -> Result<f64> {
+pub(crate) fn number(key: &str, value: &Value) -> Result<f64> {
     value
         .as_f64()
         .filter(|n| n.is_finite())
@@ -241,26 +152,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_both_generations_of_rope() {
-        let old =
-            RawConfig::parse(r#"{"model_type":"llama","rope_theta":5e5,"rope_scaling":{"type":"linear","factor":2}}"#);
-        assert_eq!(
-            old.unwrap().rope().unwrap(),
-            RopeConfig { theta: 5e5, scaling: RopeScaling::Linear { factor: 2.0 } }
-        );
-        let new = r#"{"model_type":"llama","rope_parameters":{"rope_theta":1e6,"rope_type":"default"}}"#;
-        assert_eq!(
-            RawConfig::parse(new).unwrap().rope().unwrap(),
-            RopeConfig { theta: 1e6, scaling: RopeScaling::None }
-        );
-    }
-
-    #[test]
     fn nonsense_is_refused_with_the_field() {
         let zero = RawConfig::parse(r#"{"model_type":"llama","hidden_size":0}"#).unwrap();
         assert!(zero.size(&["hidden_size"]).unwrap_err().to_string().contains("`hidden_size` is 0"));
-        let yarn = RawConfig::parse(r#"{"model_type":"llama","rope_scaling":{"rope_type":"yarn"}}"#).unwrap();
-        assert!(yarn.rope().unwrap_err().to_string().contains("yarn"));
         for bad in ["", "[]", "{}", "{\"model_type\":", "null"] {
             assert!(RawConfig::parse(bad).is_err(), "{bad}");
         }

@@ -1,15 +1,47 @@
-//! Keys and values of one sequence.
+//! What one sequence remembers: keys and values of attention layers, the state of recurrent ones.
 
-/// Keys and values of one sequence, all layers, f32, [positions, kv_heads × head_dim] each.
+/// What one sequence remembers, all layers.
 pub struct KvCache {
-    layers: Vec<(Vec<f32>, Vec<f32>)>,
-    width: usize,
+    layers: Vec<LayerCache>,
     len: usize,
 }
 
+/// How much a layer remembers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum LayerShape {
+    /// Keys and values of every position, this many numbers each.
+    Attention { width: usize },
+    /// A state of fixed size: the last inputs of the convolution, and the recurrent state.
+    Recurrent { conv: usize, state: usize },
+}
+
+/// The memory of one layer.
+enum LayerCache {
+    /// f32, [positions, width] each.
+    Attention { keys: Vec<f32>, values: Vec<f32>, width: usize },
+    /// The state, and the one before the running step.
+    Recurrent { now: RecurrentState, before: Option<RecurrentState> },
+}
+
+/// State of a gated DeltaNet layer.
+#[derive(Debug, Clone)]
+pub(crate) struct RecurrentState {
+    /// The last kernel - 1 inputs of the convolution, [kernel - 1, channels], oldest first.
+    pub(crate) conv: Vec<f32>,
+    /// [value heads, key_dim, value_dim].
+    pub(crate) state: Vec<f32>,
+}
+
 impl KvCache {
-    pub(crate) fn new(layers: usize, width: usize) -> Self {
-        Self { layers: vec![(Vec::new(), Vec::new()); layers], width, len: 0 }
+    pub(crate) fn new(shapes: &[LayerShape]) -> Self {
+        let layer = |shape: &LayerShape| match *shape {
+            LayerShape::Attention { width } => LayerCache::Attention { keys: Vec::new(), values: Vec::new(), width },
+            LayerShape::Recurrent { conv, state } => LayerCache::Recurrent {
+                now: RecurrentState { conv: vec![0.0; conv], state: vec![0.0; state] },
+                before: None,
+            },
+        };
+        Self { layers: shapes.iter().map(layer).collect(), len: 0 }
     }
 
     /// Positions held.
@@ -24,31 +56,63 @@ impl KvCache {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(|(k, v)| (k.len() + v.len()) * 4).sum()
+        let numbers = |layer: &LayerCache| match layer {
+            LayerCache::Attention { keys, values, .. } => keys.len() + values.len(),
+            LayerCache::Recurrent { now, .. } => now.conv.len() + now.state.len(),
+        };
+        self.layers.iter().map(|l| numbers(l) * 4).sum()
     }
 
-    pub(crate) fn append(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
-        let (k, v) = &mut self.layers[layer];
-        k.extend_from_slice(keys);
-        v.extend_from_slice(values);
+    pub(crate) fn append(&mut self, layer: usize, new_keys: &[f32], new_values: &[f32]) {
+        if let LayerCache::Attention { keys, values, .. } = &mut self.layers[layer] {
+            keys.extend_from_slice(new_keys);
+            values.extend_from_slice(new_values);
+        }
     }
 
-    /// Keys and values of one layer, those of the running step included.
+    /// Keys and values of one layer, those of the running step included; nothing for a recurrent layer.
     pub(crate) fn layer(&self, layer: usize) -> (&[f32], &[f32]) {
-        let (k, v) = &self.layers[layer];
-        (k, v)
+        match &self.layers[layer] {
+            LayerCache::Attention { keys, values, .. } => (keys, values),
+            LayerCache::Recurrent { .. } => (&[], &[]),
+        }
+    }
+
+    /// The state of a recurrent layer, to be advanced by the running step; `None` for an attention layer.
+    pub(crate) fn advance(&mut self, layer: usize) -> Option<&mut RecurrentState> {
+        match &mut self.layers[layer] {
+            LayerCache::Attention { .. } => None,
+            LayerCache::Recurrent { now, before } => {
+                before.get_or_insert_with(|| now.clone());
+                Some(now)
+            }
+        }
     }
 
     /// The step succeeded.
     pub(crate) fn commit(&mut self, tokens: usize) {
         self.len += tokens;
+        for layer in &mut self.layers {
+            if let LayerCache::Recurrent { before, .. } = layer {
+                *before = None;
+            }
+        }
     }
 
     /// The step failed: forget what it added.
     pub(crate) fn rollback(&mut self) {
-        for (k, v) in &mut self.layers {
-            k.truncate(self.len * self.width);
-            v.truncate(self.len * self.width);
+        for layer in &mut self.layers {
+            match layer {
+                LayerCache::Attention { keys, values, width } => {
+                    keys.truncate(self.len * *width);
+                    values.truncate(self.len * *width);
+                }
+                LayerCache::Recurrent { now, before } => {
+                    if let Some(old) = before.take() {
+                        *now = old;
+                    }
+                }
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod plan;
 pub mod quantize;
 pub mod refit;
 pub mod registry;
+pub mod rope;
 pub mod sampling;
 pub mod tokenizer;
 pub mod weights;

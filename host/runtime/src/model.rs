@@ -4,16 +4,21 @@
 //! alone and sums in a fixed order, so a row's result does not depend on the batch it is in, on how a prompt is split
 //! into steps, or on the number of threads.
 
+mod attention;
+mod delta;
+mod latent;
+mod mlp;
+
 use candle_core::{Device, Tensor};
-use candle_nn::ops::{rms_norm, silu};
-use candle_nn::rotary_emb::rope_thd;
+use candle_nn::ops::rms_norm;
+use candle_nn::rotary_emb::{rope_i, rope_thd};
 
 use crate::error::{Refusal, Result, RuntimeError};
-use crate::families::{Arch, Attention, Common};
-use crate::kv::KvCache;
-use crate::moe::MoeOp;
-use crate::ops::{AttentionOp, LinearOp, Pass, Span};
-use crate::registry::{LayerParams, MlpParams, ModelParams, ParamId};
+use crate::families::{Arch, Common};
+use crate::kv::{KvCache, LayerShape};
+use crate::ops::{LinearOp, Pass, Span};
+use crate::registry::{MixerParams, ModelParams, ParamId};
+use crate::rope::RopeScaling;
 use crate::weights::WeightSet;
 
 /// One sequence of a batch: its new tokens, and what came before.
@@ -33,18 +38,62 @@ pub enum Rows {
     All,
 }
 
-/// A model: its shape and its rotary frequencies. Weights come with each call.
+/// A model: its shape. Weights come with each call.
 pub struct Model {
     common: Common,
-    attention: Attention,
     params: ModelParams,
+    /// What each layer of a sequence remembers.
+    memory: Vec<LayerShape>,
+    /// Dimensions of a head that are rotated.
+    rotary_dim: usize,
+    /// Inverse frequencies of a sequence within the model's own length.
     inv_freq: Vec<f32>,
+}
+
+/// cos and sin of the rows of a pass, [rows, rotary_dim / 2].
+pub(crate) struct Rotary {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+/// What a layer works on.
+pub(crate) struct Step<'a, 'b, 'c> {
+    /// Weights of this pass.
+    weights: &'a WeightSet,
+    /// Its operators' context.
+    pass: &'a Pass,
+    /// The sequences, whose caches the layer extends.
+    batch: &'a mut [Sequence<'c>],
+    /// Their rows.
+    spans: &'a [Span],
+    /// Their positions.
+    rotary: &'b Rotary,
+    /// Index of the layer.
+    layer: usize,
+}
+
+impl Step<'_, '_, '_> {
+    /// x times a runtime tensor, transposed.
+    fn linear(&self, param: ParamId, bias: Option<ParamId>, x: &Tensor) -> Result<Tensor> {
+        linear(self.weights, param, bias, x, self.pass)
+    }
 }
 
 impl Model {
     pub(crate) fn new(arch: &Arch, params: ModelParams) -> Result<Self> {
-        let inv_freq = arch.common.rope.inv_freq(arch.common.head_dim);
-        Ok(Self { common: arch.common.clone(), attention: arch.attention, params, inv_freq })
+        let c = &arch.common;
+        let rotary_dim = c.rope.rotary_dim(c.head_dim);
+        let memory = params
+            .layers
+            .iter()
+            .map(|l| match &l.mixer {
+                MixerParams::Attention(_) => LayerShape::Attention { width: c.kv_heads * c.head_dim },
+                MixerParams::Latent(p) => LayerShape::Attention { width: c.heads * latent::padded(&p.shape) },
+                MixerParams::DeltaNet(p) => delta::memory(&p.shape),
+            })
+            .collect();
+        let inv_freq = c.rope.inv_freq(rotary_dim, 0);
+        Ok(Self { common: c.clone(), params, memory, rotary_dim, inv_freq })
     }
 
     /// Rows of the output: the size of the vocabulary as the model has it.
@@ -52,14 +101,17 @@ impl Model {
         self.common.vocab
     }
 
-    /// Positions the model was made for.
+    /// Positions that a sequence may have: `max_position_embeddings`, or as many times more as dynamic rope scaling says.
     pub fn max_positions(&self) -> usize {
-        self.common.max_positions
+        match self.common.rope.scaling {
+            RopeScaling::Dynamic { factor, original } => (original as f64 * factor.max(1.0)) as usize,
+            _ => self.common.max_positions,
+        }
     }
 
     /// An empty cache for one sequence.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(self.common.layers, self.common.kv_heads * self.common.head_dim)
+        KvCache::new(&self.memory)
     }
 
     /// Logits [rows, vocab] in f32. On an error the caches are as before.
@@ -95,9 +147,8 @@ impl Model {
                 return refuse(why, "tokenize with the model's own tokenizer");
             }
             let end = s.cache.len() + s.tokens.len();
-            if end > self.common.max_positions {
-                let why =
-                    format!("{end} positions are more than max_position_embeddings {}", self.common.max_positions);
+            if end > self.max_positions() {
+                let why = format!("{end} positions are more than max_position_embeddings {}", self.max_positions());
                 return refuse(why, "shorten the prompt or --max-tokens");
             }
         }
@@ -113,14 +164,19 @@ impl Model {
             spans.push(Span { row, past: s.cache.len(), tokens: s.tokens.len() });
             row += s.tokens.len();
         }
-        let (cos, sin) = self.rotary(&spans)?;
+        let rotary = self.rotary(&spans)?;
         let mut x = self.embed(w, &tokens)?;
-        for (i, layer) in self.params.layers.iter().enumerate() {
-            let normed = rms_norm(&x, w.vector(layer.input_norm)?, c.eps as f32)?;
-            let attended = self.attend(w, layer, i, &normed, batch, &spans, (&cos, &sin), pass)?;
-            x = (x + attended)?;
-            let normed = rms_norm(&x, w.vector(layer.post_norm)?, c.eps as f32)?;
-            x = (x + self.mlp(w, &layer.mlp, &normed, pass)?)?;
+        for (layer, p) in self.params.layers.iter().enumerate() {
+            let normed = rms_norm(&x, w.vector(p.input_norm)?, c.eps as f32)?;
+            let mut step = Step { weights: w, pass, batch, spans: &spans, rotary: &rotary, layer };
+            let mixed = match &p.mixer {
+                MixerParams::Attention(a) => self.attend(&mut step, a, &normed)?,
+                MixerParams::Latent(l) => self.attend_latent(&mut step, l, &normed)?,
+                MixerParams::DeltaNet(d) => self.delta_net(&mut step, d, &normed)?,
+            };
+            x = (x + mixed)?;
+            let normed = rms_norm(&x, w.vector(p.post_norm)?, c.eps as f32)?;
+            x = (x + self.mlp(&step, &p.mlp, &normed)?)?;
         }
         if rows == Rows::Last {
             let last: Vec<u32> = spans.iter().map(|s| (s.row + s.tokens - 1) as u32).collect();
@@ -140,83 +196,58 @@ impl Model {
         Ok(Tensor::from_vec(out, (tokens.len(), hidden), &Device::Cpu)?)
     }
 
-    /// cos and sin [tokens, head_dim / 2] of each token's position.
-    fn rotary(&self, spans: &[Span]) -> Result<(Tensor, Tensor)> {
-        let positions = spans.iter().flat_map(|s| s.past..s.past + s.tokens);
+    /// cos and sin of each row's position. Under dynamic scaling a sequence longer than the model's own length has
+    /// frequencies of its own, those of its length after this step (as transformers computes them); keys that earlier
+    /// steps cached keep theirs, so beyond that length a prompt's split into steps matters.
+    fn rotary(&self, spans: &[Span]) -> Result<Rotary> {
+        let factor = self.common.rope.attention_factor();
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         let mut n = 0;
-        for p in positions {
-            n += 1;
-            for f in &self.inv_freq {
-                let angle = p as f32 * f;
-                cos.push(angle.cos());
-                sin.push(angle.sin());
+        for span in spans {
+            let end = span.past + span.tokens;
+            let stretched;
+            let frequencies = match self.common.rope.scaling {
+                RopeScaling::Dynamic { original, .. } if end > original => {
+                    stretched = self.common.rope.inv_freq(self.rotary_dim, end);
+                    &stretched
+                }
+                _ => &self.inv_freq,
+            };
+            for p in span.past..end {
+                n += 1;
+                for f in frequencies {
+                    let angle = p as f32 * f;
+                    cos.push(angle.cos() * factor);
+                    sin.push(angle.sin() * factor);
+                }
             }
         }
-        let shape = (n, self.inv_freq.len());
-        Ok((Tensor::from_vec(cos, shape, &Device::Cpu)?, Tensor::from_vec(sin, shape, &Device::Cpu)?))
+        let shape = (n, self.rotary_dim / 2);
+        Ok(Rotary {
+            cos: Tensor::from_vec(cos, shape, &Device::Cpu)?,
+            sin: Tensor::from_vec(sin, shape, &Device::Cpu)?,
+        })
+    }
+}
+
+impl Rotary {
+    /// Rotates the first dimensions of every head of x [rows, heads, width]; pairs are halves of them.
+    fn halves(&self, x: &Tensor) -> Result<Tensor> {
+        let (_, _, width) = x.dims3()?;
+        let rotated = 2 * self.cos.dim(1)?;
+        if rotated == width {
+            return Ok(rope_thd(&x.unsqueeze(0)?, &self.cos, &self.sin)?.squeeze(0)?);
+        }
+        let first = x.narrow(2, 0, rotated)?.contiguous()?.unsqueeze(0)?;
+        let first = rope_thd(&first, &self.cos, &self.sin)?.squeeze(0)?;
+        Ok(Tensor::cat(&[&first, &x.narrow(2, rotated, width - rotated)?], 2)?)
     }
 
-    fn attend(
-        &self,
-        w: &WeightSet,
-        p: &LayerParams,
-        layer: usize,
-        x: &Tensor,
-        batch: &mut [Sequence<'_>],
-        spans: &[Span],
-        (cos, sin): (&Tensor, &Tensor),
-        pass: &Pass,
-    ) -> Result<Tensor> {
-        let c = &self.common;
-        let t = x.dim(0)?;
-        let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let qkv = linear(w, p.qkv, p.qkv_bias, x, pass)?;
-        let heads = |start: usize, n: usize, norm: Option<ParamId>| -> Result<Tensor> {
-            let mut h = qkv.narrow(1, start, n * c.head_dim)?.contiguous()?;
-            if let Some(norm) = norm {
-                h = rms_norm(&h.reshape((t * n, c.head_dim))?, w.vector(norm)?, c.eps as f32)?;
-            }
-            let rotated = rope_thd(&h.reshape((1, t, n, c.head_dim))?, cos, sin)?;
-            Ok(rotated.reshape((t, n * c.head_dim))?)
-        };
-        let q = heads(0, c.heads, p.q_norm)?;
-        let k = heads(q_width, c.kv_heads, p.k_norm)?;
-        let v = qkv.narrow(1, q_width + kv_width, kv_width)?.contiguous()?;
-        for (s, span) in batch.iter_mut().zip(spans) {
-            let rows =
-                |x: &Tensor| -> Result<Vec<f32>> { Ok(x.narrow(0, span.row, span.tokens)?.flatten_all()?.to_vec1()?) };
-            s.cache.append(layer, &rows(&k)?, &rows(&v)?);
-        }
-        let op = AttentionOp {
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            head_dim: c.head_dim,
-            window: self.attention.window,
-            spans,
-            caches: batch.iter().map(|s| s.cache.layer(layer)).collect(),
-        };
-        let attended = q.apply_op1_no_bwd(&op)?;
-        linear(w, p.o, p.o_bias, &attended, pass)
-    }
-
-    fn mlp(&self, w: &WeightSet, p: &MlpParams, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        match p {
-            MlpParams::Dense { gate_up, gate_up_bias, down, down_bias } => {
-                let gated = swiglu(&linear(w, *gate_up, *gate_up_bias, x, pass)?)?;
-                linear(w, *down, *down_bias, &gated, pass)
-            }
-            MlpParams::Moe { router, w13, w2, shared, moe } => {
-                let router_logits = linear(w, *router, None, x, pass)?;
-                let op = MoeOp { weights: w, w13: *w13, w2: *w2, moe, pass };
-                let routed = x.apply_op2_no_bwd(&router_logits, &op)?;
-                let Some(shared) = shared else { return Ok(routed) };
-                let gated = swiglu(&linear(w, shared.gate_up, None, x, pass)?)?;
-                let out = linear(w, shared.down, None, &gated, pass)?;
-                let gate = candle_nn::ops::sigmoid(&linear(w, shared.gate, None, x, pass)?)?;
-                Ok((routed + out.broadcast_mul(&gate)?)?)
-            }
-        }
+    /// The same for x [rows, heads, rotary_dim] where pairs are neighbors.
+    fn neighbors(&self, x: &Tensor) -> Result<Tensor> {
+        let by_head = x.transpose(0, 1)?.contiguous()?.unsqueeze(0)?;
+        let rotated = rope_i(&by_head, &self.cos, &self.sin)?;
+        Ok(rotated.squeeze(0)?.transpose(0, 1)?.contiguous()?)
     }
 }
 
@@ -225,10 +256,7 @@ fn linear(w: &WeightSet, param: ParamId, bias: Option<ParamId>, x: &Tensor, pass
     Ok(x.apply_op1_no_bwd(&LinearOp { weights: w, param, bias: bias.as_deref(), pass })?)
 }
 
-/// silu(gate) * up of [rows, 2 * width], gate first.
-fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
-    let width = gate_up.dim(1)? / 2;
-    let gate = gate_up.narrow(1, 0, width)?.contiguous()?;
-    let up = gate_up.narrow(1, width, width)?;
-    Ok((silu(&gate)? * up)?)
+/// The values of rows of x [rows, width].
+fn values(x: &Tensor, span: &Span) -> Result<Vec<f32>> {
+    Ok(x.narrow(0, span.row, span.tokens)?.flatten_all()?.to_vec1()?)
 }

@@ -1,6 +1,9 @@
-//! Routed experts: softmax in f32 over all experts, top-k, and one GEMM per expert over the tokens that chose it.
+//! Routed experts: the router's choice, and one GEMM per expert over the tokens that chose it.
+
+mod route;
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape};
+use route::route;
 
 use crate::families::Moe;
 use crate::hooks::HookError;
@@ -13,6 +16,8 @@ pub(crate) struct MoeOp<'a> {
     pub(crate) weights: &'a WeightSet,
     pub(crate) w13: ParamId,
     pub(crate) w2: ParamId,
+    /// `e_score_correction_bias`.
+    pub(crate) bias: Option<Vec<f32>>,
     pub(crate) moe: &'a Moe,
     pub(crate) pass: &'a Pass,
 }
@@ -35,7 +40,7 @@ impl MoeOp<'_> {
         let k = self.moe.top_k;
         // chosen[t * k + slot]: the expert and its weight, best first.
         let chosen: Vec<(usize, f32)> =
-            logits.chunks_exact(self.moe.experts).flat_map(|row| route(row, k, self.moe.renormalize)).collect();
+            logits.chunks_exact(self.moe.experts).flat_map(|row| route(row, self.bias.as_deref(), self.moe)).collect();
         let mut results = vec![0.0; chosen.len() * hidden];
         for expert in 0..self.moe.experts {
             let picks: Vec<usize> = (0..chosen.len()).filter(|i| chosen[*i].0 == expert).collect();
@@ -80,35 +85,5 @@ impl MoeOp<'_> {
         let w2 = &self.weights.parts(self.w2)[expert..expert + 1];
         apply_parts(self.weights, w2, None, &gated, m, width, &mut out)?;
         Ok(out)
-    }
-}
-
-/// Softmax over all experts, the `k` best (the lower index wins a tie), optionally renormalized.
-fn route(logits: &[f32], k: usize, renormalize: bool) -> Vec<(usize, f32)> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exps: Vec<f32> = logits.iter().map(|l| (l - max).exp()).collect();
-    let sum: f32 = exps.iter().sum();
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|a, b| exps[*b].total_cmp(&exps[*a]).then(a.cmp(b)));
-    let mut best: Vec<(usize, f32)> = order[..k].iter().map(|e| (*e, exps[*e] / sum)).collect();
-    if renormalize {
-        let total: f32 = best.iter().map(|b| b.1).sum();
-        best.iter_mut().for_each(|b| b.1 /= total);
-    }
-    best
-}
-
-#[cfg(test)]
-mod tests {
-    use super::route;
-
-    #[test]
-    fn routing_is_softmax_then_top_k() {
-        let picked = route(&[0.0, 2.0, 1.0, 2.0], 2, false);
-        let z = 2.0 * 2f32.exp() + 1f32.exp() + 1.0;
-        assert_eq!(picked.iter().map(|p| p.0).collect::<Vec<_>>(), [1, 3]);
-        assert!((picked[0].1 - 2f32.exp() / z).abs() < 1e-6);
-        let renormalized = route(&[0.0, 2.0, 1.0, 2.0], 2, true);
-        assert!((renormalized[0].1 - 0.5).abs() < 1e-6);
     }
 }

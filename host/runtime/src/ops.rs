@@ -104,6 +104,8 @@ pub(crate) struct AttentionOp<'a> {
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
+    /// Factor of q · k.
+    pub(crate) scale: f32,
     pub(crate) window: Option<usize>,
     pub(crate) spans: &'a [Span],
     /// Keys and values of each sequence.
@@ -118,7 +120,6 @@ impl CustomOp1 for AttentionOp<'_> {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (q, rows, width) = contiguous(storage, layout)?;
         let shape = AttentionShape { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim };
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
         let mut out = vec![0.0; q.len()];
         let owner: Vec<(usize, usize)> = self
             .spans
@@ -129,7 +130,7 @@ impl CustomOp1 for AttentionOp<'_> {
         out.par_chunks_mut(width).zip(q.par_chunks(width)).zip(owner).for_each(|((out, q), (sequence, len))| {
             let (keys, values) = self.caches[sequence];
             let first = self.window.map_or(0, |w| len.saturating_sub(w));
-            attend(&shape, q, keys, values, first, len, scale, out);
+            attend(&shape, q, keys, values, first, len, self.scale, out);
         });
         Ok((CpuStorage::F32(out), Shape::from((rows, width))))
     }

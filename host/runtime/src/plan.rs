@@ -195,7 +195,10 @@ fn place(
         (Some(c), true) => vec![c, rows],
         (None, _) => vec![rows],
     };
-    let expected: Vec<usize> = all_experts.then_some(experts.len()).into_iter().chain(matrix).collect();
+    let expected: Vec<usize> = match &decl.stored {
+        Some(stored) => stored.clone(),
+        None => all_experts.then_some(experts.len()).into_iter().chain(matrix).collect(),
+    };
     if tensor.shape != expected {
         return Err(refit(
             format!("tensor `{}`", tensor.name),
@@ -221,7 +224,8 @@ fn place(
             offset += part_rows * cols;
         }
     }
-    let transposed = (transposed && decl.cols.is_some()).then_some((experts.len(), cols, rows));
+    let transposed =
+        (transposed && decl.cols.is_some() && decl.stored.is_none()).then_some((experts.len(), cols, rows));
     Ok(Action::Load { role: decl.role, dests, transposed })
 }
 

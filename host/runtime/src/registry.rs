@@ -2,10 +2,15 @@
 //! `experts.w13_weight`), with its role and the parts that checkpoint tensors write. It also holds the host's own
 //! loader map, which knows the dense names; fused experts have no loader here (that is the patch `moe_loader`'s job).
 
+mod build;
+mod params;
+
 use std::collections::HashMap;
 
-use crate::families::{Arch, Mlp, Moe};
+use crate::families::{Arch, Ignored};
 use crate::hooks::{Dtype, Role, Slot, TensorInfo};
+pub(crate) use params::{AttentionParams, DeltaNetParams, LatentParams, MixerParams, MlpParams, QueryParams};
+pub use params::{LayerParams, ModelParams};
 
 /// One part of a runtime tensor: what one checkpoint tensor (or one expert of it) writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +34,10 @@ pub struct ParamDecl {
     pub cols: Option<usize>,
     /// Parts of each expert, or of the tensor.
     pub parts: Vec<PartDecl>,
+    /// Dimensions in the checkpoint, where they are not simply those of the part (`conv1d`: [channels, 1, kernel]).
+    pub stored: Option<Vec<usize>>,
+    /// A vector whose values are used as 1 + w (the RMSNorm of Qwen3-Next).
+    pub plus_one: bool,
 }
 
 impl ParamDecl {
@@ -95,67 +104,14 @@ pub struct Registry {
     by_name: HashMap<String, ParamId>,
     native: HashMap<String, NativePlace>,
     expert_names: HashMap<String, NativePlace>,
-    tied_head: bool,
-}
-
-/// The layer parts, by index into the registry, that the forward pass reads.
-#[derive(Debug, Clone)]
-pub struct LayerParams {
-    pub(crate) input_norm: ParamId,
-    pub(crate) qkv: ParamId,
-    pub(crate) qkv_bias: Option<ParamId>,
-    pub(crate) q_norm: Option<ParamId>,
-    pub(crate) k_norm: Option<ParamId>,
-    pub(crate) o: ParamId,
-    pub(crate) o_bias: Option<ParamId>,
-    pub(crate) post_norm: ParamId,
-    pub(crate) mlp: MlpParams,
-}
-
-/// Feed-forward part of a layer.
-#[derive(Debug, Clone)]
-pub(crate) enum MlpParams {
-    Dense { gate_up: ParamId, gate_up_bias: Option<ParamId>, down: ParamId, down_bias: Option<ParamId> },
-    Moe { router: ParamId, w13: ParamId, w2: ParamId, shared: Option<SharedParams>, moe: Moe },
-}
-
-/// The shared expert of Qwen2-MoE.
-#[derive(Debug, Clone)]
-pub(crate) struct SharedParams {
-    pub(crate) gate_up: ParamId,
-    pub(crate) down: ParamId,
-    pub(crate) gate: ParamId,
-}
-
-/// The tensors outside of the layers.
-#[derive(Debug, Clone)]
-pub struct ModelParams {
-    pub(crate) embed: ParamId,
-    pub(crate) layers: Vec<LayerParams>,
-    pub(crate) norm: ParamId,
-    /// The embedding where they are tied.
-    pub(crate) head: ParamId,
+    ignored: Vec<Ignored>,
+    tied_head: Option<String>,
 }
 
 impl Registry {
     /// Declares every runtime tensor of `arch`.
     pub fn new(arch: &Arch) -> (Self, ModelParams) {
-        let mut b = Builder {
-            registry: Registry {
-                params: Vec::new(),
-                by_name: HashMap::new(),
-                native: HashMap::new(),
-                expert_names: HashMap::new(),
-                tied_head: arch.common.tied,
-            },
-        };
-        let c = &arch.common;
-        let embed = b.matrix("model.embed_tokens", Role::Embedding, c.hidden, &[(Slot::Whole, c.vocab, "")]);
-        let layers = (0..c.layers).map(|i| b.layer(arch, i)).collect();
-        let norm = b.vector("model.norm.weight", Role::Norm, c.hidden);
-        let head =
-            if c.tied { embed } else { b.matrix("lm_head", Role::LmHead, c.hidden, &[(Slot::Whole, c.vocab, "")]) };
-        (b.registry, ModelParams { embed, layers, norm, head })
+        build::build(arch)
     }
 
     /// Every tensor, in the order of the forward pass.
@@ -179,12 +135,16 @@ impl Registry {
         self.expert_names.get(name).copied()
     }
 
-    /// Names that checkpoints carry without need: recomputed buffers, and the head where it is tied.
+    /// Names that checkpoints carry without need: recomputed buffers, the head where it is tied, and what the family
+    /// declares to be no part of the text model.
     pub fn harmless(&self, name: &str) -> Option<&'static str> {
         if name.ends_with(".rotary_emb.inv_freq") {
             return Some("recomputed from config.json");
         }
-        (self.tied_head && name == "lm_head.weight").then_some("tied to model.embed_tokens.weight")
+        if self.tied_head.as_deref() == Some(name) {
+            return Some("tied to embed_tokens.weight");
+        }
+        self.ignored.iter().find(|i| name.starts_with(&i.prefix)).map(|i| i.reason)
     }
 
     /// Every checkpoint name the model can take, for "did you mean".
@@ -197,139 +157,5 @@ impl Registry {
         let decl = &self.params[param];
         let wanted = |p: &NativePlace| p.param == param && decl.part_index(p.expert.unwrap_or(0), p.slot) == Some(part);
         self.native.iter().chain(&self.expert_names).find(|(_, p)| wanted(p)).map(|(name, _)| name.as_str())
-    }
-}
-
-struct Builder {
-    registry: Registry,
-}
-
-impl Builder {
-    fn add(&mut self, decl: ParamDecl) -> ParamId {
-        let id = self.registry.params.len();
-        self.registry.by_name.insert(decl.name.clone(), id);
-        self.registry.params.push(decl);
-        id
-    }
-
-    fn vector(&mut self, name: &str, role: Role, len: usize) -> ParamId {
-        let parts = vec![PartDecl { slot: Slot::Whole, rows: len }];
-        let id = self.add(ParamDecl { name: name.to_string(), role, experts: None, cols: None, parts });
-        self.registry.native.insert(name.to_string(), NativePlace { param: id, slot: Slot::Whole, expert: None });
-        id
-    }
-
-    /// A matrix `module.weight` of stacked parts. Each part comes from the checkpoint tensor `<source>.weight`, where
-    /// `source` replaces the module's last path component (empty: the module itself).
-    fn matrix(&mut self, module: &str, role: Role, cols: usize, parts: &[(Slot, usize, &str)]) -> ParamId {
-        self.stacked(module, "weight", role, Some(cols), parts)
-    }
-
-    fn bias(&mut self, module: &str, role: Role, parts: &[(Slot, usize, &str)]) -> ParamId {
-        self.stacked(module, "bias", role, None, parts)
-    }
-
-    fn stacked(
-        &mut self,
-        module: &str,
-        leaf: &str,
-        role: Role,
-        cols: Option<usize>,
-        parts: &[(Slot, usize, &str)],
-    ) -> ParamId {
-        let id = self.add(ParamDecl {
-            name: format!("{module}.{leaf}"),
-            role,
-            experts: None,
-            cols,
-            parts: parts.iter().map(|(slot, rows, _)| PartDecl { slot: *slot, rows: *rows }).collect(),
-        });
-        for (slot, _, source) in parts {
-            let name = match (source.is_empty(), module.rsplit_once('.')) {
-                (false, Some((parent, _))) => format!("{parent}.{source}.{leaf}"),
-                _ => format!("{module}.{leaf}"),
-            };
-            self.registry.native.insert(name, NativePlace { param: id, slot: *slot, expert: None });
-        }
-        id
-    }
-
-    fn layer(&mut self, arch: &Arch, i: usize) -> LayerParams {
-        let c = &arch.common;
-        let a = &arch.attention;
-        let prefix = format!("model.layers.{i}");
-        let attn = format!("{prefix}.self_attn");
-        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let qkv = [(Slot::Q, q, "q_proj"), (Slot::K, kv, "k_proj"), (Slot::V, kv, "v_proj")];
-        LayerParams {
-            input_norm: self.vector(&format!("{prefix}.input_layernorm.weight"), Role::Norm, c.hidden),
-            qkv: self.matrix(&format!("{attn}.qkv_proj"), Role::Attention, c.hidden, &qkv),
-            qkv_bias: a.qkv_bias.then(|| self.bias(&format!("{attn}.qkv_proj"), Role::Attention, &qkv)),
-            q_norm: a.qk_norm.then(|| self.vector(&format!("{attn}.q_norm.weight"), Role::Norm, c.head_dim)),
-            k_norm: a.qk_norm.then(|| self.vector(&format!("{attn}.k_norm.weight"), Role::Norm, c.head_dim)),
-            o: self.matrix(&format!("{attn}.o_proj"), Role::Attention, q, &[(Slot::Whole, c.hidden, "")]),
-            o_bias: a.o_bias.then(|| self.vector(&format!("{attn}.o_proj.bias"), Role::Attention, c.hidden)),
-            post_norm: self.vector(&format!("{prefix}.post_attention_layernorm.weight"), Role::Norm, c.hidden),
-            mlp: match arch.mlps[i] {
-                Mlp::Dense { intermediate, bias } => {
-                    let mlp = format!("{prefix}.mlp");
-                    let gate_up = [(Slot::Gate, intermediate, "gate_proj"), (Slot::Up, intermediate, "up_proj")];
-                    MlpParams::Dense {
-                        gate_up: self.matrix(&format!("{mlp}.gate_up_proj"), Role::Mlp, c.hidden, &gate_up),
-                        gate_up_bias: bias.then(|| self.bias(&format!("{mlp}.gate_up_proj"), Role::Mlp, &gate_up)),
-                        down: self.matrix(
-                            &format!("{mlp}.down_proj"),
-                            Role::Mlp,
-                            intermediate,
-                            &[(Slot::Whole, c.hidden, "")],
-                        ),
-                        down_bias: bias.then(|| self.vector(&format!("{mlp}.down_proj.bias"), Role::Mlp, c.hidden)),
-                    }
-                }
-                Mlp::Moe(moe) => self.moe(&format!("{prefix}.{}", moe.block), c.hidden, moe),
-            },
-        }
-    }
-
-    fn moe(&mut self, block: &str, hidden: usize, moe: Moe) -> MlpParams {
-        let width = moe.intermediate;
-        let router = self.matrix(&format!("{block}.gate"), Role::Router, hidden, &[(Slot::Whole, moe.experts, "")]);
-        let experts = |name: &str, cols: usize, parts: &[(Slot, usize)]| ParamDecl {
-            name: format!("{block}.experts.{name}"),
-            role: Role::Expert,
-            experts: Some(moe.experts),
-            cols: Some(cols),
-            parts: parts.iter().map(|(slot, rows)| PartDecl { slot: *slot, rows: *rows }).collect(),
-        };
-        let w13 = self.add(experts("w13_weight", hidden, &[(Slot::W1, width), (Slot::W3, width)]));
-        let w2 = self.add(experts("w2_weight", width, &[(Slot::W2, hidden)]));
-        let names =
-            if moe.block == "block_sparse_moe" { ["w1", "w3", "w2"] } else { ["gate_proj", "up_proj", "down_proj"] };
-        for e in 0..moe.experts {
-            for (name, (param, slot)) in names.iter().zip([(w13, Slot::W1), (w13, Slot::W3), (w2, Slot::W2)]) {
-                let place = NativePlace { param, slot, expert: Some(e) };
-                self.registry.expert_names.insert(format!("{block}.experts.{e}.{name}.weight"), place);
-            }
-        }
-        let shared = moe.shared.map(|width| {
-            let module = format!("{block}.shared_expert");
-            let gate_up = [(Slot::Gate, width, "gate_proj"), (Slot::Up, width, "up_proj")];
-            SharedParams {
-                gate_up: self.matrix(&format!("{module}.gate_up_proj"), Role::SharedExpert, hidden, &gate_up),
-                down: self.matrix(
-                    &format!("{module}.down_proj"),
-                    Role::SharedExpert,
-                    width,
-                    &[(Slot::Whole, hidden, "")],
-                ),
-                gate: self.matrix(
-                    &format!("{block}.shared_expert_gate"),
-                    Role::Router,
-                    hidden,
-                    &[(Slot::Whole, 1, "")],
-                ),
-            }
-        });
-        MlpParams::Moe { router, w13, w2, shared, moe }
     }
 }

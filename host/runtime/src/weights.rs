@@ -158,7 +158,8 @@ impl WeightSet {
                     for part in parts {
                         let mut values = vec![0.0; part.rows];
                         part.matrix.row(0, part.rows, &mut values);
-                        all.extend(values);
+                        let offset = if decl.plus_one { 1.0 } else { 0.0 };
+                        all.extend(values.into_iter().map(|v| v + offset));
                     }
                     let len = all.len();
                     Some(Tensor::from_vec(all, len, &Device::Cpu)?)

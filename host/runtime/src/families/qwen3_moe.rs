@@ -5,8 +5,8 @@ use crate::config::RawConfig;
 use crate::error::Result;
 
 pub(super) fn declare(config: &RawConfig, common: Common) -> Result<Arch> {
-    let attention = qwen3::attention(config, &common)?;
+    let mixers = qwen3::mixers(config, common.layers)?;
     let moe = routed(config, "mlp", &["moe_intermediate_size"], config.flag("norm_topk_prob", false)?, None)?;
     let mlps = qwen_layers(config, common.layers, moe)?;
-    Ok(Arch::sparse(common, attention, mlps))
+    Ok(Arch::new(common, mixers, mlps))
 }
