@@ -41,6 +41,10 @@ impl RawConfig {
             Some(Value::Object(inner)) => {
                 let mut merged = root.clone();
                 merged.extend(inner.clone());
+                // The head belongs to the wrapper: its word about tying counts, the text config's is a default.
+                if let Some(tied) = root.get("tie_word_embeddings") {
+                    merged.insert("tie_word_embeddings".to_string(), tied.clone());
+                }
                 merged
             }
             _ => root,
