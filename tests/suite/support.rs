@@ -120,13 +120,17 @@ pub fn normal(n: usize, seed: u64) -> Vec<f32> {
 
 /// A copy of an oracle model in `folder`, whose tensors and config can then be changed.
 pub fn copy_model(name: &str, folder: &Path) -> PathBuf {
-    let to = folder.join(name);
-    std::fs::create_dir_all(&to).unwrap();
-    for entry in std::fs::read_dir(data("oracle").join(name)).unwrap() {
-        let from = entry.unwrap().path();
-        std::fs::copy(&from, to.join(from.file_name().unwrap())).unwrap();
+    copy_folder(&data("oracle").join(name), &folder.join(name))
+}
+
+/// Copies the files of a folder.
+pub fn copy_folder(from: &Path, to: &Path) -> PathBuf {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let file = entry.unwrap().path();
+        std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
     }
-    to
+    to.to_path_buf()
 }
 
 /// Changes the tensors of a one-file model.

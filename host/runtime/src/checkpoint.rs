@@ -11,7 +11,9 @@ use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, SafeTenso
 
 use crate::bytes::{Owner, TensorBytes};
 use crate::error::{Refusal, Result, RuntimeError};
+use crate::fp8::{self, BlockScale};
 use crate::hooks::{Dtype, Elem};
+use crate::quant_config::QuantFormat;
 
 /// Largest header we read. The format's own limit is 100 MB; a real one for 100,000 tensors is about 12 MB.
 pub const MAX_HEADER: u64 = 64 << 20;
@@ -27,12 +29,14 @@ pub struct CheckpointTensor {
     pub shape: Vec<usize>,
     /// The data, little endian, row-major, at any alignment.
     pub data: TensorBytes,
+    /// The scales of a block-FP8 weight, once [`Checkpoint::with_scales`] has paired them.
+    pub scale: Option<Arc<BlockScale>>,
 }
 
 impl CheckpointTensor {
     /// A tensor of `data`, which must fit dtype and shape.
     pub fn new(name: impl Into<String>, stored: StDtype, shape: Vec<usize>, data: TensorBytes) -> Self {
-        Self { name: name.into(), stored, shape, data }
+        Self { name: name.into(), stored, shape, data, scale: None }
     }
 
     /// Element type in the words of the hooks.
@@ -61,6 +65,7 @@ impl CheckpointTensor {
 }
 
 /// The tensors of a model, by name.
+#[derive(Clone)]
 pub struct Checkpoint {
     tensors: BTreeMap<String, CheckpointTensor>,
     metadata: BTreeMap<String, String>,
@@ -120,6 +125,18 @@ impl Checkpoint {
             }
         }
         Ok(all)
+    }
+
+    /// The same with every FP8 weight paired with its scales, which are no tensors of their own any more. With
+    /// `dequantize`, such weights are bf16 instead (in memory, all of them).
+    pub fn with_scales(&self, format: Option<&QuantFormat>, dequantize: bool) -> Result<Self> {
+        let mut tensors = fp8::pair(self.tensors.clone(), format)?;
+        if dequantize {
+            for tensor in tensors.values_mut().filter(|t| t.scale.is_some()) {
+                *tensor = fp8::dequantized(tensor)?;
+            }
+        }
+        Ok(Self { tensors, metadata: self.metadata.clone(), bytes: self.bytes })
     }
 
     fn empty() -> Self {

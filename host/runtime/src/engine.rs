@@ -14,6 +14,7 @@ use crate::families::Arch;
 use crate::hooks::ModelInfo;
 use crate::model::Model;
 use crate::plan::ExpertLoaders;
+use crate::quant_config::QuantFormat;
 use crate::refit::{Planned, Progress, RefitHooks, RefitReport, TensorOutcome};
 use crate::registry::Registry;
 use crate::weights::WeightSet;
@@ -23,6 +24,8 @@ use crate::weights::WeightSet;
 pub struct EngineOptions {
     /// Play vLLM 0.8.2: the host can load fused experts once, then post-processing drops the loaders.
     pub simulate_loader_loss: bool,
+    /// Widen FP8 weights of a checkpoint to bf16 when they are loaded, as transformers does on CPUs.
+    pub dequantize: bool,
 }
 
 /// One model.
@@ -31,6 +34,8 @@ pub struct Engine {
     registry: Registry,
     model: Model,
     options: EngineOptions,
+    /// How the checkpoint that config.json belongs to is quantized.
+    format: Option<QuantFormat>,
     loaders_lost: AtomicBool,
     versions: AtomicU64,
     /// One refit at a time.
@@ -42,13 +47,7 @@ impl Engine {
     /// From the text of a config.json.
     pub fn new(config: &str, options: EngineOptions) -> Result<Self> {
         let raw = RawConfig::parse(config)?;
-        if raw.get("quantization_config").is_some() {
-            return Err(RuntimeError::Config(Refusal::new(
-                "config.json",
-                "`quantization_config`: this version reads bf16, f16 and f32 checkpoints, not quantized ones",
-                "give the unquantized checkpoint",
-            )));
-        }
+        let format = QuantFormat::read(&raw)?;
         let arch = Arch::from_config(&raw)?;
         let (registry, params) = Registry::new(&arch);
         let info = ModelInfo {
@@ -64,6 +63,7 @@ impl Engine {
             registry,
             model,
             options,
+            format,
             loaders_lost: AtomicBool::new(false),
             versions: AtomicU64::new(0),
             refitting: Mutex::new(()),
@@ -106,6 +106,17 @@ impl Engine {
         })
     }
 
+    /// The checkpoint as a refit takes it: FP8 weights paired with their scales, or widened. A trainer may send a model
+    /// whose own files are FP8 in bf16: then there is nothing to pair.
+    fn readable(&self, checkpoint: &Checkpoint) -> Result<Checkpoint> {
+        checkpoint.with_scales(self.format.as_ref(), self.options.dequantize)
+    }
+
+    /// How the model's own checkpoint is quantized.
+    pub fn format(&self) -> Option<QuantFormat> {
+        self.format
+    }
+
     fn expert_loaders(&self) -> ExpertLoaders {
         match (self.options.simulate_loader_loss, self.loaders_lost.load(Ordering::Acquire)) {
             (false, _) => ExpertLoaders::Absent,
@@ -116,7 +127,8 @@ impl Engine {
 
     /// What a refit would do with each tensor.
     pub fn explain(&self, checkpoint: &Checkpoint, hooks: &RefitHooks) -> Result<Vec<TensorOutcome>> {
-        Ok(Planned::new(&self.registry, &self.info, checkpoint, hooks, self.expert_loaders())?.outcomes())
+        let checkpoint = self.readable(checkpoint)?;
+        Ok(Planned::new(&self.registry, &self.info, &checkpoint, hooks, self.expert_loaders())?.outcomes())
     }
 
     /// Stages weights without publishing them: for comparisons.
@@ -126,7 +138,8 @@ impl Engine {
         hooks: &RefitHooks,
         progress: Progress<'_>,
     ) -> Result<(WeightSet, RefitReport)> {
-        let planned = Planned::new(&self.registry, &self.info, checkpoint, hooks, self.expert_loaders())?;
+        let checkpoint = self.readable(checkpoint)?;
+        let planned = Planned::new(&self.registry, &self.info, &checkpoint, hooks, self.expert_loaders())?;
         planned.stage(self.versions.load(Ordering::Acquire) + 1, &self.info, hooks, progress)
     }
 

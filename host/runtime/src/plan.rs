@@ -206,11 +206,12 @@ fn place(
             "use a checkpoint that belongs to the config.json",
         ));
     }
-    if tensor.elem().is_none() {
+    let fp8 = tensor.scale.is_some() && decl.cols.is_some() && decl.stored.is_none();
+    if tensor.elem().is_none() && !fp8 {
         return Err(refit(
             format!("tensor `{}`", tensor.name),
-            format!("its dtype is {:?}; this version reads weights in F32, F16 and BF16", tensor.stored),
-            "give the checkpoint in bf16 (an FP8 checkpoint must be dequantized first)",
+            format!("its dtype is {:?}; weights are F32, F16, BF16, or block FP8 with scales", tensor.stored),
+            "give the tensor in one of these types",
         ));
     }
     let mut dests = Vec::new();

@@ -12,6 +12,7 @@ use crate::activation::{Activation, ActivationMode};
 use crate::bytes::TensorBytes;
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::error::{Refusal, Result, RuntimeError};
+use crate::fp8::BlockScale;
 use crate::hooks::{
     BlockQuant, Consumer, Decision, Dtype, Layout, LoaderMap, ModelInfo, RefitObserver, Role, Scheme, TensorInfo,
 };
@@ -61,6 +62,19 @@ pub enum Outcome {
         /// Why.
         reason: String,
     },
+    /// FP8 in the checkpoint, its bytes and scales used as they are.
+    AsStored {
+        /// Why it is not quantized anew.
+        reason: String,
+        /// Name of its scale tensor.
+        scale_name: String,
+        /// How that is stored.
+        scale_dtype: String,
+        /// Dimensions of the scale tensor.
+        scale_shape: Vec<usize>,
+        /// Block rows and columns.
+        block: [usize; 2],
+    },
     /// Loaded as it is.
     Kept {
         /// Why it is not quantized.
@@ -90,6 +104,8 @@ pub struct RefitReport {
     pub quantized: usize,
     /// Tensors loaded as they were.
     pub kept: usize,
+    /// FP8 tensors of the checkpoint whose bytes are used as they are.
+    pub as_stored: usize,
     /// Tensors that were deliberately not loaded.
     pub ignored: usize,
     /// Bytes of the loaded tensors in the checkpoint.
@@ -181,6 +197,13 @@ impl<'a> Planned<'a> {
                     scale_shape: scale_shape(&tensor.shape, dests, scheme),
                     block: [scheme.block_rows, scheme.block_cols],
                 },
+                (_, Some(Decision::Keep(reason))) if let Some(scale) = &tensor.scale => Outcome::AsStored {
+                    reason: reason.clone(),
+                    scale_name: scale.name.clone(),
+                    scale_dtype: format!("{:?}", scale.stored),
+                    scale_shape: scale.shape.clone(),
+                    block: scale.block,
+                },
                 (_, Some(Decision::Keep(reason))) => Outcome::Kept { reason: reason.clone() },
                 (_, None) => Outcome::Kept { reason: String::new() },
             };
@@ -230,11 +253,12 @@ impl<'a> Planned<'a> {
             report.bytes_before += tensors[i].1.data.len() as u64;
             match &self.decisions[i] {
                 Some(Decision::Quantize(_)) => report.quantized += 1,
+                _ if tensors[i].1.scale.is_some() => report.as_stored += 1,
                 _ => report.kept += 1,
             }
             sums += staged.report;
             for (dest, part) in staged.parts {
-                if part.matrix.is_fp8() {
+                if part.matrix.is_fp8() && matches!(self.decisions[i], Some(Decision::Quantize(_))) {
                     report.quantized_elements += (part.rows * part.cols) as u64;
                 }
                 slots[dest.param][dest.part] = Some(part);
@@ -292,6 +316,9 @@ impl<'a> Planned<'a> {
         let internal = |why: &str| {
             RuntimeError::Checkpoint(Refusal::new(format!("tensor `{}`", tensor.name), why, "check the checkpoint"))
         };
+        if let Some(scale) = &tensor.scale {
+            return stored_fp8(tensor, scale, dests, *transposed);
+        }
         let elem = tensor.elem().ok_or_else(|| internal("not a float tensor"))?;
         let data = match *transposed {
             None => tensor.data.clone(),
@@ -352,6 +379,9 @@ pub fn info(tensor: &CheckpointTensor, role: Role) -> TensorInfo {
 /// The runtime's own limits, whatever a patch decides: vectors and the embedding table are not matrices of a GEMM.
 fn quantizable(patch: &str, tensor: &TensorInfo) -> Result<()> {
     let why = match (tensor.role, tensor.shape.len()) {
+        _ if tensor.dtype == Dtype::F8E4m3 => {
+            "it is FP8 already, and quantizing it anew would change it silently; load it with --dequantize for that"
+        }
         (Role::Embedding, _) => "an embedding table is looked up, not multiplied; the runtime does not take it in FP8",
         (_, 0 | 1) => "only matrices can be quantized in blocks",
         _ => return Ok(()),
@@ -371,6 +401,59 @@ fn scale_shape(shape: &[usize], dests: &[Dest], scheme: &Scheme) -> Vec<usize> {
         [experts, _, _] if *experts > 0 => vec![*experts, rows / experts, cols],
         _ => vec![rows, cols],
     }
+}
+
+/// FP8 weights of the checkpoint: bytes and scales as they are, split into parts, transposed together.
+fn stored_fp8(
+    tensor: &CheckpointTensor,
+    scale: &BlockScale,
+    dests: &[Dest],
+    transposed: Option<(usize, usize, usize)>,
+) -> Result<Staged> {
+    let refuse = |why: String| {
+        RuntimeError::Refit(Refusal::new(format!("tensor `{}`", tensor.name), why, "load the model with --dequantize"))
+    };
+    let short = || refuse("its data is shorter than its shape".to_string());
+    if contains_nan_code(&tensor.data) {
+        return Err(RuntimeError::NonFinite(Refusal::new(
+            format!("tensor `{}`", tensor.name),
+            "its FP8 codes hold NaN; a model with NaN weights cannot be served",
+            "repair the weight",
+        )));
+    }
+    let [mut block_rows, mut block_cols] = scale.block;
+    let (n, mut rows, mut cols) = match tensor.shape[..] {
+        [n, rows, cols] => (n, rows, cols),
+        [rows, cols] => (1, rows, cols),
+        _ => return Err(short()),
+    };
+    let (mut data, mut scales) = (tensor.data.clone(), scale.values.clone());
+    if transposed.is_some() {
+        let (grid_rows, grid_cols) = (rows.div_ceil(block_rows), cols.div_ceil(block_cols));
+        data = transpose(&data, n, rows, cols, 1).ok_or_else(short)?;
+        let bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+        let turned = transpose(&bytes, n, grid_rows, grid_cols, 4).ok_or_else(short)?;
+        scales = turned.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        (rows, cols) = (cols, rows);
+        (block_rows, block_cols) = (block_cols, block_rows);
+    }
+    let (grid_rows, grid_cols) = (rows.div_ceil(block_rows), cols.div_ceil(block_cols));
+    let mut staged = Staged { parts: Vec::new(), report: CastReport::default() };
+    for dest in dests {
+        let (matrix, first) = (dest.offset / (rows * cols).max(1), dest.offset / cols.max(1) % rows.max(1));
+        if !first.is_multiple_of(block_rows) {
+            return Err(refuse(format!(
+                "a part of it begins at row {first}, which is no multiple of the block's {block_rows} rows"
+            )));
+        }
+        let from = matrix * grid_rows + first / block_rows;
+        let count = dest.rows.div_ceil(block_rows);
+        let part_scales = scales.get(from * grid_cols..(from + count) * grid_cols).ok_or_else(short)?.to_vec();
+        let q = data.slice(dest.offset..dest.offset + dest.rows * dest.cols).ok_or_else(short)?.to_vec();
+        let matrix = Matrix::Fp8 { q, scales: part_scales, block_rows, block_cols };
+        staged.parts.push((*dest, Part { rows: dest.rows, cols: dest.cols, matrix }));
+    }
+    Ok(staged)
 }
 
 /// `n` matrices of `rows` × `cols` elements of `size` bytes, each transposed.

@@ -55,6 +55,9 @@ pub struct ModelArgs {
     /// A Hugging Face model folder: config.json, tokenizer.json, *.safetensors [default: the bundled tiny MoE]
     #[arg(value_name = "MODEL")]
     pub model: Option<PathBuf>,
+    /// Widen the weights of an FP8 checkpoint to bf16 when they are loaded (they can then be quantized anew)
+    #[arg(long)]
+    pub dequantize: bool,
 }
 
 /// Treatment of activations before FP8 matrices.

@@ -36,7 +36,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     }
     println!("model {} ({})", model.name, model.engine.info().architecture);
     let width = outcomes.iter().map(|o| o.name.len()).max().unwrap_or(0);
-    let mut counts = [0usize; 3];
+    let mut counts = [0usize; 4];
     for o in &outcomes {
         let (i, verdict) = verdict(o);
         counts[i] += 1;
@@ -50,7 +50,8 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
             format!("{:?}", o.shape),
         );
     }
-    println!("{} quantized, {} kept, {} ignored", counts[0], counts[1], counts[2]);
+    let stored = if counts[3] > 0 { format!(", {} FP8 as stored", counts[3]) } else { String::new() };
+    println!("{} quantized, {} kept, {} ignored{stored}", counts[0], counts[1], counts[2]);
     patches.print_ledger();
     Ok(())
 }
@@ -60,6 +61,10 @@ fn verdict(o: &TensorOutcome) -> (usize, String) {
         Outcome::Quantized { rule, profile, scale_name, scale_shape, block } => {
             let short = scale_name.strip_prefix(&o.name).unwrap_or(scale_name);
             (0, format!("quantized {profile} {}x{}, scale {short} {scale_shape:?}: {rule}", block[0], block[1]))
+        }
+        Outcome::AsStored { scale_name, scale_shape, scale_dtype, block, .. } => {
+            let short = scale_name.strip_prefix(&o.name).unwrap_or(scale_name);
+            (3, format!("FP8 as stored {}x{}, scale {short} {scale_dtype} {scale_shape:?}", block[0], block[1]))
         }
         Outcome::Kept { reason } => (1, format!("kept: {reason}")),
         Outcome::Ignored { reason } => (2, format!("ignored: {reason}")),

@@ -97,7 +97,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         seed: args.seed,
     };
     sampling.check()?;
-    let options = EngineOptions { simulate_loader_loss: args.simulate.is_some() };
+    let options = EngineOptions { simulate_loader_loss: args.simulate.is_some(), ..EngineOptions::default() };
     let model = Model::open(&args.model, options)?;
     let tokenizer = model.tokenizer()?;
     let texts = prompts(&args)?;

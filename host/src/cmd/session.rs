@@ -34,7 +34,8 @@ pub struct Model {
 
 impl Model {
     /// Opens the folder, or the bundled model.
-    pub fn open(args: &ModelArgs, options: EngineOptions) -> anyhow::Result<Self> {
+    pub fn open(args: &ModelArgs, mut options: EngineOptions) -> anyhow::Result<Self> {
+        options.dequantize |= args.dequantize;
         let (name, engine, checkpoint) = match &args.model {
             None => (bundled::NAME.to_string(), Engine::new(bundled::CONFIG, options)?, bundled::checkpoint()?),
             Some(folder) => {
