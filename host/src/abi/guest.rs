@@ -1,50 +1,56 @@
 //! One patch as the adapters see it: its name, its pool, and how a fault becomes an error with three parts.
 
-use super::bindings::{block_quant, block_quant_rows, identity, loader_map};
+use super::bindings::{block_quant, block_quant_rows, identity, layout, loader_map, logits_mask, lora, refit_observer};
 use super::identity::{Info, configure, describe};
 use super::{Hook, text};
-use crate::sandbox::{Budget, Fault, Function, Lent, Limits, Pool, Sandbox, State, Stats, run};
+use crate::sandbox::{Budget, Fault, Function, Lease, Lent, Limits, Pool, Sandbox, State, Stats, run};
 use patchhost_runtime::hooks::{HookCause, HookError};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre};
 
-/// What one instance exports, looked up and type-checked.
-pub(crate) struct Exports {
-    identity: identity::Guest,
-    pub(super) loader_map: Option<loader_map::Guest>,
-    pub(super) block_quant: Option<block_quant::Guest>,
-    pub(super) rows: Option<block_quant_rows::Guest>,
+/// The hooks: field, module of the bindings, hook.
+macro_rules! hooks {
+    ($($field:ident: $module:ident = $hook:ident),* $(,)?) => {
+        /// What one instance exports, looked up and type-checked.
+        pub(crate) struct Exports {
+            identity: identity::Guest,
+            $(pub(super) $field: Option<$module::Guest>,)*
+        }
+
+        /// Where the exports of a component are; found once, before there is an instance.
+        struct Indices {
+            identity: identity::GuestIndices,
+            $($field: Option<$module::GuestIndices>,)*
+        }
+
+        impl Indices {
+            fn new(pre: &InstancePre<State>, hooks: &[Hook]) -> wasmtime::Result<Self> {
+                Ok(Self {
+                    identity: identity::GuestIndices::new(pre)?,
+                    $($field: hooks.contains(&Hook::$hook).then(|| $module::GuestIndices::new(pre)).transpose()?,)*
+                })
+            }
+
+            fn load(&self, store: &mut Store<State>, instance: &Instance) -> wasmtime::Result<Exports> {
+                Ok(Exports {
+                    identity: self.identity.load(&mut *store, instance)?,
+                    $($field: self.$field.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?,)*
+                })
+            }
+        }
+    };
 }
 
-/// Where the exports of a component are; found once, before there is an instance.
-struct Indices {
-    identity: identity::GuestIndices,
-    loader_map: Option<loader_map::GuestIndices>,
-    block_quant: Option<block_quant::GuestIndices>,
-    rows: Option<block_quant_rows::GuestIndices>,
-}
-
-impl Indices {
-    fn new(pre: &InstancePre<State>, hooks: &[Hook]) -> wasmtime::Result<Self> {
-        let has = |hook| hooks.contains(&hook);
-        Ok(Self {
-            identity: identity::GuestIndices::new(pre)?,
-            loader_map: has(Hook::LoaderMap).then(|| loader_map::GuestIndices::new(pre)).transpose()?,
-            block_quant: has(Hook::BlockQuant).then(|| block_quant::GuestIndices::new(pre)).transpose()?,
-            rows: has(Hook::BlockQuantRows).then(|| block_quant_rows::GuestIndices::new(pre)).transpose()?,
-        })
-    }
-
-    fn load(&self, store: &mut Store<State>, instance: &Instance) -> wasmtime::Result<Exports> {
-        Ok(Exports {
-            identity: self.identity.load(&mut *store, instance)?,
-            loader_map: self.loader_map.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?,
-            block_quant: self.block_quant.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?,
-            rows: self.rows.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?,
-        })
-    }
+hooks! {
+    loader_map: loader_map = LoaderMap,
+    block_quant: block_quant = BlockQuant,
+    rows: block_quant_rows = BlockQuantRows,
+    layout: layout = Layout,
+    lora: lora = Lora,
+    logits_mask: logits_mask = LogitsMask,
+    refit_observer: refit_observer = RefitObserver,
 }
 
 /// A patch that can be called.
@@ -108,7 +114,33 @@ impl Guest {
         lent: Option<Lent>,
         f: impl FnOnce(&mut Store<State>, &Exports) -> wasmtime::Result<Result<R, String>>,
     ) -> Result<R, HookError> {
-        match self.pool.call(function, budget, lent, f) {
+        self.judge(function, subject, self.pool.call(function, budget, lent, f))
+    }
+
+    /// An instance for several calls in a row.
+    pub(super) fn lease(&self, function: Function, subject: &Subject<'_>) -> Result<Lease<Exports>, HookError> {
+        self.judge(function, subject, self.pool.lease().map(Ok))
+    }
+
+    /// Calls a hook function on a leased instance.
+    pub(super) fn call_leased<R>(
+        &self,
+        lease: &mut Lease<Exports>,
+        function: Function,
+        subject: &Subject<'_>,
+        budget: &Budget,
+        f: impl FnOnce(&mut Store<State>, &Exports) -> wasmtime::Result<Result<R, String>>,
+    ) -> Result<R, HookError> {
+        self.judge(function, subject, self.pool.call_leased(lease, function, budget, f))
+    }
+
+    fn judge<R>(
+        &self,
+        function: Function,
+        subject: &Subject<'_>,
+        result: Result<Result<R, String>, Fault>,
+    ) -> Result<R, HookError> {
+        match result {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(message)) => {
                 let why = format!("it answered with an error: {}", text::clean(&message, 512));

@@ -26,11 +26,27 @@ pub enum Hook {
     BlockQuant,
     /// Scales from the rows themselves; part of the block-quant hook.
     BlockQuantRows,
+    /// Which layout the published weights have.
+    Layout,
+    /// How an adapter is admitted.
+    Lora,
+    /// Which token ids are never sampled.
+    LogitsMask,
+    /// Watches refits and may veto them.
+    RefitObserver,
 }
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Hook; 3] = [Hook::LoaderMap, Hook::BlockQuant, Hook::BlockQuantRows];
+    pub const ALL: [Hook; 7] = [
+        Hook::LoaderMap,
+        Hook::BlockQuant,
+        Hook::BlockQuantRows,
+        Hook::Layout,
+        Hook::Lora,
+        Hook::LogitsMask,
+        Hook::RefitObserver,
+    ];
 
     /// Its name in the WIT.
     pub const fn name(self) -> &'static str {
@@ -38,7 +54,16 @@ impl Hook {
             Hook::LoaderMap => "loader-map",
             Hook::BlockQuant => "block-quant",
             Hook::BlockQuantRows => "block-quant-rows",
+            Hook::Layout => "layout",
+            Hook::Lora => "lora",
+            Hook::LogitsMask => "logits-mask",
+            Hook::RefitObserver => "refit-observer",
         }
+    }
+
+    /// Whether several patches may claim it: observers watch side by side, everything else has one answer.
+    pub const fn shared(self) -> bool {
+        matches!(self, Hook::RefitObserver)
     }
 
     /// The hook behind an exported interface.

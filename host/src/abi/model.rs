@@ -34,65 +34,80 @@ pub(super) fn check_question(model: &ModelInfo, lists: &[&[TensorInfo]]) -> Resu
     Ok(())
 }
 
-/// Each interface repeats the vocabulary, so each has Rust types of its own.
-macro_rules! lower {
-    ($wit:ident) => {
-        pub(super) mod $wit {
-            use super::super::bindings::$wit as wit;
-            use super::{Dtype, ModelInfo, Role, TensorInfo};
-
-            pub(crate) fn model(model: &ModelInfo) -> wit::Model<'_> {
-                wit::Model {
-                    architecture: &model.architecture,
-                    model_type: &model.model_type,
-                    layers: model.layers,
-                    experts: model.experts,
-                    config: &model.config,
-                }
-            }
-
-            pub(crate) fn tensors(tensors: &[TensorInfo]) -> Vec<wit::Tensor<'_>> {
-                tensors
-                    .iter()
-                    .map(|tensor| wit::Tensor {
-                        name: &tensor.name,
-                        dtype: dtype(tensor.dtype),
-                        shape: &tensor.shape,
-                        role: role(tensor.role),
-                    })
-                    .collect()
-            }
-
-            fn dtype(dtype: Dtype) -> wit::Dtype {
-                match dtype {
-                    Dtype::F32 => wit::Dtype::F32,
-                    Dtype::F16 => wit::Dtype::F16,
-                    Dtype::Bf16 => wit::Dtype::Bf16,
-                    Dtype::F8E4m3 => wit::Dtype::F8E4m3,
-                    Dtype::F8E8m0 => wit::Dtype::F8E8m0,
-                    Dtype::I64 => wit::Dtype::I64,
-                    Dtype::U8 => wit::Dtype::U8,
-                    Dtype::Other => wit::Dtype::Other,
-                }
-            }
-
-            fn role(role: Role) -> wit::Role {
-                match role {
-                    Role::Embedding => wit::Role::Embedding,
-                    Role::Norm => wit::Role::Norm,
-                    Role::Attention => wit::Role::Attention,
-                    Role::Mlp => wit::Role::Mlp,
-                    Role::Expert => wit::Role::Expert,
-                    Role::SharedExpert => wit::Role::SharedExpert,
-                    Role::Router => wit::Role::Router,
-                    Role::LmHead => wit::Role::LmHead,
-                    Role::Buffer => wit::Role::Buffer,
-                    Role::Other => wit::Role::Other,
-                }
+/// Each interface repeats what it needs of the vocabulary, so each has Rust types of its own.
+macro_rules! lower_model {
+    () => {
+        pub(crate) fn model(model: &super::ModelInfo) -> wit::Model<'_> {
+            wit::Model {
+                architecture: &model.architecture,
+                model_type: &model.model_type,
+                layers: model.layers,
+                experts: model.experts,
+                config: &model.config,
             }
         }
     };
 }
 
-lower!(loader_map);
-lower!(block_quant);
+macro_rules! lower_dtype {
+    () => {
+        pub(crate) fn dtype(dtype: super::Dtype) -> wit::Dtype {
+            use super::Dtype;
+            match dtype {
+                Dtype::F32 => wit::Dtype::F32,
+                Dtype::F16 => wit::Dtype::F16,
+                Dtype::Bf16 => wit::Dtype::Bf16,
+                Dtype::F8E4m3 => wit::Dtype::F8E4m3,
+                Dtype::F8E8m0 => wit::Dtype::F8E8m0,
+                Dtype::I64 => wit::Dtype::I64,
+                Dtype::U8 => wit::Dtype::U8,
+                Dtype::Other => wit::Dtype::Other,
+            }
+        }
+    };
+}
+
+macro_rules! lower_tensors {
+    () => {
+        lower_dtype!();
+
+        pub(crate) fn tensors(tensors: &[super::TensorInfo]) -> Vec<wit::Tensor<'_>> {
+            tensors
+                .iter()
+                .map(|t| wit::Tensor { name: &t.name, dtype: dtype(t.dtype), shape: &t.shape, role: role(t.role) })
+                .collect()
+        }
+
+        fn role(role: super::Role) -> wit::Role {
+            use super::Role;
+            match role {
+                Role::Embedding => wit::Role::Embedding,
+                Role::Norm => wit::Role::Norm,
+                Role::Attention => wit::Role::Attention,
+                Role::Mlp => wit::Role::Mlp,
+                Role::Expert => wit::Role::Expert,
+                Role::SharedExpert => wit::Role::SharedExpert,
+                Role::Router => wit::Role::Router,
+                Role::LmHead => wit::Role::LmHead,
+                Role::Buffer => wit::Role::Buffer,
+                Role::Other => wit::Role::Other,
+            }
+        }
+    };
+}
+
+macro_rules! lower {
+    ($wit:ident: $($part:ident),*) => {
+        pub(super) mod $wit {
+            use super::super::bindings::$wit as wit;
+            $($part!();)*
+        }
+    };
+}
+
+lower!(loader_map: lower_model, lower_tensors);
+lower!(block_quant: lower_model, lower_tensors);
+lower!(layout: lower_model, lower_tensors);
+lower!(lora: lower_model, lower_tensors);
+lower!(logits_mask: lower_model);
+lower!(refit_observer: lower_dtype);

@@ -144,7 +144,13 @@ impl Patches {
 
     /// The hooks of the patches that apply.
     pub fn hooks(&self, activation: ActivationMode) -> RefitHooks {
-        RefitHooks { loader: self.set.loader_map(), quant: self.set.block_quant(), activation, ..RefitHooks::default() }
+        RefitHooks {
+            loader: self.set.loader_map(),
+            quant: self.set.block_quant(),
+            activation,
+            layout: self.set.layout(),
+            observers: self.set.observers(),
+        }
     }
 
     /// The set of those that apply.

@@ -1,10 +1,12 @@
 //! A patch that answers.
 
 use super::{CallStats, Digest};
-use crate::abi::{Guest, Hook, Info, LoaderAdapter, QuantAdapter};
+use crate::abi::{
+    Guest, Hook, Info, LayoutAdapter, LoaderAdapter, LoraAdapter, MaskAdapter, ObserverAdapter, QuantAdapter,
+};
 use crate::audit::Report;
 use crate::sandbox::Limits;
-use patchhost_runtime::hooks::{BlockQuant, LoaderMap};
+use patchhost_runtime::hooks::{BlockQuant, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
 use semver::{Version, VersionReq};
 use serde::Serialize;
 use std::fmt;
@@ -96,6 +98,30 @@ impl Patch {
     pub fn loader_map(self: &Arc<Self>) -> Option<Arc<dyn LoaderMap>> {
         let has = self.hooks.contains(&Hook::LoaderMap);
         has.then(|| Arc::new(LoaderAdapter(Arc::clone(&self.guest))) as Arc<dyn LoaderMap>)
+    }
+
+    /// It as the runtime's layout, if it claims that hook.
+    pub fn layout(self: &Arc<Self>) -> Option<Arc<dyn Layout>> {
+        let has = self.hooks.contains(&Hook::Layout);
+        has.then(|| Arc::new(LayoutAdapter(Arc::clone(&self.guest))) as Arc<dyn Layout>)
+    }
+
+    /// It as the runtime's admission of adapters, if it claims that hook.
+    pub fn lora(self: &Arc<Self>) -> Option<Arc<dyn Lora>> {
+        let has = self.hooks.contains(&Hook::Lora);
+        has.then(|| Arc::new(LoraAdapter(Arc::clone(&self.guest))) as Arc<dyn Lora>)
+    }
+
+    /// It as the runtime's mask of token ids, if it claims that hook.
+    pub fn logits_mask(self: &Arc<Self>) -> Option<Arc<dyn LogitsMask>> {
+        let has = self.hooks.contains(&Hook::LogitsMask);
+        has.then(|| Arc::new(MaskAdapter(Arc::clone(&self.guest))) as Arc<dyn LogitsMask>)
+    }
+
+    /// It as an observer of refits, if it claims that hook.
+    pub fn refit_observer(self: &Arc<Self>) -> Option<Arc<dyn RefitObserver>> {
+        let has = self.hooks.contains(&Hook::RefitObserver);
+        has.then(|| Arc::new(ObserverAdapter(Arc::clone(&self.guest))) as Arc<dyn RefitObserver>)
     }
 
     /// It as the runtime's block quantizer, if it claims that hook.

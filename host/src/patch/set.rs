@@ -1,7 +1,7 @@
 //! The patches of one run, in order. At most one claims each hook.
 
 use super::{Digest, Hook, Patch};
-use patchhost_runtime::hooks::{BlockQuant, LoaderMap};
+use patchhost_runtime::hooks::{BlockQuant, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
 use std::sync::Arc;
 
 /// An ordered set of patches without conflicts.
@@ -40,7 +40,7 @@ impl PatchSet {
 
     /// Adds a patch, unless it claims a hook that another one has.
     pub fn push(&mut self, patch: Arc<Patch>) -> Result<(), SetError> {
-        for hook in patch.hooks() {
+        for hook in patch.hooks().iter().filter(|hook| !hook.shared()) {
             if let Some(first) = self.claims(*hook) {
                 let (first, second) = (first.info().name.clone(), patch.info().name.clone());
                 return Err(SetError::Conflict { hook: *hook, first, second });
@@ -68,6 +68,26 @@ impl PatchSet {
     /// The block quantizer of the set.
     pub fn block_quant(&self) -> Option<Arc<dyn BlockQuant>> {
         self.claims(Hook::BlockQuant)?.block_quant()
+    }
+
+    /// The layout of the set.
+    pub fn layout(&self) -> Option<Arc<dyn Layout>> {
+        self.claims(Hook::Layout)?.layout()
+    }
+
+    /// The admission of adapters of the set.
+    pub fn lora(&self) -> Option<Arc<dyn Lora>> {
+        self.claims(Hook::Lora)?.lora()
+    }
+
+    /// The mask of token ids of the set.
+    pub fn logits_mask(&self) -> Option<Arc<dyn LogitsMask>> {
+        self.claims(Hook::LogitsMask)?.logits_mask()
+    }
+
+    /// The observers of refits, in order.
+    pub fn observers(&self) -> Vec<Arc<dyn RefitObserver>> {
+        self.patches.iter().filter_map(Patch::refit_observer).collect()
     }
 
     /// Digest over the generations, in order: the identity of everything that is patched.

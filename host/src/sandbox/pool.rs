@@ -2,6 +2,7 @@
 
 use super::store::new_store;
 use super::{Budget, Fault, Function, Lent, Limits, Sandbox, State, Stats, run};
+use patchhost_runtime::hooks::HookCause;
 use std::sync::{Mutex, PoisonError};
 use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre};
@@ -14,6 +15,9 @@ struct Live<T> {
     store: Store<State>,
     exports: T,
 }
+
+/// An instance that one caller has for a sequence of calls.
+pub(crate) struct Lease<T>(Option<Box<Live<T>>>);
 
 /// The pool. A trap poisons a whole store in wasmtime 48, so one store holds one instance and goes with it.
 pub(crate) struct Pool<T> {
@@ -76,6 +80,39 @@ impl<T> Pool<T> {
                 Err(fault)
             }
         }
+    }
+
+    /// An instance for several calls in a row. It is not given back: what it remembers goes with it.
+    pub(crate) fn lease(&self) -> Result<Lease<T>, Fault> {
+        let live = match self.take() {
+            Some(live) => live,
+            None => self.make()?,
+        };
+        Ok(Lease(Some(live)))
+    }
+
+    /// Calls into a leased instance. After a fault it is gone, and every later call on the lease is a fault too.
+    pub(crate) fn call_leased<R>(
+        &self,
+        lease: &mut Lease<T>,
+        function: Function,
+        budget: &Budget,
+        f: impl FnOnce(&mut Store<State>, &T) -> wasmtime::Result<R>,
+    ) -> Result<R, Fault> {
+        let Some(mut live) = lease.0.take() else {
+            let why = "its instance failed in an earlier call of the same sequence".to_owned();
+            return Err(Fault { function, cause: HookCause::Trap, why });
+        };
+        let Live { store, exports } = &mut *live;
+        let result = run(store, &self.stats, function, budget, |store| f(store, exports));
+        match &result {
+            Ok(_) => lease.0 = Some(live),
+            Err(fault) => {
+                tracing::warn!(%fault, "an instance failed and is dropped with its store");
+                self.stats.dropped();
+            }
+        }
+        result
     }
 
     fn take(&self) -> Option<Box<Live<T>>> {

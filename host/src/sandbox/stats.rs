@@ -21,10 +21,16 @@ pub enum Function {
     ScalesWithMoments,
     PanelScales,
     ActivationScales,
+    Passes,
+    Admit,
+    Masked,
+    Begin,
+    Tensors,
+    Finish,
 }
 
 impl Function {
-    const ALL: [Function; 10] = [
+    const ALL: [Function; 16] = [
         Function::Instantiate,
         Function::Describe,
         Function::Configure,
@@ -35,6 +41,12 @@ impl Function {
         Function::ScalesWithMoments,
         Function::PanelScales,
         Function::ActivationScales,
+        Function::Passes,
+        Function::Admit,
+        Function::Masked,
+        Function::Begin,
+        Function::Tensors,
+        Function::Finish,
     ];
 
     /// Its name in the WIT.
@@ -50,6 +62,12 @@ impl Function {
             Function::ScalesWithMoments => "scales-with-moments",
             Function::PanelScales => "panel-scales",
             Function::ActivationScales => "activation-scales",
+            Function::Passes => "passes",
+            Function::Admit => "admit",
+            Function::Masked => "masked",
+            Function::Begin => "begin",
+            Function::Tensors => "tensors",
+            Function::Finish => "finish",
         }
     }
 }

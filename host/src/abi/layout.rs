@@ -1,0 +1,63 @@
+//! `patchhost:patch/layout`: layout passes. Whether a pass can apply to its tensor is the refit's to check.
+
+use super::bindings::layout as wit;
+use super::guest::{Guest, Subject};
+use super::model::{check_question, layout as lower};
+use super::text;
+use crate::sandbox::Function;
+use patchhost_runtime::hooks::{Consumer, HookCause, HookError, Layout, LayoutPass, ModelInfo, TensorInfo};
+use std::sync::Arc;
+
+/// A patch as the runtime's [`Layout`].
+pub(crate) struct LayoutAdapter(pub(crate) Arc<Guest>);
+
+impl Layout for LayoutAdapter {
+    fn name(&self) -> &str {
+        &self.0.info().name
+    }
+
+    fn passes(
+        &self,
+        model: &ModelInfo,
+        reader: &Consumer,
+        tensors: &[TensorInfo],
+    ) -> Result<Vec<Vec<LayoutPass>>, HookError> {
+        let guest = &self.0;
+        let subject = Subject::Tensors(tensors.len());
+        let fail = |cause, why| guest.error(Function::Passes, &subject, cause, why);
+        check_question(model, &[tensors]).map_err(|why| fail(HookCause::Limit, why))?;
+
+        // A list of lists: a pointer and a length for each tensor, and at most three passes.
+        let output = tensors.len().saturating_mul(size_of::<Vec<wit::Pass>>() + 3);
+        let budget = guest.limits().model_budget(tensors.len(), model.config.len(), output);
+        let answer = guest.call(Function::Passes, &subject, &budget, None, |store, exports| {
+            let Some(exports) = &exports.layout else { return Ok(Err("no export `layout`".into())) };
+            let consumer = wit::Consumer { engine: &reader.engine, version: &reader.version };
+            exports.call_passes(store, lower::model(model), consumer, &lower::tensors(tensors))
+        })?;
+
+        if answer.len() != tensors.len() {
+            let why = format!("it returned {} lists of passes for {} tensors", answer.len(), tensors.len());
+            return Err(fail(HookCause::BadOutput, why));
+        }
+        let converted = answer.into_iter().zip(tensors).map(|(passes, tensor)| {
+            let passes: Vec<LayoutPass> = passes.into_iter().map(pass).collect();
+            match passes.iter().enumerate().find(|(i, p)| passes[..*i].contains(p)) {
+                None => Ok(passes),
+                Some((_, twice)) => {
+                    let name = text::clean(&tensor.name, 120);
+                    Err(fail(HookCause::BadOutput, format!("pass {twice:?} stands twice in the list of `{name}`")))
+                }
+            }
+        });
+        converted.collect()
+    }
+}
+
+fn pass(pass: wit::Pass) -> LayoutPass {
+    match pass {
+        wit::Pass::SwapW13 => LayoutPass::SwapW13,
+        wit::Pass::Ue8m0 => LayoutPass::Ue8m0,
+        wit::Pass::ColMajorAlign => LayoutPass::ColMajorAlign,
+    }
+}
