@@ -70,6 +70,8 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, CheckpointTensor>,
     metadata: BTreeMap<String, String>,
     bytes: u64,
+    /// The mapped files, for [`Checkpoint::release`].
+    maps: Vec<Arc<memmap2::Mmap>>,
 }
 
 impl Checkpoint {
@@ -136,11 +138,11 @@ impl Checkpoint {
                 *tensor = fp8::dequantized(tensor)?;
             }
         }
-        Ok(Self { tensors, metadata: self.metadata.clone(), bytes: self.bytes })
+        Ok(Self { tensors, metadata: self.metadata.clone(), bytes: self.bytes, maps: self.maps.clone() })
     }
 
     fn empty() -> Self {
-        Self { tensors: BTreeMap::new(), metadata: BTreeMap::new(), bytes: 0 }
+        Self { tensors: BTreeMap::new(), metadata: BTreeMap::new(), bytes: 0, maps: Vec::new() }
     }
 
     fn open_sharded(folder: &Path, index: &Path) -> Result<Self> {
@@ -193,7 +195,9 @@ impl Checkpoint {
         // SAFETY: the map is read-only and private to this process's view. If another process truncates the file while
         // it is mapped, reading faults; checkpoints are not modified in place (writers rename into place).
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| unreadable(path, &e))?;
-        self.add(&path.display().to_string(), Arc::new(map))
+        let map = Arc::new(map);
+        self.maps.push(map.clone());
+        self.add(&path.display().to_string(), Arc::new(Mapped(map)))
     }
 
     fn add(&mut self, label: &str, owner: Owner) -> Result<()> {
@@ -239,9 +243,39 @@ impl Checkpoint {
         &self.metadata
     }
 
+    /// Gives back the memory of pages of mapped files that were read for `bytes`, so that a pass over a large checkpoint
+    /// does not end with all of it resident. The bytes stay readable: they are read from the file again. Nothing happens
+    /// to bytes that are not mapped, or where the system cannot do it.
+    pub fn release(&self, bytes: &[u8]) {
+        #[cfg(unix)]
+        {
+            let address = bytes.as_ptr().addr();
+            let Some((map, offset)) = self.maps.iter().find_map(|map| {
+                let offset = address.checked_sub(map.as_ptr().addr())?;
+                (offset.checked_add(bytes.len())? <= map.len()).then_some((map, offset))
+            }) else {
+                return;
+            };
+            // SAFETY: the map is shared, read-only and of a file, so dropped pages come back with the same bytes at the
+            // next access.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, bytes.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = bytes;
+    }
+
     /// Bytes of all files.
     pub fn file_bytes(&self) -> u64 {
         self.bytes
+    }
+}
+
+/// A map that the checkpoint and its tensors share.
+struct Mapped(Arc<memmap2::Mmap>);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }
 

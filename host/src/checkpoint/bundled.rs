@@ -20,6 +20,13 @@ macro_rules! file {
 pub const CONFIG: &str = include_str!(file!("config.json"));
 static WEIGHTS: &[u8] = include_bytes!(file!("model.safetensors"));
 
+/// The other files of its folder that readers use: name and content.
+pub const FILES: [(&str, &str); 3] = [
+    ("generation_config.json", include_str!(file!("generation_config.json"))),
+    ("tokenizer.json", include_str!(file!("tokenizer.json"))),
+    ("tokenizer_config.json", include_str!(file!("tokenizer_config.json"))),
+];
+
 /// Its tensors.
 pub fn checkpoint() -> Result<Checkpoint> {
     Checkpoint::from_bytes(NAME, WEIGHTS)

@@ -5,8 +5,10 @@ use patchhost_runtime::engine::EngineOptions;
 use patchhost_runtime::refit::{Outcome, TensorOutcome};
 
 use super::args::{Format, ModelArgs, PatchArgs};
+use super::export::ReaderArgs;
 use super::output::json;
 use super::session::{Model, Patches};
+use crate::checkpoint::export::Entry;
 
 /// Show what becomes of each tensor, and by which rule
 #[derive(Debug, clap::Args)]
@@ -15,6 +17,12 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     patches: PatchArgs,
+    /// As an export for this reader would decide: transformers, vllm@0.10, vllm@0.11, sglang, compressed-tensors, deepseek
+    #[arg(long = "for", value_name = "READER")]
+    reader: Option<String>,
+    /// With --for: quantize matrices whose sizes are not multiples of the block, too
+    #[arg(long, requires = "reader")]
+    allow_partial_blocks: bool,
 }
 
 /// Runs the verb. Without a `--component` it explains the bundled `fp8_block`.
@@ -24,7 +32,15 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     }
     let model = Model::open(&args.model, EngineOptions::default())?;
     let patches = Patches::load(&args.patches, &model.engine.info().architecture)?;
-    let outcomes = model.engine.explain(&model.checkpoint, &patches.hooks(ActivationMode::None))?;
+    let outcomes = match args.reader {
+        None => model.engine.explain(&model.checkpoint, &patches.hooks(ActivationMode::None))?,
+        Some(consumer) => {
+            let reader = ReaderArgs { consumer, scale_format: None, allow_partial_blocks: args.allow_partial_blocks };
+            let (plan, _) = reader.plan(&model, &patches, "explain --for")?;
+            plan.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+            plan.entries.iter().map(Entry::outcome).collect()
+        }
+    };
     if format == Format::Json {
         return json(&serde_json::json!({
             "model": model.name,

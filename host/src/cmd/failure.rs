@@ -6,6 +6,7 @@ use patchhost_runtime::error::RuntimeError;
 use patchhost_runtime::hooks::{HookCause, HookError};
 
 use super::args::Format;
+use crate::checkpoint::export::ExportError;
 use crate::checkpoint::write::WriteError;
 use crate::patch::{SetError, StageError};
 
@@ -67,6 +68,12 @@ fn code(error: &anyhow::Error) -> u8 {
             StageError::Start { .. } => EXIT_PATCH,
             _ => EXIT_REFUSED,
         };
+    }
+    if let Some(ExportError::Refused(_)) = error.downcast_ref::<ExportError>() {
+        return EXIT_REFUSED;
+    }
+    if let Some(ExportError::Usage(_)) = error.downcast_ref::<ExportError>() {
+        return EXIT_USAGE;
     }
     if error.is::<SetError>() {
         return EXIT_REFUSED;

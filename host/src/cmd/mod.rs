@@ -2,6 +2,7 @@
 
 mod args;
 mod explain;
+mod export;
 mod failure;
 mod logits;
 mod output;
@@ -33,6 +34,7 @@ struct Cli {
 enum Verb {
     Run(run::Args),
     Explain(explain::Args),
+    Export(export::Args),
     Quantize(quantize::Args),
     Logits(logits::Args),
 }
@@ -57,6 +59,7 @@ pub fn main() -> ExitCode {
     let result = match cli.verb {
         Verb::Run(args) => run::run(args, format),
         Verb::Explain(args) => explain::run(args, format),
+        Verb::Export(args) => export::run(args, format),
         Verb::Quantize(args) => quantize::run(args, format),
         Verb::Logits(args) => logits::run(args, format),
     };

@@ -46,6 +46,11 @@ impl Model {
         Ok(Self { name, engine, checkpoint, folder: args.model.clone(), options })
     }
 
+    /// Its folder; none for the bundled model.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
     /// A second engine of the same model, without weights.
     pub fn fresh_engine(&self) -> anyhow::Result<Engine> {
         Ok(match &self.folder {

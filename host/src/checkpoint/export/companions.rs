@@ -1,0 +1,95 @@
+//! The files beside the weights that readers need: tokenizer, chat template, generation defaults. An allow-list: nothing
+//! that could be executed, and nothing that nobody reads.
+
+use std::path::{Path, PathBuf};
+
+use super::stream::write_small;
+use super::{Result, io};
+use crate::checkpoint::bundled;
+
+/// Names that are copied.
+const NAMES: [&str; 24] = [
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+    "added_tokens.json",
+    "audio_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "image_processor_config.json",
+    "merges.txt",
+    "normalizer.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tekken.json",
+    "tiktoken.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+    "vocab.json",
+    "vocab.txt",
+];
+
+/// Largest file that is copied; real tokenizers have at most about 35 MB.
+const MOST: u64 = 128 << 20;
+
+enum Content {
+    File(PathBuf),
+    Text(&'static str),
+}
+
+/// Files to copy, and those that are left behind.
+pub struct Companions {
+    copy: Vec<(String, Content)>,
+    /// Files of the model's folder that are not in the export, sorted.
+    pub left: Vec<String>,
+}
+
+impl Companions {
+    /// Those of the bundled model.
+    pub fn bundled() -> Self {
+        let copy = bundled::FILES.iter().map(|(name, text)| ((*name).to_string(), Content::Text(text))).collect();
+        Self { copy, left: Vec::new() }
+    }
+
+    /// Those of a model's folder. Links are followed: the cache of the Hugging Face hub is made of them.
+    pub fn of(folder: &Path) -> Result<Self> {
+        let mut all = Self { copy: Vec::new(), left: Vec::new() };
+        for entry in std::fs::read_dir(folder).map_err(io(folder))? {
+            let path = entry.map_err(io(folder))?.path();
+            let Some(name) = path.file_name().and_then(|n| n.to_str()).map(str::to_string) else { continue };
+            let Ok(data) = path.metadata() else { continue };
+            if data.is_file() && NAMES.contains(&name.as_str()) && data.len() <= MOST {
+                all.copy.push((name, Content::File(path)));
+            } else if data.is_file() && !rewritten(&name) {
+                all.left.push(name);
+            }
+        }
+        all.copy.sort_by(|a, b| a.0.cmp(&b.0));
+        all.left.sort();
+        Ok(all)
+    }
+
+    /// Writes them, and gives their names.
+    pub fn write(&self, to: &Path) -> Result<Vec<String>> {
+        for (name, content) in &self.copy {
+            match content {
+                Content::Text(text) => write_small(&to.join(name), text.as_bytes())?,
+                Content::File(from) => write_small(&to.join(name), &std::fs::read(from).map_err(io(from))?)?,
+            }
+        }
+        Ok(self.copy.iter().map(|(name, _)| name.clone()).collect())
+    }
+}
+
+/// What the export writes itself.
+fn rewritten(name: &str) -> bool {
+    name == "config.json"
+        || name == "model.safetensors.index.json"
+        || (name.starts_with("model") && name.ends_with(".safetensors"))
+}
