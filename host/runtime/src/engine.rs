@@ -11,7 +11,8 @@ use crate::checkpoint::Checkpoint;
 use crate::config::RawConfig;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::families::Arch;
-use crate::hooks::ModelInfo;
+use crate::hooks::{Lora, ModelInfo};
+use crate::lora::{Adapter, AdapterBuilder, Adapters};
 use crate::model::Model;
 use crate::plan::ExpertLoaders;
 use crate::quant_config::QuantFormat;
@@ -41,6 +42,7 @@ pub struct Engine {
     /// One refit at a time.
     refitting: Mutex<()>,
     live: ArcSwapOption<WeightSet>,
+    adapters: Adapters,
 }
 
 impl Engine {
@@ -68,6 +70,7 @@ impl Engine {
             versions: AtomicU64::new(0),
             refitting: Mutex::new(()),
             live: ArcSwapOption::empty(),
+            adapters: Adapters::default(),
         })
     }
 
@@ -97,6 +100,16 @@ impl Engine {
     /// The forward pass.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// The adapters that are loaded now.
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
+    /// Checks an assembled adapter and publishes it under its name; sequences that run with an earlier version keep it.
+    pub fn load_adapter(&self, builder: AdapterBuilder, patch: &dyn Lora) -> Result<Arc<Adapter>> {
+        builder.finish(&self.registry, &self.info, patch, &self.adapters)
     }
 
     /// The weights that serve now.

@@ -1,7 +1,11 @@
 //! Generating text for a batch of prompts.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::kv::KvCache;
+use crate::lora::Adapter;
 use crate::model::{Model, Rows, Sequence};
 use crate::sampling::{Sampler, SamplingParams};
 use crate::tokenizer::{TextStream, Tokenizer};
@@ -18,6 +22,8 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// Texts that end the generation; they are not given out.
     pub stop: Vec<String>,
+    /// The adapter to run with.
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 /// Why a text ended.
@@ -69,12 +75,13 @@ struct Running {
     done: Completion,
 }
 
-/// Generates all requests as one batch. `on_text` gets (request, piece) as text becomes certain.
+/// Generates all requests as one batch; token ids in `mask` are never sampled. `on_text` gets (request, piece) as text becomes certain.
 pub fn generate(
     model: &Model,
     weights: &WeightSet,
     tokenizer: &Tokenizer,
     requests: &[Request],
+    mask: &[Range<u32>],
     on_text: &mut dyn FnMut(usize, &str),
 ) -> Result<(Vec<Completion>, Timing)> {
     let mut running = Vec::new();
@@ -89,7 +96,7 @@ pub fn generate(
         }
         running.push(Running {
             index,
-            cache: model.new_cache(),
+            cache: model.new_cache_with(r.adapter.clone()),
             sampler: Sampler::new(r.sampling.clone(), index as u64),
             stream: TextStream::default(),
             held: String::new(),
@@ -111,7 +118,12 @@ pub fn generate(
             running.iter_mut().map(|r| Sequence { tokens: &r.next, cache: &mut r.cache }).collect();
         let logits = model.forward(weights, &mut batch, Rows::Last)?.to_vec2::<f32>()?;
         let mut still = Vec::new();
-        for (mut r, row) in running.into_iter().zip(logits) {
+        for (mut r, mut row) in running.into_iter().zip(logits) {
+            for ids in mask {
+                if let Some(masked) = row.get_mut(ids.start as usize..ids.end as usize) {
+                    masked.fill(f32::NEG_INFINITY);
+                }
+            }
             let request = &requests[r.index];
             match step(&mut r, &row, request, model, tokenizer, on_text)? {
                 true => finished.push(r),

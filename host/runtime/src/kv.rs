@@ -1,9 +1,15 @@
 //! What one sequence remembers: keys and values of attention layers, the state of recurrent ones.
 
+use std::sync::Arc;
+
+use crate::lora::Adapter;
+
 /// What one sequence remembers, all layers.
 pub struct KvCache {
     layers: Vec<LayerCache>,
     len: usize,
+    /// The adapter whose keys and values these are.
+    adapter: Option<Arc<Adapter>>,
 }
 
 /// How much a layer remembers.
@@ -33,7 +39,7 @@ pub(crate) struct RecurrentState {
 }
 
 impl KvCache {
-    pub(crate) fn new(shapes: &[LayerShape]) -> Self {
+    pub(crate) fn new(shapes: &[LayerShape], adapter: Option<Arc<Adapter>>) -> Self {
         let layer = |shape: &LayerShape| match *shape {
             LayerShape::Attention { width } => LayerCache::Attention { keys: Vec::new(), values: Vec::new(), width },
             LayerShape::Recurrent { conv, state } => LayerCache::Recurrent {
@@ -41,7 +47,12 @@ impl KvCache {
                 before: None,
             },
         };
-        Self { layers: shapes.iter().map(layer).collect(), len: 0 }
+        Self { layers: shapes.iter().map(layer).collect(), len: 0, adapter }
+    }
+
+    /// The adapter that the sequence runs with.
+    pub fn adapter(&self) -> Option<&Arc<Adapter>> {
+        self.adapter.as_ref()
     }
 
     /// Positions held.

@@ -13,6 +13,7 @@ pub mod fp8;
 pub mod generate;
 pub mod hooks;
 pub mod kv;
+pub mod lora;
 pub mod metrics;
 pub mod model;
 mod moe;

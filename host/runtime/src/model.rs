@@ -9,6 +9,8 @@ mod delta;
 mod latent;
 mod mlp;
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use candle_nn::ops::rms_norm;
 use candle_nn::rotary_emb::{rope_i, rope_thd};
@@ -16,6 +18,7 @@ use candle_nn::rotary_emb::{rope_i, rope_thd};
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::families::{Arch, Common};
 use crate::kv::{KvCache, LayerShape};
+use crate::lora::Adapter;
 use crate::ops::{LinearOp, Pass, Span};
 use crate::registry::{MixerParams, ModelParams, ParamId};
 use crate::rope::RopeScaling;
@@ -111,13 +114,19 @@ impl Model {
 
     /// An empty cache for one sequence.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(&self.memory)
+        self.new_cache_with(None)
+    }
+
+    /// An empty cache for one sequence that runs with an adapter: its keys and values depend on it.
+    pub fn new_cache_with(&self, adapter: Option<Arc<Adapter>>) -> KvCache {
+        KvCache::new(&self.memory, adapter)
     }
 
     /// Logits [rows, vocab] in f32. On an error the caches are as before.
     pub fn forward(&self, weights: &WeightSet, batch: &mut [Sequence<'_>], rows: Rows) -> Result<Tensor> {
         self.check(batch)?;
-        let pass = Pass::default();
+        let by_row = batch.iter().flat_map(|s| std::iter::repeat_n(s.cache.adapter().cloned(), s.tokens.len()));
+        let pass = Pass::new(by_row.collect());
         // Once onto a worker thread, instead of once for every operator: sleeping and waking cost more than a small GEMV.
         let result = rayon::scope(|_| self.run(weights, batch, rows, &pass));
         match result {
@@ -184,7 +193,14 @@ impl Model {
             x = x.index_select(&Tensor::from_vec(last, count, &Device::Cpu)?, 0)?;
         }
         let normed = rms_norm(&x, w.vector(self.params.norm)?, c.eps as f32)?;
-        linear(w, self.params.head, None, &normed, pass)
+        match rows {
+            Rows::All => linear(w, self.params.head, None, &normed, pass),
+            Rows::Last => {
+                let last = Pass::new(batch.iter().map(|s| s.cache.adapter().cloned()).collect());
+                linear(w, self.params.head, None, &normed, &last)
+                    .map_err(|e| last.take_failure().map_or(e, RuntimeError::Hook))
+            }
+        }
     }
 
     fn embed(&self, w: &WeightSet, tokens: &[u32]) -> Result<Tensor> {

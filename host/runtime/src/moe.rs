@@ -49,7 +49,8 @@ impl MoeOp<'_> {
             }
             let gathered: Vec<f32> =
                 picks.iter().flat_map(|i| &x[i / k * hidden..(i / k + 1) * hidden]).copied().collect();
-            let out = self.expert(expert, &gathered, picks.len(), hidden)?;
+            let rows: Vec<usize> = picks.iter().map(|i| i / k).collect();
+            let out = self.expert(expert, &gathered, &rows, hidden)?;
             for (i, row) in picks.iter().zip(out.chunks_exact(hidden)) {
                 results[i * hidden..(i + 1) * hidden].copy_from_slice(row);
             }
@@ -68,12 +69,26 @@ impl MoeOp<'_> {
         Ok(out)
     }
 
-    /// down(silu(gate x) * up x) of one expert for `m` rows.
-    fn expert(&self, expert: usize, x: &[f32], m: usize, hidden: usize) -> std::result::Result<Vec<f32>, HookError> {
-        let width = self.moe.intermediate;
+    /// down(silu(gate x) * up x) of one expert for the gathered `rows` of the pass.
+    fn expert(
+        &self,
+        expert: usize,
+        x: &[f32],
+        rows: &[usize],
+        hidden: usize,
+    ) -> std::result::Result<Vec<f32>, HookError> {
+        let (width, m) = (self.moe.intermediate, rows.len());
         let mut gate_up = vec![0.0; m * 2 * width];
         let w13 = &self.weights.parts(self.w13)[expert * 2..expert * 2 + 2];
         apply_parts(self.weights, w13, None, x, m, hidden, &mut gate_up)?;
+        for (i, both) in gate_up.chunks_exact_mut(2 * width).enumerate() {
+            if let Some(adapter) = self.pass.adapter(rows[i]) {
+                let (gate, up) = both.split_at_mut(width);
+                let x = &x[i * hidden..(i + 1) * hidden];
+                adapter.add(self.w13, expert * 2, x, gate);
+                adapter.add(self.w13, expert * 2 + 1, x, up);
+            }
+        }
         let mut gated = vec![0.0; m * width];
         for (row, both) in gated.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
             let (gate, up) = both.split_at(width);
@@ -84,6 +99,11 @@ impl MoeOp<'_> {
         let mut out = vec![0.0; m * hidden];
         let w2 = &self.weights.parts(self.w2)[expert..expert + 1];
         apply_parts(self.weights, w2, None, &gated, m, width, &mut out)?;
+        for (i, out) in out.chunks_exact_mut(hidden).enumerate() {
+            if let Some(adapter) = self.pass.adapter(rows[i]) {
+                adapter.add(self.w2, expert, &gated[i * width..(i + 1) * width], out);
+            }
+        }
         Ok(out)
     }
 }

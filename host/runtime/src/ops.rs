@@ -1,6 +1,6 @@
 //! The kernels as candle custom ops. They take contiguous f32 on the CPU and refuse anything else.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, bail};
 use patchhost_kernels::attention::{AttentionShape, attend};
@@ -8,6 +8,7 @@ use patchhost_kernels::linear::linear;
 use rayon::prelude::*;
 
 use crate::hooks::HookError;
+use crate::lora::Adapter;
 use crate::registry::ParamId;
 use crate::weights::{Part, WeightSet};
 
@@ -16,9 +17,22 @@ use crate::weights::{Part, WeightSet};
 pub(crate) struct Pass {
     /// Where an op leaves the error of a patch: candle's own error type would lose its kind.
     failure: Mutex<Option<HookError>>,
+    /// The adapter of each row; empty where no row has one.
+    adapters: Vec<Option<Arc<Adapter>>>,
 }
 
 impl Pass {
+    /// A pass whose rows have these adapters.
+    pub(crate) fn new(adapters: Vec<Option<Arc<Adapter>>>) -> Self {
+        let adapters = if adapters.iter().all(Option::is_none) { Vec::new() } else { adapters };
+        Self { failure: Mutex::default(), adapters }
+    }
+
+    /// The adapter of a row.
+    pub(crate) fn adapter(&self, row: usize) -> Option<&Adapter> {
+        self.adapters.get(row)?.as_deref()
+    }
+
     pub(crate) fn fail(&self, e: HookError) -> candle_core::Error {
         let message = e.to_string();
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
@@ -59,6 +73,14 @@ impl CustomOp1 for LinearOp<'_> {
         let n: usize = parts.iter().map(|p| p.rows).sum();
         let mut out = vec![0.0; m * n];
         apply_parts(self.weights, parts, self.bias, x, m, k, &mut out).map_err(|e| self.pass.fail(e))?;
+        for (row, out) in out.chunks_exact_mut(n).enumerate() {
+            let Some(adapter) = self.pass.adapter(row) else { continue };
+            let mut first = 0;
+            for (i, part) in parts.iter().enumerate() {
+                adapter.add(self.param, i, &x[row * k..(row + 1) * k], &mut out[first..first + part.rows]);
+                first += part.rows;
+            }
+        }
         Ok((CpuStorage::F32(out), Shape::from((m, n))))
     }
 }

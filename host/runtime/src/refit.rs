@@ -145,6 +145,13 @@ impl<'a> Planned<'a> {
         hooks: &RefitHooks,
         experts: ExpertLoaders,
     ) -> Result<Self> {
+        if let Some(layout) = &hooks.layout {
+            return Err(RuntimeError::Refit(Refusal::new(
+                format!("layout patch `{}`", layout.name()),
+                "this version of the runtime applies no layout passes, and ignoring them would be silent",
+                "leave the patch out",
+            )));
+        }
         let plan = Plan::new(registry, model, checkpoint, hooks.loader.as_deref(), experts)?;
         let mut decisions: Vec<Option<Decision>> = vec![None; plan.actions.len()];
         let loaded: Vec<(usize, TensorInfo)> = checkpoint

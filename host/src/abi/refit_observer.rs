@@ -38,11 +38,12 @@ impl RefitObserver for ObserverAdapter {
             return Err(guest.error(Function::Begin, &subject, HookCause::Limit, why));
         }
         let mut lease = guest.lease(Function::Begin, &subject)?;
-        let names = expected.map_or(0, <[String]>::len);
+        let expected: Option<Vec<&str>> = expected.map(|names| names.iter().map(String::as_str).collect());
+        let names = expected.as_ref().map_or(0, Vec::len);
         let budget = guest.limits().model_budget(names, 0, REASON_BYTES);
         let verdict = guest.call_leased(&mut lease, Function::Begin, &subject, &budget, |store, exports| {
             let Some(exports) = &exports.refit_observer else { return Ok(Err("no export `refit-observer`".into())) };
-            exports.call_begin(store, version, expected).map(Ok)
+            exports.call_begin(store, version, expected.as_deref()).map(Ok)
         })?;
         let verdict = raise(guest, Function::Begin, verdict)?;
         Ok((verdict, Box::new(Watch { guest: Arc::clone(guest), lease })))

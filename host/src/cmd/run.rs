@@ -149,7 +149,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
             let _ = std::io::stdout().flush();
         }
     };
-    let (completions, timing) = generate(model.engine.model(), &live, &tokenizer, &requests, &mut stream)?;
+    let (completions, timing) = generate(model.engine.model(), &live, &tokenizer, &requests, &[], &mut stream)?;
     match format {
         Format::Json => json(&Summary {
             model: model.name,
@@ -237,6 +237,7 @@ fn requests(
             max_tokens: args.max_tokens,
             sampling: sampling.clone(),
             stop: args.stop.clone(),
+            adapter: None,
         });
     }
     Ok(requests)

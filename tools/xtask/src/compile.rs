@@ -7,8 +7,14 @@ use std::time::Instant;
 use wit_component::{ComponentEncoder, DecodedWasm};
 
 /// The patches that people use, with the only interfaces that each may import.
-const GUESTS: [(&str, &[&str]); 3] =
-    [("fp8_block", &[]), ("fp8_block_mse", &["patchhost:patch/row-source@0.1.0"]), ("moe_loader", &[])];
+const GUESTS: [(&str, &[&str]); 6] = [
+    ("fp8_block", &[]),
+    ("fp8_block_mse", &["patchhost:patch/row-source@0.1.0"]),
+    ("lora_tensors", &[]),
+    ("moe_loader", &[]),
+    ("refit_guard", &[]),
+    ("vocab_mask", &[]),
+];
 
 /// One finished component.
 pub struct Built {

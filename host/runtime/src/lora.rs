@@ -1,0 +1,387 @@
+//! LoRA adapters from tensors: assembled from chunks, admitted by a patch, checked natively whatever the patch says, and
+//! published at once. A sequence keeps the adapter (and its version) that its cache was made with.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use half::{bf16, f16};
+use safetensors::tensor::Dtype as StDtype;
+use serde_json::Value;
+
+use crate::bytes::TensorBytes;
+use crate::checkpoint::CheckpointTensor;
+use crate::error::{Refusal, Result, RuntimeError};
+use crate::hooks::{Lora, LoraPlan, LoraSide, ModelInfo, Role, TensorInfo};
+use crate::refit::info;
+use crate::registry::{ParamId, Registry};
+
+/// The two halves for one part of a runtime tensor, in f32.
+#[derive(Debug, Clone)]
+struct LowRank {
+    /// [r, in].
+    a: Vec<f32>,
+    /// [out, r].
+    b: Vec<f32>,
+}
+
+/// A published adapter.
+#[derive(Debug)]
+pub struct Adapter {
+    name: String,
+    version: u64,
+    rank: usize,
+    scaling: f32,
+    parts: HashMap<(ParamId, usize), LowRank>,
+}
+
+impl Adapter {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Counts the loads of this name, from 1.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// r.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Parts of runtime tensors that it adapts.
+    pub fn adapted(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// out += scaling · B (A x) for one row, if the part is adapted. Row by row, so that a row's sum does not depend on
+    /// the batch.
+    pub(crate) fn add(&self, param: ParamId, part: usize, x: &[f32], out: &mut [f32]) {
+        let Some(low) = self.parts.get(&(param, part)) else { return };
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        let inner: Vec<f32> = low.a.chunks_exact(x.len()).map(|row| dot(row, x)).collect();
+        for (o, row) in out.iter_mut().zip(low.b.chunks_exact(self.rank)) {
+            *o += self.scaling * dot(row, &inner);
+        }
+    }
+}
+
+/// The adapters of one engine. Readers never wait; a load or unload replaces the whole map.
+#[derive(Default)]
+pub struct Adapters {
+    live: ArcSwap<BTreeMap<String, Arc<Adapter>>>,
+    versions: AtomicU64,
+}
+
+impl Adapters {
+    /// The adapter of a name as it is published now.
+    pub fn get(&self, name: &str) -> Option<Arc<Adapter>> {
+        self.live.load().get(name).cloned()
+    }
+
+    /// Takes the adapter out. Sequences that run with it keep it; its memory goes with the last of them.
+    pub fn unload(&self, name: &str) -> bool {
+        let old = self.live.rcu(|map| {
+            let mut map = BTreeMap::clone(map);
+            map.remove(name);
+            map
+        });
+        old.contains_key(name)
+    }
+
+    fn publish(&self, adapter: Adapter) -> Arc<Adapter> {
+        let adapter = Arc::new(adapter);
+        self.live.rcu(|map| {
+            let mut map = BTreeMap::clone(map);
+            map.insert(adapter.name.clone(), adapter.clone());
+            map
+        });
+        adapter
+    }
+}
+
+/// An adapter on its way: chunks in any number and order; nothing is published before [`AdapterBuilder::finish`].
+pub struct AdapterBuilder {
+    name: String,
+    config: String,
+    tensors: BTreeMap<String, Assembly>,
+}
+
+struct Assembly {
+    stored: StDtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+    /// Disjoint ranges that were written, by start.
+    written: BTreeMap<usize, usize>,
+}
+
+impl AdapterBuilder {
+    /// `config` is the text of adapter_config.json.
+    pub fn new(name: impl Into<String>, config: impl Into<String>) -> Self {
+        Self { name: name.into(), config: config.into(), tensors: BTreeMap::new() }
+    }
+
+    /// A whole tensor.
+    pub fn tensor(&mut self, t: &CheckpointTensor) -> Result<()> {
+        self.range(&t.name, t.stored, &t.shape, 0, &t.data)
+    }
+
+    /// Bytes `start ..` of a tensor of this dtype and shape.
+    pub fn range(&mut self, name: &str, stored: StDtype, shape: &[usize], start: usize, bytes: &[u8]) -> Result<()> {
+        let width = match stored {
+            StDtype::F32 => 4,
+            StDtype::F16 | StDtype::BF16 => 2,
+            other => return Err(refuse(name, format!("its dtype is {other:?}"), "send it in f32, bf16 or f16")),
+        };
+        let size = shape.iter().try_fold(width, |n: usize, d| n.checked_mul(*d)).filter(|n| *n <= 1 << 32);
+        let Some(size) = size else {
+            return Err(refuse(name, format!("its shape {shape:?} is larger than 4 GiB"), "check the adapter"));
+        };
+        let t = self.tensors.entry(name.to_string()).or_insert_with(|| Assembly {
+            stored,
+            shape: shape.to_vec(),
+            // 0xFF is NaN in each of these types: what nobody writes cannot pass for a weight.
+            bytes: vec![0xFF; size],
+            written: BTreeMap::new(),
+        });
+        if t.stored != stored || t.shape != shape {
+            let why = format!("a chunk says {stored:?} {shape:?}, an earlier one {:?} {:?}", t.stored, t.shape);
+            return Err(refuse(name, why, "send all chunks of a tensor with one dtype and shape"));
+        }
+        let end = start.checked_add(bytes.len()).filter(|end| *end <= size);
+        let Some(end) = end else {
+            let why = format!("a chunk of {} bytes at {start} lies outside of its {size} bytes", bytes.len());
+            return Err(refuse(name, why, "check the offsets"));
+        };
+        let before = t.written.range(..end).next_back().filter(|(_, e)| **e > start);
+        if before.is_some() || (bytes.is_empty() && size == 0 && t.written.contains_key(&0)) {
+            return Err(refuse(name, "it is given twice".to_string(), "send each byte of an adapter once"));
+        }
+        t.bytes[start..end].copy_from_slice(bytes);
+        t.written.insert(start, end);
+        Ok(())
+    }
+
+    /// Checks everything and publishes the adapter under its name, or refuses and changes nothing.
+    pub fn finish(
+        self,
+        registry: &Registry,
+        model: &ModelInfo,
+        patch: &dyn Lora,
+        adapters: &Adapters,
+    ) -> Result<Arc<Adapter>> {
+        let mut tensors = Vec::new();
+        for (name, t) in self.tensors {
+            let covered: usize = t.written.iter().map(|(s, e)| e - s).sum();
+            if covered != t.bytes.len() {
+                let why = format!("{covered} of its {} bytes arrived", t.bytes.len());
+                return Err(refuse(&name, why, "send the missing chunks"));
+            }
+            let len = t.bytes.len();
+            if let Some(data) = TensorBytes::new(Arc::new(t.bytes), 0..len) {
+                tensors.push(CheckpointTensor::new(name, t.stored, t.shape, data));
+            }
+        }
+        let infos: Vec<TensorInfo> = tensors.iter().map(|t| info(t, Role::Other)).collect();
+        let targets: Vec<TensorInfo> = registry.params().iter().map(|p| p.info()).collect();
+        let plan = patch.admit(model, &self.config, &targets, &infos)?;
+        let config = Config::read(&self.config)?;
+        config.agree(&plan, patch.name())?;
+        let halves = place(registry, &plan, &tensors, patch.name())?;
+        covered(registry, &config, &halves)?;
+        let parts = halves.into_iter().filter_map(|(at, h)| Some((at, LowRank { a: h.a?, b: h.b? }))).collect();
+        Ok(adapters.publish(Adapter {
+            name: self.name,
+            version: adapters.versions.fetch_add(1, Ordering::Relaxed) + 1,
+            rank: plan.rank as usize,
+            scaling: plan.scaling,
+            parts,
+        }))
+    }
+}
+
+/// What the host itself reads of adapter_config.json.
+struct Config {
+    rank: u64,
+    scaling: f32,
+    /// Module names; `None` where they are a pattern.
+    modules: Option<Vec<String>>,
+    layers: Option<Vec<u64>>,
+}
+
+impl Config {
+    fn read(text: &str) -> Result<Self> {
+        let bad = |why: String| refuse_config(why);
+        let json: Value = serde_json::from_str(text).map_err(|e| bad(format!("it is not JSON: {e}")))?;
+        let rank = json.get("r").and_then(Value::as_u64).filter(|r| *r > 0);
+        let rank = rank.ok_or_else(|| bad("`r` is missing or not above 0".to_string()))?;
+        let alpha = json.get("lora_alpha").and_then(Value::as_f64);
+        let alpha = alpha.ok_or_else(|| bad("`lora_alpha` is missing".to_string()))?;
+        let rslora = json.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
+        let scaling = if rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
+        let modules = json
+            .get("target_modules")
+            .and_then(Value::as_array)
+            .map(|list| list.iter().filter_map(Value::as_str).map(str::to_string).collect());
+        let layers = match json.get("layers_to_transform") {
+            Some(Value::Array(list)) => Some(list.iter().filter_map(Value::as_u64).collect()),
+            Some(one) => one.as_u64().map(|n| vec![n]),
+            None => None,
+        };
+        Ok(Self { rank, scaling: scaling as f32, modules, layers })
+    }
+
+    fn agree(&self, plan: &LoraPlan, patch: &str) -> Result<()> {
+        let near = (plan.scaling - self.scaling).abs() <= self.scaling.abs() * 1e-6;
+        if u64::from(plan.rank) == self.rank && near {
+            return Ok(());
+        }
+        Err(refuse_config(format!(
+            "patch `{patch}` says rank {} and scaling {}; the config says {} and {}",
+            plan.rank, plan.scaling, self.rank, self.scaling
+        )))
+    }
+}
+
+#[derive(Default)]
+struct Halves {
+    a: Option<Vec<f32>>,
+    b: Option<Vec<f32>>,
+}
+
+/// Checks every place: it exists, its shape fits, no half comes twice.
+fn place(
+    registry: &Registry,
+    plan: &LoraPlan,
+    tensors: &[CheckpointTensor],
+    patch: &str,
+) -> Result<BTreeMap<(ParamId, usize), Halves>> {
+    let mut halves: BTreeMap<(ParamId, usize), Halves> = BTreeMap::new();
+    let rank = plan.rank as usize;
+    for (t, place) in tensors.iter().zip(&plan.places) {
+        let shown: String = place.target.chars().take(200).flat_map(char::escape_debug).collect();
+        let wrong = |why: String| refuse(&t.name, format!("patch `{patch}` places it {why}"), "repair the patch");
+        let param = registry
+            .find(&place.target)
+            .ok_or_else(|| wrong(format!("in `{shown}`, which the runtime does not have")))?;
+        let decl = &registry.params()[param];
+        let Some(cols) = decl.cols.filter(|_| decl.role != Role::Embedding && decl.stored.is_none()) else {
+            return Err(wrong(format!("in `{shown}`, which is no linear layer")));
+        };
+        let expert = match (decl.experts, place.expert) {
+            (Some(_), Some(e)) => e as usize,
+            (None, None) => 0,
+            _ => return Err(wrong(format!("in expert {:?} of `{shown}`", place.expert))),
+        };
+        let part = decl.part_index(expert, place.slot);
+        let part =
+            part.ok_or_else(|| wrong(format!("in slot {:?} of `{shown}`, which it does not have", place.slot)))?;
+        let rows = decl.part(part).rows;
+        let expected = match place.side {
+            LoraSide::A => [rank, cols],
+            LoraSide::B => [rows, rank],
+        };
+        if t.shape != expected {
+            let why = format!(
+                "its shape is {:?}; for {} of `{shown}` with r = {rank} it must be {expected:?}",
+                t.shape,
+                decl.part_label(part)
+            );
+            return Err(refuse(&t.name, why, "use an adapter that was trained on this model"));
+        }
+        let entry = halves.entry((param, part)).or_default();
+        let half = match place.side {
+            LoraSide::A => &mut entry.a,
+            LoraSide::B => &mut entry.b,
+        };
+        let values = widen(t);
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            let why = format!("the value at {i} is {}", values[i]);
+            return Err(RuntimeError::NonFinite(Refusal::new(
+                format!("adapter tensor `{}`", t.name),
+                why,
+                "repair the adapter",
+            )));
+        }
+        if half.replace(values).is_some() {
+            return Err(refuse(
+                &t.name,
+                "another tensor is the same half of the same module".to_string(),
+                "remove one of them",
+            ));
+        }
+    }
+    Ok(halves)
+}
+
+fn widen(t: &CheckpointTensor) -> Vec<f32> {
+    match t.stored {
+        StDtype::F32 => t.data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        StDtype::F16 => t.data.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        _ => t.data.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+    }
+}
+
+/// Both halves of every adapted part; `target_modules` in every layer (or those of `layers_to_transform`). Where they are
+/// a pattern, and for routed experts (which PEFT reaches only where they are modules of their own), what is adapted
+/// anywhere must be adapted everywhere.
+fn covered(registry: &Registry, config: &Config, halves: &BTreeMap<(ParamId, usize), Halves>) -> Result<()> {
+    let missing = |module: &str, side: &str| {
+        let name = format!("base_model.model.{module}.lora_{side}.weight");
+        refuse(&name, "it is missing: the adapter must be complete".to_string(), "send every tensor of the adapter")
+    };
+    if halves.is_empty() {
+        return Err(refuse_config("the adapter holds no tensors".to_string()));
+    }
+    let leaf = |module: &str| module.rsplit('.').next().unwrap_or_default().to_string();
+    let mut present = BTreeSet::new();
+    let mut names = BTreeMap::new();
+    for (param, decl) in registry.params().iter().enumerate() {
+        for part in 0..decl.part_count() {
+            let name = registry.checkpoint_name_of(param, part);
+            if let Some(module) = name.and_then(|n| n.strip_suffix(".weight")).filter(|_| decl.cols.is_some()) {
+                names.insert((param, part), module.to_string());
+            }
+        }
+    }
+    for (at, h) in halves {
+        let Some(module) = names.get(at) else { continue };
+        match (&h.a, &h.b) {
+            (None, _) => return Err(missing(module, "A")),
+            (_, None) => return Err(missing(module, "B")),
+            _ => present.insert((leaf(module), registry.params()[at.0].role == Role::Expert)),
+        };
+    }
+    for (at, module) in &names {
+        let decl = &registry.params()[at.0];
+        let routed = decl.role == Role::Expert;
+        let seen = present.contains(&(leaf(module), routed));
+        let targeted = match &config.modules {
+            Some(list) if !routed => list.iter().any(|m| module == m || module.ends_with(&format!(".{m}"))),
+            _ => seen,
+        };
+        let linear = decl.role != Role::Embedding && decl.stored.is_none();
+        if linear && targeted && in_layers(module, config.layers.as_deref()) && !halves.contains_key(at) {
+            return Err(missing(module, "A"));
+        }
+    }
+    Ok(())
+}
+
+fn in_layers(module: &str, layers: Option<&[u64]>) -> bool {
+    let Some(layers) = layers else { return true };
+    let mut components = module.split('.').skip_while(|c| *c != "layers").skip(1);
+    components.next().and_then(|n| n.parse().ok()).is_none_or(|n: u64| layers.contains(&n))
+}
+
+fn refuse(name: &str, why: String, next: &str) -> RuntimeError {
+    let shown: String = name.chars().take(200).flat_map(char::escape_debug).collect();
+    RuntimeError::Refit(Refusal::new(format!("adapter tensor `{shown}`"), why, next))
+}
+
+fn refuse_config(why: String) -> RuntimeError {
+    RuntimeError::Refit(Refusal::new("adapter_config.json", why, "use the adapter as PEFT saved it"))
+}
