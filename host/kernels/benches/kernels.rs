@@ -7,7 +7,7 @@
 use criterion::{Criterion, Throughput};
 use patchhost_kernels::Isa;
 use patchhost_kernels::cast::cast_panel;
-use patchhost_kernels::linear::{MatrixView, linear};
+use patchhost_kernels::linear::{MatrixView, ScaleOrder, linear};
 use patchhost_kernels::profile::Profile;
 use patchhost_kernels::source::Source;
 use patchhost_kernels::spec::{Edges, Elem, ScaleFormat};
@@ -74,7 +74,13 @@ impl Data {
     }
 
     fn fp8(&self) -> MatrixView<'_> {
-        MatrixView::Fp8Block { q: &self.q, scales: &self.scales, block_rows: 128, block_cols: 128 }
+        MatrixView::Fp8Block {
+            q: &self.q,
+            scales: &self.scales,
+            order: ScaleOrder::RowMajor,
+            block_rows: 128,
+            block_cols: 128,
+        }
     }
 }
 
@@ -273,7 +279,13 @@ fn table(data: &Data) {
                 || {
                     at = (at + 1) % COPIES;
                     let q = &copies[at * N * N..(at + 1) * N * N];
-                    let w = MatrixView::Fp8Block { q, scales: &data.scales, block_rows: 128, block_cols: 128 };
+                    let w = MatrixView::Fp8Block {
+                        q,
+                        scales: &data.scales,
+                        order: ScaleOrder::RowMajor,
+                        block_rows: 128,
+                        block_cols: 128,
+                    };
                     linear(&data.x[..N], 1, N, w, N, None, &mut out, N);
                 },
                 || {

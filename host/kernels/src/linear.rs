@@ -45,13 +45,52 @@ pub enum MatrixView<'a> {
     Fp8Block {
         /// `n * k` codes.
         q: &'a [u8],
-        /// `ceil(n / block_rows) x ceil(k / block_cols)` scales, row-major.
+        /// One scale per block of the `ceil(n / block_rows) x ceil(k / block_cols)` grid.
         scales: &'a [f32],
+        /// How the scales lie.
+        order: ScaleOrder,
         /// Rows of a block.
         block_rows: usize,
         /// Columns of a block.
         block_cols: usize,
     },
+}
+
+/// How the scales of a block grid lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ScaleOrder {
+    /// Row after row, without gaps.
+    #[default]
+    RowMajor,
+    /// Column after column, each of `stride` values, of which the grid's rows come first: the layout that DeepGEMM's TMA
+    /// loads take.
+    ColMajor {
+        /// Values of a column, padding included; at least the rows of the grid.
+        stride: usize,
+    },
+}
+
+impl ScaleOrder {
+    /// Column-major with columns padded to a multiple of 16 bytes (4 values), for a grid of `rows`.
+    pub fn aligned(rows: usize) -> Self {
+        ScaleOrder::ColMajor { stride: rows.next_multiple_of(4) }
+    }
+
+    /// Values that a grid takes, padding included.
+    pub fn len(self, rows: usize, cols: usize) -> usize {
+        match self {
+            ScaleOrder::RowMajor => rows * cols,
+            ScaleOrder::ColMajor { stride } => stride * cols,
+        }
+    }
+
+    /// Distance in values from one row to the next, and from one column to the next.
+    pub fn strides(self, cols: usize) -> (usize, usize) {
+        match self {
+            ScaleOrder::RowMajor => (cols, 1),
+            ScaleOrder::ColMajor { stride } => (1, stride),
+        }
+    }
 }
 
 /// `out[i * ldo + j] = sum over c of x[i][c] * w[j][c] + bias[j]` for i < m, j < n; see the module for the exact order.
@@ -99,8 +138,8 @@ pub fn linear_with(
         MatrixView::F32 { data } => call.run(Dense::new(F32, crate::simd::bytes_of_f32(data), n, k), out),
         MatrixView::Bf16 { data } => call.run(Dense::new(Bf16, crate::simd::bytes_of_u16(data), n, k), out),
         MatrixView::F16 { data } => call.run(Dense::new(F16, crate::simd::bytes_of_u16(data), n, k), out),
-        MatrixView::Fp8Block { q, scales, block_rows, block_cols } => {
-            call.run(Fp8::new(q, scales, n, k, block_rows, block_cols), out);
+        MatrixView::Fp8Block { q, scales, order, block_rows, block_cols } => {
+            call.run(Fp8::new(q, scales, order, n, k, block_rows, block_cols), out);
         }
     }
 }

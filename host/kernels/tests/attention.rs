@@ -8,7 +8,7 @@ use patchhost_kernels::activation::{GROUP, apply_groups, apply_groups_with, grou
 use patchhost_kernels::attention::{AttentionShape, attend_with};
 use patchhost_kernels::e4m3;
 use patchhost_kernels::isa::Isa;
-use patchhost_kernels::linear::{MatrixView, linear};
+use patchhost_kernels::linear::{MatrixView, ScaleOrder, linear};
 use patchhost_kernels::profile::Profile;
 use patchhost_kernels::spec::ActivationRule;
 use rand::Rng;
@@ -133,7 +133,13 @@ fn w8a8_emulation_equals_the_block_accumulated_reference() {
         let mut emulated = vec![0.0; m * k];
         apply_groups(&x, m, k, &scales, &mut emulated);
         let mut out = vec![0.0; m * n];
-        let w = MatrixView::Fp8Block { q: &q, scales: &wscales, block_rows: 128, block_cols: GROUP };
+        let w = MatrixView::Fp8Block {
+            q: &q,
+            scales: &wscales,
+            order: ScaleOrder::RowMajor,
+            block_rows: 128,
+            block_cols: GROUP,
+        };
         linear(&emulated, m, k, w, n, None, &mut out, n);
         let (mut difference, mut norm) = (0.0, 0.0);
         for i in 0..m {

@@ -6,7 +6,7 @@ mod common;
 use common::{bits, gauss_vec, rng};
 use patchhost_kernels::e4m3::DECODE;
 use patchhost_kernels::isa::Isa;
-use patchhost_kernels::linear::{MatrixView, dot, linear, linear_with};
+use patchhost_kernels::linear::{MatrixView, ScaleOrder, dot, linear, linear_with};
 use rand::Rng;
 
 /// Weights in one of the stored forms, and as f32.
@@ -54,7 +54,13 @@ impl Weights {
             2 => MatrixView::F16 { data: &self.u16s },
             _ => {
                 let (block_rows, block_cols) = self.block;
-                MatrixView::Fp8Block { q: &self.q, scales: &self.scales, block_rows, block_cols }
+                MatrixView::Fp8Block {
+                    q: &self.q,
+                    scales: &self.scales,
+                    order: ScaleOrder::RowMajor,
+                    block_rows,
+                    block_cols,
+                }
             }
         }
     }
@@ -130,7 +136,13 @@ fn absurd_scales_stay_exact() {
         for m in [1, 2] {
             let x = vec![1.0; 16 * m];
             let mut out = vec![0.0; 2 * m];
-            let w = MatrixView::Fp8Block { q: &q, scales: &scales, block_rows: 1, block_cols: 16 };
+            let w = MatrixView::Fp8Block {
+                q: &q,
+                scales: &scales,
+                order: ScaleOrder::RowMajor,
+                block_rows: 1,
+                block_cols: 16,
+            };
             linear_with(isa, &x, m, 16, w, 2, None, &mut out, 2);
             assert_eq!(out[0], f32::MAX / 512.0 * 16.0);
             assert_eq!(out[1], 16.0 / 512.0);
@@ -171,6 +183,38 @@ fn dot_is_the_definition() {
         let (a, b) = (gauss_vec(&mut rng, k, 1.0), gauss_vec(&mut rng, k, 1.0));
         for isa in Isa::available() {
             assert_eq!(dot(isa, &a, &b).to_bits(), by_definition(&a, &b).to_bits(), "{isa:?} {k}");
+        }
+    }
+}
+
+/// Column-major scales with padded columns are only another order in memory: the same bits come out, with fused decoding
+/// and without, for one row of x and for many.
+#[test]
+fn column_major_scales_give_the_same_bits() {
+    let mut rng = rng(31);
+    for (n, k, block_rows, block_cols) in [(300, 384, 128, 128), (7, 50, 2, 9), (64, 64, 128, 128), (129, 257, 64, 16)]
+    {
+        let q: Vec<u8> = (0..n * k).map(|_| rng.random::<u8>() & 0x77).collect();
+        let (grid_rows, grid_cols) = (n.div_ceil(block_rows), k.div_ceil(block_cols));
+        let scales: Vec<f32> = (0..grid_rows * grid_cols).map(|_| rng.random_range(0.001..0.1)).collect();
+        let order = ScaleOrder::aligned(grid_rows);
+        let ScaleOrder::ColMajor { stride } = order else { unreachable!() };
+        assert!(stride.is_multiple_of(4) && stride >= grid_rows && stride < grid_rows + 4);
+        let mut turned = vec![f32::NAN; order.len(grid_rows, grid_cols)];
+        for (i, s) in scales.iter().enumerate() {
+            turned[i % grid_cols * stride + i / grid_cols] = *s;
+        }
+        // What lies in the padding is not read.
+        turned.iter_mut().filter(|s| s.is_nan()).for_each(|s| *s = 1e30);
+        for m in [1, 3, 17] {
+            let x = gauss_vec(&mut rng, m * k, 1.0);
+            let run = |scales: &[f32], order| {
+                let w = MatrixView::Fp8Block { q: &q, scales, order, block_rows, block_cols };
+                let mut out = vec![0.0; m * n];
+                linear(&x, m, k, w, n, None, &mut out, n);
+                bits(&out)
+            };
+            assert_eq!(run(&scales, ScaleOrder::RowMajor), run(&turned, order), "{n}x{k}, m = {m}");
         }
     }
 }

@@ -1,9 +1,10 @@
 //! The engine: one model, its registry, and the live weights. State lives here and nowhere else, so that two models in
 //! one process never share a decision.
 
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwapOption;
 
@@ -16,7 +17,7 @@ use crate::lora::{Adapter, AdapterBuilder, Adapters};
 use crate::model::Model;
 use crate::plan::ExpertLoaders;
 use crate::quant_config::QuantFormat;
-use crate::refit::{Planned, Progress, RefitHooks, RefitReport, TensorOutcome};
+use crate::refit::{Begin, Planned, Progress, RefitHooks, RefitReport, Setup, TensorOutcome, Transaction, Turn};
 use crate::registry::Registry;
 use crate::weights::WeightSet;
 
@@ -27,6 +28,17 @@ pub struct EngineOptions {
     pub simulate_loader_loss: bool,
     /// Widen FP8 weights of a checkpoint to bf16 when they are loaded, as transformers does on CPUs.
     pub dequantize: bool,
+    /// Hold only the routed experts of one rank of an expert-parallel group; such an engine loads, and cannot run.
+    pub expert_parallel: Option<ExpertParallel>,
+}
+
+/// One rank of an expert-parallel group: rank r of n holds experts r·E/n .. (r+1)·E/n.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertParallel {
+    /// 0 to size - 1.
+    pub rank: usize,
+    /// Ranks of the group.
+    pub size: usize,
 }
 
 /// One model.
@@ -40,7 +52,7 @@ pub struct Engine {
     loaders_lost: AtomicBool,
     versions: AtomicU64,
     /// One refit at a time.
-    refitting: Mutex<()>,
+    turn: Turn,
     live: ArcSwapOption<WeightSet>,
     adapters: Adapters,
 }
@@ -60,6 +72,15 @@ impl Engine {
             config: raw.text().to_string(),
         };
         let model = Model::new(&arch, params)?;
+        if let Some(ExpertParallel { rank, size }) = options.expert_parallel
+            && (rank >= size || size > arch.experts().max(1))
+        {
+            return Err(RuntimeError::Config(Refusal::new(
+                format!("expert-parallel rank {rank} of {size}"),
+                format!("the rank must be below the size, and the size at most the {} experts", arch.experts()),
+                "give for example 0/2 for a model of 8 experts",
+            )));
+        }
         Ok(Self {
             info,
             registry,
@@ -68,7 +89,7 @@ impl Engine {
             format,
             loaders_lost: AtomicBool::new(false),
             versions: AtomicU64::new(0),
-            refitting: Mutex::new(()),
+            turn: Turn::default(),
             live: ArcSwapOption::empty(),
             adapters: Adapters::default(),
         })
@@ -121,7 +142,7 @@ impl Engine {
 
     /// The checkpoint as a refit takes it: FP8 weights paired with their scales, or widened. A trainer may send a model
     /// whose own files are FP8 in bf16: then there is nothing to pair.
-    fn readable(&self, checkpoint: &Checkpoint) -> Result<Checkpoint> {
+    pub(crate) fn readable(&self, checkpoint: &Checkpoint) -> Result<Checkpoint> {
         checkpoint.with_scales(self.format.as_ref(), self.options.dequantize)
     }
 
@@ -138,10 +159,36 @@ impl Engine {
         }
     }
 
+    /// What this engine brings to a refit.
+    pub(crate) fn setup(&self) -> Setup<'_> {
+        Setup {
+            registry: &self.registry,
+            model: &self.info,
+            experts: self.expert_loaders(),
+            local_experts: self.local_experts(),
+        }
+    }
+
+    fn local_experts(&self) -> Option<Range<usize>> {
+        let group = self.options.expert_parallel?;
+        let experts = self.info.experts as usize;
+        Some(group.rank * experts / group.size..(group.rank + 1) * experts / group.size)
+    }
+
+    /// How many times weights were published.
+    pub fn version(&self) -> u64 {
+        self.versions.load(Ordering::Acquire)
+    }
+
+    /// Whether a refit is under way.
+    pub fn is_refitting(&self) -> bool {
+        self.turn.is_taken()
+    }
+
     /// What a refit would do with each tensor.
     pub fn explain(&self, checkpoint: &Checkpoint, hooks: &RefitHooks) -> Result<Vec<TensorOutcome>> {
         let checkpoint = self.readable(checkpoint)?;
-        Ok(Planned::new(&self.registry, &self.info, &checkpoint, hooks, self.expert_loaders())?.outcomes())
+        Ok(Planned::new(self.setup(), &checkpoint, hooks)?.outcomes())
     }
 
     /// Stages weights without publishing them: for comparisons.
@@ -152,24 +199,49 @@ impl Engine {
         progress: Progress<'_>,
     ) -> Result<(WeightSet, RefitReport)> {
         let checkpoint = self.readable(checkpoint)?;
-        let planned = Planned::new(&self.registry, &self.info, &checkpoint, hooks, self.expert_loaders())?;
-        planned.stage(self.versions.load(Ordering::Acquire) + 1, &self.info, hooks, progress)
+        let version = self.version() + 1;
+        Planned::new(self.setup(), &checkpoint, hooks)?.stage(version, &version.to_string(), hooks, progress)
     }
 
-    /// Loads all weights and publishes them, or leaves the live ones untouched.
+    /// Begins a refit that takes chunks, unless another one is under way.
+    pub fn begin(&self, begin: Begin, hooks: &RefitHooks) -> Result<Transaction<'_>> {
+        let turn = self.turn.take().ok_or_else(|| {
+            RuntimeError::Request(Refusal::new(
+                format!("refit `{}`", begin.version.as_deref().unwrap_or("(unnamed)")),
+                "another refit is under way; one at a time",
+                "finish or abort it first",
+            ))
+        })?;
+        Transaction::new(self, turn, begin, hooks, self.most_bytes())
+    }
+
+    /// Loads all weights and publishes them, or leaves the live ones untouched. Waits while another refit is under way.
     pub fn refit(&self, checkpoint: &Checkpoint, hooks: &RefitHooks, progress: Progress<'_>) -> Result<RefitReport> {
-        let _one = self.refitting.lock().unwrap_or_else(PoisonError::into_inner);
-        let (set, report) = self.stage(checkpoint, hooks, progress)?;
+        let mut refit = Transaction::new(self, self.turn.wait(), Begin::default(), hooks, usize::MAX)?;
+        for tensor in checkpoint.tensors() {
+            refit.tensor(tensor)?;
+        }
+        Ok(refit.finish(progress)?.publish())
+    }
+
+    /// What a refit's tensors may take in memory: twice the model in f32 (a sender may widen, and send scales), and
+    /// something for what is beyond the text model.
+    fn most_bytes(&self) -> usize {
+        let elements = self.registry.params().iter().map(|p| p.shape().iter().product::<usize>());
+        elements.sum::<usize>().saturating_mul(8).saturating_add(4 << 30)
+    }
+
+    pub(crate) fn publish(&self, set: WeightSet, report: &RefitReport) {
         self.versions.store(report.version, Ordering::Release);
         self.live.store(Some(Arc::new(set)));
         // vLLM 0.8.2 loses the loaders here: post-processing makes new Parameter objects without them.
         self.loaders_lost.store(true, Ordering::Release);
         tracing::info!(
             version = report.version,
+            label = report.label,
             quantized = report.quantized,
             seconds = report.seconds,
             "weights published"
         );
-        Ok(report)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use patchhost_kernels::e4m3;
+use patchhost_kernels::{e4m3, e8m0};
 use rayon::prelude::*;
 use safetensors::tensor::Dtype as StDtype;
 
@@ -120,7 +120,7 @@ fn read_scale(weight: &CheckpointTensor, scale: &CheckpointTensor, format: &Quan
         StDtype::F32 => data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         StDtype::BF16 => data.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
         StDtype::F16 => data.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        StDtype::F8_E8M0 | StDtype::U8 => data.iter().map(|b| power_of_two(*b)).collect(),
+        StDtype::F8_E8M0 | StDtype::U8 => data.iter().map(|b| e8m0::decode(*b)).collect(),
         other => {
             return Err(refuse(
                 what(),
@@ -144,15 +144,6 @@ fn read_scale(weight: &CheckpointTensor, scale: &CheckpointTensor, format: &Quan
         data: scale.data.clone(),
         block: format.block,
     })
-}
-
-/// UE8M0: 2^(b - 127); 255 is NaN.
-fn power_of_two(b: u8) -> f32 {
-    match b {
-        0 => f32::from_bits(1 << 22),
-        255 => f32::NAN,
-        b => f32::from_bits(u32::from(b) << 23),
-    }
 }
 
 /// The tensor in bf16: f32(q) * scale, rounded to nearest even, as transformers does when it dequantizes on load.
@@ -183,19 +174,4 @@ pub(crate) fn dequantized(tensor: &CheckpointTensor) -> Result<CheckpointTensor>
 
 fn refuse(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> RuntimeError {
     RuntimeError::Checkpoint(Refusal::new(what, why, next))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::power_of_two;
-
-    #[test]
-    fn exponents() {
-        for (b, value) in
-            [(127u8, 1.0f32), (128, 2.0), (1, 2f32.powi(-126)), (254, 2f32.powi(127)), (0, 2f32.powi(-127))]
-        {
-            assert_eq!(power_of_two(b), value);
-        }
-        assert!(power_of_two(255).is_nan());
-    }
 }

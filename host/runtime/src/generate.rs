@@ -47,6 +47,22 @@ pub struct Completion {
     pub prompt_tokens: usize,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// Which weights and which adapter made which of the tokens.
+    pub weight_versions: Vec<TokenVersion>,
+}
+
+/// What made a range of generated tokens.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct TokenVersion {
+    /// What the trainer calls the weights ([`WeightSet::label`]).
+    pub version: String,
+    /// Name and version of the adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<(String, u64)>,
+    /// First token.
+    pub start: usize,
+    /// One behind the last token.
+    pub end: usize,
 }
 
 /// How long it took.
@@ -75,7 +91,8 @@ struct Running {
     done: Completion,
 }
 
-/// Generates all requests as one batch; token ids in `mask` are never sampled. `on_text` gets (request, piece) as text becomes certain.
+/// Generates all requests as one batch; token ids in `mask` are never sampled. `on_text` gets (request, piece) as text
+/// becomes certain.
 pub fn generate(
     model: &Model,
     weights: &WeightSet,
@@ -106,6 +123,7 @@ pub fn generate(
                 token_ids: Vec::new(),
                 prompt_tokens: r.prompt.len(),
                 finish_reason: FinishReason::Length,
+                weight_versions: Vec::new(),
             },
         });
     }
@@ -136,7 +154,15 @@ pub fn generate(
         prefill = false;
     }
     finished.sort_by_key(|r| r.index);
-    for r in &finished {
+    for r in &mut finished {
+        if !r.done.token_ids.is_empty() {
+            r.done.weight_versions = vec![TokenVersion {
+                version: weights.label().to_string(),
+                adapter: r.cache.adapter().map(|a| (a.name().to_string(), a.version())),
+                start: 0,
+                end: r.done.token_ids.len(),
+            }];
+        }
         timing.generated_tokens += r.done.token_ids.len();
         timing.decode_tokens += r.done.token_ids.len().saturating_sub(1);
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::lora::Adapter;
+use crate::weights::WeightSet;
 
 /// What one sequence remembers, all layers.
 pub struct KvCache {
@@ -10,6 +11,10 @@ pub struct KvCache {
     len: usize,
     /// The adapter whose keys and values these are.
     adapter: Option<Arc<Adapter>>,
+    /// The weights whose keys and values these are ([`WeightSet::id`] and version); none while it is empty.
+    weights: Option<(u64, u64)>,
+    /// Go on with other weights, with the old keys kept.
+    keep: bool,
 }
 
 /// How much a layer remembers.
@@ -47,7 +52,7 @@ impl KvCache {
                 before: None,
             },
         };
-        Self { layers: shapes.iter().map(layer).collect(), len: 0, adapter }
+        Self { layers: shapes.iter().map(layer).collect(), len: 0, adapter, weights: None, keep: false }
     }
 
     /// The adapter that the sequence runs with.
@@ -100,8 +105,20 @@ impl KvCache {
         }
     }
 
+    /// Lets the sequence go on with weights that are published later, keeping the keys and values of the old ones, as
+    /// vLLM does in pause mode `keep`. Without this a publish invalidates the cache.
+    pub fn keep_across_publishes(&mut self) {
+        self.keep = true;
+    }
+
+    /// The version of the weights that made the cache, if these are others.
+    pub(crate) fn stale(&self, weights: &WeightSet) -> Option<u64> {
+        self.weights.filter(|(id, _)| *id != weights.id() && !self.keep).map(|(_, version)| version)
+    }
+
     /// The step succeeded.
-    pub(crate) fn commit(&mut self, tokens: usize) {
+    pub(crate) fn commit(&mut self, tokens: usize, weights: &WeightSet) {
+        self.weights = Some((weights.id(), weights.version()));
         self.len += tokens;
         for layer in &mut self.layers {
             if let LayerCache::Recurrent { before, .. } = layer {

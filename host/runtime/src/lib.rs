@@ -3,6 +3,7 @@
 //! WebAssembly.
 
 pub mod activation;
+pub mod assembly;
 pub mod bytes;
 pub mod checkpoint;
 pub mod config;
@@ -13,6 +14,7 @@ pub mod fp8;
 pub mod generate;
 pub mod hooks;
 pub mod kv;
+pub mod layout;
 pub mod lora;
 pub mod metrics;
 pub mod model;

@@ -10,12 +10,15 @@ use half::{bf16, f16};
 use safetensors::tensor::Dtype as StDtype;
 use serde_json::Value;
 
-use crate::bytes::TensorBytes;
+use crate::assembly::{Assembly, ChunkHeader, Duplicates};
 use crate::checkpoint::CheckpointTensor;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{Lora, LoraPlan, LoraSide, ModelInfo, Role, TensorInfo};
 use crate::refit::info;
 use crate::registry::{ParamId, Registry};
+
+/// Most bytes of one adapter.
+const MOST_BYTES: usize = 8 << 30;
 
 /// The two halves for one part of a runtime tensor, in f32.
 #[derive(Debug, Clone)]
@@ -107,62 +110,25 @@ impl Adapters {
 pub struct AdapterBuilder {
     name: String,
     config: String,
-    tensors: BTreeMap<String, Assembly>,
-}
-
-struct Assembly {
-    stored: StDtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-    /// Disjoint ranges that were written, by start.
-    written: BTreeMap<usize, usize>,
+    tensors: Assembly,
 }
 
 impl AdapterBuilder {
     /// `config` is the text of adapter_config.json.
     pub fn new(name: impl Into<String>, config: impl Into<String>) -> Self {
-        Self { name: name.into(), config: config.into(), tensors: BTreeMap::new() }
+        Self { name: name.into(), config: config.into(), tensors: Assembly::new(Duplicates::Refuse, MOST_BYTES) }
     }
 
     /// A whole tensor.
     pub fn tensor(&mut self, t: &CheckpointTensor) -> Result<()> {
-        self.range(&t.name, t.stored, &t.shape, 0, &t.data)
+        float(&t.name, t.stored)?;
+        self.tensors.tensor(t).map_err(of_adapter)
     }
 
-    /// Bytes `start ..` of a tensor of this dtype and shape.
-    pub fn range(&mut self, name: &str, stored: StDtype, shape: &[usize], start: usize, bytes: &[u8]) -> Result<()> {
-        let width = match stored {
-            StDtype::F32 => 4,
-            StDtype::F16 | StDtype::BF16 => 2,
-            other => return Err(refuse(name, format!("its dtype is {other:?}"), "send it in f32, bf16 or f16")),
-        };
-        let size = shape.iter().try_fold(width, |n: usize, d| n.checked_mul(*d)).filter(|n| *n <= 1 << 32);
-        let Some(size) = size else {
-            return Err(refuse(name, format!("its shape {shape:?} is larger than 4 GiB"), "check the adapter"));
-        };
-        let t = self.tensors.entry(name.to_string()).or_insert_with(|| Assembly {
-            stored,
-            shape: shape.to_vec(),
-            // 0xFF is NaN in each of these types: what nobody writes cannot pass for a weight.
-            bytes: vec![0xFF; size],
-            written: BTreeMap::new(),
-        });
-        if t.stored != stored || t.shape != shape {
-            let why = format!("a chunk says {stored:?} {shape:?}, an earlier one {:?} {:?}", t.stored, t.shape);
-            return Err(refuse(name, why, "send all chunks of a tensor with one dtype and shape"));
-        }
-        let end = start.checked_add(bytes.len()).filter(|end| *end <= size);
-        let Some(end) = end else {
-            let why = format!("a chunk of {} bytes at {start} lies outside of its {size} bytes", bytes.len());
-            return Err(refuse(name, why, "check the offsets"));
-        };
-        let before = t.written.range(..end).next_back().filter(|(_, e)| **e > start);
-        if before.is_some() || (bytes.is_empty() && size == 0 && t.written.contains_key(&0)) {
-            return Err(refuse(name, "it is given twice".to_string(), "send each byte of an adapter once"));
-        }
-        t.bytes[start..end].copy_from_slice(bytes);
-        t.written.insert(start, end);
-        Ok(())
+    /// A range of bytes of a tensor.
+    pub fn chunk(&mut self, chunk: &ChunkHeader<'_>, bytes: &[u8]) -> Result<()> {
+        float(chunk.name, chunk.dtype)?;
+        self.tensors.chunk(chunk, bytes).map_err(of_adapter)
     }
 
     /// Checks everything and publishes the adapter under its name, or refuses and changes nothing.
@@ -173,18 +139,7 @@ impl AdapterBuilder {
         patch: &dyn Lora,
         adapters: &Adapters,
     ) -> Result<Arc<Adapter>> {
-        let mut tensors = Vec::new();
-        for (name, t) in self.tensors {
-            let covered: usize = t.written.iter().map(|(s, e)| e - s).sum();
-            if covered != t.bytes.len() {
-                let why = format!("{covered} of its {} bytes arrived", t.bytes.len());
-                return Err(refuse(&name, why, "send the missing chunks"));
-            }
-            let len = t.bytes.len();
-            if let Some(data) = TensorBytes::new(Arc::new(t.bytes), 0..len) {
-                tensors.push(CheckpointTensor::new(name, t.stored, t.shape, data));
-            }
-        }
+        let tensors = self.tensors.finish().map_err(of_adapter)?;
         let infos: Vec<TensorInfo> = tensors.iter().map(|t| info(t, Role::Other)).collect();
         let targets: Vec<TensorInfo> = registry.params().iter().map(|p| p.info()).collect();
         let plan = patch.admit(model, &self.config, &targets, &infos)?;
@@ -375,6 +330,17 @@ fn in_layers(module: &str, layers: Option<&[u64]>) -> bool {
     let Some(layers) = layers else { return true };
     let mut components = module.split('.').skip_while(|c| *c != "layers").skip(1);
     components.next().and_then(|n| n.parse().ok()).is_none_or(|n: u64| layers.contains(&n))
+}
+
+fn float(name: &str, stored: StDtype) -> Result<()> {
+    match stored {
+        StDtype::F32 | StDtype::F16 | StDtype::BF16 => Ok(()),
+        other => Err(refuse(name, format!("its dtype is {other:?}"), "send it in f32, bf16 or f16")),
+    }
+}
+
+fn of_adapter(refusal: Refusal) -> RuntimeError {
+    RuntimeError::Refit(Refusal { what: format!("adapter {}", refusal.what), ..refusal })
 }
 
 fn refuse(name: &str, why: String, next: &str) -> RuntimeError {

@@ -124,7 +124,7 @@ impl Model {
 
     /// Logits [rows, vocab] in f32. On an error the caches are as before.
     pub fn forward(&self, weights: &WeightSet, batch: &mut [Sequence<'_>], rows: Rows) -> Result<Tensor> {
-        self.check(batch)?;
+        self.check(weights, batch)?;
         let by_row = batch.iter().flat_map(|s| std::iter::repeat_n(s.cache.adapter().cloned(), s.tokens.len()));
         let pass = Pass::new(by_row.collect());
         // Once onto a worker thread, instead of once for every operator: sleeping and waking cost more than a small GEMV.
@@ -132,7 +132,7 @@ impl Model {
         match result {
             Ok(logits) => {
                 for s in batch.iter_mut() {
-                    s.cache.commit(s.tokens.len());
+                    s.cache.commit(s.tokens.len(), weights);
                 }
                 Ok(logits)
             }
@@ -145,9 +145,19 @@ impl Model {
         }
     }
 
-    fn check(&self, batch: &[Sequence<'_>]) -> Result<()> {
+    fn check(&self, weights: &WeightSet, batch: &[Sequence<'_>]) -> Result<()> {
         let refuse = |why: String, next: &str| Err(RuntimeError::Request(Refusal::new("a forward pass", why, next)));
+        if let Some(local) = weights.local_experts() {
+            let why =
+                format!("these weights hold only the experts {}..{} (expert parallelism)", local.start, local.end);
+            return refuse(why, "load the model without --expert-parallel");
+        }
         for s in batch {
+            if let Some(old) = s.cache.stale(weights) {
+                let now = weights.version();
+                let why = format!("the cache holds keys and values of weights version {old}, and {now} is published");
+                return refuse(why, "compute the sequence anew with an empty cache, or keep the old keys by intent");
+            }
             if s.tokens.is_empty() {
                 return refuse("a sequence has no new token".to_string(), "give at least one token per sequence");
             }

@@ -81,9 +81,11 @@ impl MoeOp<'_> {
         let mut gate_up = vec![0.0; m * 2 * width];
         let w13 = &self.weights.parts(self.w13)[expert * 2..expert * 2 + 2];
         apply_parts(self.weights, w13, None, x, m, hidden, &mut gate_up)?;
+        let swapped = self.weights.swapped(self.w13);
         for (i, both) in gate_up.chunks_exact_mut(2 * width).enumerate() {
             if let Some(adapter) = self.pass.adapter(rows[i]) {
-                let (gate, up) = both.split_at_mut(width);
+                let (first, second) = both.split_at_mut(width);
+                let (gate, up) = if swapped { (second, first) } else { (first, second) };
                 let x = &x[i * hidden..(i + 1) * hidden];
                 adapter.add(self.w13, expert * 2, x, gate);
                 adapter.add(self.w13, expert * 2 + 1, x, up);
@@ -91,7 +93,8 @@ impl MoeOp<'_> {
         }
         let mut gated = vec![0.0; m * width];
         for (row, both) in gated.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
-            let (gate, up) = both.split_at(width);
+            let (first, second) = both.split_at(width);
+            let (gate, up) = if swapped { (second, first) } else { (first, second) };
             for (o, (g, u)) in row.iter_mut().zip(gate.iter().zip(up)) {
                 *o = g / (1.0 + (-g).exp()) * u;
             }

@@ -3,7 +3,8 @@
 
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::error::{Refusal, Result, RuntimeError, did_you_mean};
-use crate::hooks::{LoaderMap, ModelInfo, Placement, Role, Slot, TensorInfo};
+use crate::hooks::{LoaderMap, Placement, Role, Slot, TensorInfo};
+use crate::refit::Setup;
 use crate::registry::{ParamId, Registry};
 
 /// One part that a checkpoint tensor writes.
@@ -26,6 +27,8 @@ pub struct Dest {
 pub enum Action {
     /// Not loaded, with the reason.
     Ignore(String),
+    /// Not loaded: its expert is held by another rank.
+    Elsewhere(Role),
     /// Written.
     Load {
         /// Role of the runtime tensor it goes to.
@@ -41,6 +44,8 @@ pub enum Action {
 pub struct Plan {
     /// The actions.
     pub actions: Vec<Action>,
+    /// Tensors of experts that another rank holds.
+    pub not_local: usize,
 }
 
 /// Who may load fused experts natively: only `--simulate loader-loss`, before the loaders are lost.
@@ -56,13 +61,8 @@ pub enum ExpertLoaders {
 
 impl Plan {
     /// Asks the loader map, fills in the host's own, and checks coverage.
-    pub fn new(
-        registry: &Registry,
-        model: &ModelInfo,
-        checkpoint: &Checkpoint,
-        loader: Option<&dyn LoaderMap>,
-        experts: ExpertLoaders,
-    ) -> Result<Self> {
+    pub fn new(setup: &Setup<'_>, checkpoint: &Checkpoint, loader: Option<&dyn LoaderMap>) -> Result<Self> {
+        let Setup { registry, model, experts, .. } = *setup;
         let infos: Vec<TensorInfo> = checkpoint.tensors().map(|t| checkpoint_info(registry, t)).collect();
         let placements = match loader {
             Some(loader) => {
@@ -74,6 +74,7 @@ impl Plan {
         let mut written: Vec<Vec<Option<usize>>> =
             registry.params().iter().map(|p| vec![None; p.part_count()]).collect();
         let mut actions = Vec::with_capacity(infos.len());
+        let mut not_local = 0;
         for (i, (tensor, placement)) in checkpoint.tensors().zip(placements).enumerate() {
             let action = match placement {
                 Placement::Ignore(reason) => Action::Ignore(reason),
@@ -84,6 +85,8 @@ impl Plan {
                     place(registry, tensor, who, param, slot, expert.map(|e| e as usize), transposed)?
                 }
             };
+            let action = locally(setup, action);
+            not_local += usize::from(matches!(action, Action::Elsewhere(_)));
             if let Action::Load { dests, .. } = &action {
                 for d in dests {
                     if let Some(first) = written[d.param][d.part].replace(i) {
@@ -93,8 +96,8 @@ impl Plan {
             }
             actions.push(action);
         }
-        missing(registry, &written)?;
-        Ok(Self { actions })
+        missing(setup, &written)?;
+        Ok(Self { actions, not_local })
     }
 }
 
@@ -250,12 +253,25 @@ fn written_twice(registry: &Registry, first: &str, second: &str, d: &Dest) -> Ru
     )
 }
 
-/// Every part must be written.
-fn missing(registry: &Registry, written: &[Vec<Option<usize>>]) -> Result<()> {
+/// Without the parts of experts that another rank holds.
+fn locally(setup: &Setup<'_>, action: Action) -> Action {
+    let Action::Load { role, mut dests, transposed } = action else { return action };
+    let given = dests.len();
+    dests.retain(|d| setup.is_local(&setup.registry.params()[d.param], d.part));
+    match dests.is_empty() && given > 0 {
+        true => Action::Elsewhere(role),
+        false => Action::Load { role, dests, transposed },
+    }
+}
+
+/// Every part that is held here must be written.
+fn missing(setup: &Setup<'_>, written: &[Vec<Option<usize>>]) -> Result<()> {
+    let registry = setup.registry;
     let mut absent = Vec::new();
     for (param, parts) in written.iter().enumerate() {
-        for part in parts.iter().enumerate().filter(|(_, w)| w.is_none()).map(|(part, _)| part) {
-            let decl = &registry.params()[param];
+        let decl = &registry.params()[param];
+        let unwritten = parts.iter().enumerate().filter(|(part, w)| w.is_none() && setup.is_local(decl, *part));
+        for part in unwritten.map(|(part, _)| part) {
             absent.push(match registry.checkpoint_name_of(param, part) {
                 Some(name) => format!("`{name}`"),
                 None => format!("{} of `{}`", decl.part_label(part), decl.name),

@@ -1,15 +1,20 @@
 //! Published weights: immutable once made, shared by `Arc`. A refit makes a new set; requests that hold the old one
 //! keep it.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
-use patchhost_kernels::linear::MatrixView;
+use patchhost_kernels::linear::{MatrixView, ScaleOrder};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::activation::Activation;
 use crate::error::Result;
-use crate::hooks::Elem;
+use crate::hooks::{Dtype, Elem, LayoutPass};
+use crate::layout;
 use crate::registry::{ParamId, Registry};
 
 /// The data of one part, row-major.
@@ -25,8 +30,10 @@ pub enum Matrix {
     Fp8 {
         /// e4m3fn codes.
         q: Vec<u8>,
-        /// Stored scales (multipliers), row-major over the block grid.
+        /// Stored scales (multipliers), one per block of the grid.
         scales: Vec<f32>,
+        /// How the scales lie.
+        order: ScaleOrder,
         /// Rows of a block.
         block_rows: usize,
         /// Columns of a block.
@@ -68,8 +75,8 @@ impl Matrix {
             Matrix::F32(data) => MatrixView::F32 { data },
             Matrix::Bf16(data) => MatrixView::Bf16 { data },
             Matrix::F16(data) => MatrixView::F16 { data },
-            Matrix::Fp8 { q, scales, block_rows, block_cols } => {
-                MatrixView::Fp8Block { q, scales, block_rows: *block_rows, block_cols: *block_cols }
+            Matrix::Fp8 { q, scales, order, block_rows, block_cols } => {
+                MatrixView::Fp8Block { q, scales, order: *order, block_rows: *block_rows, block_cols: *block_cols }
             }
         }
     }
@@ -95,24 +102,56 @@ impl Matrix {
             Matrix::F32(d) => out.copy_from_slice(&d[range]),
             Matrix::Bf16(d) => out.iter_mut().zip(&d[range]).for_each(|(o, b)| *o = bf16::from_bits(*b).to_f32()),
             Matrix::F16(d) => out.iter_mut().zip(&d[range]).for_each(|(o, b)| *o = f16::from_bits(*b).to_f32()),
-            Matrix::Fp8 { q, scales, block_rows, block_cols } => {
-                let grid = cols.div_ceil(*block_cols);
+            Matrix::Fp8 { q, scales, order, block_rows, block_cols } => {
+                let (down, across) = order.strides(cols.div_ceil(*block_cols));
                 for (c, (o, b)) in out.iter_mut().zip(&q[range]).enumerate() {
-                    let scale = scales[row / block_rows * grid + c / block_cols];
+                    let scale = scales[row / block_rows * down + c / block_cols * across];
                     *o = patchhost_kernels::e4m3::decode(*b) * scale;
                 }
             }
         }
     }
 
-    fn bit_equal(&self, other: &Self) -> bool {
+    /// Element type as it is stored.
+    pub fn dtype(&self) -> Dtype {
+        match self {
+            Matrix::F32(_) => Dtype::F32,
+            Matrix::Bf16(_) => Dtype::Bf16,
+            Matrix::F16(_) => Dtype::F16,
+            Matrix::Fp8 { .. } => Dtype::F8E4m3,
+        }
+    }
+
+    /// Feeds every stored byte to a digest, little endian: the data, then the scales as they lie.
+    fn hash(&self, hasher: &mut Sha256) {
+        fn f32s(hasher: &mut Sha256, values: &[f32]) {
+            for chunk in values.chunks(1 << 14) {
+                hasher.update(chunk.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+            }
+        }
+        match self {
+            Matrix::F32(d) => f32s(hasher, d),
+            Matrix::Bf16(d) | Matrix::F16(d) => {
+                for chunk in d.chunks(1 << 15) {
+                    hasher.update(chunk.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+                }
+            }
+            Matrix::Fp8 { q, scales, .. } => {
+                hasher.update(q);
+                f32s(hasher, scales);
+            }
+        }
+    }
+
+    /// Whether every stored bit is the same, layout included.
+    pub fn bit_equal(&self, other: &Self) -> bool {
         match (self, other) {
             (Matrix::F32(a), Matrix::F32(b)) => same_bits(a, b),
             (Matrix::Bf16(a), Matrix::Bf16(b)) | (Matrix::F16(a), Matrix::F16(b)) => a == b,
             (
-                Matrix::Fp8 { q, scales, block_rows, block_cols },
-                Matrix::Fp8 { q: q2, scales: s2, block_rows: r2, block_cols: c2 },
-            ) => q == q2 && same_bits(scales, s2) && block_rows == r2 && block_cols == c2,
+                Matrix::Fp8 { q, scales, order, block_rows, block_cols },
+                Matrix::Fp8 { q: q2, scales: s2, order: o2, block_rows: r2, block_cols: c2 },
+            ) => q == q2 && same_bits(scales, s2) && order == o2 && block_rows == r2 && block_cols == c2,
             _ => false,
         }
     }
@@ -135,20 +174,51 @@ pub struct Part {
 
 /// A whole model's weights, all of one refit.
 pub struct WeightSet {
+    id: u64,
     version: u64,
+    label: String,
     params: Vec<Vec<Part>>,
+    /// The layout passes that each runtime tensor went through, in order.
+    passes: Vec<Vec<LayoutPass>>,
     /// Vectors (norms, biases) in f32, parts concatenated; `None` for matrices.
     vectors: Vec<Option<Tensor>>,
     activation: Arc<Activation>,
+    /// The experts that are held, where it is not all of them.
+    local_experts: Option<Range<usize>>,
+}
+
+/// Everything that makes a set of weights.
+pub(crate) struct Ingredients {
+    pub(crate) version: u64,
+    pub(crate) label: String,
+    /// Parts in the layout of the checkpoint.
+    pub(crate) params: Vec<Vec<Part>>,
+    pub(crate) passes: Vec<Vec<LayoutPass>>,
+    pub(crate) activation: Activation,
+    pub(crate) local_experts: Option<Range<usize>>,
+}
+
+/// Digests of one runtime tensor.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ParamDigest {
+    /// Name as in vLLM.
+    pub name: String,
+    /// Stored element type; that of the first part.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Its layout passes.
+    pub passes: Vec<LayoutPass>,
+    /// SHA-256 of its parts (data, then scales) in the checkpoint's layout: what reading back gives.
+    pub sha256_checkpoint: String,
+    /// The same in the layout of the runtime: what lies in memory.
+    pub sha256_runtime: String,
 }
 
 impl WeightSet {
-    pub(crate) fn new(
-        registry: &Registry,
-        version: u64,
-        params: Vec<Vec<Part>>,
-        activation: Activation,
-    ) -> Result<Self> {
+    pub(crate) fn new(registry: &Registry, made: Ingredients) -> Result<Self> {
+        static IDS: AtomicU64 = AtomicU64::new(1);
+        let Ingredients { version, label, mut params, passes, activation, local_experts } = made;
         let mut vectors = Vec::with_capacity(params.len());
         for (decl, parts) in registry.params().iter().zip(&params) {
             vectors.push(match decl.cols {
@@ -166,7 +236,16 @@ impl WeightSet {
                 }
             });
         }
-        Ok(Self { version, params, vectors, activation: Arc::new(activation) })
+        for (passes, parts) in passes.iter().zip(&mut params) {
+            layout::apply(passes, parts);
+        }
+        let id = IDS.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { id, version, label, params, passes, vectors, activation: Arc::new(activation), local_experts })
+    }
+
+    /// Unlike any other set of this process: caches remember it.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// Counts publishes, from 1.
@@ -174,9 +253,75 @@ impl WeightSet {
         self.version
     }
 
-    /// The parts of a runtime tensor: of each expert, in the order of the declaration.
+    /// What the trainer calls these weights; the number of the publish where it said nothing.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The parts of a runtime tensor as they lie in memory: of each expert, in the order of the declaration unless
+    /// [`WeightSet::swapped`].
     pub fn parts(&self, param: ParamId) -> &[Part] {
         &self.params[param]
+    }
+
+    /// The layout passes that a runtime tensor went through.
+    pub fn passes(&self, param: ParamId) -> &[LayoutPass] {
+        &self.passes[param]
+    }
+
+    /// Whether up comes before gate in the experts of a `w13_weight`.
+    pub fn swapped(&self, param: ParamId) -> bool {
+        self.passes[param].contains(&LayoutPass::SwapW13)
+    }
+
+    /// The parts of a runtime tensor in the checkpoint's layout.
+    pub fn checkpoint_parts(&self, param: ParamId) -> Vec<Part> {
+        let mut parts = self.params[param].clone();
+        layout::undo(&self.passes[param], &mut parts);
+        parts
+    }
+
+    /// Digests of every runtime tensor, in the order of the registry.
+    pub fn digests(&self, registry: &Registry) -> Vec<ParamDigest> {
+        let of = |parts: &[Part]| {
+            let mut hasher = Sha256::new();
+            parts.iter().for_each(|p| p.matrix.hash(&mut hasher));
+            hex(&hasher.finalize())
+        };
+        (0..self.params.len())
+            .into_par_iter()
+            .map(|param| {
+                let decl = &registry.params()[param];
+                let runtime = of(&self.params[param]);
+                ParamDigest {
+                    name: decl.name.clone(),
+                    dtype: self.params[param].first().map_or(Dtype::Other, |p| p.matrix.dtype()),
+                    shape: decl.shape(),
+                    passes: self.passes[param].clone(),
+                    sha256_checkpoint: match self.passes[param].is_empty() {
+                        true => runtime.clone(),
+                        false => of(&self.checkpoint_parts(param)),
+                    },
+                    sha256_runtime: runtime,
+                }
+            })
+            .collect()
+    }
+
+    /// One digest of all weights as they lie in memory.
+    pub fn digest(&self, registry: &Registry) -> String {
+        let mut hasher = Sha256::new();
+        for d in self.digests(registry) {
+            hasher.update(d.name.as_bytes());
+            hasher.update([0]);
+            hasher.update(d.sha256_runtime.as_bytes());
+        }
+        hex(&hasher.finalize())
+    }
+
+    /// The experts that are held, where it is not all of them (expert parallelism).
+    pub fn local_experts(&self) -> Option<Range<usize>> {
+        self.local_experts.clone()
     }
 
     pub(crate) fn vector(&self, param: ParamId) -> Result<&Tensor> {
@@ -194,11 +339,14 @@ impl WeightSet {
         self.params.iter().flatten().map(|p| p.matrix.bytes()).sum()
     }
 
-    /// The first runtime tensor that differs from `other` in any bit, with its part.
+    /// The first runtime tensor that differs from `other` in any bit or in its layout, with its part.
     pub fn first_difference(&self, other: &Self) -> Option<(ParamId, usize)> {
         for (id, (a, b)) in self.params.iter().zip(&other.params).enumerate() {
             if a.len() != b.len() {
                 return Some((id, a.len().min(b.len())));
+            }
+            if self.passes[id] != other.passes[id] {
+                return Some((id, 0));
             }
             if let Some(part) = a.iter().zip(b).position(|(x, y)| !x.matrix.bit_equal(&y.matrix)) {
                 return Some((id, part));
@@ -206,4 +354,9 @@ impl WeightSet {
         }
         None
     }
+}
+
+/// Lower-case hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -35,7 +35,8 @@ fn threads(text: &str) -> Result<usize, String> {
 /// Which patches are loaded.
 #[derive(Debug, Args)]
 pub struct PatchArgs {
-    /// A patch: a path, or the name of a bundled one (fp8_block, fp8_block_mse, moe_loader); can be repeated
+    /// A patch: a path, or the name of a bundled one (see guests/README.md: fp8_block, fp8_block_mse, moe_loader, gpu_layout,
+    /// lora_tensors, refit_guard, vocab_mask); can be repeated
     #[arg(long = "component", value_name = "X.wasm")]
     pub components: Vec<String>,
     /// A setting of the patch: KEY=VALUE, or NAME.KEY=VALUE where several patches are loaded; can be repeated
@@ -44,7 +45,7 @@ pub struct PatchArgs {
     /// The digest that the component's bytes must have; the n-th belongs to the n-th --component
     #[arg(long = "sha256", value_name = "HEX")]
     pub sha256: Vec<String>,
-    /// Do not load the bundled patches that are on by default (moe_loader)
+    /// Do not load the bundled patches that are on by default (moe_loader; vocab_mask where text is sampled)
     #[arg(long)]
     pub no_default_patches: bool,
 }

@@ -257,7 +257,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
 }
 
 /// The error inside, where there is one, so that it keeps its exit code.
-fn plain(error: ExportError) -> anyhow::Error {
+pub(super) fn plain(error: ExportError) -> anyhow::Error {
     match error {
         ExportError::Runtime(e) => e.into(),
         ExportError::Write(e) => e.into(),
@@ -344,7 +344,7 @@ fn peak_memory() -> Option<u64> {
 }
 
 /// "5GB", "500 MB", "1GiB", "4096".
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 8] = [
         ("KIB", 1 << 10),
         ("MIB", 1 << 20),

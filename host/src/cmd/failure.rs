@@ -8,7 +8,7 @@ use patchhost_runtime::hooks::{HookCause, HookError};
 use super::args::Format;
 use crate::checkpoint::export::ExportError;
 use crate::checkpoint::write::WriteError;
-use crate::patch::{SetError, StageError};
+use crate::patch::{AttachError, SetError, StageError};
 
 /// Refused: by the audit, a digest, a conflict, or because weights and patches do not cover the model.
 pub const EXIT_REFUSED: u8 = 1;
@@ -75,7 +75,7 @@ fn code(error: &anyhow::Error) -> u8 {
     if let Some(ExportError::Usage(_)) = error.downcast_ref::<ExportError>() {
         return EXIT_USAGE;
     }
-    if error.is::<SetError>() {
+    if error.is::<SetError>() || error.is::<AttachError>() {
         return EXIT_REFUSED;
     }
     if error.is::<UsageError>() {

@@ -13,9 +13,11 @@ use safetensors::tensor::Dtype;
 
 use super::args::{Format, Fp8Activation, ModelArgs, PatchArgs};
 use super::failure::UsageError;
+use super::lora::LoraArgs;
 use super::output::json;
 use super::session::{Model, Patches, advance, progress_bar};
 use crate::checkpoint::write::{Out, safetensors};
+use crate::patch::Phase;
 
 /// Compute the logits of given token ids
 #[derive(Debug, clap::Args)]
@@ -24,6 +26,8 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     patches: PatchArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
     /// A safetensors file with `input_ids`: I64 [T], or [B,T] for a batch
     #[arg(long, value_name = "IDS.safetensors")]
     ids: PathBuf,
@@ -48,7 +52,12 @@ enum ComputeDtype {
 pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let (batch, ids) = read_ids(&args.ids)?;
     let model = Model::open(&args.model, EngineOptions::default())?;
-    let patches = Patches::load(&args.patches, &model.engine.info().architecture)?;
+    let patches = Patches::load_with(
+        &args.patches,
+        &model.engine.info().architecture,
+        args.lora.patches(),
+        Phase::of(Some(&model.engine)),
+    )?;
     let quantizes = patches.hooks(ActivationMode::None).quant.is_some();
     let dtype = args.dtype.unwrap_or(if quantizes { ComputeDtype::Fp8 } else { ComputeDtype::F32 });
     let mut hooks = patches.hooks(args.fp8_activation.into());
@@ -64,8 +73,10 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let refit = refit?;
 
     let weights = model.engine.live()?;
+    let adapter = args.lora.load(&model, &patches)?;
     let length = ids.len() / batch.unwrap_or(1);
-    let mut caches: Vec<_> = (0..batch.unwrap_or(1)).map(|_| model.engine.model().new_cache()).collect();
+    let mut caches: Vec<_> =
+        (0..batch.unwrap_or(1)).map(|_| model.engine.model().new_cache_with(adapter.clone())).collect();
     let mut sequences: Vec<Sequence<'_>> =
         ids.chunks_exact(length).zip(&mut caches).map(|(tokens, cache)| Sequence { tokens, cache }).collect();
     let logits = model.engine.model().forward(&weights, &mut sequences, Rows::All)?;

@@ -5,10 +5,12 @@ mod explain;
 mod export;
 mod failure;
 mod logits;
+mod lora;
 mod output;
 mod quantize;
 mod run;
 mod session;
+mod verify_refit;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -37,6 +39,7 @@ enum Verb {
     Export(export::Args),
     Quantize(quantize::Args),
     Logits(logits::Args),
+    VerifyRefit(verify_refit::Args),
 }
 
 /// Parses the command line, runs the verb and turns its error into the exit code.
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         Verb::Export(args) => export::run(args, format),
         Verb::Quantize(args) => quantize::run(args, format),
         Verb::Logits(args) => logits::run(args, format),
+        Verb::VerifyRefit(args) => verify_refit::run(args, format),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -15,9 +15,14 @@ use patchhost_runtime::weights::WeightSet;
 
 use super::args::{Format, Fp8Activation, ModelArgs, PatchArgs};
 use super::failure::UsageError;
+use super::lora::LoraArgs;
 use super::output::{bytes, duration, json, plural};
 use super::session::{Model, Patches, advance, progress_bar};
 use crate::checkpoint::bundled;
+use crate::patch::Phase;
+
+/// Bundled patches that are on by default where text is sampled: they change no logits.
+const SAMPLING_PATCHES: &[&str] = &["vocab_mask"];
 
 /// Load a model through its patches and generate text
 #[derive(Debug, clap::Args)]
@@ -26,6 +31,8 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     patches: PatchArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
     /// The text to continue, or the question to answer where the model has a chat template
     #[arg(long, conflicts_with = "prompts", allow_hyphen_values = true)]
     prompt: Option<String>,
@@ -72,6 +79,8 @@ pub struct Args {
 enum Simulate {
     /// vLLM 0.8.2: post-processing drops the weight loaders of fused experts, so the first refit fails
     LoaderLoss,
+    /// verl: patches are imported before the engine exists, though a comment forbids it
+    WrongPhase,
 }
 
 #[derive(Debug, serde::Serialize)]
@@ -81,10 +90,20 @@ struct Summary {
     patch_set: String,
     patches: Vec<super::session::LedgerRow>,
     refit: RefitReport,
+    adapter: Option<AdapterRow>,
+    masked_ids: usize,
     simulated_refits: usize,
     mismatch: Option<Mismatch>,
     completions: Vec<Completion>,
     timing: Timing,
+}
+
+/// The adapter, as reports show it.
+#[derive(Debug, serde::Serialize)]
+struct AdapterRow {
+    name: String,
+    rank: usize,
+    parts: usize,
 }
 
 /// Runs the verb.
@@ -97,12 +116,18 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         seed: args.seed,
     };
     sampling.check()?;
-    let options = EngineOptions { simulate_loader_loss: args.simulate.is_some(), ..EngineOptions::default() };
+    let options =
+        EngineOptions { simulate_loader_loss: args.simulate == Some(Simulate::LoaderLoss), ..EngineOptions::default() };
     let model = Model::open(&args.model, options)?;
     let tokenizer = model.tokenizer()?;
     let texts = prompts(&args)?;
-    let requests = requests(&args, &texts, &model, &tokenizer, &sampling)?;
-    let patches = Patches::load(&args.patches, &model.engine.info().architecture)?;
+    let mut requests = requests(&args, &texts, &model, &tokenizer, &sampling)?;
+    let more = [SAMPLING_PATCHES, args.lora.patches()].concat();
+    let phase = match args.simulate {
+        Some(Simulate::WrongPhase) => Phase::of(None),
+        _ => Phase::of(Some(&model.engine)),
+    };
+    let patches = Patches::load_with(&args.patches, &model.engine.info().architecture, &more, phase)?;
     let hooks = patches.hooks(args.fp8_activation.into());
     let text = format == Format::Text;
     if text {
@@ -120,9 +145,22 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
     let simulated_refits = match args.simulate {
         Some(Simulate::LoaderLoss) => refits_after_loader_loss(&model, &hooks, text)?,
-        None => 0,
+        _ => 0,
     };
     let live = model.engine.live()?;
+    let adapter = args.lora.load(&model, &patches)?;
+    requests.iter_mut().for_each(|r| r.adapter = adapter.clone());
+    if let Some(a) = adapter.as_ref().filter(|_| text) {
+        println!("adapter {}: rank {}, {} adapted", a.name(), a.rank(), plural(a.adapted(), "module"));
+    }
+    let mask = match patches.set().logits_mask() {
+        Some(patch) => {
+            let (rows, vocabulary) = (model.engine.model().vocab(), tokenizer.vocabulary());
+            patch.masked(model.engine.info(), rows as u32, vocabulary as u32)?
+        }
+        None => Vec::new(),
+    };
+    let masked_ids: usize = mask.iter().map(|r| r.len()).sum();
     let distance = match hooks.quant.is_some() && !args.no_kl && report.quantized > 0 {
         true => Some(compare(&model, &hooks, &live, &requests)?),
         false => None,
@@ -149,7 +187,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
             let _ = std::io::stdout().flush();
         }
     };
-    let (completions, timing) = generate(model.engine.model(), &live, &tokenizer, &requests, &[], &mut stream)?;
+    let (completions, timing) = generate(model.engine.model(), &live, &tokenizer, &requests, &mask, &mut stream)?;
     match format {
         Format::Json => json(&Summary {
             model: model.name,
@@ -157,6 +195,8 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
             patch_set: patches.set().digest().to_string(),
             patches: patches.ledger(),
             refit: report,
+            adapter: adapter.map(|a| AdapterRow { name: a.name().to_string(), rank: a.rank(), parts: a.adapted() }),
+            masked_ids,
             simulated_refits,
             mismatch: distance,
             completions,
@@ -170,6 +210,9 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
                 }
             }
             println!("\n");
+            if masked_ids > 0 {
+                println!("{} never sampled", plural(masked_ids, "token id"));
+            }
             print_speed(&timing);
             patches.print_ledger();
             Ok(())
@@ -266,7 +309,8 @@ fn compare(model: &Model, hooks: &RefitHooks, live: &WeightSet, requests: &[Requ
     let plain = RefitHooks { loader: hooks.loader.clone(), ..RefitHooks::default() };
     let (reference, _) = model.engine.stage(&model.checkpoint, &plain, &|_, _, _| {})?;
     let logits = |weights: &WeightSet| -> anyhow::Result<Vec<f32>> {
-        let mut caches: Vec<_> = requests.iter().map(|_| model.engine.model().new_cache()).collect();
+        let mut caches: Vec<_> =
+            requests.iter().map(|r| model.engine.model().new_cache_with(r.adapter.clone())).collect();
         let mut batch: Vec<Sequence<'_>> =
             requests.iter().zip(&mut caches).map(|(r, cache)| Sequence { tokens: &r.prompt, cache }).collect();
         let out = model.engine.model().forward(weights, &mut batch, Rows::All)?;
@@ -275,10 +319,12 @@ fn compare(model: &Model, hooks: &RefitHooks, live: &WeightSet, requests: &[Requ
     Ok(mismatch(&logits(&reference)?, &logits(live)?, model.engine.model().vocab()))
 }
 
-fn print_refit(r: &RefitReport) {
+/// What a refit did, for people.
+pub(super) fn print_refit(r: &RefitReport) {
     println!(
-        "refit {}: {} quantized, {} kept{} in {}; {} -> {}",
+        "refit {}{}: {} quantized, {} kept{} in {}; {} -> {}",
         r.version,
+        if r.label == r.version.to_string() { String::new() } else { format!(" ({})", r.label) },
         plural(r.quantized, "tensor"),
         r.kept,
         if r.ignored > 0 { format!(", {} ignored", r.ignored) } else { String::new() },

@@ -15,9 +15,12 @@ use super::args::{ModelArgs, PatchArgs};
 use super::failure::UsageError;
 use super::output::{count, duration};
 use crate::checkpoint::bundled;
-use crate::patch::{Applicability, Candidate, Digest, Hook, Limits, Patch, PatchSet, Sandbox, Verification, resolve};
+use crate::patch::{
+    Applicability, Attached, Attachments, Candidate, Digest, Hook, Limits, Patch, PatchSet, Phase, Sandbox,
+    Verification, resolve,
+};
 
-/// Bundled patches that do not change numbers and are on by default.
+/// Bundled patches that do not change numbers and are on by default in every verb that loads a model.
 const DEFAULT_PATCHES: [&str; 1] = ["moe_loader"];
 
 /// A model: its engine and its tensors.
@@ -82,8 +85,7 @@ fn require_folder(folder: &Path) -> Result<(), UsageError> {
 
 /// The patches of one command.
 pub struct Patches {
-    entries: Vec<(Arc<Patch>, Applicability)>,
-    set: PatchSet,
+    attachments: Attachments,
 }
 
 /// One line of the ledger.
@@ -103,8 +105,13 @@ pub struct LedgerRow {
 }
 
 impl Patches {
-    /// Loads the user's patches and the default ones. `architecture` decides which of them apply.
+    /// Loads the user's patches and the default ones of a verb that refits. `architecture` decides which of them apply.
     pub fn load(args: &PatchArgs, architecture: &str) -> anyhow::Result<Self> {
+        Self::load_with(args, architecture, &[], Phase::EngineUp)
+    }
+
+    /// The same, with more bundled patches that the verb needs where the user names none for their hooks.
+    pub fn load_with(args: &PatchArgs, architecture: &str, more: &[&str], phase: Phase) -> anyhow::Result<Self> {
         if args.sha256.len() > args.components.len() {
             return Err(UsageError::new(
                 format!("{} --sha256 for {} --component", args.sha256.len(), args.components.len()),
@@ -124,7 +131,7 @@ impl Patches {
             patches.push(start(candidate, expected, &mine, &sandbox)?);
         }
         if !args.no_default_patches {
-            for name in DEFAULT_PATCHES {
+            for name in DEFAULT_PATCHES.iter().chain(more).copied() {
                 let candidate = resolve(name)?;
                 let taken = |hook: &Hook| patches.iter().any(|p: &Arc<Patch>| p.hooks().contains(hook));
                 let patch = start(candidate, None, &settings.for_patch(name, false), &sandbox)?;
@@ -135,40 +142,38 @@ impl Patches {
             }
         }
         settings.check_used(&patches, args)?;
-        let mut set = PatchSet::default();
-        let mut entries = Vec::new();
+        let mut attachments = Attachments::default();
         for patch in patches {
-            let applicability = patch.applies_to(architecture);
-            if applicability == Applicability::Applies {
-                set.push(patch.clone())?;
+            let name = patch.info().name.clone();
+            if attachments.attach(patch, phase, architecture)? == Attached::Already {
+                eprintln!("note: patch `{name}` is given twice with the same settings; it is loaded once");
             }
-            entries.push((patch, applicability));
         }
-        Ok(Self { entries, set })
+        Ok(Self { attachments })
     }
 
     /// The hooks of the patches that apply.
     pub fn hooks(&self, activation: ActivationMode) -> RefitHooks {
         RefitHooks {
-            loader: self.set.loader_map(),
-            quant: self.set.block_quant(),
+            loader: self.set().loader_map(),
+            quant: self.set().block_quant(),
             activation,
-            layout: self.set.layout(),
-            observers: self.set.observers(),
+            layout: self.set().layout(),
+            observers: self.set().observers(),
         }
     }
 
     /// The set of those that apply.
     pub fn set(&self) -> &PatchSet {
-        &self.set
+        self.attachments.set()
     }
 
     /// Refuses if no patch quantizes, for verbs that are about that.
     pub fn require_quant(&self, verb: &str) -> Result<Arc<Patch>, UsageError> {
-        if let Some(patch) = self.set.claims(Hook::BlockQuant) {
+        if let Some(patch) = self.set().claims(Hook::BlockQuant) {
             return Ok(patch.clone());
         }
-        let not = self.entries.iter().find_map(|(p, a)| match a {
+        let not = self.attachments.entries().iter().find_map(|(p, a)| match a {
             Applicability::NotApplicable { reason } if p.hooks().contains(&Hook::BlockQuant) => {
                 Some(format!("patch `{}` is not applicable: {reason}", p.info().name))
             }
@@ -183,7 +188,7 @@ impl Patches {
 
     /// The ledger, as it stands now.
     pub fn ledger(&self) -> Vec<LedgerRow> {
-        self.entries.iter().map(|(patch, applicability)| row(patch, applicability)).collect()
+        self.attachments.entries().iter().map(|(patch, applicability)| row(patch, applicability)).collect()
     }
 
     /// Prints the ledger for people.

@@ -4,10 +4,14 @@ use super::{Candidate, StageError};
 use std::path::Path;
 
 /// The bundled patches: name and component.
-pub const BUNDLED: [(&str, &[u8]); 3] = [
+pub const BUNDLED: [(&str, &[u8]); 7] = [
     ("moe_loader", include_bytes!("../../../guests/moe_loader.wasm")),
     ("fp8_block", include_bytes!("../../../guests/fp8_block.wasm")),
     ("fp8_block_mse", include_bytes!("../../../guests/fp8_block_mse.wasm")),
+    ("gpu_layout", include_bytes!("../../../guests/gpu_layout.wasm")),
+    ("lora_tensors", include_bytes!("../../../guests/lora_tensors.wasm")),
+    ("refit_guard", include_bytes!("../../../guests/refit_guard.wasm")),
+    ("vocab_mask", include_bytes!("../../../guests/vocab_mask.wasm")),
 ];
 
 /// A bundled patch by name, with or without `.wasm`.

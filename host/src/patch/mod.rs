@@ -1,5 +1,6 @@
 //! The life of a patch: from bytes to something that answers, each step a type of its own.
 
+mod attach;
 pub mod bundled;
 mod digest;
 mod error;
@@ -10,6 +11,7 @@ mod stage;
 
 pub use crate::abi::{Hook, Info, Target};
 pub use crate::sandbox::{CallStats, Function, FunctionStats, Limits, Sandbox};
+pub use attach::{AttachError, Attached, Attachments, Phase};
 pub use bundled::resolve;
 pub use digest::Digest;
 pub use error::{Stage, StageError};

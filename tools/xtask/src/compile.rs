@@ -7,9 +7,10 @@ use std::time::Instant;
 use wit_component::{ComponentEncoder, DecodedWasm};
 
 /// The patches that people use, with the only interfaces that each may import.
-const GUESTS: [(&str, &[&str]); 6] = [
+const GUESTS: [(&str, &[&str]); 7] = [
     ("fp8_block", &[]),
     ("fp8_block_mse", &["patchhost:patch/row-source@0.1.0"]),
+    ("gpu_layout", &[]),
     ("lora_tensors", &[]),
     ("moe_loader", &[]),
     ("refit_guard", &[]),

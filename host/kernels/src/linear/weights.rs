@@ -1,5 +1,6 @@
 //! Weight matrices as sources of lanes.
 
+use super::ScaleOrder;
 use crate::cast::dequantize_row;
 use crate::isa::Isa;
 use crate::simd::{Simd, pad};
@@ -82,6 +83,8 @@ pub(super) struct Fp8<'a> {
     block_rows: usize,
     block_cols: usize,
     grid_cols: usize,
+    /// Distance in `scales` from one row of blocks to the next, and from one column to the next.
+    strides: (usize, usize),
     /// Whether blocks start at multiples of 16 columns and every `256 * scale` is finite.
     fused: bool,
 }
@@ -90,6 +93,7 @@ impl<'a> Fp8<'a> {
     pub(super) fn new(
         q: &'a [u8],
         scales: &'a [f32],
+        order: ScaleOrder,
         n: usize,
         k: usize,
         block_rows: usize,
@@ -98,10 +102,15 @@ impl<'a> Fp8<'a> {
         assert!(block_rows > 0 && block_cols > 0, "blocks have at least one row and column");
         assert_eq!(q.len(), n * k, "w is n x k");
         let grid_cols = k.div_ceil(block_cols);
-        assert_eq!(scales.len(), n.div_ceil(block_rows) * grid_cols, "one scale per block");
+        let grid_rows = n.div_ceil(block_rows);
+        assert_eq!(scales.len(), order.len(grid_rows, grid_cols), "one scale per block, and the padding");
+        if let ScaleOrder::ColMajor { stride } = order {
+            assert!(stride >= grid_rows, "a column holds all rows of the grid");
+        }
         let aligned = block_cols.is_multiple_of(16) || block_cols >= k;
         let fused = aligned && scales.iter().all(|s| (s * 256.0).is_finite());
-        Fp8 { q, scales, k, block_rows, block_cols, grid_cols, fused }
+        let strides = order.strides(grid_cols);
+        Fp8 { q, scales, k, block_rows, block_cols, grid_cols, strides, fused }
     }
 }
 
@@ -111,7 +120,8 @@ impl Weights for Fp8<'_> {
     #[inline(always)]
     fn scale<S: Simd>(self, s: S, row: usize, span: usize) -> S::F {
         // The lanes are value / 256; both factors of 256 are exact, so that the product is rounded once.
-        s.splat(self.scales[row / self.block_rows * self.grid_cols + span] * 256.0)
+        let (down, across) = self.strides;
+        s.splat(self.scales[row / self.block_rows * down + span * across] * 256.0)
     }
     #[inline(always)]
     fn span(self) -> Option<usize> {
@@ -136,7 +146,9 @@ impl Weights for Fp8<'_> {
         s.mul(s.load_e4m3_256th(&pad::<16>(x)), scale)
     }
     fn widen(self, isa: Isa, row: usize, out: &mut [f32]) {
-        let scales = &self.scales[row / self.block_rows * self.grid_cols..][..self.grid_cols];
-        dequantize_row(isa, self.row(row), scales, self.block_cols, out);
+        let (down, across) = self.strides;
+        let first = row / self.block_rows * down;
+        let scales: Vec<f32> = (0..self.grid_cols).map(|c| self.scales[first + c * across]).collect();
+        dequantize_row(isa, self.row(row), &scales, self.block_cols, out);
     }
 }

@@ -8,6 +8,7 @@ use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use patchhost_runtime::hooks::{Elem, LoaderMap, ModelInfo, Role};
 use patchhost_runtime::plan::{Action, Dest, ExpertLoaders, Plan};
+use patchhost_runtime::refit::Setup;
 use patchhost_runtime::registry::Registry;
 use safetensors::tensor::Dtype;
 
@@ -88,7 +89,8 @@ pub fn outputs(
     checkpoint: &Checkpoint,
     loader: Option<&dyn LoaderMap>,
 ) -> Result<Vec<Output>> {
-    let plan = Plan::new(registry, model, checkpoint, loader, ExpertLoaders::Absent)?;
+    let setup = Setup { registry, model, experts: ExpertLoaders::Absent, local_experts: None };
+    let plan = Plan::new(&setup, checkpoint, loader)?;
     let names = Names::new(registry);
     let fused_only = FUSED_ONLY.contains(&model.model_type.as_str());
     let mut out = Vec::with_capacity(plan.actions.len());
@@ -104,6 +106,8 @@ pub fn outputs(
             data: Data::Plain(tensor.data.clone()),
         };
         match action {
+            // Never: an export has all experts.
+            Action::Elsewhere(_) => continue,
             Action::Ignore(reason) => {
                 whole.fixed = Some(format!("not part of the model that is served: {reason}"));
                 out.push(whole);

@@ -1,0 +1,204 @@
+//! One checkpoint tensor into its parts: copied, quantized through the patch, or taken as FP8 as it is.
+
+use std::sync::Arc;
+
+use patchhost_kernels::cast::CastReport;
+use patchhost_kernels::e4m3::contains_nan_code;
+use patchhost_kernels::linear::ScaleOrder;
+
+use super::RefitHooks;
+use crate::bytes::TensorBytes;
+use crate::checkpoint::CheckpointTensor;
+use crate::error::{Refusal, Result, RuntimeError};
+use crate::fp8::BlockScale;
+use crate::hooks::{BlockQuant, Decision, Elem, LayoutPass, ScaleFormat, Scheme};
+use crate::layout;
+use crate::plan::{Action, Dest};
+use crate::quantize::{Input, Quantized, quantize};
+use crate::weights::{Matrix, Part};
+
+/// The parts that one tensor became.
+pub(super) struct Staged {
+    pub(super) parts: Vec<(Dest, Part)>,
+    pub(super) report: CastReport,
+}
+
+/// One tensor to stage.
+pub(super) struct Job<'a> {
+    pub(super) tensor: &'a CheckpointTensor,
+    pub(super) action: &'a Action,
+    pub(super) decision: &'a Decision,
+    pub(super) hooks: &'a RefitHooks,
+    /// Layout passes of every runtime tensor.
+    pub(super) passes: &'a [Vec<LayoutPass>],
+}
+
+impl Job<'_> {
+    fn ue8m0(&self, dest: &Dest) -> bool {
+        self.passes[dest.param].contains(&LayoutPass::Ue8m0)
+    }
+
+    fn quantize(&self, input: &Input<'_>, dest: &Dest, scheme: &Scheme, quant: &dyn BlockQuant) -> Result<Quantized> {
+        if self.ue8m0(dest) && scheme.cast.format != ScaleFormat::Ue8m0 {
+            return quantize(input, &layout::scheme(scheme), &layout::Pow2::new(quant, scheme), true);
+        }
+        quantize(input, scheme, quant, true)
+    }
+
+    /// Reads, asks for scales, casts.
+    pub(super) fn run(&self) -> Result<Staged> {
+        let Job { tensor, action, decision, hooks, .. } = *self;
+        let mut staged = Staged { parts: Vec::new(), report: CastReport::default() };
+        let Action::Load { dests, transposed, .. } = action else { return Ok(staged) };
+        let internal = |why: &str| {
+            RuntimeError::Checkpoint(Refusal::new(format!("tensor `{}`", tensor.name), why, "check the checkpoint"))
+        };
+        if let Some(scale) = &tensor.scale {
+            let mut staged = stored_fp8(tensor, scale, dests, *transposed)?;
+            staged.parts.iter_mut().filter(|(d, _)| self.ue8m0(d)).for_each(|(_, part)| layout::requantize(part));
+            return Ok(staged);
+        }
+        let elem = tensor.elem().ok_or_else(|| internal("not a float tensor"))?;
+        let data = match *transposed {
+            None => tensor.data.clone(),
+            Some((n, rows, cols)) => {
+                transpose(&tensor.data, n, rows, cols, elem.size()).ok_or_else(|| internal("short data"))?
+            }
+        };
+        for dest in dests {
+            let start = dest.offset * elem.size();
+            let end = start + dest.rows * dest.cols * elem.size();
+            let bytes = data.slice(start..end).ok_or_else(|| internal("its data is shorter than its shape"))?;
+            let matrix = match (decision, &hooks.quant) {
+                (Decision::Quantize(scheme), Some(quant)) => {
+                    let input = Input { name: &tensor.name, data: bytes, elem, rows: dest.rows, cols: dest.cols };
+                    let made = self.quantize(&input, dest, scheme, quant.as_ref())?;
+                    if contains_nan_code(&made.q) {
+                        return Err(RuntimeError::NonFinite(Refusal::new(
+                            format!("tensor `{}`", tensor.name),
+                            "its FP8 codes hold NaN under the chosen edge policy; a model with NaN weights cannot be served",
+                            "repair the weight (edges=strict names it); `patchhost quantize` can still write such files",
+                        )));
+                    }
+                    staged.report += made.report;
+                    Matrix::Fp8 {
+                        q: made.q,
+                        scales: made.scales,
+                        order: ScaleOrder::RowMajor,
+                        block_rows: scheme.block_rows,
+                        block_cols: scheme.block_cols,
+                    }
+                }
+                _ => {
+                    if let Some((i, value)) = first_nonfinite(&bytes, elem) {
+                        let i = dest.offset + i;
+                        let index = if dest.cols > 1 { vec![i / dest.cols, i % dest.cols] } else { vec![i] };
+                        return Err(RuntimeError::NonFinite(Refusal::new(
+                            format!("tensor `{}`", tensor.name),
+                            format!(
+                                "the value at index {index:?} is {value}; a model with such weights cannot be served"
+                            ),
+                            "repair the weight; the old weights, if any, keep serving",
+                        )));
+                    }
+                    let mut matrix = Matrix::staging(elem, dest.rows * dest.cols);
+                    matrix.fill(&bytes);
+                    matrix
+                }
+            };
+            staged.parts.push((*dest, Part { rows: dest.rows, cols: dest.cols, matrix }));
+        }
+        Ok(staged)
+    }
+}
+
+/// The first value that is NaN or infinite.
+fn first_nonfinite(bytes: &[u8], elem: Elem) -> Option<(usize, f32)> {
+    fn find<const N: usize>(bytes: &[u8], bad: impl Fn(&[u8; N]) -> bool) -> Option<usize> {
+        bytes.as_chunks::<N>().0.iter().position(bad)
+    }
+    // All bits of the exponent are set.
+    let at = match elem {
+        Elem::F32 => find(bytes, |b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000),
+        Elem::Bf16 => find(bytes, |b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80),
+        Elem::F16 => find(bytes, |b| u16::from_le_bytes(*b) & 0x7c00 == 0x7c00),
+    }?;
+    let value = match elem {
+        Elem::F32 => bytes.as_chunks::<4>().0.get(at).map(|b| f32::from_le_bytes(*b)),
+        Elem::Bf16 => bytes.as_chunks::<2>().0.get(at).map(|b| half::bf16::from_le_bytes(*b).to_f32()),
+        Elem::F16 => bytes.as_chunks::<2>().0.get(at).map(|b| half::f16::from_le_bytes(*b).to_f32()),
+    };
+    Some((at, value.unwrap_or(f32::NAN)))
+}
+
+/// FP8 weights of the checkpoint: bytes and scales as they are, split into parts, transposed together.
+fn stored_fp8(
+    tensor: &CheckpointTensor,
+    scale: &BlockScale,
+    dests: &[Dest],
+    transposed: Option<(usize, usize, usize)>,
+) -> Result<Staged> {
+    let refuse = |why: String| {
+        RuntimeError::Refit(Refusal::new(format!("tensor `{}`", tensor.name), why, "load the model with --dequantize"))
+    };
+    let short = || refuse("its data is shorter than its shape".to_string());
+    if contains_nan_code(&tensor.data) {
+        return Err(RuntimeError::NonFinite(Refusal::new(
+            format!("tensor `{}`", tensor.name),
+            "its FP8 codes hold NaN; a model with NaN weights cannot be served",
+            "repair the weight",
+        )));
+    }
+    let [mut block_rows, mut block_cols] = scale.block;
+    let (n, mut rows, mut cols) = match tensor.shape[..] {
+        [n, rows, cols] => (n, rows, cols),
+        [rows, cols] => (1, rows, cols),
+        _ => return Err(short()),
+    };
+    let (mut data, mut scales) = (tensor.data.clone(), scale.values.clone());
+    if transposed.is_some() {
+        let (grid_rows, grid_cols) = (rows.div_ceil(block_rows), cols.div_ceil(block_cols));
+        data = transpose(&data, n, rows, cols, 1).ok_or_else(short)?;
+        let bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+        let turned = transpose(&bytes, n, grid_rows, grid_cols, 4).ok_or_else(short)?;
+        scales = turned.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        (rows, cols) = (cols, rows);
+        (block_rows, block_cols) = (block_cols, block_rows);
+    }
+    let (grid_rows, grid_cols) = (rows.div_ceil(block_rows), cols.div_ceil(block_cols));
+    let mut staged = Staged { parts: Vec::new(), report: CastReport::default() };
+    for dest in dests {
+        let (matrix, first) = (dest.offset / (rows * cols).max(1), dest.offset / cols.max(1) % rows.max(1));
+        if !first.is_multiple_of(block_rows) {
+            return Err(refuse(format!(
+                "a part of it begins at row {first}, which is no multiple of the block's {block_rows} rows"
+            )));
+        }
+        let from = matrix * grid_rows + first / block_rows;
+        let count = dest.rows.div_ceil(block_rows);
+        let part_scales = scales.get(from * grid_cols..(from + count) * grid_cols).ok_or_else(short)?.to_vec();
+        let q = data.slice(dest.offset..dest.offset + dest.rows * dest.cols).ok_or_else(short)?.to_vec();
+        let matrix = Matrix::Fp8 { q, scales: part_scales, order: ScaleOrder::RowMajor, block_rows, block_cols };
+        staged.parts.push((*dest, Part { rows: dest.rows, cols: dest.cols, matrix }));
+    }
+    Ok(staged)
+}
+
+/// `n` matrices of `rows` × `cols` elements of `size` bytes, each transposed.
+fn transpose(data: &[u8], n: usize, rows: usize, cols: usize, size: usize) -> Option<TensorBytes> {
+    let each = rows * cols * size;
+    if data.len() != n * each {
+        return None;
+    }
+    let mut out = vec![0u8; data.len()];
+    for (from, to) in data.chunks_exact(each.max(1)).zip(out.chunks_exact_mut(each.max(1))) {
+        for r in 0..rows {
+            for c in 0..cols {
+                let (f, t) = ((r * cols + c) * size, (c * rows + r) * size);
+                to[t..t + size].copy_from_slice(&from[f..f + size]);
+            }
+        }
+    }
+    let len = out.len();
+    TensorBytes::new(Arc::new(out), 0..len)
+}

@@ -1,0 +1,35 @@
+//! A refit: checkpoint tensors into a new set of weights. Everything is staged apart from the live weights and published
+//! by one pointer exchange; an error at any point leaves the live weights as they were.
+//!
+//! `begin(version, manifest?)` → chunks (a tensor may be split in byte ranges) → `finish`: coverage, observers,
+//! quantization, layout passes → verify → publish. [`Transaction`] is that order as types.
+
+mod cast;
+mod planned;
+mod report;
+mod transaction;
+mod watch;
+
+use std::sync::Arc;
+
+use crate::activation::ActivationMode;
+use crate::hooks::{BlockQuant, Layout, LoaderMap, RefitObserver};
+pub use planned::{Planned, Progress, Setup, info};
+pub use report::{Outcome, RefitReport, TensorOutcome};
+pub(crate) use transaction::Turn;
+pub use transaction::{Begin, Manifest, Promise, StagedRefit, Transaction};
+
+/// The patches of one refit: one set for all of it.
+#[derive(Clone, Default)]
+pub struct RefitHooks {
+    /// Where tensors go; none: only what the host itself can load.
+    pub loader: Option<Arc<dyn LoaderMap>>,
+    /// What becomes FP8; none: nothing.
+    pub quant: Option<Arc<dyn BlockQuant>>,
+    /// Treatment of activations before FP8 matrices.
+    pub activation: ActivationMode,
+    /// Which layout the published weights have; none: the plain one.
+    pub layout: Option<Arc<dyn Layout>>,
+    /// Who watches refits, in order; each may veto.
+    pub observers: Vec<Arc<dyn RefitObserver>>,
+}

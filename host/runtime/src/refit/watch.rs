@@ -1,0 +1,76 @@
+//! Showing a refit to the patches that watch it. They see names, dtypes, shapes and digests, never weights.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::checkpoint::CheckpointTensor;
+use crate::error::{Refusal, Result, RuntimeError};
+use crate::hooks::{Arrival, RefitObserver, RefitWatch, Verdict};
+use crate::weights::hex;
+
+/// Tensors of one call, as the interface promises.
+const BATCH: usize = 4_096;
+
+/// The observers of one refit, in order. Dropping it ends the watch, whichever way the refit went.
+pub(crate) struct Watches {
+    label: String,
+    watches: Vec<(String, Box<dyn RefitWatch>)>,
+}
+
+/// Tells every observer that a refit begins.
+pub(crate) fn watch(observers: &[Arc<dyn RefitObserver>], label: &str, expected: Option<&[String]>) -> Result<Watches> {
+    let mut all = Watches { label: label.to_string(), watches: Vec::with_capacity(observers.len()) };
+    for observer in observers {
+        let (verdict, watch) = observer.begin(label, expected)?;
+        all.obey(observer.name(), verdict)?;
+        all.watches.push((observer.name().to_string(), watch));
+    }
+    Ok(all)
+}
+
+impl Watches {
+    /// Shows everything that arrived. `digests` are those of `tensors`, in order; needed only if somebody watches.
+    pub(crate) fn show(&mut self, tensors: &[CheckpointTensor], digests: &[String]) -> Result<Vec<String>> {
+        let mut watches = std::mem::take(&mut self.watches);
+        for (name, watch) in &mut watches {
+            for (tensors, digests) in tensors.chunks(BATCH).zip(digests.chunks(BATCH)) {
+                let batch: Vec<Arrival> = tensors.iter().zip(digests).map(|(t, d)| arrival(t, d)).collect();
+                self.obey(name, watch.tensors(&batch)?)?;
+            }
+            self.obey(name, watch.finish(tensors.len().try_into().unwrap_or(u32::MAX))?)?;
+        }
+        Ok(watches.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// Whether anybody watches.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.watches.is_empty()
+    }
+
+    fn obey(&self, patch: &str, verdict: Verdict) -> Result<()> {
+        match verdict {
+            Verdict::Accept => Ok(()),
+            Verdict::Veto(reason) => Err(RuntimeError::Refit(Refusal::new(
+                format!("refit `{}`", self.label),
+                format!("patch `{patch}` vetoes it: {reason}"),
+                "send what it demands, or leave the patch out; the old weights keep serving",
+            ))),
+        }
+    }
+}
+
+fn arrival(t: &CheckpointTensor, sha256: &str) -> Arrival {
+    Arrival {
+        name: t.name.clone(),
+        dtype: t.dtype(),
+        shape: t.shape.iter().map(|d| *d as u64).collect(),
+        sha256: sha256.to_string(),
+    }
+}
+
+/// SHA-256 of each tensor's bytes as they arrived.
+pub(crate) fn digests(tensors: &[CheckpointTensor]) -> Vec<String> {
+    tensors.par_iter().map(|t| hex(&Sha256::digest(&t.data[..]))).collect()
+}
