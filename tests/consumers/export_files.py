@@ -10,7 +10,8 @@
 4. everything else is the source's, bit for bit;
 5. scales are F32, positive, one per block, and minimal: amax / 448, or the least power of two that is not below it;
 6. every value is a nearest one: |w - q s| <= 2^-4 |w|, or 2^-10 s where e4m3 is subnormal;
-7. config.json is the source's, plus `quantization_config`.
+7. config.json is the source's, plus `quantization_config`, whose list of unquantized modules names every linear one (also
+   routers, which transformers never converts and vLLM would), `lm_head` even if tied, and none that is FP8.
 """
 import json, os, re
 
@@ -118,6 +119,11 @@ class Export:
         for members in groups.values():
             if not wanted.issuperset(members): wanted.difference_update(members)
         assert set(self.fp8) == wanted, f"{self.folder}: {sorted(set(self.fp8) ^ wanted)[:6]}"
+        modules = {n.removesuffix(".weight") for n, t in plain.items()
+                   if t.dim() == 2 and n.endswith(".weight") and "embed_tokens" not in n and n not in wanted}
+        assert modules <= set(self.ignored), f"{self.folder}: not listed as unquantized: {sorted(modules - set(self.ignored))[:6]}"
+        assert any(m.split(".")[-1] == "lm_head" for m in self.ignored), self.folder
+        assert not {n.removesuffix(".weight") for n in wanted} & set(self.ignored), self.folder
         self.worst = 0.0
         for name, w in plain.items():
             t = self.stored[name]
