@@ -1,83 +1,98 @@
 """Reads exports with the compressed-tensors package.
 
-    python check_compressed_tensors.py EXPORT …      # made with --for compressed-tensors
+    python check_compressed_tensors.py EXPORT --source MODEL [--patchhost BIN] [--scales f32|ue8m0] [--partial]
 
-For each export:
+EXPORT was made with --for compressed-tensors (--partial: and --allow-partial-blocks). First what export_files.py says, then:
 1. quantization_config is one that the package takes, of format float-quantized;
-2. with its matching rules, exactly the modules that hold FP8 weights are targeted, and `ignore` names all others;
-3. `decompress` of every FP8 tensor equals f32(q) * scale of its block, bit for bit;
-4. dense models load with transformers (compressed-tensors' MoE does not load there), and every weight is what 3 says.
+2. by its matching rules, `ignore` names every linear module that is not FP8 and none that is;
+3. the package's `decompress` of every FP8 tensor equals f32(q) * scale of its block, bit for bit, and its `compress` of that
+   with the same scale gives the same bytes;
+4. dense models load with transformers (its MoE does not load there), twice: dequantized, every parameter is what 3 says;
+   and compressed, the modules that carry a scheme are exactly the FP8 ones. No missing or unexpected keys;
+5. with --patchhost, in float32 and within 1e-4: `patchhost logits EXPORT` equals transformers on a twin with the weights of
+   3 in float32 (its own class, no quantization).
 """
-import json, os, sys, warnings
+import argparse, json, os, sys, tempfile, warnings
 
 warnings.filterwarnings("ignore")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TQDM_DISABLE", "1")
 import compressed_tensors
 import torch
 import transformers
 from compressed_tensors.compressors import FloatQuantizationCompressor
 from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.utils.match import match_name
-from safetensors.torch import load_file
+from loguru import logger
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-torch.set_num_threads(1)
-transformers.utils.logging.disable_progress_bar()
+import patchhost_logits
+from check_transformers import TOLERANCE, load, logits, model_class, refuse_keys
+from export_files import F8, Export
+
+logger.disable("compressed_tensors")  # it advises against sizes that are not multiples of the block
 
 
-def tensors(folder):
-    files = sorted(f for f in os.listdir(folder) if f.endswith(".safetensors"))
-    return {name: t for f in files for name, t in load_file(os.path.join(folder, f)).items()}
-
-
-def check(folder):
-    config = json.load(open(os.path.join(folder, "config.json")))
-    raw = config["quantization_config"]
-    assert raw["quant_method"] == "compressed-tensors"
-    quant = QuantizationConfig.model_validate(raw)
+def check(folder, source, binary=None, scales="f32", partial=False):
+    export = Export(folder, source, partial, scales)
+    quant = QuantizationConfig.model_validate(export.quant)
     assert quant.format == "float-quantized" and list(quant.config_groups) == ["group_0"]
     scheme = quant.config_groups["group_0"]
     assert scheme.targets == ["Linear"] and scheme.weights.strategy == "block"
-    block = list(scheme.weights.block_structure)
-
-    stored = tensors(folder)
-    fp8, ignored, worst = {}, 0, 0
-    for name, t in stored.items():
-        if name.endswith("_scale"):
-            assert stored[name.removesuffix("_scale")].dtype == torch.float8_e4m3fn
-            continue
+    assert list(scheme.weights.block_structure) == export.block
+    wide = export.dequantized()
+    for name, t in export.stored.items():
+        if t.dim() != 2 or not name.endswith(".weight") or "embed_tokens" in name: continue
         module = name.removesuffix(".weight")
         listed = any(match_name(module, entry) for entry in quant.ignore)
-        if t.dtype != torch.float8_e4m3fn:
-            linear = t.dim() == 2 and "embed_tokens" not in name
-            assert listed or not linear, f"{folder}: `{module}` is not FP8 and not ignored"
-            ignored += listed
-            continue
-        assert not listed, f"{folder}: `{module}` is FP8 and ignored"
-        s = stored[name + "_scale"]
-        n, k = t.shape
-        wide = s.repeat_interleave(block[0], 0)[:n].repeat_interleave(block[1], 1)[:, :k]
-        expected = t.to(torch.float32) * wide
-        got = FloatQuantizationCompressor.decompress({"weight": t, "weight_scale": s}, scheme)["weight"]
-        assert got.dtype == torch.float32 and torch.equal(got, expected), f"{folder}: {name} differs"
-        fp8[name] = expected
-    line = f"{len(fp8)} FP8 tensors decompress to what the scales say; {ignored} modules ignored"
+        assert listed == (t.dtype != F8), f"{folder}: `{module}` is {t.dtype}, ignored: {listed}"
+    for name in export.fp8:
+        parts = {"weight": export.stored[name], "weight_scale": export.stored[name + "_scale"]}
+        got = FloatQuantizationCompressor.decompress(dict(parts), scheme)["weight"]
+        assert got.dtype == torch.float32 and torch.equal(got, wide[name]), f"{folder}: {name} decompresses to something else"
+        back = FloatQuantizationCompressor.compress({"weight": got, "weight_scale": parts["weight_scale"]}, scheme)["weight"]
+        assert torch.equal(back.view(torch.uint8), parts["weight"].view(torch.uint8)), f"{folder}: {name} compresses to something else"
+    line = f"{len(export.fp8)} FP8 of {len(export.stored)}, {len(export.ignored)} ignored; decompress and compress agree"
 
-    if not any(".experts." in name for name in stored):
+    dense = not any(".experts." in name for name in export.stored)
+    if dense:
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True,
-            quantization_config=CompressedTensorsConfig(dequantize=True))
-        missing = [k for k in info["missing_keys"] if not (k == "lm_head.weight" and model.config.tie_word_embeddings)]
-        assert not missing and not info["unexpected_keys"], f"{folder}: {info}"
+            folder, dtype=torch.float32, output_loading_info=True, quantization_config=CompressedTensorsConfig(dequantize=True))
+        refuse_keys(folder, model, info)
         state = model.state_dict()
-        for name, expected in fp8.items():
-            assert torch.equal(state[name].float(), expected), f"{folder}: {name} differs in transformers"
+        for name, t in wide.items(): assert torch.equal(state[name].float(), t.float()), f"{folder}: {name} differs in transformers"
+        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, output_loading_info=True)
+        refuse_keys(folder, model, info)
+        made = {f"{n}.weight" for n, m in model.named_modules() if getattr(m, "quantization_scheme", None) is not None}
+        assert made == set(export.fp8), f"{folder}: other modules carry a scheme: {sorted(made ^ set(export.fp8))[:6]}"
         line += "; transformers loads it"
-    print(f"good  {os.path.basename(folder.rstrip('/'))}: {line}")
+    cls = model_class(export.config)
+    if binary and cls:
+        text = export.config.get("text_config", export.config)
+        ids, _ = patchhost_logits.ids_of(source, text["vocab_size"])
+        with tempfile.TemporaryDirectory() as twin:
+            json.dump(export.config, open(os.path.join(twin, "config.json"), "w"))
+            save_file({n: t.float() for n, t in wide.items()}, os.path.join(twin, "model.safetensors"), {"format": "pt"})
+            wanted = logits(load(cls, twin, torch.float32), ids)
+        difference = patchhost_logits.apart(patchhost_logits.run(binary, folder, ids), wanted)
+        assert difference < TOLERANCE, f"{folder}: patchhost's logits differ by {difference:.1e}"
+        line += f"; patchhost within {difference:.1e}"
+    return line
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("export")
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--patchhost")
+    parser.add_argument("--scales", default="f32", choices=["f32", "ue8m0"])
+    parser.add_argument("--partial", action="store_true")
+    args = parser.parse_args()
+    print(f"compressed-tensors {compressed_tensors.__version__}, transformers {transformers.__version__}, "
+          f"torch {torch.__version__}", file=sys.stderr)
+    print(check(args.export, args.source, args.patchhost, args.scales, args.partial))
 
 
 if __name__ == "__main__":
-    print(f"compressed-tensors {compressed_tensors.__version__}, transformers {transformers.__version__}, "
-          f"torch {torch.__version__}", file=sys.stderr)
-    for folder in sys.argv[1:]:
-        check(folder)
+    main()
