@@ -424,7 +424,7 @@ fn a_bad_weight_leaves_nothing_behind() {
 }
 
 /// A Llama of random weights, every size a multiple of `unit`.
-fn random_llama(folder: &Path, unit: usize, layers: usize) -> PathBuf {
+pub fn random_llama(folder: &Path, unit: usize, layers: usize) -> PathBuf {
     let model = folder.join("random");
     std::fs::create_dir_all(&model).unwrap();
     let config = serde_json::json!({

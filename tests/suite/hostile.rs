@@ -49,6 +49,53 @@ const ACTIVATION: &[(&str, &[&str])] = &[
     ("activation_spin", &["activation-scales", "fuel"]),
 ];
 
+/// `any_hook` and its faults in a layout, a mask or an observer, tried with `patchhost run`; the exit code (1: it breaks no
+/// rule of the interface, and is refused; 3: it failed). Its lies about adapters: `lora.rs`.
+const HOOKS: &[(&str, i32, &[&str])] = &[
+    ("none", 0, &[]),
+    ("layout-spin", 3, &["passes", "fuel"]),
+    ("layout-short", 3, &["passes", "lists of passes for"]),
+    ("layout-twice", 3, &["passes", "stands twice"]),
+    ("layout-swap-everything", 1, &["swap-w13", "only fused expert weights"]),
+    ("layout-align-everything", 1, &["col-major-align", "only FP8 weights"]),
+    ("mask-spin", 3, &["masked", "fuel"]),
+    ("mask-overlap", 3, &["masked", "range 1 is 4..6"]),
+    ("mask-descending", 3, &["masked", "ascending"]),
+    ("mask-empty", 3, &["masked", "range 0 is 3..3"]),
+    ("mask-backwards", 3, &["masked", "range 0 is 5..3"]),
+    ("mask-beyond", 3, &["masked", "below"]),
+    ("mask-all", 3, &["masked", "nothing could be sampled"]),
+    ("mask-many", 3, &["masked"]),
+    ("observer-spin", 3, &["begin", "fuel"]),
+    ("observer-trap-begin", 3, &["begin"]),
+    ("observer-trap-tensors", 3, &["tensors"]),
+    ("observer-veto-begin", 1, &["vetoes it: not today"]),
+    ("observer-veto-tensors", 1, &["vetoes it: I do not like model.embed_tokens.weight"]),
+    ("observer-veto-finish", 1, &["vetoes it: one too many"]),
+    ("observer-long-reason", 3, &["begin", "5000 bytes"]),
+    ("observer-huge-reason", 3, &["begin"]),
+    ("observer-control-characters", 1, &["vetoes it: \\u{1b}[2J"]),
+];
+
+#[test]
+fn hooks_that_lie_are_refused() {
+    let any_hook = evil("any_hook");
+    for (fault, code, words) in HOOKS {
+        let setting = format!("any_hook.fault={fault}");
+        let args = ["run", "--max-tokens", "2", "--no-kl", "--component", "fp8_block", "--component", &any_hook];
+        let ran = patchhost(args.iter().copied().chain(["--set", &setting]));
+        if *code == 0 {
+            ran.good();
+            continue;
+        }
+        let error = ran.refused(*code, std::path::Path::new("/nowhere"));
+        for word in *words {
+            assert!(error.contains(word), "{fault}: `{word}` is not in {error}");
+        }
+        assert!(!ran.stderr.contains('\u{1b}'), "{fault}: control characters reach the terminal");
+    }
+}
+
 #[test]
 fn every_evil_guest_is_tried() {
     let built: BTreeSet<String> = std::fs::read_dir(repo().join("guests/evil"))
@@ -62,6 +109,7 @@ fn every_evil_guest_is_tried() {
         .map(|q| q.0)
         .chain(LOADERS.iter().map(|l| l.0))
         .chain(ACTIVATION.iter().map(|a| a.0))
+        .chain(["any_hook"])
         .map(str::to_string)
         .collect();
     assert_eq!(built, tried);

@@ -6,6 +6,7 @@ mod export;
 mod fp8;
 mod hostile;
 mod list;
+mod lora;
 mod malformed;
 mod oracle;
 mod quantize;

@@ -192,7 +192,8 @@ fn dot_is_the_definition() {
 #[test]
 fn column_major_scales_give_the_same_bits() {
     let mut rng = rng(31);
-    for (n, k, block_rows, block_cols) in [(300, 384, 128, 128), (7, 50, 2, 9), (64, 64, 128, 128), (129, 257, 64, 16)]
+    for (n, k, block_rows, block_cols) in
+        [(300usize, 384usize, 128, 128), (7, 50, 2, 9), (64, 64, 128, 128), (129, 257, 64, 16)]
     {
         let q: Vec<u8> = (0..n * k).map(|_| rng.random::<u8>() & 0x77).collect();
         let (grid_rows, grid_cols) = (n.div_ceil(block_rows), k.div_ceil(block_cols));

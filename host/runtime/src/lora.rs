@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use half::{bf16, f16};
+use regex::Regex;
 use safetensors::tensor::Dtype as StDtype;
 use serde_json::Value;
 
@@ -162,9 +163,44 @@ impl AdapterBuilder {
 struct Config {
     rank: u64,
     scaling: f32,
-    /// Module names; `None` where they are a pattern.
-    modules: Option<Vec<String>>,
+    targets: Targets,
+    /// Modules that are left out although they are targets.
+    exclude: Targets,
     layers: Option<Vec<u64>>,
+}
+
+/// Which modules are meant.
+enum Targets {
+    /// By name, or the end of it.
+    Names(Vec<String>),
+    /// By a pattern that must match the whole name, as PEFT's `re.fullmatch`.
+    Pattern(Regex),
+    /// `all-linear`, or a pattern that only Python understands: the adapter itself must be consistent.
+    Unknown,
+}
+
+impl Targets {
+    fn read(value: Option<&Value>) -> Self {
+        match value {
+            Some(Value::Array(list)) => {
+                Self::Names(list.iter().filter_map(Value::as_str).map(str::to_string).collect())
+            }
+            Some(Value::String(text)) if text != "all-linear" => {
+                Regex::new(&format!("^(?:{text})$")).map_or(Self::Unknown, Self::Pattern)
+            }
+            Some(Value::String(_)) => Self::Unknown,
+            _ => Self::Names(Vec::new()),
+        }
+    }
+
+    /// Whether a module is meant; none where that cannot be known.
+    fn has(&self, module: &str) -> Option<bool> {
+        match self {
+            Self::Names(list) => Some(list.iter().any(|m| module == m || module.ends_with(&format!(".{m}")))),
+            Self::Pattern(pattern) => Some(pattern.is_match(module)),
+            Self::Unknown => None,
+        }
+    }
 }
 
 impl Config {
@@ -177,16 +213,14 @@ impl Config {
         let alpha = alpha.ok_or_else(|| bad("`lora_alpha` is missing".to_string()))?;
         let rslora = json.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
         let scaling = if rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
-        let modules = json
-            .get("target_modules")
-            .and_then(Value::as_array)
-            .map(|list| list.iter().filter_map(Value::as_str).map(str::to_string).collect());
+        let targets = Targets::read(json.get("target_modules"));
+        let exclude = Targets::read(json.get("exclude_modules"));
         let layers = match json.get("layers_to_transform") {
             Some(Value::Array(list)) => Some(list.iter().filter_map(Value::as_u64).collect()),
             Some(one) => one.as_u64().map(|n| vec![n]),
             None => None,
         };
-        Ok(Self { rank, scaling: scaling as f32, modules, layers })
+        Ok(Self { rank, scaling: scaling as f32, targets, exclude, layers })
     }
 
     fn agree(&self, plan: &LoraPlan, patch: &str) -> Result<()> {
@@ -280,9 +314,9 @@ fn widen(t: &CheckpointTensor) -> Vec<f32> {
     }
 }
 
-/// Both halves of every adapted part; `target_modules` in every layer (or those of `layers_to_transform`). Where they are
-/// a pattern, and for routed experts (which PEFT reaches only where they are modules of their own), what is adapted
-/// anywhere must be adapted everywhere.
+/// Both halves of every adapted part; `target_modules` in every layer (or those of `layers_to_transform`), less
+/// `exclude_modules`. Where they are `all-linear`, and for routed experts (which PEFT reaches only where they are modules
+/// of their own), what is adapted anywhere must be adapted everywhere.
 fn covered(registry: &Registry, config: &Config, halves: &BTreeMap<(ParamId, usize), Halves>) -> Result<()> {
     let missing = |module: &str, side: &str| {
         let name = format!("base_model.model.{module}.lora_{side}.weight");
@@ -314,10 +348,10 @@ fn covered(registry: &Registry, config: &Config, halves: &BTreeMap<(ParamId, usi
         let decl = &registry.params()[at.0];
         let routed = decl.role == Role::Expert;
         let seen = present.contains(&(leaf(module), routed));
-        let targeted = match &config.modules {
-            Some(list) if !routed => list.iter().any(|m| module == m || module.ends_with(&format!(".{m}"))),
+        let targeted = match config.targets.has(module) {
+            Some(targeted) if !routed => targeted,
             _ => seen,
-        };
+        } && config.exclude.has(module) == Some(false);
         let linear = decl.role != Role::Embedding && decl.stored.is_none();
         if linear && targeted && in_layers(module, config.layers.as_deref()) && !halves.contains_key(at) {
             return Err(missing(module, "A"));
