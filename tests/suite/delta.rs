@@ -219,7 +219,7 @@ fn the_same_bytes_on_every_run_in_files_of_bounded_size() {
         let (fa, fb) = (files(&a.join(version)), files(&b.join(version)));
         assert!(fa == fb, "{:?} {:?}", fa.keys(), fb.keys());
         let shards = fa.len() - 1;
-        assert!(shards > 2, "{:?}", fa.keys());
+        assert!(shards >= 2, "{:?}", fa.keys());
         let index: Value = serde_json::from_slice(&fa[INDEX]).unwrap();
         assert_eq!(index["metadata"]["version"], version["weight_v".len()..]);
         for (i, name) in fa.keys().take(shards).enumerate() {
@@ -260,24 +260,24 @@ fn another_base_is_refused_before_anything_is_applied() {
         Source::Delta(delta) => delta,
         _ => panic!("not a delta"),
     };
+    let q = "model.layers.0.q.weight";
+    let at = one.iter().position(|t| t.0 == q).unwrap();
     let mut texts = Vec::new();
-    let mut check = |version: Option<u64>, edit: &dyn Fn(&mut Vec<Tensor>)| {
+    let mut check = |version: Option<u64>, edit: &dyn Fn(&mut Tensor)| {
         let mut held = one.clone();
-        edit(&mut held);
+        edit(&mut held[at]);
         let held = checkpoint(&held);
         let result = apply(&base(&held, version).unwrap(), &delta);
         assert!(matches!(result, Err(VersionError::Base(_))));
         texts.push(refused(result, tmp.path()));
     };
-    let q = "model.layers.0.q.weight";
-    let at = |tensors: &[Tensor]| tensors.iter().position(|t| t.0 == q).unwrap();
     check(Some(3), &|_| {});
-    check(Some(1), &|t| t[at(t)].3[100] ^= 1);
-    check(None, &|t| t[at(t)].3[100] ^= 1);
-    check(Some(1), &|t| t[at(t)].0 = "model.layers.0.k.weight".into());
-    check(Some(1), &|t| t[at(t)].2 = vec![3, 65]);
-    check(Some(1), &|t| t[at(t)].1 = Dtype::I8);
-    check(Some(1), &|t| t[at(t)].3.truncate(64 * 3));
+    check(Some(1), &|t| t.3[100] ^= 1);
+    check(None, &|t| t.3[100] ^= 1);
+    check(Some(1), &|t| t.0 = "model.layers.0.k.weight".into());
+    check(Some(1), &|t| t.2 = vec![3, 65]);
+    check(Some(1), &|t| t.1 = Dtype::I8);
+    check(Some(1), &|t| t.3.truncate(64 * 3));
     let result = load(&tmp.path().join("weight_v000002"), None, None).map(|_| ());
     texts.push(refused(result, tmp.path()));
     insta::assert_snapshot!(texts.join("\n\n"));
@@ -285,7 +285,7 @@ fn another_base_is_refused_before_anything_is_applied() {
     let mut other = one.clone();
     other.iter_mut().find(|t| t.0 == "model.norm.weight").unwrap().3[0] ^= 1;
     let made = apply(&base(&checkpoint(&other), Some(1)).unwrap(), &delta).unwrap();
-    assert_eq!(made.get(q).unwrap().data.to_vec(), two[at(&two)].3);
+    assert_eq!(made.get(q).unwrap().data.to_vec(), two[at].3);
 }
 
 /// Whatever happened to the files of a version, it is refused or gives what was written.
@@ -329,7 +329,9 @@ fn damage_anywhere_is_refused_or_changes_nothing() {
                 assert!(noticed * 2 > bytes.len() * 3, "{name}: {noticed} of {}", bytes.len() * 3);
                 for len in (0..bytes.len()).step_by(7) {
                     std::fs::write(&path, &bytes[..len]).unwrap();
-                    assert!(refused_or_right(&folder, &held, right, &format!("{name} cut to {len}")));
+                    let noticed = refused_or_right(&folder, &held, right, &format!("{name} cut to {len}"));
+                    // The index ends with a line feed that nobody misses.
+                    assert!(noticed || (name == INDEX && len + 1 == bytes.len()), "{name} cut to {len}");
                 }
                 std::fs::write(&path, [&bytes[..], b"x"].concat()).unwrap();
                 assert!(refused_or_right(&folder, &held, right, &format!("{name} and more")));
@@ -426,7 +428,7 @@ fn what_is_no_version_says_so() {
     check(two_, &|f| edit_index(f, |i| i["weight_map"]["model.scalar"] = "../x.safetensors".into()));
     check(two_, &|f| edit_index(f, |i| i["weight_map"]["model.scalar"] = "/x.safetensors".into()));
     check(two_, &|f| edit_index(f, |i| i["weight_map"]["model.scalar"] = "gone.safetensors".into()));
-    check(two_, &|f| edit_index(f, |i| i["weight_map"]["model.other"] = "model-00001-of-00003.safetensors".into()));
+    check(two_, &|f| edit_index(f, |i| i["weight_map"]["model.other"] = "model-00001-of-00002.safetensors".into()));
     check(two_, &|f| edit_index(f, |i| i["metadata"]["compression_format"] = "lz4".into()));
     check(two_, &|f| edit_index(f, |i| drop(i.as_object_mut().unwrap().remove("metadata"))));
     check(two_, &|f| std::fs::remove_file(f.join(INDEX)).unwrap());
@@ -435,10 +437,9 @@ fn what_is_no_version_says_so() {
     check("weight_v2", &|_| {});
     check(".weight_v000002.patchhost-aB3dE6", &|_| {});
     check(two_, &|f| {
-        write(
-            &f.join("model-00001-of-00003.safetensors"),
-            &[("model.embed_tokens.weight".into(), Dtype::BF16, vec![2], vec![0; 4])],
-        )
+        let shard = f.join("model-00001-of-00002.safetensors");
+        let retyped: Vec<Tensor> = read(&shard).into_iter().map(|t| (t.0, Dtype::I8, t.2, t.3)).collect();
+        write(&shard, &retyped);
     });
     let nothing = tmp.path().join("nothing");
     std::fs::create_dir(&nothing).unwrap();
@@ -545,7 +546,8 @@ fn write_versions_until_killed() {
     let Ok(dir) = std::env::var("PATCHHOST_TEST_VERSIONS") else { return };
     let dir = Path::new(&dir);
     let last = names(dir).iter().filter_map(|n| Version::of_folder(n)).max();
-    let options = WriteOptions { max_shard: 60_000, ..WriteOptions::default() };
+    // A checksum that SGLang knows: run by hand, this makes folders to try its `/pull_weights` with.
+    let options = WriteOptions { max_shard: 60_000, checksum: Checksum::Xxh3 };
     let mut next = last.map_or(1, |v| v.0 + 1);
     loop {
         let now = large(next);

@@ -31,7 +31,10 @@ pub fn apply(base: &Base<'_>, delta: &Delta) -> Result<Checkpoint> {
         return Err(refuse(
             format!("version {}", delta.version),
             format!("it builds on version {}, version {held} is held", delta.base_version),
-            format!("apply the versions between {held} and {} in order, or load a full one", delta.version),
+            match held < delta.base_version {
+                true => format!("apply the versions after {held} in order, or load a full one"),
+                false => format!("give weights of version {}, or load a full version", delta.base_version),
+            },
         ));
     }
     let old = all(delta, |tensor| fits(base.checkpoint, delta, tensor))?;
@@ -42,7 +45,7 @@ pub fn apply(base: &Base<'_>, delta: &Delta) -> Result<Checkpoint> {
 }
 
 /// For each tensor, in parallel; of several errors always the one of the first name.
-fn all<'a, T: Send>(delta: &'a Delta, f: impl Fn(&'a DeltaTensor) -> Result<T> + Sync) -> Result<Vec<T>> {
+fn all<'a, T: Send>(delta: &'a Delta, f: impl Fn(&'a DeltaTensor) -> Result<T> + Send + Sync) -> Result<Vec<T>> {
     let made: Vec<Result<T>> = delta.tensors.par_iter().map(f).collect();
     made.into_iter().collect()
 }

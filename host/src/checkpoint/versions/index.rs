@@ -38,7 +38,9 @@ pub(super) fn read(folder: &Path) -> Result<Option<Index>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(unreadable(&path, &e)),
     };
-    let bad = |why: String| format(format!("`{}`", path.display()), why, "publish the version again");
+    let bad = |why: String| {
+        format(format!("`{}`", path.display()), why, "publish the version again, in a form that is known here")
+    };
     if len > MAX_HEADER {
         return Err(bad(format!("its {len} bytes are more than the limit of {MAX_HEADER}")));
     }

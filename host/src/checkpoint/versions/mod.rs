@@ -37,6 +37,9 @@
 //!
 //! A checkpoint that SGLang patches in place says in `.weight_sync/state.json` which version it is; without that file in
 //! `.weight_sync`, a pull was interrupted and the weights may be mixed, which is refused.
+//!
+//! Not read: verl's `__delta_spec__`, `__positions__` and `__values__`. They are messages between processes, never folders;
+//! they name no version and no base, and their checksum (an XOR over the values) does not see values that change places.
 
 mod apply;
 mod checksum;

@@ -80,6 +80,9 @@ impl Source {
     /// Looks at a file or folder.
     pub fn open(path: &Path) -> Result<Self> {
         let data = path.metadata().map_err(|e| unreadable(path, &e))?;
+        // `.` has no name of its own, and a version's folder says its number in its name.
+        let named = path.file_name().is_none().then(|| path.canonicalize().ok()).flatten();
+        let path = named.as_deref().unwrap_or(path);
         if !data.is_dir() {
             return Ok(Self::Full(Full { checkpoint: Checkpoint::open(path)?, version: None }));
         }
@@ -178,10 +181,12 @@ impl Series {
         if let Some(base) = base {
             return Ok(unchanged(base, skipped));
         }
-        let reason = skipped.first().map_or_else(String::new, |s| format!("; `{}`: {}", s.name, s.why));
+        // The newest version's reason, else that of what has no version's name.
+        let first = skipped.get(self.skipped.len()).or(skipped.first());
+        let reason = first.map_or_else(String::new, |s| format!("; `{}`: {}", s.name, s.why));
         Err(incomplete(
             format!("`{}`", self.path.display()),
-            format!("no version in it is complete{reason}"),
+            format!("no version in it can be loaded{reason}"),
             "wait until one is published, or publish it again",
         ))
     }
