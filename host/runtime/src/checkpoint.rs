@@ -141,6 +141,25 @@ impl Checkpoint {
         Ok(Self { tensors, metadata: self.metadata.clone(), bytes: self.bytes, maps: self.maps.clone() })
     }
 
+    /// The same with some tensors replaced by others of the same names, which must exist. The rest shares its bytes with
+    /// this one.
+    pub fn with_tensors(&self, replaced: impl IntoIterator<Item = CheckpointTensor>) -> Result<Self> {
+        let mut made = self.clone();
+        for tensor in replaced {
+            let name = tensor.name.clone();
+            let Some(old) = made.tensors.insert(name, tensor) else {
+                return Err(refuse(
+                    "a tensor that replaces another",
+                    "there is none of its name",
+                    "please report this",
+                ));
+            };
+            let new = made.tensors.get(&old.name).map_or(0, |t| t.data.len());
+            made.bytes = (made.bytes + new as u64).saturating_sub(old.data.len() as u64);
+        }
+        Ok(made)
+    }
+
     fn empty() -> Self {
         Self { tensors: BTreeMap::new(), metadata: BTreeMap::new(), bytes: 0, maps: Vec::new() }
     }

@@ -1,5 +1,10 @@
-//! Checkpoints: the bundled model and writing safetensors. (Reading is the runtime's: it must load models without us.)
+//! Checkpoints: the bundled model, writing safetensors, and versions of weights in folders. (Reading one checkpoint is the
+//! runtime's: it must load models without us.)
 
 pub mod bundled;
 pub mod export;
+mod layout;
+mod staging;
+mod stream;
+pub mod versions;
 pub mod write;

@@ -226,7 +226,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     });
     bar.finish_and_clear();
     let report = report.map_err(plain)?;
-    staging.publish().map_err(plain)?;
+    staging.publish().map_err(|e| plain(e.into()))?;
 
     let seconds = started.elapsed().as_secs_f64();
     if format == Format::Json {

@@ -3,9 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::stream::write_small;
 use super::{Result, io};
 use crate::checkpoint::bundled;
+use crate::checkpoint::stream::{self, write_small};
+use crate::checkpoint::write::WriteError;
 
 /// Names that are copied.
 const NAMES: [&str; 24] = [
@@ -76,11 +77,11 @@ impl Companions {
     }
 
     /// Writes them, and gives their names.
-    pub fn write(&self, to: &Path) -> Result<Vec<String>> {
+    pub fn write(&self, to: &Path) -> std::result::Result<Vec<String>, WriteError> {
         for (name, content) in &self.copy {
             match content {
                 Content::Text(text) => write_small(&to.join(name), text.as_bytes())?,
-                Content::File(from) => write_small(&to.join(name), &std::fs::read(from).map_err(io(from))?)?,
+                Content::File(from) => write_small(&to.join(name), &std::fs::read(from).map_err(stream::io(from))?)?,
             }
         }
         Ok(self.copy.iter().map(|(name, _)| name.clone()).collect())

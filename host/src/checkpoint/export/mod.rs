@@ -7,17 +7,17 @@ mod config;
 mod consumer;
 mod decide;
 mod shards;
-mod stream;
 mod target;
 pub mod tensor_parallel;
 mod tensors;
 mod write;
 
+pub use crate::checkpoint::staging::Staging;
 pub use companions::Companions;
 pub use config::{config_json, quantization_config};
 pub use consumer::{Consumer, Format};
 pub use decide::{Entry, Fate, Options, Plan};
-pub use target::{Staging, Target};
+pub use target::Target;
 pub use tensors::{Output, outputs};
 pub use write::{ClassReport, Job, Report, WrittenFile, write};
 

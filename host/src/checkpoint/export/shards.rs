@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 
 use patchhost_runtime::error::{Refusal, RuntimeError};
 use safetensors::tensor::Dtype;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::decide::{Entry, Fate, Plan};
 use super::{Result, usage};
-
-/// Most files: their names have five digits.
-const MAX_SHARDS: usize = 99_999;
+use crate::checkpoint::layout::{self, MAX_SHARDS, Piece};
 
 /// One tensor in a file.
 pub struct Slot {
@@ -44,31 +42,10 @@ pub struct Shard {
     pub len: u64,
 }
 
-struct Piece<'a> {
-    name: &'a str,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    len: u64,
-}
-
 /// Fills files up to `most` bytes of data; a tensor that is larger gets a file of its own. A weight and its scale are
 /// never apart.
 pub fn shards(plan: &Plan, most: u64, metadata: &BTreeMap<String, String>) -> Result<Vec<Shard>> {
-    let mut groups: Vec<Vec<usize>> = Vec::new();
-    let mut filled = 0u64;
-    for (i, entry) in plan.entries.iter().enumerate() {
-        let len: u64 = pieces(entry).iter().map(|p| p.len).sum();
-        match groups.last_mut() {
-            Some(group) if filled + len <= most => {
-                group.push(i);
-                filled += len;
-            }
-            _ => {
-                groups.push(vec![i]);
-                filled = len;
-            }
-        }
-    }
+    let groups = layout::fill(plan.entries.iter().map(|entry| pieces(entry).iter().map(|p| p.len).sum()), most);
     let count = groups.len();
     if count > MAX_SHARDS {
         return Err(usage(
@@ -79,7 +56,7 @@ pub fn shards(plan: &Plan, most: u64, metadata: &BTreeMap<String, String>) -> Re
     }
     let file = |i: usize| match count {
         1 => "model.safetensors".to_string(),
-        _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+        _ => layout::numbered(i, count),
     };
     groups.iter().enumerate().map(|(i, group)| shard(plan, group, file(i), metadata)).collect()
 }
@@ -103,45 +80,25 @@ fn pieces(entry: &Entry) -> Vec<Piece<'_>> {
 }
 
 fn shard(plan: &Plan, group: &[usize], file: String, metadata: &BTreeMap<String, String>) -> Result<Shard> {
-    // Wide elements first, then by name, as the safetensors crate writes: every tensor is aligned to its element.
-    let mut all: Vec<(usize, usize, Piece<'_>)> = Vec::new();
+    let mut all: Vec<(usize, Piece<'_>)> = Vec::new();
     for i in group {
-        all.extend(pieces(&plan.entries[*i]).into_iter().enumerate().map(|(part, piece)| (*i, part, piece)));
+        all.extend(pieces(&plan.entries[*i]).into_iter().map(|piece| (*i, piece)));
     }
-    all.sort_by(|a, b| b.2.dtype.bitsize().cmp(&a.2.dtype.bitsize()).then_with(|| a.2.name.cmp(b.2.name)));
-    let mut header = Map::new();
-    header.insert("__metadata__".to_string(), json!(metadata));
-    let mut at = 0u64;
-    let mut slots: BTreeMap<(usize, usize), Slot> = BTreeMap::new();
-    for (entry, part, piece) in &all {
-        header.insert(
-            piece.name.to_string(),
-            json!({ "dtype": piece.dtype, "shape": piece.shape, "data_offsets": [at, at + piece.len] }),
-        );
-        slots.insert((*entry, *part), Slot { name: piece.name.to_string(), offset: at, len: piece.len });
-        at += piece.len;
-    }
-    let header = header_bytes(&Value::Object(header))?;
-    let data = header.len() as u64;
-    let mut tensors = Vec::with_capacity(group.len());
-    for i in group {
-        let mut take = |part: usize| slots.remove(&(*i, part)).map(|slot| Slot { offset: slot.offset + data, ..slot });
-        if let Some(weight) = take(0) {
-            tensors.push(Placed { entry: *i, weight, scale: take(1) });
-        }
-    }
-    Ok(Shard { file, header, tensors, len: data + at })
-}
-
-/// Length and JSON, padded with spaces so that the data starts at a multiple of 8.
-fn header_bytes(header: &Value) -> Result<Vec<u8>> {
-    let mut text = serde_json::to_vec(header).map_err(|e| {
+    let (of, pieces): (Vec<usize>, Vec<Piece<'_>>) = all.into_iter().unzip();
+    let (header, offsets) = layout::header(&pieces, metadata).map_err(|e| {
         RuntimeError::Checkpoint(Refusal::new("the header of a shard", e.to_string(), "please report this"))
     })?;
-    text.resize(text.len().next_multiple_of(8), b' ');
-    let mut out = (text.len() as u64).to_le_bytes().to_vec();
-    out.extend(text);
-    Ok(out)
+    let len = header.len() as u64 + pieces.iter().map(|p| p.len).sum::<u64>();
+    let mut tensors: Vec<Placed> = Vec::with_capacity(group.len());
+    for ((entry, piece), offset) in of.into_iter().zip(&pieces).zip(offsets) {
+        let slot = Slot { name: piece.name.to_string(), offset, len: piece.len };
+        match tensors.last_mut() {
+            // The scale follows its weight.
+            Some(placed) if placed.entry == entry => placed.scale = Some(slot),
+            _ => tensors.push(Placed { entry, weight: slot, scale: None }),
+        }
+    }
+    Ok(Shard { file, header, tensors, len })
 }
 
 /// `model.safetensors.index.json`; none for a single file, as transformers has it.

@@ -12,9 +12,9 @@ use patchhost_runtime::quantize::{Input, Quantized, quantize};
 
 use super::decide::{Entry, Fate, Plan};
 use super::shards::{Placed, Shard, index, shards};
-use super::stream::{CHUNK, StreamFile, sha256, write_small};
 use super::tensors::{Data, Output};
 use super::{Companions, Result, refused};
+use crate::checkpoint::stream::{CHUNK, StreamFile, sha256, write_small};
 
 /// What was done for one kind of tensor.
 #[derive(Debug, Clone, Default, serde::Serialize)]

@@ -6,13 +6,20 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{Result, io};
+use super::write::WriteError;
+
+type Result<T> = std::result::Result<T, WriteError>;
+
+/// The error of doing something to `path`.
+pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> WriteError + '_ {
+    move |source| WriteError::Io { path: path.display().to_string(), source }
+}
 
 /// Bytes handled at once where data is only copied or hashed.
-pub const CHUNK: usize = 8 << 20;
+pub(crate) const CHUNK: usize = 8 << 20;
 
 /// A file that is being written.
-pub struct StreamFile {
+pub(crate) struct StreamFile {
     file: File,
     path: PathBuf,
     at: u64,
@@ -43,14 +50,14 @@ impl StreamFile {
 }
 
 /// Writes a small file and waits until it is on the disk.
-pub fn write_small(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_small(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = StreamFile::create(path, bytes.len() as u64)?;
     file.write_at(0, bytes)?;
     file.finish()
 }
 
 /// SHA-256 of a file, as 64 lower-case hex digits.
-pub fn sha256(path: &Path) -> Result<String> {
+pub(crate) fn sha256(path: &Path) -> Result<String> {
     use std::io::Read;
     let mut file = File::open(path).map_err(io(path))?;
     let mut hasher = Sha256::new();
@@ -62,5 +69,19 @@ pub fn sha256(path: &Path) -> Result<String> {
         }
         hasher.update(&buffer[..n]);
     }
-    Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    Ok(hex(&hasher.finalize()))
+}
+
+/// Lower-case hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Makes names in a folder durable, where the system can.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
+    #[cfg(unix)]
+    File::open(folder).and_then(|f| f.sync_all()).map_err(io(folder))?;
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
 }
