@@ -13,4 +13,5 @@ mod oracle;
 mod quantize;
 mod refit;
 mod support;
+mod transaction;
 mod wit;

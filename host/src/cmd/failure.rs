@@ -7,6 +7,7 @@ use patchhost_runtime::hooks::{HookCause, HookError};
 
 use super::args::Format;
 use crate::checkpoint::export::ExportError;
+use crate::checkpoint::versions::VersionError;
 use crate::checkpoint::write::WriteError;
 use crate::patch::{AttachError, SetError, StageError};
 
@@ -74,6 +75,12 @@ fn code(error: &anyhow::Error) -> u8 {
     }
     if let Some(ExportError::Usage(_)) = error.downcast_ref::<ExportError>() {
         return EXIT_USAGE;
+    }
+    if let Some(e) = error.downcast_ref::<VersionError>() {
+        return match e {
+            VersionError::Base(_) | VersionError::Corrupt(_) => EXIT_REFUSED,
+            _ => EXIT_USAGE,
+        };
     }
     if error.is::<SetError>() || error.is::<AttachError>() {
         return EXIT_REFUSED;

@@ -8,6 +8,7 @@ mod logits;
 mod lora;
 mod output;
 mod quantize;
+mod refit;
 mod run;
 mod session;
 mod verify_refit;
@@ -39,6 +40,7 @@ enum Verb {
     Export(export::Args),
     Quantize(quantize::Args),
     Logits(logits::Args),
+    Refit(Box<refit::Args>),
     VerifyRefit(verify_refit::Args),
 }
 
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
         Verb::Export(args) => export::run(args, format),
         Verb::Quantize(args) => quantize::run(args, format),
         Verb::Logits(args) => logits::run(args, format),
+        Verb::Refit(args) => refit::run(&args, format),
         Verb::VerifyRefit(args) => verify_refit::run(args, format),
     };
     match result {
