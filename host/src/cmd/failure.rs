@@ -8,6 +8,7 @@ use patchhost_runtime::hooks::{HookCause, HookError};
 use super::args::Format;
 use crate::checkpoint::export::ExportError;
 use crate::checkpoint::write::WriteError;
+use crate::compare::CompareError;
 use crate::patch::{SetError, StageError};
 
 /// Refused: by the audit, a digest, a conflict, or because weights and patches do not cover the model.
@@ -46,16 +47,7 @@ pub(super) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
 
 fn code(error: &anyhow::Error) -> u8 {
     if let Some(e) = error.downcast_ref::<RuntimeError>() {
-        return match e {
-            RuntimeError::Config(_)
-            | RuntimeError::Checkpoint(_)
-            | RuntimeError::Tokenizer(_)
-            | RuntimeError::Request(_) => EXIT_USAGE,
-            RuntimeError::Refit(_) | RuntimeError::NonFinite(_) => EXIT_REFUSED,
-            RuntimeError::Hook(e) => hook(e),
-            RuntimeError::Contract(_) => EXIT_PATCH,
-            RuntimeError::Compute(_) => EXIT_HOST,
-        };
+        return runtime(e);
     }
     if let Some(e) = error.downcast_ref::<HookError>() {
         return hook(e);
@@ -75,6 +67,13 @@ fn code(error: &anyhow::Error) -> u8 {
     if let Some(ExportError::Usage(_)) = error.downcast_ref::<ExportError>() {
         return EXIT_USAGE;
     }
+    if let Some(e) = error.downcast_ref::<CompareError>() {
+        return match e {
+            CompareError::Usage(_) => EXIT_USAGE,
+            CompareError::Refused(_) => EXIT_REFUSED,
+            CompareError::Runtime(e) => runtime(e),
+        };
+    }
     if error.is::<SetError>() {
         return EXIT_REFUSED;
     }
@@ -89,6 +88,19 @@ fn code(error: &anyhow::Error) -> u8 {
             EXIT_USAGE
         }
         _ => EXIT_HOST,
+    }
+}
+
+fn runtime(error: &RuntimeError) -> u8 {
+    match error {
+        RuntimeError::Config(_)
+        | RuntimeError::Checkpoint(_)
+        | RuntimeError::Tokenizer(_)
+        | RuntimeError::Request(_) => EXIT_USAGE,
+        RuntimeError::Refit(_) | RuntimeError::NonFinite(_) => EXIT_REFUSED,
+        RuntimeError::Hook(e) => hook(e),
+        RuntimeError::Contract(_) => EXIT_PATCH,
+        RuntimeError::Compute(_) => EXIT_HOST,
     }
 }
 
