@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod cli;
+mod compare;
 mod export;
 mod fp8;
 mod hostile;

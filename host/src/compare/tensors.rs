@@ -1,6 +1,6 @@
 //! What two sides make of one tensor: bits, values, and their sums.
 
-use patchhost_kernels::cast::{CastReport, dequantize};
+use patchhost_kernels::cast::dequantize;
 use patchhost_kernels::source::Source;
 use patchhost_runtime::error::{Refusal, RuntimeError};
 use patchhost_runtime::hooks::{BlockQuant, Decision, Scheme};
@@ -229,31 +229,26 @@ impl Made<'_> {
     }
 }
 
+fn make<'a>(side: Side<'a>, input: &Input<'_>) -> Result<Option<Made<'a>>> {
+    let Some((scheme, quant)) = side else { return Ok(None) };
+    // The cast could measure its error, but against the weights after rounding; here the source itself counts.
+    Ok(Some(Made { scheme, quantized: quantize(input, scheme, quant, false)? }))
+}
+
 fn compare_piece(unit: &Unit, piece: &Piece, a: Side<'_>, b: Side<'_>, row: &mut TensorRow) -> Result<()> {
     let (data, elem) = unit.load(piece)?;
-    let make = |side: Side<'_>| -> Result<Option<Quantized>> {
-        let Some((scheme, quant)) = side else { return Ok(None) };
-        let (name, data) = (unit.info.name.as_str(), data.clone());
-        let input = Input { name, data, elem, rows: piece.rows, cols: piece.cols };
-        Ok(Some(quantize(&input, scheme, quant, false)?))
-    };
-    let (qa, qb) = (make(a)?, make(b)?);
-    if let (Some(scales), Some(codes), Some(a), Some(b)) = (&mut row.scales, &mut row.weight_bytes, &qa, &qb) {
-        scales.add(&ScaleDiff::of(&a.scales, &b.scales));
-        codes.add(&CodeDiff::of(&a.q, &b.q));
+    let input = |name| Input { name, data: data.clone(), elem, rows: piece.rows, cols: piece.cols };
+    let (a, b) = (make(a, &input(&unit.info.name))?, make(b, &input(&unit.info.name))?);
+    if let (Some(scales), Some(codes), Some(a), Some(b)) = (&mut row.scales, &mut row.weight_bytes, &a, &b) {
+        scales.add(&ScaleDiff::of(&a.quantized.scales, &b.quantized.scales));
+        codes.add(&CodeDiff::of(&a.quantized.q, &b.quantized.q));
     }
-    let made = |side: Side<'_>, quantized: Option<Quantized>| {
-        side.zip(quantized).map(|((scheme, _), quantized)| (quantized.report, scheme, quantized))
-    };
-    let (ma, mb) = (made(a, qa), made(b, qb));
-    let count = |row: &mut Option<SideRow>, report: &CastReport| {
-        if let Some(row) = row {
-            row.saturated += report.saturated;
-            row.flushed += report.flushed;
+    for (side, made) in [(&mut row.a, &a), (&mut row.b, &b)] {
+        if let Some((side, made)) = side.as_mut().zip(made.as_ref()) {
+            side.saturated += made.quantized.report.saturated;
+            side.flushed += made.quantized.report.flushed;
         }
-    };
-    ma.iter().for_each(|(report, ..)| count(&mut row.a, report));
-    mb.iter().for_each(|(report, ..)| count(&mut row.b, report));
+    }
     row.elements += (piece.rows * piece.cols) as u64;
 
     let source = Source::new(&data, elem, piece.rows, piece.cols).map_err(|e| {
@@ -263,9 +258,7 @@ fn compare_piece(unit: &Unit, piece: &Piece, a: Side<'_>, b: Side<'_>, row: &mut
             "check the checkpoint",
         ))
     })?;
-    let ma = ma.map(|(_, scheme, quantized)| Made { scheme, quantized });
-    let mb = mb.map(|(_, scheme, quantized)| Made { scheme, quantized });
-    let values = compare_values(&source, ma.as_ref(), mb.as_ref());
+    let values = compare_values(&source, a.as_ref(), b.as_ref());
     row.max_abs_difference = row.max_abs_difference.max(values.max_abs);
     row.a.iter_mut().for_each(|side| side.signal.add(&values.a));
     row.b.iter_mut().for_each(|side| side.signal.add(&values.b));
