@@ -219,12 +219,16 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let architecture = input.info().architecture;
     let plain = matches!(input, Input::File(..));
     let a = Side::load(&args, &named, 0, &architecture, plain)?;
+    let component_b = match named.other {
+        Other::Component(_) => Some(Side::load(&args, &named, 1, &architecture, plain)?),
+        Other::Native | Other::Bf16 => None,
+    };
     let units = input.units(&a, args.dequantize)?;
     let da = input.decide(&units, &a)?;
-    let b = match named.other {
-        Other::Component(_) => Side::load(&args, &named, 1, &architecture, plain)?,
-        Other::Native => a.native(&units, da.as_deref().unwrap_or_default())?,
-        Other::Bf16 => a.unquantized(),
+    let b = match component_b {
+        Some(b) => b,
+        None if named.other == Other::Native => a.native(&units, da.as_deref().unwrap_or_default())?,
+        None => a.unquantized(),
     };
     let db = input.decide(&units, &b)?;
 
