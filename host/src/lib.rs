@@ -4,5 +4,6 @@ pub mod abi;
 pub mod audit;
 pub mod checkpoint;
 pub mod cmd;
+pub mod compare;
 pub mod patch;
 pub mod sandbox;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod cli;
+mod compare;
 mod delta;
 mod export;
 mod fp8;

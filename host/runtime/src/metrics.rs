@@ -30,10 +30,23 @@ pub fn mismatch(reference: &[f32], candidate: &[f32], vocab: usize) -> Mismatch 
     Mismatch { positions, kl: sum / n, kl_max: max, top1_agreement: agree as f64 / n }
 }
 
-fn log_softmax(logits: &[f32]) -> Vec<f64> {
+/// The natural logarithm of the probability of each token, in f64.
+pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let (max, log_sum) = normalizer(logits);
+    logits.iter().map(|l| *l as f64 - max - log_sum).collect()
+}
+
+/// The same of one token; none where the vocabulary ends before it.
+pub fn log_prob(logits: &[f32], token: usize) -> Option<f64> {
+    let (max, log_sum) = normalizer(logits);
+    logits.get(token).map(|l| *l as f64 - max - log_sum)
+}
+
+/// The largest logit, and the logarithm of the sum of `exp(logit - largest)`.
+fn normalizer(logits: &[f32]) -> (f64, f64) {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
     let sum: f64 = logits.iter().map(|l| (*l as f64 - max).exp()).sum();
-    logits.iter().map(|l| *l as f64 - max - sum.ln()).collect()
+    (max, sum.ln())
 }
 
 #[cfg(test)]
@@ -47,5 +60,7 @@ mod tests {
         assert!((m.kl - (0.5 * 2f64.ln() + 0.5 * (2.0f64 / 3.0).ln())).abs() < 1e-6, "{m:?}");
         let same = mismatch(&[0.5, -1.0, 3.0], &[0.5, -1.0, 3.0], 3);
         assert!(same.kl.abs() < 1e-12 && same.top1_agreement == 1.0);
+        assert!((log_prob(&[0.0, 3f32.ln()], 1).unwrap_or(0.0) - 0.75f64.ln()).abs() < 1e-7);
+        assert_eq!(log_prob(&[0.0], 1), None);
     }
 }

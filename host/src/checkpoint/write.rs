@@ -1,4 +1,4 @@
-//! Writing safetensors: to a temporary file beside the target, renamed when complete, so that nobody ever reads half a
+//! Writing files (safetensors, reports): to a temporary file beside the target, renamed when complete, so that nobody ever reads half a
 //! file and an error leaves what was there.
 
 use std::collections::HashMap;
@@ -59,21 +59,27 @@ fn sort_metadata(bytes: Vec<u8>) -> Vec<u8> {
 /// Writes `tensors` and the metadata to `path`. The same input gives the same bytes.
 pub fn safetensors(path: &Path, tensors: &[Out<'_>], metadata: HashMap<String, String>) -> Result<u64, WriteError> {
     let shown = path.display().to_string();
-    let io = |source| WriteError::Io { path: shown.clone(), source };
     let format = |source| WriteError::Format { path: shown.clone(), source };
     let views = tensors
         .iter()
         .map(|t| Ok((t.name.as_str(), TensorView::new(t.dtype, t.shape.clone(), &t.data).map_err(format)?)))
         .collect::<Result<Vec<_>, WriteError>>()?;
     let bytes = sort_metadata(safetensors::serialize(views, Some(metadata)).map_err(format)?);
+    write_file(path, &bytes)?;
+    Ok(bytes.len() as u64)
+}
+
+/// Writes a whole file, which appears complete or not at all.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
+    let io = |source| WriteError::Io { path: path.display().to_string(), source };
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Asked first: the error of making the temporary file would name that file, which nobody knows.
     std::fs::read_dir(folder).map_err(io)?;
     let mut file = tempfile::Builder::new().prefix(".patchhost-").tempfile_in(folder).map_err(io)?;
-    file.write_all(&bytes).map_err(io)?;
+    file.write_all(bytes).map_err(io)?;
     file.as_file().sync_all().map_err(io)?;
     let plain = file.persist(path).map_err(|e| io(e.error))?;
-    // tempfile makes files private; a checkpoint is as readable as any file the user makes.
+    // tempfile makes files private; what we write is as readable as any file the user makes.
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -81,5 +87,5 @@ pub fn safetensors(path: &Path, tensors: &[Out<'_>], metadata: HashMap<String, S
     }
     #[cfg(not(unix))]
     drop(plain);
-    Ok(bytes.len() as u64)
+    Ok(())
 }

@@ -9,6 +9,7 @@ use super::args::Format;
 use crate::checkpoint::export::ExportError;
 use crate::checkpoint::versions::VersionError;
 use crate::checkpoint::write::WriteError;
+use crate::compare::CompareError;
 use crate::patch::{AttachError, SetError, StageError};
 
 /// Refused: by the audit, a digest, a conflict, or because weights and patches do not cover the model.
@@ -47,16 +48,7 @@ pub(super) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
 
 fn code(error: &anyhow::Error) -> u8 {
     if let Some(e) = error.downcast_ref::<RuntimeError>() {
-        return match e {
-            RuntimeError::Config(_)
-            | RuntimeError::Checkpoint(_)
-            | RuntimeError::Tokenizer(_)
-            | RuntimeError::Request(_) => EXIT_USAGE,
-            RuntimeError::Refit(_) | RuntimeError::NonFinite(_) => EXIT_REFUSED,
-            RuntimeError::Hook(e) => hook(e),
-            RuntimeError::Contract(_) => EXIT_PATCH,
-            RuntimeError::Compute(_) => EXIT_HOST,
-        };
+        return runtime(e);
     }
     if let Some(e) = error.downcast_ref::<HookError>() {
         return hook(e);
@@ -82,6 +74,13 @@ fn code(error: &anyhow::Error) -> u8 {
             _ => EXIT_USAGE,
         };
     }
+    if let Some(e) = error.downcast_ref::<CompareError>() {
+        return match e {
+            CompareError::Usage(_) => EXIT_USAGE,
+            CompareError::Refused(_) => EXIT_REFUSED,
+            CompareError::Runtime(e) => runtime(e),
+        };
+    }
     if error.is::<SetError>() || error.is::<AttachError>() {
         return EXIT_REFUSED;
     }
@@ -96,6 +95,19 @@ fn code(error: &anyhow::Error) -> u8 {
             EXIT_USAGE
         }
         _ => EXIT_HOST,
+    }
+}
+
+fn runtime(error: &RuntimeError) -> u8 {
+    match error {
+        RuntimeError::Config(_)
+        | RuntimeError::Checkpoint(_)
+        | RuntimeError::Tokenizer(_)
+        | RuntimeError::Request(_) => EXIT_USAGE,
+        RuntimeError::Refit(_) | RuntimeError::NonFinite(_) => EXIT_REFUSED,
+        RuntimeError::Hook(e) => hook(e),
+        RuntimeError::Contract(_) => EXIT_PATCH,
+        RuntimeError::Compute(_) => EXIT_HOST,
     }
 }
 

@@ -104,7 +104,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
 }
 
 /// The batch size, if there is one, and the ids.
-fn read_ids(path: &std::path::Path) -> anyhow::Result<(Option<usize>, Vec<u32>)> {
+pub(super) fn read_ids(path: &std::path::Path) -> anyhow::Result<(Option<usize>, Vec<u32>)> {
     let refuse = |why: String| {
         UsageError::new(format!("--ids {}", path.display()), why, "give `input_ids` as I64 [T] or [B,T], T at least 1")
     };

@@ -1,6 +1,7 @@
 //! The command line: one file per verb.
 
 mod args;
+mod compare;
 mod explain;
 mod export;
 mod failure;
@@ -37,6 +38,7 @@ struct Cli {
 enum Verb {
     Run(run::Args),
     Explain(explain::Args),
+    Compare(compare::Args),
     Export(export::Args),
     Quantize(quantize::Args),
     Logits(logits::Args),
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
     let result = match cli.verb {
         Verb::Run(args) => run::run(args, format),
         Verb::Explain(args) => explain::run(args, format),
+        Verb::Compare(args) => compare::run(args, format),
         Verb::Export(args) => export::run(args, format),
         Verb::Quantize(args) => quantize::run(args, format),
         Verb::Logits(args) => logits::run(args, format),

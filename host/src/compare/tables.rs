@@ -1,0 +1,305 @@
+//! The report as tables of text, for the terminal and for HTML alike.
+
+use super::ablation::{Ablation, Candidate};
+use super::logprobs::Distance;
+use super::report::{Report, RolloutCorr};
+use super::subset::Subset;
+use super::tensors::{SideRow, SideTotals, State, TensorRow, Totals};
+
+/// A table: the first column is words, the others are numbers.
+pub(super) struct Table {
+    pub(super) title: String,
+    pub(super) head: Vec<&'static str>,
+    pub(super) rows: Vec<Vec<String>>,
+    /// What a reader should know, below it.
+    pub(super) notes: Vec<String>,
+}
+
+/// All tables; of the tensors only the `limit` worst.
+pub(super) fn tables(report: &Report, limit: usize) -> Vec<Table> {
+    let mut out = vec![classes(report), tensors(report, limit)];
+    if let Some(ablation) = &report.ablation {
+        out.extend(effects(ablation));
+    }
+    if let Some(corr) = &report.rollout_corr {
+        out.push(rollout_corr(corr));
+    }
+    out
+}
+
+fn classes(report: &Report) -> Table {
+    let row = |name: &str, t: &Totals| {
+        let (a, b) = (t.a.as_ref(), t.b.as_ref());
+        let side = |f: &dyn Fn(&SideTotals) -> String, s: Option<&SideTotals>| s.map_or("-".to_string(), f);
+        vec![
+            name.to_string(),
+            t.tensors.to_string(),
+            ratio(t.scales.differing, t.scales.total),
+            t.scales.max_ulp.to_string(),
+            ratio(t.weight_bytes.differing, t.weight_bytes.total),
+            rate(t.weight_bytes.differing, t.weight_bytes.total),
+            t.weight_bytes.max_steps.to_string(),
+            number(t.max_abs_difference),
+            side(&|s| decibel(s.snr_db), a),
+            side(&|s| decibel(s.snr_db), b),
+            side(&|s| percent(s.relative_rmse), a),
+            side(&|s| percent(s.relative_rmse), b),
+            side(&|s| format!("{}+{}", s.saturated, s.flushed), a),
+            side(&|s| format!("{}+{}", s.saturated, s.flushed), b),
+        ]
+    };
+    let mut rows: Vec<Vec<String>> = report.classes.iter().map(|c| row(c.class.name(), &c.totals)).collect();
+    rows.push(row("all", &report.total));
+    let mut notes = Vec::new();
+    let t = &report.total;
+    for (count, what) in [
+        (t.only_a, "only A quantizes"),
+        (t.only_b, "only B quantizes"),
+        (t.different_blocks, "A and B cut into blocks of different sizes: their bytes cannot be compared"),
+    ] {
+        if count > 0 && report.b.kind != "bf16" {
+            notes.push(format!("{count} of these tensors {what}"));
+        }
+    }
+    notes.push(format!("{} more tensors are quantized by neither side", report.kept));
+    Table {
+        title: "Quantized tensors by class".to_string(),
+        head: vec![
+            "class",
+            "tensors",
+            "scales differ",
+            "max ulp",
+            "weight bytes differ",
+            "rate",
+            "max steps",
+            "max |A-B|",
+            "SNR A",
+            "SNR B",
+            "RMSE A",
+            "RMSE B",
+            "sat+flush A",
+            "sat+flush B",
+        ],
+        rows,
+        notes,
+    }
+}
+
+fn tensors(report: &Report, limit: usize) -> Table {
+    let row = |r: &TensorRow| {
+        let (a, b) = (r.a.as_ref(), r.b.as_ref());
+        let side = |f: &dyn Fn(&SideRow) -> String, s: Option<&SideRow>| s.map_or("-".to_string(), f);
+        let scales = r.scales.as_ref();
+        let bytes = r.weight_bytes.as_ref();
+        let dash = || "-".to_string();
+        vec![
+            r.name.clone(),
+            r.shape.iter().map(u64::to_string).collect::<Vec<_>>().join("x"),
+            match r.state {
+                State::Both => "both".to_string(),
+                State::OnlyA => "only A".to_string(),
+                State::OnlyB => "only B".to_string(),
+                State::DifferentBlocks => {
+                    let block = |s: &SideRow| format!("{}x{}", s.block[0], s.block[1]);
+                    format!("{} / {}", side(&block, a), side(&block, b))
+                }
+            },
+            scales.map_or_else(dash, |s| ratio(s.differing, s.total)),
+            scales.map_or_else(dash, |s| s.max_ulp.to_string()),
+            bytes.map_or_else(dash, |w| ratio(w.differing, w.total)),
+            bytes.map_or_else(dash, |w| w.max_steps.to_string()),
+            number(r.max_abs_difference),
+            side(&|s| decibel(s.snr_db), a),
+            side(&|s| decibel(s.snr_db), b),
+            side(&|s| format!("{}+{}", s.saturated, s.flushed), a),
+            side(&|s| format!("{}+{}", s.saturated, s.flushed), b),
+        ]
+    };
+    let rows: Vec<Vec<String>> = report.tensors.iter().take(limit).map(row).collect();
+    let more = report.tensors.len() - rows.len();
+    let notes = if more > 0 { vec![format!("and {more} more (--all)")] } else { Vec::new() };
+    Table {
+        title: "Tensors, the worst first".to_string(),
+        head: vec![
+            "tensor",
+            "shape",
+            "quantized by",
+            "scales differ",
+            "max ulp",
+            "weight bytes differ",
+            "max steps",
+            "max |A-B|",
+            "SNR A",
+            "SNR B",
+            "sat+flush A",
+            "sat+flush B",
+        ],
+        rows,
+        notes,
+    }
+}
+
+fn effects(ablation: &Ablation) -> Vec<Table> {
+    let head = vec![
+        "only this quantized",
+        "side",
+        "tensors",
+        "KL mean",
+        "KL max",
+        "share of sum",
+        "k3_kl",
+        "kl",
+        "top-1 agreement",
+    ];
+    let mut classes = Vec::new();
+    let mut layers = Vec::new();
+    let sides = [("A", Some(&ablation.a)), ("B", ablation.b.as_ref())];
+    for (side, candidate) in sides.iter().filter_map(|(side, c)| c.map(|c| (*side, c))) {
+        for effect in candidate.classes.iter().chain(&candidate.layers) {
+            let (name, sum, rows) = match effect.only {
+                Subset::Class(class) => (class.name().to_string(), candidate.sum_of_classes, &mut classes),
+                Subset::Layer(l) => (format!("layer {l}"), candidate.sum_of_layers.unwrap_or(0.0), &mut layers),
+            };
+            let share = if sum > 0.0 { Some(effect.distance.kl_vocab / sum) } else { None };
+            rows.push(distance_row(name, side, effect.tensors.to_string(), &effect.distance, percent(share)));
+        }
+        classes.push(sum_row(side, "sum of the classes", candidate.sum_of_classes));
+        classes.push(distance_row("all together".into(), side, "-".into(), &candidate.all, "-".into()));
+        if let Some(sum) = candidate.sum_of_layers {
+            layers.push(sum_row(side, "sum of the layers", sum));
+            layers.push(distance_row("all together".into(), side, "-".into(), &candidate.all, "-".into()));
+        }
+    }
+    let notes = vec![
+        format!(
+            "KL(unquantized || quantized) over the whole vocabulary in nats, over {} positions of {}; k3_kl and kl over \
+             the {} next tokens",
+            ablation.a.all.positions,
+            if ablation.sequences == 1 {
+                "1 sequence".to_string()
+            } else {
+                format!("{} sequences", ablation.sequences)
+            },
+            ablation.a.all.tokens
+        ),
+        "the sum differs from all together as far as classes amplify or cancel each other".to_string(),
+    ];
+    let mut out = vec![Table {
+        title: "What quantizing only one class does".to_string(),
+        head: head.clone(),
+        rows: classes,
+        notes,
+    }];
+    if !layers.is_empty() {
+        let title = "What quantizing only one layer does".to_string();
+        out.push(Table { title, head, rows: layers, notes: Vec::new() });
+    }
+    if let Some(between) = &ablation.between {
+        let row = distance_row("B against A".into(), "-".into(), "-".into(), between, "-".into());
+        let head = vec!["", "KL mean", "KL max", "k3_kl", "kl", "top-1 agreement"];
+        let pick = [0, 3, 4, 6, 7, 8].into_iter().filter_map(|i| row.get(i).cloned()).collect();
+        out.push(Table {
+            title: "Between the two sides".to_string(),
+            head,
+            rows: vec![pick],
+            notes: vec!["A whole is the reference, B whole the candidate".to_string()],
+        });
+    }
+    out
+}
+
+fn sum_row(side: &str, name: &str, sum: f64) -> Vec<String> {
+    let dash = || "-".to_string();
+    vec![name.to_string(), side.to_string(), dash(), number(sum), dash(), dash(), dash(), dash(), dash()]
+}
+
+fn distance_row(name: String, side: &str, tensors: String, d: &Distance, share: String) -> Vec<String> {
+    let optional = |v: Option<f64>| v.map_or("-".to_string(), number);
+    vec![
+        name,
+        side.to_string(),
+        tensors,
+        number(d.kl_vocab),
+        number(d.kl_vocab_max),
+        share,
+        optional(d.k3_kl),
+        optional(d.kl),
+        format!("{:.2} %", d.top1_agreement * 100.0),
+    ]
+}
+
+fn rollout_corr(corr: &RolloutCorr) -> Table {
+    let rows = corr.a.0.iter().map(|(name, a)| {
+        let b = corr.b.get(name).map_or("-".to_string(), number);
+        vec![name.clone(), number(*a), b]
+    });
+    let tokens = corr.tokens;
+    let sequences = corr.sequences;
+    Table {
+        title: "rollout_corr: this engine against the trainer's log-probs".to_string(),
+        head: vec!["metric", "A", "B"],
+        rows: rows.collect(),
+        notes: vec![format!("{tokens} counted tokens of {sequences} sequences; NaN is undefined")],
+    }
+}
+
+/// The classes of a candidate and their mean KL, for charts.
+pub(super) fn kl_by_class(candidate: &Candidate) -> Vec<(String, f64)> {
+    let name = |only: Subset| match only {
+        Subset::Class(class) => class.name().to_string(),
+        Subset::Layer(layer) => layer.to_string(),
+    };
+    candidate.classes.iter().map(|e| (name(e.only), e.distance.kl_vocab)).collect()
+}
+
+/// "402/1024".
+fn ratio(part: u64, whole: u64) -> String {
+    if whole == 0 { "-".to_string() } else { format!("{part}/{whole}") }
+}
+
+fn rate(part: u64, whole: u64) -> String {
+    if whole == 0 { "-".to_string() } else { number(part as f64 / whole as f64) }
+}
+
+fn decibel(snr: Option<f64>) -> String {
+    snr.map_or("exact".to_string(), |s| format!("{s:.2} dB"))
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or("-".to_string(), |s| format!("{:.3} %", s * 100.0))
+}
+
+/// Four digits, whatever the size.
+pub(super) fn number(v: f64) -> String {
+    match v {
+        0.0 => "0".to_string(),
+        v if !v.is_finite() => v.to_string(),
+        v if (1e-2..1e4).contains(&v.abs()) => {
+            let digits = 3 - (v.abs().log10().floor() as i32).clamp(-2, 3);
+            format!("{v:.*}", digits.max(0) as usize)
+        }
+        v => format!("{v:.3e}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn numbers_have_four_digits() {
+        for (v, text) in [
+            (0.0, "0"),
+            (1.0, "1.000"),
+            (-0.5, "-0.5000"),
+            (0.012345, "0.01234"),
+            (123.456, "123.5"),
+            (9999.4, "9999"),
+            (0.00029, "2.900e-4"),
+            (123456.0, "1.235e5"),
+            (f64::NAN, "NaN"),
+        ] {
+            assert_eq!(number(v), text);
+        }
+    }
+}
