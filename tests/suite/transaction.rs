@@ -358,11 +358,10 @@ fn killed_in_the_middle_it_leaves_the_model_and_only_whole_versions() {
     let save = ["--save", path(&versions), "--save-version", "1", "--format", "json"];
     let args = [&["refit", path(&model), "--from", path(&new)][..], &save].concat();
     let wanted = refit(&[path(&model), "--from", path(&new), "--format", "json"]).good().json()["sha256"].clone();
-    let started = std::time::Instant::now();
-    patchhost(&args).good();
-    let whole = started.elapsed();
-    std::fs::remove_dir_all(&versions).unwrap();
-
+    let seen = || -> Vec<String> {
+        let entries = std::fs::read_dir(&versions).into_iter().flatten();
+        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    };
     let (mut interrupted, mut complete) = (0, 0);
     for round in 0..24u32 {
         let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_patchhost-under-test"))
@@ -371,15 +370,16 @@ fn killed_in_the_middle_it_leaves_the_model_and_only_whole_versions() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        // From the start to beyond the end, most of them where it writes.
-        std::thread::sleep(whole * (round + 4) / 24);
+        // Some before it writes, most of them a little later each while it does.
+        let writing = || round < 3 || seen().iter().any(|n| n.starts_with('.'));
+        while !writing() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(u64::from(round)) / 2);
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(std::fs::read(model.join("model.safetensors")).unwrap() == source, "round {round}: the model changed");
-        let seen: Vec<String> = match std::fs::read_dir(&versions) {
-            Ok(entries) => entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect(),
-            Err(_) => Vec::new(),
-        };
+        let seen = seen();
         if seen.iter().any(|n| n == "weight_v000001") {
             let ran = refit(&[path(&model), "--from", path(&versions.join("weight_v000001")), "--format", "json"]);
             assert_eq!(ran.good().json()["sha256"], wanted, "round {round}");
@@ -396,9 +396,7 @@ fn killed_in_the_middle_it_leaves_the_model_and_only_whole_versions() {
             }
         }
     }
-    assert!(interrupted + complete > 0, "no round got as far as writing");
+    assert!(interrupted > 0, "it was always faster than the kill ({complete} rounds)");
     patchhost(&args).good();
-    let left: Vec<String> =
-        std::fs::read_dir(&versions).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    assert_eq!(left, ["weight_v000001"], "leftovers of killed writers are removed");
+    assert_eq!(seen(), ["weight_v000001"], "leftovers of killed writers are removed");
 }

@@ -322,11 +322,12 @@ fn compare(model: &Model, hooks: &RefitHooks, live: &WeightSet, requests: &[Requ
 /// What a refit did, for people.
 pub(super) fn print_refit(r: &RefitReport) {
     println!(
-        "refit {}{}: {} quantized, {} kept{} in {}; {} -> {}",
+        "refit {}{}: {} quantized, {} kept{}{} in {}; {} -> {}",
         r.version,
         if r.label == r.version.to_string() { String::new() } else { format!(" ({})", r.label) },
         plural(r.quantized, "tensor"),
         r.kept,
+        if r.as_stored > 0 { format!(", {} FP8 as stored", r.as_stored) } else { String::new() },
         if r.ignored > 0 { format!(", {} ignored", r.ignored) } else { String::new() },
         duration(r.seconds),
         bytes(r.bytes_before),

@@ -93,11 +93,14 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     println!("model {} ({})", model.name, model.engine.info().architecture);
     for c in &shown {
         for d in &c.params {
-            let moved = if d.sha256_checkpoint == d.sha256_runtime { "" } else { &d.sha256_runtime };
-            println!("  {:60} {:8?} {:?}  checkpoint {}  {moved}", d.name, d.dtype, d.shape, d.sha256_checkpoint);
+            print!("  {:60} {:8?} {:?}  checkpoint {}", d.name, d.dtype, d.shape, d.sha256_checkpoint);
+            match d.sha256_checkpoint == d.sha256_runtime {
+                true => println!("  runtime the same"),
+                false => println!("  runtime {}", d.sha256_runtime),
+            }
         }
         println!(
-            "{:32} {:>12} changed  refit == fresh load, bit for bit; undone == checkpoint layout  sha256:{}",
+            "{:32} on {:11}  refit == fresh load, bit for bit; undone == checkpoint layout  sha256:{}",
             if c.passes.is_empty() { "plain".to_string() } else { c.passes.join("+") },
             plural(c.tensors, "tensor"),
             &c.sha256[..16],

@@ -228,3 +228,25 @@ fn item_24_fused_expert_names_equal_per_expert_names() {
     };
     assert_eq!(set("qwen3_moe").first_difference(&set("qwen3_moe_fused")), None);
 }
+
+/// The same for weights that arrive as FP8: bytes as stored, powers of two by requantizing only what needs it.
+#[test]
+fn a_refit_of_fp8_checkpoints_equals_a_fresh_load_in_every_layout() {
+    let mut tried = 0;
+    for entry in std::fs::read_dir(crate::support::data("fp8")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let tmp = tmp();
+        let folder = crate::support::copy_folder(&crate::support::data("fp8").join(&name), &tmp.path().join("m"));
+        std::fs::remove_file(folder.join("golden.safetensors")).unwrap();
+        let ran = patchhost(["verify-refit", folder.to_str().unwrap(), "--format", "json"]).good().json();
+        let of = |passes: &[&str]| {
+            let all = ran["combinations"].as_array().unwrap();
+            all.iter().find(|c| c["passes"] == serde_json::json!(passes)).unwrap()["sha256"].clone()
+        };
+        assert_ne!(of(&["col-major-align"]), of(&[]), "{name}");
+        // Scales that are powers of two already are left alone, and so are their bytes.
+        assert_eq!(of(&["ue8m0"]) == of(&[]), name.starts_with("ue8m0"), "{name}");
+        tried += 1;
+    }
+    assert!(tried >= 5);
+}

@@ -135,3 +135,41 @@ pub(crate) fn requantize(part: &mut Part) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use patchhost_kernels::linear::ScaleOrder;
+
+    /// Odd sizes, all codes but NaN, scales that are powers of two and others.
+    #[test]
+    fn requantizing_is_deepgemms_cast_and_leaves_powers_of_two_alone() {
+        let (rows, cols, block_rows, block_cols) = (7, 11, 3, 4);
+        let q: Vec<u8> =
+            (0..rows * cols).map(|i| (i * 37 % 251) as u8).map(|b| if b & 0x7f == 0x7f { 1 } else { b }).collect();
+        let scales: Vec<f32> = (0..9).map(|i| if i % 3 == 0 { 0.25 } else { 0.003 * (i as f32 + 1.0) }).collect();
+        let matrix =
+            Matrix::Fp8 { q: q.clone(), scales: scales.clone(), order: ScaleOrder::RowMajor, block_rows, block_cols };
+        let mut part = Part { rows, cols, matrix };
+        requantize(&mut part);
+        let Matrix::Fp8 { q: new, scales: made, .. } = &part.matrix else { unreachable!() };
+        let block = |i: usize| i / cols / block_rows * 3 + i % cols / block_cols;
+        for (b, scale) in made.iter().enumerate() {
+            let of_block = || (0..rows * cols).filter(|i| block(*i) == b);
+            if b % 3 == 0 {
+                assert!(*scale == 0.25 && of_block().all(|i| new[i] == q[i]), "block {b}");
+                continue;
+            }
+            let amax = of_block().map(|i| (e4m3::decode(q[i]) * scales[b]).abs()).fold(0.0, f32::max);
+            // The least power of two that brings amax to 448 or below.
+            let exponent = (f64::from(amax) / 448.0).log2().ceil() as i32;
+            assert_eq!(f64::from(*scale), 2f64.powi(exponent), "block {b}");
+            for i in of_block() {
+                assert_eq!(new[i], e4m3::encode(e4m3::decode(q[i]) * scales[b] / scale), "block {b}, value {i}");
+            }
+        }
+        let before = part.clone();
+        requantize(&mut part);
+        assert!(part.matrix.bit_equal(&before.matrix), "twice is once");
+    }
+}
