@@ -59,9 +59,9 @@ def logits(model, ids):
     return model(ids[None], use_cache=False).logits[0]
 
 
-def write_twin(export, folder):
+def write_twin(export, folder, dtype=torch.bfloat16):
     json.dump(export.config, open(os.path.join(folder, "config.json"), "w"))
-    save_file(export.dequantized(torch.bfloat16), os.path.join(folder, "model.safetensors"), {"format": "pt"})
+    save_file(export.dequantized(dtype), os.path.join(folder, "model.safetensors"), {"format": "pt"})
 
 
 def as_on_a_gpu(cls, export):
@@ -121,6 +121,22 @@ def check(folder, source, binary=None, scales="f32"):
             difference = patchhost_logits.apart(patchhost_logits.run(binary, model, ids, *more), wanted)
             assert difference < TOLERANCE, f"{folder}: patchhost's logits ({label}) differ by {difference:.1e}"
             line += f"; {label} within {difference:.1e}"
+    return line
+
+
+def check_partial(folder, source, binary=None, scales="f32"):
+    """Partial blocks in transformers' format: transformers cannot load them, so its own class gets weights widened here."""
+    export = Export(folder, source, True, scales)
+    cls, line = model_class(export.config), f"{len(export.fp8)} FP8 of {len(export.stored)}; worst relative RMSE {export.worst:.4f}"
+    if not (cls and binary): return line
+    ids, _ = patchhost_logits.ids_of(source, export.config.get("text_config", export.config)["vocab_size"])
+    for label, dtype, more in ("bf16", torch.bfloat16, ["--dequantize"]), ("fp8", torch.float32, []):
+        with tempfile.TemporaryDirectory() as twin:
+            write_twin(export, twin, dtype)
+            wanted = logits(load(cls, twin, torch.float32).to(torch.float32), ids)
+        difference = patchhost_logits.apart(patchhost_logits.run(binary, folder, ids, *more), wanted)
+        assert difference < TOLERANCE, f"{folder}: patchhost's logits ({label}) differ by {difference:.1e}"
+        line += f"; {label} within {difference:.1e}"
     return line
 
 
