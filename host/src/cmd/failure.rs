@@ -34,6 +34,11 @@ impl UsageError {
     pub(super) fn new(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
         Self { what: what.into(), why: why.into(), next: next.into() }
     }
+
+    /// The same with other advice, where a verb takes its arguments in another way.
+    pub(super) fn with_next(self, next: impl Into<String>) -> Self {
+        Self { next: next.into(), ..self }
+    }
 }
 
 /// Prints the error (JSON on standard output if asked for, else text on standard error) and gives its exit code.

@@ -61,7 +61,9 @@ fn classes(report: &Report) -> Table {
             notes.push(format!("{count} of these tensors {what}"));
         }
     }
-    notes.push(format!("{} more tensors are quantized by neither side", report.kept));
+    if report.kept > 0 {
+        notes.push(format!("{} more tensors are quantized by neither side", report.kept));
+    }
     Table {
         title: "Quantized tensors by class".to_string(),
         head: vec![

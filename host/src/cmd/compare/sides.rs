@@ -118,7 +118,9 @@ impl Side {
             no_default_patches: args.no_default_patches || plain,
         };
         let patches = Patches::load(&patch_args, architecture)?;
-        let patch = patches.require_quant(if side == 0 { "compare (side A)" } else { "compare (side B)" })?;
+        let patch = patches
+            .require_quant(if side == 0 { "compare (side A)" } else { "compare (side B)" })
+            .map_err(|e| e.with_next("compare patches that quantize, for example fp8_block.wasm"))?;
         let info = SideInfo {
             kind: "patch",
             name: patch.info().name.clone(),
