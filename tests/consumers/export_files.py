@@ -163,10 +163,10 @@ class Export:
     def settings(self):
         """Arguments that make patchhost quantize the source as this export was."""
         sets = [x for pair in filter(None, self.meta["patchhost.settings"].split(",")) for x in ("--set", pair)]
-        kept = sorted(n for n, t in one_by_one(tensors(self.source)[0], False).items()
-                      if t.dim() == 2 and n in self.stored and self.stored[n].dtype != F8)
+        source = tensors(self.source)[0]
+        kept = sorted(n for n, t in {**one_by_one(source, False), **source}.items()
+                      if t.dim() >= 2 and n in self.stored and self.stored[n].dtype != F8)
         # Stacked experts of the source have other names there; all of them were kept, or none.
-        if not any(".experts." in n for n in self.fp8):
-            kept += [n for n in tensors(self.source)[0] if n not in self.stored]
+        if not any(".experts." in n for n in self.fp8): kept += [n for n in source if n not in self.stored]
         kept = sorted({re.sub(r"(?<=\.)\d+(?=\.)", "*", n) for n in kept}) if len(kept) > 60 else kept
         return sets + ["--set", "keep=" + ",".join(kept)] if kept else sets
