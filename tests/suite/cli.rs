@@ -1,6 +1,6 @@
 //! The verbs on the bundled model, and the ledger.
 
-use crate::support::{copy_model, ids_file, patchhost, read, read_f32, tmp};
+use crate::support::{copy_model, edit_tensors, ids_file, patchhost, read, read_f32, repo, tmp};
 
 #[test]
 fn run_does_the_main_job_on_the_bundled_model() {
@@ -150,4 +150,49 @@ fn logits_of_a_batch_equal_those_of_each() {
     assert!(one.iter().zip(&both[4 * 2048..]).all(|(a, b)| a.to_bits() == b.to_bits()));
     let (_, plain) = run(&batch, &["--component", "fp8_block", "--dtype", "f32"]);
     assert_ne!(plain, both);
+}
+
+/// B1: what is available is listed, and is what the lock says.
+#[test]
+fn patches_lists_the_bundled_ones_with_what_they_are_for() {
+    let listed = patchhost(["patches", "--format", "json"]).good().json();
+    let rows = listed["patches"].as_array().unwrap();
+    let lock = std::fs::read_to_string(repo().join("guests/guests.lock")).unwrap();
+    for row in rows {
+        let (name, sha256) = (row["name"].as_str().unwrap(), row["sha256"].as_str().unwrap());
+        assert!(lock.contains(&format!("name = \"{name}\"")) && lock.contains(sha256), "{name}");
+        assert!(!row["reason"].as_str().unwrap().is_empty() && !row["hooks"].as_array().unwrap().is_empty(), "{name}");
+    }
+    assert_eq!(rows.len(), lock.matches("[[guest]]").count());
+    let two = patchhost(["patches", "--component", "fp8_block", "--component", "fp8_block_mse"]).good();
+    assert!(two.stdout.contains("fp8_block 0.1.0") && two.stdout.contains("2 patches"), "{}", two.stdout);
+    assert_eq!(patchhost(["patches", "--component", "nowhere.wasm"]).code, 2);
+}
+
+/// B20: unknown names are refused, unless the user allows them by name.
+#[test]
+fn unknown_tensors_are_skipped_only_where_that_is_allowed() {
+    let tmp = tmp();
+    let model = copy_model("qwen3_moe", tmp.path());
+    std::fs::remove_file(model.join("golden.safetensors")).unwrap();
+    edit_tensors(&model, |tensors| {
+        let mut stray = tensors.iter().find(|t| t.0 == "model.norm.weight").unwrap().clone();
+        stray.0 = "value_head.weight".into();
+        tensors.push(stray);
+    });
+    let explain = |more: &[&str]| {
+        let args = ["explain", model.to_str().unwrap(), "--format", "json"];
+        patchhost(args.iter().chain(more))
+    };
+    assert!(explain(&[]).stdout.contains("value_head.weight"));
+    assert_eq!(explain(&["--allow-unknown", "value_hea.weight"]).code, 1);
+    for glob in ["value_head.*", "*.weight", "value_hea?.weight"] {
+        let ran = explain(&["--allow-unknown", glob]).good().json();
+        let all = ran["tensors"].as_array().unwrap();
+        let stray = all.iter().find(|t| t["name"] == "value_head.weight").unwrap();
+        assert_eq!(stray["outcome"]["kind"], "ignored");
+        assert!(stray["outcome"]["reason"].as_str().unwrap().contains(&format!("`{glob}`")), "{stray}");
+        // What the model knows is loaded all the same.
+        assert_eq!(all.iter().filter(|t| t["outcome"]["kind"] == "ignored").count(), 1, "{glob}");
+    }
 }

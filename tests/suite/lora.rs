@@ -190,6 +190,20 @@ fn wrong_shapes_types_and_values_are_named() {
     assert!(error.contains(K_A) && error.contains("NaN"), "{error}");
 }
 
+/// PEFT rewrites expert targets to parameters of the stacked experts; such an adapter is refused for that.
+#[test]
+fn an_adapter_of_stacked_parameters_says_so() {
+    let (_tmp, engine, folder) = case("qwen3_moe_attention");
+    let config = folder.join("adapter_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let (old, new) = ("\"target_parameters\": []", "\"target_parameters\": [\"mlp.experts.gate_up_proj\"]");
+    assert!(text.contains(old));
+    std::fs::write(&config, text.replace(old, new)).unwrap();
+    let loaded = engine.load_adapter(builder(&folder, "a", 1 << 20, false), lora_patch("lora_tensors", &[]).as_ref());
+    let error = loaded.map(|a| a.version()).unwrap_err().to_string();
+    assert!(error.contains("adapter_config.json") && error.contains("`target_parameters`"), "{error}");
+}
+
 #[test]
 fn a_chunk_that_never_came_is_found() {
     let (_tmp, engine, folder) = case("llama");

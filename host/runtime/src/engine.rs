@@ -15,14 +15,14 @@ use crate::families::Arch;
 use crate::hooks::{Lora, ModelInfo};
 use crate::lora::{Adapter, AdapterBuilder, Adapters};
 use crate::model::Model;
-use crate::plan::ExpertLoaders;
+use crate::plan::{AllowUnknown, ExpertLoaders};
 use crate::quant_config::QuantFormat;
 use crate::refit::{Begin, Planned, Progress, RefitHooks, RefitReport, Setup, TensorOutcome, Transaction, Turn};
 use crate::registry::Registry;
 use crate::weights::WeightSet;
 
 /// How an engine is made.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
     /// Play vLLM 0.8.2: the host can load fused experts once, then post-processing drops the loaders.
     pub simulate_loader_loss: bool,
@@ -30,6 +30,8 @@ pub struct EngineOptions {
     pub dequantize: bool,
     /// Hold only the routed experts of one rank of an expert-parallel group; such an engine loads, and cannot run.
     pub expert_parallel: Option<ExpertParallel>,
+    /// Names that a checkpoint may have although the model does not know them; all others are refused.
+    pub allow_unknown: AllowUnknown,
 }
 
 /// One rank of an expert-parallel group: rank r of n holds experts r·E/n .. (r+1)·E/n.
@@ -160,12 +162,13 @@ impl Engine {
     }
 
     /// What this engine brings to a refit.
-    pub(crate) fn setup(&self) -> Setup<'_> {
+    pub fn setup(&self) -> Setup<'_> {
         Setup {
             registry: &self.registry,
             model: &self.info,
             experts: self.expert_loaders(),
             local_experts: self.local_experts(),
+            allow_unknown: &self.options.allow_unknown,
         }
     }
 

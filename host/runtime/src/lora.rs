@@ -143,8 +143,8 @@ impl AdapterBuilder {
         let tensors = self.tensors.finish().map_err(of_adapter)?;
         let infos: Vec<TensorInfo> = tensors.iter().map(|t| info(t, Role::Other)).collect();
         let targets: Vec<TensorInfo> = registry.params().iter().map(|p| p.info()).collect();
-        let plan = patch.admit(model, &self.config, &targets, &infos)?;
         let config = Config::read(&self.config)?;
+        let plan = patch.admit(model, &self.config, &targets, &infos)?;
         config.agree(&plan, patch.name())?;
         let halves = place(registry, &plan, &tensors, patch.name())?;
         covered(registry, &config, &halves)?;
@@ -207,6 +207,12 @@ impl Config {
     fn read(text: &str) -> Result<Self> {
         let bad = |why: String| refuse_config(why);
         let json: Value = serde_json::from_str(text).map_err(|e| bad(format!("it is not JSON: {e}")))?;
+        if json.get("target_parameters").and_then(Value::as_array).is_some_and(|list| !list.is_empty()) {
+            // PEFT does so by itself for gate, up and down of most mixtures, whose experts transformers 5 stacks.
+            return Err(bad("`target_parameters` is not empty: PEFT adapted stacked experts as one parameter, which no module \
+                            of the model is; target modules only (attention, shared experts), or send experts one by one"
+                .to_string()));
+        }
         let rank = json.get("r").and_then(Value::as_u64).filter(|r| *r > 0);
         let rank = rank.ok_or_else(|| bad("`r` is missing or not above 0".to_string()))?;
         let alpha = json.get("lora_alpha").and_then(Value::as_f64);

@@ -1,6 +1,8 @@
 //! The plan of a refit: which part of which runtime tensor each checkpoint tensor writes. Every placement that a patch
 //! gives is checked here: the target exists, the shape fits, nothing is written twice, everything is written.
 
+use regex::Regex;
+
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::error::{Refusal, Result, RuntimeError, did_you_mean};
 use crate::hooks::{LoaderMap, Placement, Role, Slot, TensorInfo};
@@ -59,10 +61,42 @@ pub enum ExpertLoaders {
     Lost,
 }
 
+/// Names that a checkpoint may have although the model does not know them, as globs: `*` is any run of characters, `?` one.
+#[derive(Debug, Clone, Default)]
+pub struct AllowUnknown(Vec<(String, Regex)>);
+
+impl AllowUnknown {
+    /// From globs, each of which must match a whole name.
+    pub fn new<S: AsRef<str>>(globs: &[S]) -> Result<Self> {
+        let one = |glob: &S| {
+            let glob = glob.as_ref();
+            let pattern: String = glob
+                .chars()
+                .map(|c| match c {
+                    '*' => ".*".to_string(),
+                    '?' => ".".to_string(),
+                    c => regex::escape(&c.to_string()),
+                })
+                .collect();
+            let compiled = Regex::new(&format!("^(?s:{pattern})$")).map_err(|e| {
+                let why = e.to_string().lines().last().unwrap_or_default().to_string();
+                RuntimeError::Request(Refusal::new(format!("--allow-unknown {glob}"), why, "give a shorter glob"))
+            })?;
+            Ok((glob.to_string(), compiled))
+        };
+        globs.iter().map(one).collect::<Result<_>>().map(Self)
+    }
+
+    /// The glob that allows a name.
+    fn allows(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(_, pattern)| pattern.is_match(name)).map(|(glob, _)| glob.as_str())
+    }
+}
+
 impl Plan {
     /// Asks the loader map, fills in the host's own, and checks coverage.
     pub fn new(setup: &Setup<'_>, checkpoint: &Checkpoint, loader: Option<&dyn LoaderMap>) -> Result<Self> {
-        let Setup { registry, model, experts, .. } = *setup;
+        let Setup { registry, model, .. } = *setup;
         let infos: Vec<TensorInfo> = checkpoint.tensors().map(|t| checkpoint_info(registry, t)).collect();
         let placements = match loader {
             Some(loader) => {
@@ -78,7 +112,7 @@ impl Plan {
         for (i, (tensor, placement)) in checkpoint.tensors().zip(placements).enumerate() {
             let action = match placement {
                 Placement::Ignore(reason) => Action::Ignore(reason),
-                Placement::Native => native(registry, tensor, loader, experts)?,
+                Placement::Native => native(setup, tensor, loader)?,
                 Placement::Place { target, slot, expert, transposed } => {
                     let who = loader.map_or("the host", |l| l.name());
                     let param = registry.find(&target).ok_or_else(|| unknown_target(registry, tensor, who, &target))?;
@@ -113,12 +147,8 @@ fn checkpoint_info(registry: &Registry, tensor: &CheckpointTensor) -> TensorInfo
     }
 }
 
-fn native(
-    registry: &Registry,
-    tensor: &CheckpointTensor,
-    loader: Option<&dyn LoaderMap>,
-    experts: ExpertLoaders,
-) -> Result<Action> {
+fn native(setup: &Setup<'_>, tensor: &CheckpointTensor, loader: Option<&dyn LoaderMap>) -> Result<Action> {
+    let Setup { registry, experts, allow_unknown, .. } = *setup;
     let name = &tensor.name;
     if let Some(p) = registry.native(name) {
         return place(registry, tensor, "the host", p.param, p.slot, None, false);
@@ -142,12 +172,15 @@ fn native(
         };
         return Err(refit(format!("tensor `{name}` has no loader"), why, next));
     }
+    if let Some(glob) = allow_unknown.allows(name) {
+        return Ok(Action::Ignore(format!("no tensor of the model; allowed by `{glob}`")));
+    }
     let hint =
         did_you_mean(name, registry.checkpoint_names()).map(|k| format!("; did you mean `{k}`?")).unwrap_or_default();
     Err(refit(
         format!("tensor `{name}`"),
         format!("this model has no tensor of that name{hint}"),
-        "use a checkpoint that belongs to the config.json, or a loader-map patch that places or ignores the tensor",
+        "use a checkpoint that belongs to the config.json, a loader-map patch that places or ignores the tensor, or --allow-unknown",
     ))
 }
 
@@ -297,4 +330,22 @@ fn missing(setup: &Setup<'_>, written: &[Vec<Option<usize>>]) -> Result<()> {
 
 fn refit(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> RuntimeError {
     RuntimeError::Refit(Refusal::new(what, why, next))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::AllowUnknown;
+
+    #[test]
+    fn globs_match_whole_names() {
+        let allow = AllowUnknown::new(&["vision.*", "a?c", "x.[0]"]).unwrap();
+        assert_eq!(allow.allows("vision.blocks.0.weight"), Some("vision.*"));
+        assert_eq!(allow.allows("abc"), Some("a?c"));
+        assert_eq!(allow.allows("x.[0]"), Some("x.[0]"));
+        for name in ["model.vision.x", "visions", "abbc", "x.0", "xabc"] {
+            assert_eq!(allow.allows(name), None, "{name}");
+        }
+        assert!(AllowUnknown::new(&["a".repeat(20 << 20)]).is_err());
+    }
 }

@@ -56,9 +56,19 @@ pub struct ModelArgs {
     /// A Hugging Face model folder: config.json, tokenizer.json, *.safetensors [default: the bundled tiny MoE]
     #[arg(value_name = "MODEL")]
     pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub reading: ReadingArgs,
+}
+
+/// How a checkpoint is read.
+#[derive(Debug, Clone, Args)]
+pub struct ReadingArgs {
     /// Widen the weights of an FP8 checkpoint to bf16 when they are loaded (they can then be quantized anew)
     #[arg(long)]
     pub dequantize: bool,
+    /// Tensors that the model does not know are skipped instead of refused, where their names match; can be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub allow_unknown: Vec<String>,
 }
 
 /// Treatment of activations before FP8 matrices.

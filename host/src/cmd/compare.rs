@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::hooks::{Decision, ModelInfo};
 
-use super::args::{Format, Fp8Activation};
+use super::args::{Format, Fp8Activation, ReadingArgs};
 use super::failure::UsageError;
 use super::output::json;
 use super::session::{LedgerRow, Model, progress_bar};
@@ -70,9 +70,8 @@ pub struct Args {
     /// Do not load the bundled patches that are on by default (moe_loader)
     #[arg(long)]
     no_default_patches: bool,
-    /// Widen the weights of an FP8 checkpoint to bf16 when they are loaded (they can then be quantized anew)
-    #[arg(long)]
-    dequantize: bool,
+    #[command(flatten)]
+    reading: ReadingArgs,
     /// A file of texts, one per line, taken as they are [default: the trainer's tokens, else a text of the host's]
     #[arg(long, value_name = "FILE", conflicts_with = "ids")]
     prompts: Option<PathBuf>,
@@ -134,7 +133,7 @@ impl Input {
                 ("--ids", args.ids.is_some()),
                 ("--per-layer", args.per_layer),
                 ("--trainer-logprobs", args.trainer_logprobs.is_some()),
-                ("--dequantize", args.dequantize),
+                ("--dequantize", args.reading.dequantize),
             ];
             if let Some((option, _)) = needs.iter().find(|(_, given)| *given) {
                 return Err(UsageError::new(
@@ -146,7 +145,7 @@ impl Input {
             }
             return Ok(Input::File(file.clone(), Checkpoint::open(file)?));
         }
-        let args = super::args::ModelArgs { model, dequantize: args.dequantize };
+        let args = super::args::ModelArgs { model, reading: args.reading.clone() };
         Ok(Input::Model(Box::new(Model::open(&args, Default::default())?)))
     }
 
@@ -177,7 +176,7 @@ impl Input {
             Input::Model(model) => {
                 let readable = model.checkpoint.with_scales(model.engine.format().as_ref(), dequantize)?;
                 let loader = a.hooks.loader.as_deref();
-                Ok(of_model(model.engine.registry(), model.engine.info(), &readable, loader)?)
+                Ok(of_model(&model.engine.setup(), &readable, loader)?)
             }
         }
     }
@@ -223,7 +222,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         Other::Component(_) => Some(Side::load(&args, &named, 1, &architecture, plain)?),
         Other::Native | Other::Bf16 => None,
     };
-    let units = input.units(&a, args.dequantize)?;
+    let units = input.units(&a, args.reading.dequantize)?;
     let da = input.decide(&units, &a)?;
     let b = match component_b {
         Some(b) => b,

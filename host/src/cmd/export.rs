@@ -10,7 +10,7 @@ use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::engine::EngineOptions;
 use patchhost_runtime::hooks::{BlockQuant, ScaleFormat};
 
-use super::args::{Format, PatchArgs};
+use super::args::{Format, PatchArgs, ReadingArgs};
 use super::failure::UsageError;
 use super::output::{bytes, duration, json, plural};
 use super::session::{Model, Patches, progress_bar};
@@ -28,9 +28,8 @@ pub struct Args {
     paths: Vec<PathBuf>,
     #[command(flatten)]
     patches: PatchArgs,
-    /// Quantize the bf16 form of a checkpoint that is FP8 already
-    #[arg(long)]
-    dequantize: bool,
+    #[command(flatten)]
+    reading: ReadingArgs,
     #[command(flatten)]
     reader: ReaderArgs,
     /// Tensor-parallel sizes at which vLLM must be able to load the export, for example 1,2,4,8
@@ -118,8 +117,7 @@ impl ReaderArgs {
         };
         let hooks = patches.hooks(ActivationMode::None);
         let info = model.engine.info();
-        let tensors =
-            outputs(model.engine.registry(), info, &model.checkpoint, hooks.loader.as_deref()).map_err(plain)?;
+        let tensors = outputs(&model.engine.setup(), &model.checkpoint, hooks.loader.as_deref()).map_err(plain)?;
         let plan = Plan::new(consumer, info, tensors, quant.as_ref(), self.options()).map_err(plain)?;
         Ok((plan, quant))
     }
@@ -162,10 +160,10 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     args.reader.consumer()?;
     let sizes = args.check_tp.as_deref().map(tensor_parallel::sizes).transpose().map_err(plain)?;
     args.reader.settings(&mut args.patches)?;
-    let model_args = super::args::ModelArgs { model: model_path, dequantize: args.dequantize };
+    let model_args = super::args::ModelArgs { model: model_path, reading: args.reading.clone() };
     let mut model = Model::open(&model_args, EngineOptions::default())?;
     if let Some(source) = model.engine.format() {
-        if !args.dequantize {
+        if !args.reading.dequantize {
             return Err(UsageError::new(
                 format!("export of `{}`", model.name),
                 "the checkpoint is FP8 already; quantizing it anew would change its numbers silently",

@@ -8,6 +8,7 @@ mod failure;
 mod logits;
 mod lora;
 mod output;
+mod patches;
 mod quantize;
 mod refit;
 mod run;
@@ -44,6 +45,7 @@ enum Verb {
     Logits(logits::Args),
     Refit(Box<refit::Args>),
     VerifyRefit(verify_refit::Args),
+    Patches(patches::Args),
 }
 
 /// Parses the command line, runs the verb and turns its error into the exit code.
@@ -71,6 +73,7 @@ pub fn main() -> ExitCode {
         Verb::Quantize(args) => quantize::run(args, format),
         Verb::Logits(args) => logits::run(args, format),
         Verb::Refit(args) => refit::run(&args, format),
+        Verb::Patches(args) => patches::run(args, format),
         Verb::VerifyRefit(args) => verify_refit::run(args, format),
     };
     match result {

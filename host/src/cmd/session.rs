@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::{Engine, EngineOptions};
+use patchhost_runtime::plan::AllowUnknown;
 use patchhost_runtime::refit::RefitHooks;
 use patchhost_runtime::tokenizer::Tokenizer;
 use serde::Serialize;
@@ -38,12 +39,13 @@ pub struct Model {
 impl Model {
     /// Opens the folder, or the bundled model.
     pub fn open(args: &ModelArgs, mut options: EngineOptions) -> anyhow::Result<Self> {
-        options.dequantize |= args.dequantize;
+        options.dequantize |= args.reading.dequantize;
+        options.allow_unknown = AllowUnknown::new(&args.reading.allow_unknown)?;
         let (name, engine, checkpoint) = match &args.model {
-            None => (bundled::NAME.to_string(), Engine::new(bundled::CONFIG, options)?, bundled::checkpoint()?),
+            None => (bundled::NAME.to_string(), Engine::new(bundled::CONFIG, options.clone())?, bundled::checkpoint()?),
             Some(folder) => {
                 require_folder(folder)?;
-                (folder.display().to_string(), Engine::open(folder, options)?, Checkpoint::open(folder)?)
+                (folder.display().to_string(), Engine::open(folder, options.clone())?, Checkpoint::open(folder)?)
             }
         };
         Ok(Self { name, engine, checkpoint, folder: args.model.clone(), options })
@@ -57,8 +59,8 @@ impl Model {
     /// A second engine of the same model, without weights.
     pub fn fresh_engine(&self) -> anyhow::Result<Engine> {
         Ok(match &self.folder {
-            None => Engine::new(bundled::CONFIG, self.options)?,
-            Some(folder) => Engine::open(folder, self.options)?,
+            None => Engine::new(bundled::CONFIG, self.options.clone())?,
+            Some(folder) => Engine::open(folder, self.options.clone())?,
         })
     }
 
@@ -161,6 +163,11 @@ impl Patches {
             layout: self.set().layout(),
             observers: self.set().observers(),
         }
+    }
+
+    /// Every patch that was loaded, whether it applies or not.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Patch>> {
+        self.attachments.entries().iter().map(|(patch, _)| patch)
     }
 
     /// The set of those that apply.

@@ -4,9 +4,8 @@ use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use patchhost_runtime::error::{Refusal, RuntimeError};
 use patchhost_runtime::hooks::{BlockQuant, Consumer, Decision, Elem, LoaderMap, ModelInfo, Role, TensorInfo};
-use patchhost_runtime::plan::{Action, ExpertLoaders, Plan};
+use patchhost_runtime::plan::{Action, Plan};
 use patchhost_runtime::refit::{Setup, info};
-use patchhost_runtime::registry::Registry;
 
 use super::class::Class;
 use super::error::Result;
@@ -75,14 +74,8 @@ impl Unit {
 }
 
 /// The tensors of a model, as its refit would load them through `loader`. `checkpoint` has its scales paired.
-pub fn of_model(
-    registry: &Registry,
-    model: &ModelInfo,
-    checkpoint: &Checkpoint,
-    loader: Option<&dyn LoaderMap>,
-) -> Result<Vec<Unit>> {
-    let setup = Setup { registry, model, experts: ExpertLoaders::Absent, local_experts: None };
-    let plan = Plan::new(&setup, checkpoint, loader)?;
+pub fn of_model(setup: &Setup<'_>, checkpoint: &Checkpoint, loader: Option<&dyn LoaderMap>) -> Result<Vec<Unit>> {
+    let plan = Plan::new(setup, checkpoint, loader)?;
     let loaded = checkpoint.tensors().zip(&plan.actions).filter_map(|(tensor, action)| match action {
         Action::Ignore(_) | Action::Elsewhere(_) => None,
         Action::Load { role, dests, transposed } => Some(Unit {

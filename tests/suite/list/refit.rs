@@ -156,7 +156,7 @@ fn item_09_experts_of_other_ranks_are_skipped_and_counted() {
     for (expert, fails) in [(0, false), (3, true)] {
         let name = format!("model.layers.0.mlp.experts.{expert}.down_proj.weight");
         let some = Checkpoint::from_tensors(checkpoint.tensors().filter(|t| t.name != name).cloned()).unwrap();
-        let result = Engine::open(&folder, options).unwrap().refit(&some, &hooks, QUIET);
+        let result = Engine::open(&folder, options.clone()).unwrap().refit(&some, &hooks, QUIET);
         assert_eq!(result.is_err_and(|e| e.to_string().contains(&name)), fails, "{name}");
     }
 }

@@ -15,7 +15,7 @@ use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{Consumer, Decision, Dtype, LayoutPass, ModelInfo, Role, Scheme, TensorInfo};
 use crate::layout;
-use crate::plan::{Action, Dest, ExpertLoaders, Plan};
+use crate::plan::{Action, AllowUnknown, Dest, ExpertLoaders, Plan};
 use crate::quantize::grid;
 use crate::registry::{ParamDecl, Registry};
 use crate::weights::{Ingredients, Matrix, Part, WeightSet};
@@ -36,6 +36,8 @@ pub struct Setup<'a> {
     pub experts: ExpertLoaders,
     /// The experts that are held, where it is not all of them.
     pub local_experts: Option<Range<usize>>,
+    /// Names that a checkpoint may have although the model does not know them.
+    pub allow_unknown: &'a AllowUnknown,
 }
 
 /// A planned refit: placements, decisions and layout passes are known, no weight has been touched.

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
-use patchhost_runtime::hooks::{Elem, LoaderMap, ModelInfo, Role};
-use patchhost_runtime::plan::{Action, Dest, ExpertLoaders, Plan};
+use patchhost_runtime::hooks::{Elem, LoaderMap, Role};
+use patchhost_runtime::plan::{Action, Dest, Plan};
 use patchhost_runtime::refit::Setup;
 use patchhost_runtime::registry::Registry;
 use safetensors::tensor::Dtype;
@@ -83,14 +83,9 @@ impl Output {
 }
 
 /// Every tensor of the export, in the checkpoint's order.
-pub fn outputs(
-    registry: &Registry,
-    model: &ModelInfo,
-    checkpoint: &Checkpoint,
-    loader: Option<&dyn LoaderMap>,
-) -> Result<Vec<Output>> {
-    let setup = Setup { registry, model, experts: ExpertLoaders::Absent, local_experts: None };
-    let plan = Plan::new(&setup, checkpoint, loader)?;
+pub fn outputs(setup: &Setup<'_>, checkpoint: &Checkpoint, loader: Option<&dyn LoaderMap>) -> Result<Vec<Output>> {
+    let Setup { registry, model, .. } = *setup;
+    let plan = Plan::new(setup, checkpoint, loader)?;
     let names = Names::new(registry);
     let fused_only = FUSED_ONLY.contains(&model.model_type.as_str());
     let mut out = Vec::with_capacity(plan.actions.len());

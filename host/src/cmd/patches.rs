@@ -1,0 +1,91 @@
+//! `patchhost patches`: what patches there are, and what they say they are for.
+
+use std::sync::Arc;
+
+use super::args::{Format, PatchArgs};
+use super::output::{json, plural};
+use super::session::Patches;
+use crate::patch::bundled::BUNDLED;
+use crate::patch::{Hook, Patch, Phase};
+
+/// List the bundled patches (or those named): hooks, versions, digests, and why they exist
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    patches: PatchArgs,
+}
+
+/// One patch.
+#[derive(Debug, serde::Serialize)]
+struct Row<'a> {
+    name: &'a str,
+    version: &'a str,
+    sha256: String,
+    hooks: Vec<String>,
+    summary: &'a str,
+    reason: &'a str,
+    upstream: Option<&'a str>,
+    remove_when: Option<&'a str>,
+    targets: &'a [crate::patch::Target],
+}
+
+/// Runs the verb.
+pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
+    let named = !args.patches.components.is_empty();
+    args.patches.no_default_patches = true;
+    let mut patches: Vec<Arc<Patch>> = Vec::new();
+    let components = match named {
+        true => std::mem::take(&mut args.patches.components),
+        false => BUNDLED.iter().map(|(name, _)| (*name).to_string()).collect(),
+    };
+    // Each by itself: two that claim one hook can be listed, though not loaded, together.
+    for (i, component) in components.into_iter().enumerate() {
+        let one = PatchArgs {
+            components: vec![component],
+            sha256: args.patches.sha256.get(i).cloned().into_iter().collect(),
+            settings: args.patches.settings.clone(),
+            no_default_patches: true,
+        };
+        let loaded = Patches::load_with(&one, "", &[], Phase::EngineUp)?;
+        patches.extend(loaded.all().cloned());
+    }
+    let rows: Vec<Row<'_>> = patches.iter().map(|p| row(p)).collect();
+    if format == Format::Json {
+        return json(&serde_json::json!({ "patches": rows }));
+    }
+    for r in &rows {
+        println!("{} {}  {}  sha256:{}", r.name, r.version, r.hooks.join(", "), &r.sha256[..12]);
+        println!("  {}", r.summary);
+        println!("  why: {}", r.reason);
+        if let Some(upstream) = r.upstream {
+            println!("  upstream: {upstream}");
+        }
+        if let Some(when) = r.remove_when {
+            println!("  remove when: {when}");
+        }
+        for t in r.targets {
+            let models = match &t.architectures[..] {
+                [] => "any architecture".to_string(),
+                some => some.join(", "),
+            };
+            println!("  for {} {}: {models}", t.engine, t.versions);
+        }
+    }
+    println!("{}", plural(rows.len(), if named { "patch" } else { "bundled patch" }).replace("patchs", "patches"));
+    Ok(())
+}
+
+fn row(patch: &Patch) -> Row<'_> {
+    let info = patch.info();
+    Row {
+        name: &info.name,
+        version: &info.version,
+        sha256: patch.digest().hex(),
+        hooks: patch.hooks().iter().map(Hook::to_string).collect(),
+        summary: &info.summary,
+        reason: &info.reason,
+        upstream: info.upstream.as_deref(),
+        remove_when: info.remove_when.as_deref(),
+        targets: &info.targets,
+    }
+}
