@@ -197,7 +197,7 @@ fn effects(ablation: &Ablation) -> Vec<Table> {
         out.push(Table { title, head, rows: layers, notes: Vec::new() });
     }
     if let Some(between) = &ablation.between {
-        let row = distance_row("B against A".into(), "-".into(), "-".into(), between, "-".into());
+        let row = distance_row("B against A".into(), "-", "-".into(), between, "-".into());
         let head = vec!["", "KL mean", "KL max", "k3_kl", "kl", "top-1 agreement"];
         let pick = [0, 3, 4, 6, 7, 8].into_iter().filter_map(|i| row.get(i).cloned()).collect();
         out.push(Table {
