@@ -565,12 +565,14 @@ fn write_versions_until_killed() {
 fn killed_at_any_moment_a_version_is_whole_or_not_there() {
     let tmp = tmp();
     let dir = tmp.path();
+    let newest = || names(dir).iter().filter_map(|n| Version::of_folder(n)).max();
     let mut rng = StdRng::seed_from_u64(4);
     let mut halves = 0;
     for round in 0..60 {
         if round >= 12 && halves >= 3 {
             break;
         }
+        let before = newest();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "delta::write_versions_until_killed", "--ignored"])
             .env("PATCHHOST_TEST_VERSIONS", dir)
@@ -578,13 +580,16 @@ fn killed_at_any_moment_a_version_is_whole_or_not_there() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(rng.random_range(20..250)));
-        assert!(child.try_wait().unwrap().is_none(), "the writer ended by itself");
+        // At least one version more, however slow the disk is, and then at any moment.
+        while newest() == before {
+            assert!(child.try_wait().unwrap().is_none(), "the writer ended by itself");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        std::thread::sleep(std::time::Duration::from_micros(rng.random_range(0..120_000)));
         child.kill().unwrap();
         child.wait().unwrap();
-        let found = names(dir);
-        halves += usize::from(found.iter().any(|n| n.starts_with('.')));
-        let Some(newest) = found.iter().filter_map(|n| Version::of_folder(n)).max() else { continue };
+        halves += usize::from(names(dir).iter().any(|n| n.starts_with('.')));
+        let newest = newest().unwrap();
         // Whatever has the name of a version is one.
         let loaded = load(dir, None, None).unwrap();
         assert_eq!(loaded.version, Some(newest));
@@ -592,7 +597,6 @@ fn killed_at_any_moment_a_version_is_whole_or_not_there() {
         assert!(loaded.skipped.iter().all(|s| s.name.starts_with('.')), "{:?}", loaded.skipped);
     }
     assert!(halves >= 3, "the writer was hit in the middle {halves} times only");
-    let newest = names(dir).iter().filter_map(|n| Version::of_folder(n)).max().unwrap();
-    write_full(&large(0), &Beside::default(), dir, Version(newest.0 + 1), &WriteOptions::default()).unwrap();
+    write_full(&large(0), &Beside::default(), dir, Version(newest().unwrap().0 + 1), &WriteOptions::default()).unwrap();
     assert!(names(dir).iter().all(|n| n.starts_with("weight_v")), "{:?}", names(dir));
 }
