@@ -304,6 +304,13 @@ fn from_a_folder_a_file_a_version_and_a_delta() {
     assert_eq!(run(&old, &versions, &[]).good().json()["sha256"], first["sha256_before"]);
     assert_eq!(run(&old, &versions, &["--target-version", "1"]).good().json()["sha256"], wanted);
 
+    // As SGLang can check it.
+    let slime = tmp.path().join("slime");
+    run(&old, &new, &["--save-delta", path(&slime), "--encoding", "overwrite", "--checksum", "xxh3-128"]).good();
+    let index = std::fs::read_to_string(slime.join("weight_v000001/model.safetensors.index.json")).unwrap();
+    assert!(index.contains("\"xxh3-128\"") && index.contains("\"overwrite\""), "{index}");
+    assert_eq!(run(&old, &slime, &[]).good().json()["sha256"], wanted);
+
     // The base does not fit: nothing is applied.
     insta::assert_snapshot!("wrong_base_bytes", as_text(&new, &delta, &[]).refused(1, tmp.path()));
     let version = as_text(&old, &delta, &["--base-version", "5"]);

@@ -15,8 +15,8 @@ use super::run::print_refit;
 use super::session::{Model, Patches, advance, progress_bar};
 use crate::checkpoint::export::Companions;
 use crate::checkpoint::versions::{
-    Base, Beside, Encoding, Loaded, Source, Step, Version, VersionError, WriteOptions, Written, applied_version,
-    write_delta, write_full,
+    Base, Beside, Checksum, Encoding, Loaded, Source, Step, Version, VersionError, WriteOptions, Written,
+    applied_version, write_delta, write_full,
 };
 
 /// Load a model, then refit it in one transaction from a folder, a file, a version or a delta
@@ -62,6 +62,9 @@ pub struct Args {
     /// How a delta is encoded
     #[arg(long, value_name = "xor|overwrite", default_value = "xor", value_parser = encoding)]
     encoding: Encoding,
+    /// How what is written can be checked: sha256, xxh3-128 (slime's default; SGLang knows no sha256) or adler32
+    #[arg(long, value_name = "NAME", default_value = "sha256", value_parser = checksum)]
+    checksum: Checksum,
     /// The number under which --save and --save-delta write [default: one more than MODEL's]
     #[arg(long, value_name = "N")]
     save_version: Option<u64>,
@@ -228,7 +231,7 @@ fn same(model: &Model, difference: Option<(usize, usize)>) -> anyhow::Result<()>
 fn save(args: &Args, model: &Model, held: Option<Version>, new: &Loaded) -> anyhow::Result<Vec<Written>> {
     let held = held.unwrap_or(Version(0));
     let version = args.save_version.map(Version).or(new.version.filter(|v| *v > held)).unwrap_or(Version(held.0 + 1));
-    let options = WriteOptions::default();
+    let options = WriteOptions { checksum: args.checksum, ..WriteOptions::default() };
     let mut saved = Vec::new();
     if let Some(dir) = &args.save {
         let companions = match model.folder() {
@@ -286,6 +289,10 @@ fn read_manifest(path: &Path) -> Result<Manifest, UsageError> {
 
 fn encoding(text: &str) -> Result<Encoding, String> {
     Encoding::named(text).ok_or_else(|| "give xor or overwrite".to_string())
+}
+
+fn checksum(text: &str) -> Result<Checksum, String> {
+    Checksum::named(text).ok_or_else(|| format!("known are {}", Checksum::ALL.map(Checksum::name).join(", ")))
 }
 
 fn expert_parallel(text: &str) -> Result<ExpertParallel, String> {
