@@ -51,6 +51,7 @@ enum ComputeDtype {
 /// Runs the verb.
 pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let (batch, ids) = read_ids(&args.ids)?;
+    args.lora.check()?;
     let model = Model::open(&args.model, EngineOptions::default())?;
     let patches = Patches::load_with(
         &args.patches,

@@ -30,6 +30,12 @@ impl LoraArgs {
         if self.lora.is_some() { &[PATCH] } else { &[] }
     }
 
+    /// Refuses an adapter that is not there, before anything large is read.
+    pub fn check(&self) -> Result<(), UsageError> {
+        let folder = self.lora.as_deref().map(|given| split(given).1);
+        folder.map_or(Ok(()), |folder| read_config(&folder).map(|_| ()))
+    }
+
     /// Loads the adapter into the engine, which must have its weights.
     pub fn load(&self, model: &Model, patches: &Patches) -> anyhow::Result<Option<Arc<Adapter>>> {
         let Some(given) = &self.lora else { return Ok(None) };
@@ -41,14 +47,7 @@ impl LoraArgs {
                 format!("name one, for example --component {PATCH}, or leave --no-default-patches away"),
             )
         })?;
-        let config = folder.join("adapter_config.json");
-        let text = std::fs::read_to_string(&config).map_err(|e| {
-            UsageError::new(
-                format!("adapter `{}`", config.display()),
-                e.to_string(),
-                "give the folder that PEFT's save_pretrained wrote",
-            )
-        })?;
+        let text = read_config(&folder)?;
         let tensors = Checkpoint::open(&folder.join("adapter_model.safetensors"))?;
         let mut builder = AdapterBuilder::new(name, text);
         for t in tensors.tensors() {
@@ -62,6 +61,17 @@ impl LoraArgs {
         }
         Ok(Some(model.engine.load_adapter(builder, patch.as_ref())?))
     }
+}
+
+fn read_config(folder: &Path) -> Result<String, UsageError> {
+    let config = folder.join("adapter_config.json");
+    std::fs::read_to_string(&config).map_err(|e| {
+        UsageError::new(
+            format!("adapter `{}`", config.display()),
+            e.to_string(),
+            "give the folder that PEFT's save_pretrained wrote",
+        )
+    })
 }
 
 /// `NAME=FOLDER`, or a folder that gives its own name.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::args::{Format, PatchArgs};
-use super::output::{json, plural};
+use super::output::json;
 use super::session::Patches;
 use crate::patch::bundled::BUNDLED;
 use crate::patch::{Hook, Patch, Phase};
@@ -71,7 +71,8 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
             println!("  for {} {}: {models}", t.engine, t.versions);
         }
     }
-    println!("{}", plural(rows.len(), if named { "patch" } else { "bundled patch" }).replace("patchs", "patches"));
+    let (one, many) = if named { ("patch", "patches") } else { ("bundled patch", "bundled patches") };
+    println!("{} {}", rows.len(), if rows.len() == 1 { one } else { many });
     Ok(())
 }
 

@@ -116,6 +116,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         seed: args.seed,
     };
     sampling.check()?;
+    args.lora.check()?;
     let options =
         EngineOptions { simulate_loader_loss: args.simulate == Some(Simulate::LoaderLoss), ..EngineOptions::default() };
     let model = Model::open(&args.model, options)?;
