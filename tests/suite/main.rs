@@ -7,6 +7,7 @@ mod delta;
 mod export;
 mod fp8;
 mod hostile;
+mod ledger;
 mod list;
 mod lora;
 mod malformed;
