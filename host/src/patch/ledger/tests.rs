@@ -52,7 +52,7 @@ fn the_hash_follows_the_rule_in_the_documentation() {
     let hash = Digest::of(body.as_bytes());
     assert_eq!(line, format!("{},\"hash\":\"{hash}\"}}", &body[..body.len() - 1]));
     assert_eq!((entry.hash, ledger.head().seq, ledger.head().hash), (hash, 1, hash));
-    assert_eq!(ledger.recent(1), [entry.clone()]);
+    assert_eq!(ledger.recent(1), std::slice::from_ref(&entry));
     // What is read back is what was given, in the names of the record.
     let shown = show(&path, Some("patch"), None).expect("readable");
     assert_eq!(shown.records, [entry]);
@@ -75,7 +75,8 @@ fn floats_of_any_size_survive() {
 fn a_reopened_ledger_goes_on() {
     let (_tmp, path) = folder();
     let (ledger, _) = open(&path);
-    let last = (0..5).map(|n| append(&ledger, n)).last().expect("five");
+    (0..4).for_each(|n| drop(append(&ledger, n)));
+    let last = append(&ledger, 4);
     drop(ledger);
     let (ledger, opened) = open(&path);
     assert_eq!(opened, Opened { records: 6, genesis: false, torn: None });
