@@ -9,6 +9,7 @@ mod fp8;
 mod hostile;
 mod ledger;
 mod list;
+mod live;
 mod lora;
 mod malformed;
 mod oracle;
