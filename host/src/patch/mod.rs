@@ -12,7 +12,7 @@ mod set;
 mod stage;
 
 pub use crate::abi::{Hook, Info, Target};
-pub use crate::sandbox::{CallStats, Function, FunctionStats, Limits, Sandbox};
+pub use crate::sandbox::{Cache, CacheStats, CallStats, Function, FunctionStats, Limits, Sandbox};
 pub use attach::{AttachError, Attached, Attachments, Phase};
 pub use bundled::resolve;
 pub use digest::Digest;
