@@ -10,7 +10,8 @@ use crate::checkpoint::export::ExportError;
 use crate::checkpoint::versions::VersionError;
 use crate::checkpoint::write::WriteError;
 use crate::compare::CompareError;
-use crate::patch::{AttachError, SetError, StageError};
+use crate::live::{LiveError, WatchError};
+use crate::patch::{AttachError, LedgerError, PolicyError, SetError, StageError, SwapError, SwapErrorKind};
 
 /// Refused: by the audit, a digest, a conflict, or because weights and patches do not cover the model.
 pub const EXIT_REFUSED: u8 = 1;
@@ -46,7 +47,14 @@ pub(super) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
     let code = code(error);
     match format {
         Format::Text => eprintln!("error: {error}"),
-        Format::Json => println!("{}", serde_json::json!({ "error": error.to_string(), "exit": code })),
+        Format::Json => {
+            let mut object = serde_json::json!({ "error": error.to_string(), "exit": code });
+            if let Some(LedgerError::Broken { at, .. }) = error.downcast_ref() {
+                object["first_bad_seq"] = at.seq.into();
+                object["broken"] = serde_json::json!(at);
+            }
+            println!("{object}");
+        }
     }
     ExitCode::from(code)
 }
@@ -59,13 +67,22 @@ fn code(error: &anyhow::Error) -> u8 {
         return hook(e);
     }
     if let Some(e) = error.downcast_ref::<StageError>() {
+        return stage(e);
+    }
+    if let Some(e) = error.downcast_ref::<LiveError>() {
         return match e {
-            StageError::NotFound { .. } | StageError::Unreadable { .. } | StageError::Settings { .. } => EXIT_USAGE,
-            // The patch answered `configure` with an error: the user's settings, not the patch, are wrong.
-            StageError::Start { cause: HookCause::Refused, .. } => EXIT_USAGE,
-            StageError::Start { .. } => EXIT_PATCH,
-            _ => EXIT_REFUSED,
+            LiveError::Runtime(e) => runtime(e),
+            LiveError::Stage(e) => stage(e),
+            LiveError::Swap(e) => swap(e),
+            LiveError::Probe(_) => EXIT_PATCH,
+            LiveError::Busy(_) => EXIT_REFUSED,
         };
+    }
+    if let Some(e) = error.downcast_ref::<SwapError>() {
+        return swap(e);
+    }
+    if error.is::<PolicyError>() || error.is::<WatchError>() {
+        return EXIT_USAGE;
     }
     if let Some(ExportError::Refused(_)) = error.downcast_ref::<ExportError>() {
         return EXIT_REFUSED;
@@ -86,6 +103,9 @@ fn code(error: &anyhow::Error) -> u8 {
             CompareError::Runtime(e) => runtime(e),
         };
     }
+    if let Some(e) = error.downcast_ref::<LedgerError>() {
+        return ledger(e);
+    }
     if error.is::<SetError>() || error.is::<AttachError>() {
         return EXIT_REFUSED;
     }
@@ -103,6 +123,24 @@ fn code(error: &anyhow::Error) -> u8 {
     }
 }
 
+fn stage(error: &StageError) -> u8 {
+    match error {
+        StageError::NotFound { .. } | StageError::Unreadable { .. } | StageError::Settings { .. } => EXIT_USAGE,
+        // The patch answered `configure` with an error: the user's settings, not the patch, are wrong.
+        StageError::Start { cause: HookCause::Refused, .. } => EXIT_USAGE,
+        StageError::Start { .. } => EXIT_PATCH,
+        _ => EXIT_REFUSED,
+    }
+}
+
+fn swap(error: &SwapError) -> u8 {
+    match error.kind {
+        SwapErrorKind::Conflict | SwapErrorKind::Forbidden => EXIT_REFUSED,
+        SwapErrorKind::NotFound | SwapErrorKind::Invalid => EXIT_USAGE,
+        SwapErrorKind::Ledger => EXIT_HOST,
+    }
+}
+
 fn runtime(error: &RuntimeError) -> u8 {
     match error {
         RuntimeError::Config(_)
@@ -113,6 +151,19 @@ fn runtime(error: &RuntimeError) -> u8 {
         RuntimeError::Hook(e) => hook(e),
         RuntimeError::Contract(_) => EXIT_PATCH,
         RuntimeError::Compute(_) => EXIT_HOST,
+    }
+}
+
+fn ledger(error: &LedgerError) -> u8 {
+    match error {
+        LedgerError::Broken { .. } | LedgerError::Head { .. } | LedgerError::Busy { .. } => EXIT_REFUSED,
+        LedgerError::NotALedger { .. } => EXIT_USAGE,
+        LedgerError::Io { source, .. }
+            if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied) =>
+        {
+            EXIT_USAGE
+        }
+        _ => EXIT_HOST,
     }
 }
 
