@@ -8,3 +8,4 @@ pub mod compare;
 pub mod live;
 pub mod patch;
 pub mod sandbox;
+pub mod serve;

@@ -15,6 +15,7 @@ mod patches;
 mod quantize;
 mod refit;
 mod run;
+mod serve;
 mod session;
 mod verify_refit;
 
@@ -42,6 +43,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(run::Args),
+    Serve(Box<serve::Args>),
     Explain(explain::Args),
     Compare(compare::Args),
     Export(export::Args),
@@ -72,6 +74,7 @@ pub fn main() -> ExitCode {
     let format = cli.global.format;
     let result = match cli.verb {
         Verb::Run(args) => run::run(args, format),
+        Verb::Serve(args) => serve::run(*args, format),
         Verb::Explain(args) => explain::run(args, format),
         Verb::Compare(args) => compare::run(args, format),
         Verb::Export(args) => export::run(args, format),
