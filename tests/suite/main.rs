@@ -15,6 +15,8 @@ mod malformed;
 mod oracle;
 mod quantize;
 mod refit;
+mod serving;
+mod soak;
 mod support;
 mod transaction;
 mod wit;
