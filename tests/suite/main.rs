@@ -13,6 +13,7 @@ mod malformed;
 mod oracle;
 mod quantize;
 mod refit;
+mod scheduler;
 mod support;
 mod transaction;
 mod wit;
