@@ -15,6 +15,7 @@ mod malformed;
 mod oracle;
 mod quantize;
 mod refit;
+mod scheduler;
 mod serving;
 mod soak;
 mod support;
