@@ -27,7 +27,8 @@ use clap::{Parser, Subcommand};
 pub use failure::{EXIT_HOST, EXIT_PATCH, EXIT_REFUSED, EXIT_USAGE};
 
 const EXIT_CODES: &str = "Exit codes: 0 good; 1 refused (by policy, audit, digest or coverage); 2 usage or unreadable \
-input; 3 a patch failed; 4 the host failed.\nPATCHHOST_LOG=info (or debug, off) sets what is logged to standard error; only errors by default.";
+input; 3 a patch failed; 4 the host failed.\nPATCHHOST_LOG=info (or debug, off) sets what is logged to standard error; only errors by default.\n\
+PATCHHOST_CACHE=DIR (or off) says where compiled components are kept; by default in $XDG_CACHE_HOME/patchhost/aot.";
 
 /// Runs inference-engine patches as sandboxed WASI components inside an embedded inference runtime.
 #[derive(Debug, Parser)]
