@@ -7,6 +7,7 @@ mod delta;
 mod export;
 mod fp8;
 mod hostile;
+mod http;
 mod ledger;
 mod list;
 mod live;
