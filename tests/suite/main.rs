@@ -14,5 +14,6 @@ mod oracle;
 mod quantize;
 mod refit;
 mod support;
+mod train;
 mod transaction;
 mod wit;
