@@ -29,6 +29,9 @@ pub struct Record {
     pub refit_version: String,
     /// The set is another than in the step before.
     pub swap: Option<Swap>,
+    /// Why a candidate did not land that should have, or why another set than the active one made the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// Of the weights that the refit published.
     pub weights_sha256: String,
     /// Of the master weights after the update.

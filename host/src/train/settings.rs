@@ -30,13 +30,20 @@ pub enum RolloutIs {
     None,
 }
 
+/// A model by its content: folders may move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ModelId {
+    /// Of config.json.
+    pub config_sha256: String,
+    /// Of the weights ([`super::Masters::digest`]).
+    pub weights_sha256: String,
+}
+
 /// Everything that decides what a run computes, but for its patches.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Settings {
-    /// Name or folder of the model.
-    pub model: String,
-    /// SHA-256 of the weights that training starts from.
-    pub start_sha256: String,
+    /// What training starts from.
+    pub model: ModelId,
     /// What is rewarded.
     pub task: Task,
     /// Texts to continue.
@@ -73,6 +80,12 @@ impl Settings {
             RolloutIs::Sequence => Some((Level::Sequence, self.threshold)),
             RolloutIs::None => None,
         }
+    }
+
+    /// As a checkpoint holds them: through text, because reading a float back may change its last bit.
+    pub(super) fn value(&self) -> serde_json::Value {
+        let text = serde_json::to_string(self).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
     }
 
     /// Refuses what cannot be trained with, by name.

@@ -40,6 +40,8 @@ pub struct Refitted {
     pub patch_set: String,
     /// Its patches.
     pub patches: Vec<PatchId>,
+    /// Why a candidate did not land that should have, or why another set than the active one made the weights.
+    pub note: Option<String>,
 }
 
 /// A training run.
@@ -59,13 +61,12 @@ impl Trainer {
     /// A run that has not begun.
     pub fn new(
         settings: Settings,
+        masters: Masters,
         arch: &Arch,
         engine: &Engine,
-        checkpoint: &Checkpoint,
         tokenizer: &Tokenizer,
     ) -> Result<Self> {
         settings.check()?;
-        let masters = Masters::read(checkpoint, engine.registry())?;
         let model = Model::new(arch, engine.registry(), &masters)?;
         if settings.master == MasterDtype::Bf16 {
             masters.round_to_bf16()?;
@@ -167,6 +168,7 @@ impl Trainer {
             swap: swap.map(|from| Swap { from, to: refitted.patch_set.clone() }),
             patch_set: refitted.patch_set,
             patches: refitted.patches,
+            note: refitted.note,
             refit_version: refitted.report.label,
             weights_sha256,
             master_sha256,
