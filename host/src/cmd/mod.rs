@@ -5,7 +5,7 @@ mod compare;
 mod explain;
 mod export;
 mod failure;
-#[allow(dead_code)] // serve and train are about to use it
+#[allow(dead_code)] // serve is about to use the rest
 mod live;
 mod log;
 mod logits;
@@ -16,6 +16,7 @@ mod quantize;
 mod refit;
 mod run;
 mod session;
+mod train;
 mod verify_refit;
 
 use std::io::IsTerminal;
@@ -48,6 +49,7 @@ enum Verb {
     Logits(logits::Args),
     Refit(Box<refit::Args>),
     VerifyRefit(verify_refit::Args),
+    Train(Box<train::Args>),
     Patches(patches::Args),
     Log(log::Args),
 }
@@ -77,6 +79,7 @@ pub fn main() -> ExitCode {
         Verb::Quantize(args) => quantize::run(args, format),
         Verb::Logits(args) => logits::run(args, format),
         Verb::Refit(args) => refit::run(&args, format),
+        Verb::Train(args) => train::run(*args, format),
         Verb::Patches(args) => patches::run(args, format),
         Verb::Log(args) => log::run(args, format),
         Verb::VerifyRefit(args) => verify_refit::run(args, format),

@@ -3,6 +3,7 @@
 use patchhost_runtime::error::{Refusal, RuntimeError};
 
 use crate::checkpoint::write::WriteError;
+use crate::live::LiveError;
 
 /// Why training did not begin, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +17,9 @@ pub enum TrainError {
     /// The model, the checkpoint or a patch.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// The rollout engine was not refitted.
+    #[error(transparent)]
+    Live(#[from] LiveError),
     /// A file was not written.
     #[error(transparent)]
     Write(#[from] WriteError),

@@ -113,7 +113,8 @@ mod tests {
             assert!(!Lines::resume(&path, None).unwrap().1);
             assert_eq!(std::fs::read(&path).unwrap(), b"");
         }
-        for (text, mark) in [("{\"step\":1,\"x\":1}\n", Some(&mark)), ("{\"step\":1", Some(&mark)), ("a diary\n", None)] {
+        for (text, mark) in [("{\"step\":1,\"x\":1}\n", Some(&mark)), ("{\"step\":1", Some(&mark)), ("a diary\n", None)]
+        {
             std::fs::write(&path, text).unwrap();
             assert!(Lines::resume(&path, mark).is_err(), "{text}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);

@@ -88,10 +88,8 @@ pub fn gradients(
 /// The trainer's log-probs of all response tokens, one sample after the other.
 fn responses(model: &Model, samples: &[Sample], masked: &[Range<u32>]) -> Result<Tensor> {
     // The last token is only predicted, never seen.
-    let sequences: Vec<Vec<u32>> = samples
-        .iter()
-        .map(|s| [&s.prompt[..], &s.response[..s.response.len().saturating_sub(1)]].concat())
-        .collect();
+    let sequences: Vec<Vec<u32>> =
+        samples.iter().map(|s| [&s.prompt[..], &s.response[..s.response.len().saturating_sub(1)]].concat()).collect();
     let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
     let batch = model.batch(&sequences)?;
     let (mut rows, mut targets) = (Vec::new(), Vec::new());

@@ -122,8 +122,7 @@ impl Batch {
     pub(super) fn causal(&self, window: Option<usize>) -> Result<Tensor> {
         let n = self.longest;
         let sees = |query: usize, key: usize| key <= query && window.is_none_or(|w| query - key < w);
-        let mask: Vec<f32> =
-            (0..n * n).map(|i| if sees(i / n, i % n) { 0.0 } else { f32::NEG_INFINITY }).collect();
+        let mask: Vec<f32> = (0..n * n).map(|i| if sees(i / n, i % n) { 0.0 } else { f32::NEG_INFINITY }).collect();
         Ok(Tensor::from_vec(mask, (n, n), &Device::Cpu)?)
     }
 }
