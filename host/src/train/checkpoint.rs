@@ -192,14 +192,25 @@ fn read_state(folder: &Path) -> std::result::Result<State, String> {
 
 /// Names the first setting that is another than in the checkpoint.
 fn same_settings(folder: &Path, then: &Value, now: &Value) -> Result<()> {
-    let (Some(a), Some(b)) = (then.as_object(), now.as_object()) else { return Ok(()) };
-    let Some(name) = b.keys().chain(a.keys()).find(|k| a.get(*k) != b.get(*k)) else { return Ok(()) };
-    let text = |v: Option<&Value>| crate::abi::text::clean(&v.unwrap_or(&Value::Null).to_string(), 160);
+    let Some((name, then, now)) = difference("", then, now) else { return Ok(()) };
+    let text = |v: &Value| crate::abi::text::clean(&v.to_string(), 160);
     Err(refused(
         format!("resuming from `{}`", folder.display()),
-        format!("`{name}` is {}, the run began with {}", text(b.get(name)), text(a.get(name))),
+        format!("`{name}` is {}, the run began with {}", text(now), text(then)),
         "give the same settings (patches and --steps may differ), or begin a new run in another folder",
     ))
+}
+
+/// The first leaf that differs, by its path.
+fn difference<'v>(path: &str, then: &'v Value, now: &'v Value) -> Option<(String, &'v Value, &'v Value)> {
+    let (Some(a), Some(b)) = (then.as_object(), now.as_object()) else {
+        return (then != now).then(|| (path.to_string(), then, now));
+    };
+    let missing = &Value::Null;
+    b.keys().chain(a.keys()).find_map(|key| {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        difference(&path, a.get(key).unwrap_or(missing), b.get(key).unwrap_or(missing))
+    })
 }
 
 fn restore(trainer: &mut Trainer, folder: &Path, state: &State) -> Result<()> {

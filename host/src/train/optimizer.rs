@@ -58,24 +58,55 @@ impl AdamW {
     /// and still move it.
     pub fn update(&mut self, masters: &Masters, gradients: &[Vec<f32>]) -> Result<()> {
         self.updates += 1;
-        let AdamWSettings { lr, beta1, beta2, eps, weight_decay } = self.settings;
-        let correct = |beta: f64| 1.0 - beta.powi(i32::try_from(self.updates).unwrap_or(i32::MAX));
-        let step = (lr / correct(beta1)) as f32;
-        let root = (1.0 / correct(beta2).sqrt()) as f32;
-        let keep = (1.0 - lr * weight_decay) as f32;
-        let (b1, b2, eps) = (beta1 as f32, beta2 as f32, eps as f32);
-        let (c1, c2) = ((1.0 - beta1) as f32, (1.0 - beta2) as f32);
+        let factors = Factors::new(&self.settings, self.updates);
         for ((master, moments), gradient) in masters.all().iter().zip(&mut self.moments).zip(gradients) {
             let mut values = master.values()?;
-            let state = moments.m.par_iter_mut().zip(&mut moments.v);
-            values.par_iter_mut().zip(state).zip(gradient).with_min_len(1 << 14).for_each(|((w, (m, v)), g)| {
-                *m = b1 * *m + c1 * g;
-                *v = b2 * *v + c2 * (g * g);
-                *w = *w * keep - step * *m / (v.sqrt() * root + eps);
-            });
+            factors.apply(&mut values, moments, gradient);
             master.set(values)?;
         }
         Ok(())
+    }
+}
+
+/// The numbers of one update.
+struct Factors {
+    beta1: f32,
+    beta2: f32,
+    /// 1 - beta.
+    new1: f32,
+    new2: f32,
+    /// Learning rate over the first moment's bias correction.
+    step: f32,
+    /// One over the root of the second moment's.
+    root: f32,
+    eps: f32,
+    /// What weight decay leaves.
+    keep: f32,
+}
+
+impl Factors {
+    /// Of update number `t`, from 1.
+    fn new(s: &AdamWSettings, t: u64) -> Self {
+        let correction = |beta: f64| 1.0 - beta.powi(i32::try_from(t).unwrap_or(i32::MAX));
+        Self {
+            beta1: s.beta1 as f32,
+            beta2: s.beta2 as f32,
+            new1: (1.0 - s.beta1) as f32,
+            new2: (1.0 - s.beta2) as f32,
+            step: (s.lr / correction(s.beta1)) as f32,
+            root: (1.0 / correction(s.beta2).sqrt()) as f32,
+            eps: s.eps as f32,
+            keep: (1.0 - s.lr * s.weight_decay) as f32,
+        }
+    }
+
+    fn apply(&self, values: &mut [f32], moments: &mut Moments, gradient: &[f32]) {
+        let state = moments.m.par_iter_mut().zip(&mut moments.v);
+        values.par_iter_mut().zip(state).zip(gradient).with_min_len(1 << 14).for_each(|((w, (m, v)), g)| {
+            *m = self.beta1 * *m + self.new1 * g;
+            *v = self.beta2 * *v + self.new2 * (g * g);
+            *w = *w * self.keep - self.step * *m / (v.sqrt() * self.root + self.eps);
+        });
     }
 }
 
@@ -89,4 +120,37 @@ pub fn clip_grad_norm(gradients: &mut [Vec<f32>], most: f64) -> f64 {
         gradients.iter_mut().flatten().for_each(|g| *g *= factor);
     }
     norm
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values of `torch.optim.AdamW` (2.x, CPU, f32) after each of three steps.
+    #[test]
+    fn three_steps_are_those_of_torch() {
+        let settings = AdamWSettings { lr: 0.01, weight_decay: 0.1, ..AdamWSettings::default() };
+        let mut w = vec![0.5, -1.25, 0.0, 2.0];
+        let mut moments = Moments { m: vec![0.0; 4], v: vec![0.0; 4] };
+        let steps: [([f32; 4], [f32; 4]); 3] = [
+            ([0.1, -0.2, 0.0, 3.0], [0.489_500_02, -1.238_749_9, 0.0, 1.988_000_1]),
+            ([0.3, 0.2, 1e-4, -1.0], [0.479_832_7, -1.238_037_6, -0.007_440_316_5, 1.982_009_9]),
+            ([-0.5, 0.0, 0.0, 0.25], [0.480_962_04, -1.237_206_5, -0.013_184_079, 1.976_439_9]),
+        ];
+        for (t, (gradient, expected)) in (1..).zip(steps) {
+            Factors::new(&settings, t).apply(&mut w, &mut moments, &gradient);
+            for (w, e) in w.iter().zip(expected) {
+                assert!((w - e).abs() <= 2e-7 * e.abs().max(1.0), "step {t}: {w} for {e}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_norm_is_that_of_all_gradients_together() {
+        let mut gradients = vec![vec![3.0, 4.0], vec![12.0]];
+        assert_eq!(clip_grad_norm(&mut gradients, 20.0), 13.0);
+        assert_eq!(gradients, [vec![3.0, 4.0], vec![12.0]]);
+        assert_eq!(clip_grad_norm(&mut gradients, 1.3), 13.0);
+        assert!(gradients.iter().flatten().zip([0.3, 0.4, 1.2]).all(|(g, e): (&f32, f32)| (g - e).abs() < 1e-6));
+    }
 }
