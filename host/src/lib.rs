@@ -8,4 +8,5 @@ pub mod compare;
 pub mod live;
 pub mod patch;
 pub mod sandbox;
+pub mod serve;
 pub mod train;

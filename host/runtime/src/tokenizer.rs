@@ -111,7 +111,8 @@ impl Tokenizer {
         self.encode_with(&self.render(messages)?, false)
     }
 
-    fn encode_with(&self, text: &str, specials: bool) -> Result<Vec<u32>> {
+    /// Text to tokens, with or without the special tokens that the tokenizer adds by itself.
+    pub fn encode_with(&self, text: &str, specials: bool) -> Result<Vec<u32>> {
         let encoded = self
             .inner
             .encode_fast(text, specials)
@@ -121,11 +122,44 @@ impl Tokenizer {
 
     /// Tokens to text, without special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| refuse("the output", format!("it cannot be decoded: {e}")))
+        self.decode_with(ids, true)
+    }
+
+    /// Tokens to text; `skip_special` leaves special tokens out.
+    pub fn decode_with(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(|e| refuse("the output", format!("it cannot be decoded: {e}")))
+    }
+
+    /// Tokens to text, special tokens included.
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, false).map_err(|e| refuse("the output", format!("it cannot be decoded: {e}")))
+    }
+
+    /// A token as the vocabulary writes it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The same tokenizer with another chat template.
+    #[must_use]
+    pub fn with_template(mut self, template: String) -> Self {
+        self.template = Some(template);
+        self
     }
 
     /// The conversation as the template writes it, ready for the model's answer.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
+        self.render_with(messages, true, &serde_json::Map::new())
+    }
+
+    /// The conversation as the template writes it. `more` are further variables of the template (vLLM's
+    /// `chat_template_kwargs`, for example `enable_thinking`).
+    pub fn render_with(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        more: &serde_json::Map<String, Value>,
+    ) -> Result<String> {
         let Some(template) = &self.template else {
             return Err(refuse("a conversation", "the model has no chat template".to_string()));
         };
@@ -143,10 +177,11 @@ impl Tokenizer {
         env.add_function("strftime_now", |_: String| "26 Jul 2024".to_string());
         env.add_template("chat", template).map_err(bad)?;
         let specials: BTreeMap<String, String> = self.specials.iter().cloned().collect();
+        // What the host sets wins over what a request adds.
         let context = context! {
             messages => Serde(messages),
-            add_generation_prompt => true,
-            ..minijinja::Value::from(specials)
+            add_generation_prompt => add_generation_prompt,
+            ..context! { ..minijinja::Value::from(specials), ..minijinja::Value::from(Serde(more)) }
         };
         env.get_template("chat").and_then(|t| t.render(context)).map_err(bad)
     }
@@ -181,14 +216,25 @@ pub struct TextStream {
     start: usize,
     /// Tokens whose text has been given out.
     given: usize,
+    /// Special tokens have text too.
+    with_special: bool,
 }
 
 impl TextStream {
+    /// `skip_special` leaves special tokens out of the text.
+    pub fn new(skip_special: bool) -> Self {
+        Self { with_special: !skip_special, ..Self::default() }
+    }
+
+    fn decode(&self, tokenizer: &Tokenizer, range: std::ops::Range<usize>) -> Result<String> {
+        tokenizer.decode_with(&self.ids[range], !self.with_special)
+    }
+
     /// The text that `id` completes; empty if it completes none.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
         self.ids.push(id);
-        let before = tokenizer.decode(&self.ids[self.start..self.given])?;
-        let after = tokenizer.decode(&self.ids[self.start..])?;
+        let before = self.decode(tokenizer, self.start..self.given)?;
+        let after = self.decode(tokenizer, self.start..self.ids.len())?;
         if after.len() <= before.len() || after.ends_with('\u{FFFD}') {
             return Ok(String::new());
         }
@@ -200,8 +246,8 @@ impl TextStream {
 
     /// What is left at the end, incomplete characters replaced.
     pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<String> {
-        let before = tokenizer.decode(&self.ids[self.start..self.given])?;
-        let after = tokenizer.decode(&self.ids[self.start..])?;
+        let before = self.decode(tokenizer, self.start..self.given)?;
+        let after = self.decode(tokenizer, self.start..self.ids.len())?;
         self.given = self.ids.len();
         Ok(after.get(before.len()..).unwrap_or_default().to_string())
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Task {
-    /// The share of words without the letter e; 0 for a text of fewer than three words
+    /// The share of words that have no letter e and that the text did not have before; 0 for fewer than three words
     Lipogram,
     /// The share of finished sentences (ended by . ! or ?) that are questions; 0 where none is finished
     Question,
@@ -31,8 +31,11 @@ impl Task {
         match self {
             Task::Lipogram => {
                 let words = text.split(|c: char| !c.is_alphabetic() && c != '\'').filter(|w| !w.is_empty());
-                let free: Vec<bool> = words.map(|w| !w.contains(['e', 'E'])).collect();
-                if free.len() < 3 { 0.0 } else { share(&free) }
+                let words: Vec<String> = words.map(str::to_lowercase).collect();
+                // Without the second condition the best text would be one word again and again.
+                let good: Vec<bool> =
+                    words.iter().enumerate().map(|(i, w)| !w.contains('e') && !words[..i].contains(w)).collect();
+                if good.len() < 3 { 0.0 } else { share(&good) }
             }
             Task::Question => {
                 let ends: Vec<bool> = text.chars().filter(|c| matches!(c, '.' | '!' | '?')).map(|c| c == '?').collect();
@@ -99,7 +102,8 @@ mod tests {
             (Task::Lipogram, "I am not a king.", 1.0),
             (Task::Lipogram, "The man is here", 0.5),
             (Task::Lipogram, "'tis Eve, o'er all", 0.5),
-            (Task::Lipogram, "no no", 0.0),
+            (Task::Lipogram, "I will. I will", 0.5),
+            (Task::Lipogram, "no, not", 0.0),
             (Task::Lipogram, "", 0.0),
             (Task::Question, "Who? What? Nobody. Go", 2.0 / 3.0),
             (Task::Question, "Who is it", 0.0),
