@@ -20,5 +20,6 @@ mod scheduler;
 mod serving;
 mod soak;
 mod support;
+mod train;
 mod transaction;
 mod wit;

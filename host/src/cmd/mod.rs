@@ -16,6 +16,7 @@ mod refit;
 mod run;
 mod serve;
 mod session;
+mod train;
 mod verify_refit;
 
 use std::io::IsTerminal;
@@ -50,6 +51,7 @@ enum Verb {
     Logits(logits::Args),
     Refit(Box<refit::Args>),
     VerifyRefit(verify_refit::Args),
+    Train(Box<train::Args>),
     Patches(patches::Args),
     Log(log::Args),
 }
@@ -80,6 +82,7 @@ pub fn main() -> ExitCode {
         Verb::Quantize(args) => quantize::run(args, format),
         Verb::Logits(args) => logits::run(args, format),
         Verb::Refit(args) => refit::run(&args, format),
+        Verb::Train(args) => train::run(*args, format),
         Verb::Patches(args) => patches::run(args, format),
         Verb::Log(args) => log::run(args, format),
         Verb::VerifyRefit(args) => verify_refit::run(args, format),
