@@ -3,6 +3,7 @@
 
 mod cli;
 mod compare;
+mod crash;
 mod delta;
 mod export;
 mod fp8;

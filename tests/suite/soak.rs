@@ -82,11 +82,21 @@ fn distribution(what: &str, mut gaps: Vec<u64>) {
     let at = |p| percentile(&gaps, p) as f64 / 1000.0;
     eprintln!(
         "{what}: {} gaps between tokens, ms: p50 {:.2}, p90 {:.2}, p99 {:.2}, p99.9 {:.2}, max {:.2}",
-        gaps.len(), at(0.5), at(0.9), at(0.99), at(0.999), at(1.0)
+        gaps.len(),
+        at(0.5),
+        at(0.9),
+        at(0.99),
+        at(0.999),
+        at(1.0)
     );
 }
 
-fn load(clients: usize, during: impl FnOnce(&AtomicU64), server: &Serving, sets: &[(String, BTreeMap<(usize, u64), String>)]) -> Seen {
+fn load(
+    clients: usize,
+    during: impl FnOnce(&AtomicU64),
+    server: &Serving,
+    sets: &[(String, BTreeMap<(usize, u64), String>)],
+) -> Seen {
     let stop = AtomicBool::new(false);
     let answers = AtomicU64::new(0);
     let mut seen = Seen::default();
@@ -125,14 +135,21 @@ fn swaps_under_load(swaps: usize, clients: usize, flat: bool) {
     let ledger = tmp.path().join("run.jsonl");
     let server = Serving::start(tmp.path(), &["--component", "fp8_block.wasm", "--ledger", ledger.to_str().unwrap()]);
     let first = expected(&server);
-    let staged = server.admin("POST", "/admin/v1/stage?name=fp8_block&set=scale_format=ue8m0&set=block=64x64", crate::serving::guest("fp8_block"));
+    let staged = server.admin(
+        "POST",
+        "/admin/v1/stage?name=fp8_block&set=scale_format=ue8m0&set=block=64x64",
+        crate::serving::guest("fp8_block"),
+    );
     let swap = |when: &str| server.admin_json("/admin/v1/swap", json!({ "to": staged["generation"], "when": when }));
     let landed = swap("now");
     assert!(landed["landed"].is_object(), "{landed}");
     let second = expected(&server);
     assert_ne!(first.0, second.0);
     let differing = first.1.iter().filter(|(k, v)| second.1[k] != **v).count();
-    assert!(differing > PROMPTS.len(), "the two sets must answer differently for the test to see anything: {differing}");
+    assert!(
+        differing > PROMPTS.len(),
+        "the two sets must answer differently for the test to see anything: {differing}"
+    );
 
     let sets = [first, second];
     let quiet = load(clients, |_| std::thread::sleep(Duration::from_secs(3)), &server, &sets);
@@ -159,7 +176,9 @@ fn swaps_under_load(swaps: usize, clients: usize, flat: bool) {
     eprintln!("{swaps} swaps under {clients} clients: {} answers, none torn, none lost", busy.answers);
     eprintln!(
         "a swap `now`, weights loaded again under load, ms: p50 {:.1}, p99 {:.1}, max {:.1}",
-        percentile(&took, 0.5) as f64 / 1e3, percentile(&took, 0.99) as f64 / 1e3, percentile(&took, 1.0) as f64 / 1e3
+        percentile(&took, 0.5) as f64 / 1e3,
+        percentile(&took, 0.99) as f64 / 1e3,
+        percentile(&took, 1.0) as f64 / 1e3
     );
     distribution("without swaps", quiet.gaps);
     distribution("with swaps", busy.gaps);
@@ -195,7 +214,8 @@ fn soak_ten_minutes() {
     let tmp = tmp();
     let server = Serving::start(tmp.path(), &["--component", "fp8_block.wasm"]);
     let first = expected(&server);
-    let staged = server.admin("POST", "/admin/v1/stage?name=fp8_block&set=block=64x64", crate::serving::guest("fp8_block"));
+    let staged =
+        server.admin("POST", "/admin/v1/stage?name=fp8_block&set=block=64x64", crate::serving::guest("fp8_block"));
     server.admin_json("/admin/v1/swap", json!({ "to": staged["generation"], "when": "now" }));
     let sets = [first, expected(&server)];
     let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(600);
@@ -220,7 +240,12 @@ fn soak_ten_minutes() {
     let mean = |m: &[u64]| m.iter().sum::<u64>() as f64 / m.len().max(1) as f64;
     let warm = &memory[memory.len() / 10..half.max(memory.len() / 10 + 1)];
     let drift = mean(&memory[half..]) / mean(warm) - 1.0;
-    eprintln!("{} answers in {seconds} s, {threads} threads, memory {:.1} MB, drift {:.2} %", seen.answers, mean(&memory[half..]) / 1e6, drift * 100.0);
+    eprintln!(
+        "{} answers in {seconds} s, {threads} threads, memory {:.1} MB, drift {:.2} %",
+        seen.answers,
+        mean(&memory[half..]) / 1e6,
+        drift * 100.0
+    );
     distribution("soak", seen.gaps);
     assert!(drift.abs() < 0.05, "memory drifts by {:.1} %", drift * 100.0);
     let _ = Arc::new(());

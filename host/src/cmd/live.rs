@@ -52,7 +52,6 @@ pub struct Needs<'a> {
 /// A live model that was made; its weights are still to be loaded.
 pub struct Started {
     /// Name or folder of the model, for messages.
-    #[allow(dead_code)] // of the trainer
     pub name: String,
     /// Its folder; none for the bundled model.
     pub folder: Option<PathBuf>,
