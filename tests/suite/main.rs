@@ -14,6 +14,7 @@ mod malformed;
 mod oracle;
 mod quantize;
 mod refit;
+mod state;
 mod support;
 mod transaction;
 mod wit;
