@@ -20,6 +20,7 @@ mod refit;
 mod scheduler;
 mod serving;
 mod soak;
+mod state;
 mod support;
 mod train;
 mod transaction;
