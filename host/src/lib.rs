@@ -7,3 +7,4 @@ pub mod cmd;
 pub mod compare;
 pub mod patch;
 pub mod sandbox;
+pub mod serve;

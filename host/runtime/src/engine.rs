@@ -169,6 +169,7 @@ impl Engine {
             experts: self.expert_loaders(),
             local_experts: self.local_experts(),
             allow_unknown: &self.options.allow_unknown,
+            vocab: u32::try_from(self.model.vocab()).unwrap_or(u32::MAX),
         }
     }
 

@@ -1,6 +1,5 @@
 //! Generating text for a batch of prompts.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Refusal, Result, RuntimeError};
@@ -56,6 +55,9 @@ pub struct Completion {
 pub struct TokenVersion {
     /// What the trainer calls the weights ([`WeightSet::label`]).
     pub version: String,
+    /// Digest of the patch set that made them; empty where none was named.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub patches: String,
     /// Name and version of the adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<(String, u64)>,
@@ -91,14 +93,12 @@ struct Running {
     done: Completion,
 }
 
-/// Generates all requests as one batch; token ids in `mask` are never sampled. `on_text` gets (request, piece) as text
-/// becomes certain.
+/// Generates all requests as one batch. `on_text` gets (request, piece) as text becomes certain.
 pub fn generate(
     model: &Model,
     weights: &WeightSet,
     tokenizer: &Tokenizer,
     requests: &[Request],
-    mask: &[Range<u32>],
     on_text: &mut dyn FnMut(usize, &str),
 ) -> Result<(Vec<Completion>, Timing)> {
     let mut running = Vec::new();
@@ -137,7 +137,7 @@ pub fn generate(
         let logits = model.forward(weights, &mut batch, Rows::Last)?.to_vec2::<f32>()?;
         let mut still = Vec::new();
         for (mut r, mut row) in running.into_iter().zip(logits) {
-            for ids in mask {
+            for ids in weights.masked() {
                 if let Some(masked) = row.get_mut(ids.start as usize..ids.end as usize) {
                     masked.fill(f32::NEG_INFINITY);
                 }
@@ -158,6 +158,7 @@ pub fn generate(
         if !r.done.token_ids.is_empty() {
             r.done.weight_versions = vec![TokenVersion {
                 version: weights.label().to_string(),
+                patches: weights.patches().to_string(),
                 adapter: r.cache.adapter().map(|a| (a.name().to_string(), a.version())),
                 start: 0,
                 end: r.done.token_ids.len(),

@@ -15,6 +15,7 @@ use crate::activation::Activation;
 use crate::error::Result;
 use crate::hooks::{Dtype, Elem, LayoutPass};
 use crate::layout;
+use crate::refit::Origin;
 use crate::registry::{ParamId, Registry};
 
 /// The data of one part, row-major.
@@ -185,6 +186,9 @@ pub struct WeightSet {
     activation: Arc<Activation>,
     /// The experts that are held, where it is not all of them.
     local_experts: Option<Range<usize>>,
+    /// Token ids that are never sampled: ascending, disjoint.
+    masked: Vec<Range<u32>>,
+    origin: Origin,
 }
 
 /// Everything that makes a set of weights.
@@ -196,6 +200,8 @@ pub(crate) struct Ingredients {
     pub(crate) passes: Vec<Vec<LayoutPass>>,
     pub(crate) activation: Activation,
     pub(crate) local_experts: Option<Range<usize>>,
+    pub(crate) masked: Vec<Range<u32>>,
+    pub(crate) origin: Origin,
 }
 
 /// Digests of one runtime tensor.
@@ -218,7 +224,7 @@ pub struct ParamDigest {
 impl WeightSet {
     pub(crate) fn new(registry: &Registry, made: Ingredients) -> Result<Self> {
         static IDS: AtomicU64 = AtomicU64::new(1);
-        let Ingredients { version, label, mut params, passes, activation, local_experts } = made;
+        let Ingredients { version, label, mut params, passes, activation, local_experts, masked, origin } = made;
         let mut vectors = Vec::with_capacity(params.len());
         for (decl, parts) in registry.params().iter().zip(&params) {
             vectors.push(match decl.cols {
@@ -240,7 +246,8 @@ impl WeightSet {
             layout::apply(passes, parts);
         }
         let id = IDS.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { id, version, label, params, passes, vectors, activation: Arc::new(activation), local_experts })
+        let activation = Arc::new(activation);
+        Ok(Self { id, version, label, params, passes, vectors, activation, local_experts, masked, origin })
     }
 
     /// Unlike any other set of this process: caches remember it.
@@ -256,6 +263,16 @@ impl WeightSet {
     /// What the trainer calls these weights; the number of the publish where it said nothing.
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// Digest of the patch set that made these weights; empty where none was named.
+    pub fn patches(&self) -> &str {
+        &self.origin.patches
+    }
+
+    /// Token ids that are never sampled with these weights: ascending, disjoint ranges.
+    pub fn masked(&self) -> &[Range<u32>] {
+        &self.masked
     }
 
     /// The parts of a runtime tensor as they lie in memory: of each expert, in the order of the declaration unless

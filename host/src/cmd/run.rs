@@ -129,7 +129,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         _ => Phase::of(Some(&model.engine)),
     };
     let patches = Patches::load_with(&args.patches, &model.engine.info().architecture, &more, phase)?;
-    let hooks = patches.hooks(args.fp8_activation.into());
+    let hooks = patches.sampling_hooks(args.fp8_activation.into(), &tokenizer);
     let text = format == Format::Text;
     if text {
         let info = model.engine.info();
@@ -154,14 +154,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     if let Some(a) = adapter.as_ref().filter(|_| text) {
         println!("adapter {}: rank {}, {} adapted", a.name(), a.rank(), plural(a.adapted(), "module"));
     }
-    let mask = match patches.set().logits_mask() {
-        Some(patch) => {
-            let (rows, vocabulary) = (model.engine.model().vocab(), tokenizer.vocabulary());
-            patch.masked(model.engine.info(), rows as u32, vocabulary as u32)?
-        }
-        None => Vec::new(),
-    };
-    let masked_ids: usize = mask.iter().map(|r| r.len()).sum();
+    let masked_ids: usize = live.masked().iter().map(|r| r.len()).sum();
     let distance = match hooks.quant.is_some() && !args.no_kl && report.quantized > 0 {
         true => Some(compare(&model, &hooks, &live, &requests)?),
         false => None,
@@ -188,7 +181,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
             let _ = std::io::stdout().flush();
         }
     };
-    let (completions, timing) = generate(model.engine.model(), &live, &tokenizer, &requests, &mask, &mut stream)?;
+    let (completions, timing) = generate(model.engine.model(), &live, &tokenizer, &requests, &mut stream)?;
     match format {
         Format::Json => json(&Summary {
             model: model.name,

@@ -17,8 +17,8 @@ use super::failure::UsageError;
 use super::output::{count, duration};
 use crate::checkpoint::bundled;
 use crate::patch::{
-    Applicability, Attached, Attachments, Candidate, Digest, Hook, Limits, Patch, PatchSet, Phase, Sandbox,
-    Verification, resolve,
+    Applicability, Attached, Attachments, Candidate, Digest, Hook, HookOptions, Limits, Patch, PatchSet, Phase,
+    Sandbox, Verification, resolve,
 };
 
 /// Bundled patches that do not change numbers and are on by default in every verb that loads a model.
@@ -156,13 +156,13 @@ impl Patches {
 
     /// The hooks of the patches that apply.
     pub fn hooks(&self, activation: ActivationMode) -> RefitHooks {
-        RefitHooks {
-            loader: self.set().loader_map(),
-            quant: self.set().block_quant(),
-            activation,
-            layout: self.set().layout(),
-            observers: self.set().observers(),
-        }
+        self.set().hooks(HookOptions { activation, vocabulary: None })
+    }
+
+    /// The same for a verb that samples text: what is never sampled is a part of the weights.
+    pub fn sampling_hooks(&self, activation: ActivationMode, tokenizer: &Tokenizer) -> RefitHooks {
+        let vocabulary = u32::try_from(tokenizer.vocabulary()).ok();
+        self.set().hooks(HookOptions { activation, vocabulary })
     }
 
     /// Every patch that was loaded, whether it applies or not.

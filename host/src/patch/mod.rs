@@ -6,6 +6,7 @@ mod digest;
 mod error;
 mod live;
 mod lock;
+mod policy;
 mod set;
 mod stage;
 
@@ -17,7 +18,8 @@ pub use digest::Digest;
 pub use error::{Stage, StageError};
 pub use live::{Applicability, Patch};
 pub use lock::{GuestsLock, LockedGuest};
-pub use set::{PatchSet, SetError};
+pub use policy::{FailurePolicy, HookPolicy, OnFailure, Policy, PolicyError, ShadowPolicy, SwapPolicy};
+pub use set::{HookOptions, PatchSet, SetError};
 pub use stage::{Audited, Candidate, Compiled, Origin, Verification, Verified};
 
 #[cfg(test)]

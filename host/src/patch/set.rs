@@ -1,13 +1,24 @@
 //! The patches of one run, in order. At most one claims each hook.
 
 use super::{Digest, Hook, Patch};
+use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::hooks::{BlockQuant, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
+use patchhost_runtime::refit::{MaskHook, Origin, RefitHooks};
 use std::sync::Arc;
 
 /// An ordered set of patches without conflicts.
 #[derive(Debug, Clone, Default)]
 pub struct PatchSet {
     patches: Vec<Arc<Patch>>,
+}
+
+/// What a refit takes besides the patches.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HookOptions {
+    /// Treatment of activations before FP8 matrices.
+    pub activation: ActivationMode,
+    /// One more than the tokenizer's largest id; none: nothing is sampled, and no mask is asked for.
+    pub vocabulary: Option<u32>,
 }
 
 /// Two patches cannot be in one set.
@@ -88,6 +99,21 @@ impl PatchSet {
     /// The observers of refits, in order.
     pub fn observers(&self) -> Vec<Arc<dyn RefitObserver>> {
         self.patches.iter().filter_map(Patch::refit_observer).collect()
+    }
+
+    /// The hooks of a refit through this set.
+    pub fn hooks(&self, options: HookOptions) -> RefitHooks {
+        let HookOptions { activation, vocabulary } = options;
+        let mask = |vocabulary| Some(MaskHook { patch: self.logits_mask()?, vocabulary });
+        RefitHooks {
+            loader: self.loader_map(),
+            quant: self.block_quant(),
+            activation,
+            layout: self.layout(),
+            observers: self.observers(),
+            mask: vocabulary.and_then(mask),
+            origin: Origin { patches: self.digest().to_string(), pin: None },
+        }
     }
 
     /// Digest over the generations, in order: the identity of everything that is patched.

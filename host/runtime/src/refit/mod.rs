@@ -10,10 +10,11 @@ mod report;
 mod transaction;
 mod watch;
 
+use std::any::Any;
 use std::sync::Arc;
 
 use crate::activation::ActivationMode;
-use crate::hooks::{BlockQuant, Layout, LoaderMap, RefitObserver};
+use crate::hooks::{BlockQuant, Layout, LoaderMap, LogitsMask, RefitObserver};
 pub use planned::{Planned, Progress, Setup, info};
 pub use report::{Outcome, RefitReport, TensorOutcome};
 pub(crate) use transaction::Turn;
@@ -32,4 +33,27 @@ pub struct RefitHooks {
     pub layout: Option<Arc<dyn Layout>>,
     /// Who watches refits, in order; each may veto.
     pub observers: Vec<Arc<dyn RefitObserver>>,
+    /// Which token ids are never sampled; none: all may be.
+    pub mask: Option<MaskHook>,
+    /// Whose answers these are; the weights carry it.
+    pub origin: Origin,
+}
+
+/// Who says which token ids are never sampled, and what it is asked.
+#[derive(Clone)]
+pub struct MaskHook {
+    /// The patch.
+    pub patch: Arc<dyn LogitsMask>,
+    /// One more than the tokenizer's largest id.
+    pub vocabulary: u32,
+}
+
+/// Whose answers a refit follows. Published weights carry it, so that a forward pass that holds the weights holds the
+/// patches too: activation scales and weights can never come from different sets.
+#[derive(Clone, Default)]
+pub struct Origin {
+    /// Digest of the patch set; empty where nobody named one.
+    pub patches: String,
+    /// Dropped with the last user of the weights: this is how a superseded patch set knows that it is drained.
+    pub pin: Option<Arc<dyn Any + Send + Sync>>,
 }

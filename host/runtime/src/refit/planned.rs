@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use patchhost_kernels::cast::CastReport;
 use rayon::prelude::*;
 
-use super::RefitHooks;
 use super::cast::{Job, Staged};
 use super::report::{Outcome, RefitReport, TensorOutcome};
 use super::transaction::narrower;
+use super::{MaskHook, RefitHooks};
 use crate::activation::{Activation, ActivationMode};
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::error::{Refusal, Result, RuntimeError};
@@ -38,6 +38,8 @@ pub struct Setup<'a> {
     pub local_experts: Option<Range<usize>>,
     /// Names that a checkpoint may have although the model does not know them.
     pub allow_unknown: &'a AllowUnknown,
+    /// Rows of the output.
+    pub vocab: u32,
 }
 
 /// A planned refit: placements, decisions and layout passes are known, no weight has been touched.
@@ -170,6 +172,7 @@ impl<'a> Planned<'a> {
     ) -> Result<(WeightSet, RefitReport)> {
         let started = std::time::Instant::now();
         let activation = self.activation(hooks)?;
+        let masked = self.masked(hooks)?;
         let total = self.decisions.iter().flatten().count();
         let done = AtomicUsize::new(0);
         // The first tensor that failed. Later ones are skipped, earlier ones are not: the error must not depend on timing.
@@ -228,6 +231,8 @@ impl<'a> Planned<'a> {
             passes: self.passes.clone(),
             activation,
             local_experts: self.setup.local_experts.clone(),
+            masked,
+            origin: hooks.origin.clone(),
         };
         let set = WeightSet::new(registry, made)?;
         report.bytes_after = set.bytes() as u64;
@@ -243,6 +248,11 @@ impl<'a> Planned<'a> {
                 None => Ok(Activation::Call(quant.clone())),
             },
         }
+    }
+
+    fn masked(&self, hooks: &RefitHooks) -> Result<Vec<Range<u32>>> {
+        let Some(MaskHook { patch, vocabulary }) = &hooks.mask else { return Ok(Vec::new()) };
+        Ok(patch.masked(self.setup.model, self.setup.vocab, *vocabulary)?)
     }
 
     /// The plan already proved that each part has exactly one writer; this proves that each writer wrote. Experts that

@@ -1,0 +1,259 @@
+//! The sequences of one request: handed to the scheduler together, read as events or whole. When the reader goes away
+//! (a client that hung up, a handler that failed), they are aborted.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use patchhost_runtime::generate::{FinishReason, TokenVersion};
+use patchhost_runtime::lora::Adapter;
+use patchhost_runtime::scheduler::{Event, Job, SampleParams, StopReason, TokenLogprob};
+use tokio::sync::mpsc;
+
+use super::error::{ApiError, ApiResult};
+use super::state::{App, RequestId};
+
+/// Seconds after which a server that goes down may be back.
+const RETRY: u32 = 5;
+
+/// What to generate: `n` sequences for each prompt.
+pub struct Batch {
+    /// Tokens of the prompts.
+    pub prompts: Vec<Vec<u32>>,
+    /// Sequences of each.
+    pub n: usize,
+    /// How tokens are chosen.
+    pub params: SampleParams,
+    /// The adapter to run with.
+    pub adapter: Option<Arc<Adapter>>,
+}
+
+/// What a time limit is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// The whole answer: who gets it at once waits no longer than this.
+    Total,
+    /// The time between two events: a stream may go on as long as tokens flow.
+    Idle,
+}
+
+/// The sequences of one request, running.
+pub struct Running {
+    app: Arc<App>,
+    id: RequestId,
+    /// Ids of the jobs, one per prompt.
+    jobs: Vec<String>,
+    receiver: mpsc::UnboundedReceiver<(usize, Event)>,
+    /// Sequences that have not ended.
+    open: usize,
+    limit: Limit,
+    started: Instant,
+    /// When each sequence gave its last token.
+    last: Vec<Option<Instant>>,
+}
+
+/// One finished sequence.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Its text.
+    pub text: String,
+    /// Its tokens.
+    pub token_ids: Vec<u32>,
+    /// Log probability of each, where asked for.
+    pub logprobs: Vec<TokenLogprob>,
+    /// Log probability of each token of the prompt (none for the first), where asked for.
+    pub prompt_logprobs: Option<Vec<Option<TokenLogprob>>>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Which stop text or token ended it.
+    pub stop_reason: Option<StopReason>,
+    /// What made which of its tokens.
+    pub weight_versions: Vec<TokenVersion>,
+    /// Tokens of its prompt that came from the prefix cache.
+    pub cached_tokens: usize,
+}
+
+impl Running {
+    /// Hands all sequences to the scheduler, or none.
+    pub fn start(app: &Arc<App>, id: RequestId, batch: Batch, limit: Limit) -> ApiResult<Self> {
+        if app.is_draining() {
+            return Err(ApiError::unavailable(
+                "this request",
+                "the server is draining",
+                "send it to another server",
+                RETRY,
+            ));
+        }
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let total = batch.prompts.len() * batch.n;
+        let job_id = |k: usize| match batch.prompts.len() {
+            1 => id.as_str().to_string(),
+            _ => format!("{}-{k}", id.as_str()),
+        };
+        let mut jobs = Vec::new();
+        for (k, prompt) in batch.prompts.iter().enumerate() {
+            let job = job_id(k);
+            jobs.push(job.clone());
+            for index in 0..batch.n {
+                let sender = sender.clone();
+                let choice = k * batch.n + index;
+                let submitted = app.scheduler.submit(Job {
+                    id: job.clone(),
+                    prompt: prompt.clone(),
+                    params: batch.params.clone(),
+                    adapter: batch.adapter.clone(),
+                    index,
+                    // Never blocks: the channel grows by at most the tokens that the request may have.
+                    sink: Box::new(move |event| sender.send((choice, event)).is_ok()),
+                });
+                if let Err(e) = submitted {
+                    app.scheduler.abort(&jobs);
+                    return Err(e.into());
+                }
+            }
+        }
+        Ok(Self {
+            app: Arc::clone(app),
+            id,
+            jobs,
+            receiver,
+            open: total,
+            limit,
+            started: Instant::now(),
+            last: vec![None; total],
+        })
+    }
+
+    /// Id of the request.
+    pub fn id(&self) -> &str {
+        self.id.as_str()
+    }
+
+    /// The next event and the choice it belongs to (prompt times `n` plus index); none when all sequences have ended.
+    pub async fn next(&mut self) -> Option<ApiResult<(usize, Event)>> {
+        if self.open == 0 {
+            return None;
+        }
+        let limit = self.app.options.request_timeout;
+        loop {
+            let left = match self.limit {
+                Limit::Idle => limit,
+                Limit::Total => limit.saturating_sub(self.started.elapsed()),
+            };
+            match tokio::time::timeout(left, self.receiver.recv()).await {
+                Ok(Some((choice, event))) => {
+                    self.measure(choice, &event);
+                    return Some(Ok((choice, event)));
+                }
+                // The scheduler dropped a job without a last event: it is gone.
+                Ok(None) => {
+                    self.open = 0;
+                    return Some(Err(ApiError::unavailable(
+                        "this request",
+                        "the server is going down",
+                        "send it to another server",
+                        RETRY,
+                    )));
+                }
+                // A trainer that pauses the server may hold it for long: requests wait for it.
+                Err(_) if self.app.scheduler.is_paused().is_some() => {
+                    if self.limit == Limit::Total {
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    }
+                }
+                Err(_) => return Some(Err(self.too_late())),
+            }
+        }
+    }
+
+    /// Waits for all sequences.
+    pub async fn collect(mut self) -> ApiResult<Vec<Output>> {
+        let mut outputs = vec![Output::default(); self.last.len()];
+        while let Some(next) = self.next().await {
+            let (choice, event) = next?;
+            outputs[choice].add(event)?;
+        }
+        Ok(outputs)
+    }
+
+    fn measure(&mut self, choice: usize, event: &Event) {
+        let metrics = &self.app.metrics;
+        let now = Instant::now();
+        match event {
+            Event::Started { .. } => {}
+            Event::Token { .. } => match self.last[choice].replace(now) {
+                None => metrics.first_token(now - self.started),
+                Some(last) => metrics.next_token(now - last),
+            },
+            Event::Done { finish_reason, .. } => {
+                self.open -= 1;
+                metrics.finished(*finish_reason, now - self.started);
+            }
+        }
+    }
+
+    fn too_late(&self) -> ApiError {
+        let seconds = self.app.options.request_timeout.as_secs_f64();
+        let why = match self.limit {
+            Limit::Total => format!("it took longer than {seconds} s"),
+            Limit::Idle => format!("no token came for {seconds} s"),
+        };
+        ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "timeout",
+            "this request",
+            why,
+            "ask for fewer tokens, stream the answer, or start the server with a larger --request-timeout",
+        )
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.open > 0 {
+            self.app.scheduler.abort(&self.jobs);
+        }
+    }
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Self {
+            text: String::new(),
+            token_ids: Vec::new(),
+            logprobs: Vec::new(),
+            prompt_logprobs: None,
+            finish_reason: FinishReason::Abort,
+            stop_reason: None,
+            weight_versions: Vec::new(),
+            cached_tokens: 0,
+        }
+    }
+}
+
+impl Output {
+    /// Takes an event of this sequence in.
+    fn add(&mut self, event: Event) -> ApiResult<()> {
+        match event {
+            Event::Started { cached_tokens, prompt_logprobs, .. } => {
+                self.cached_tokens = cached_tokens;
+                self.prompt_logprobs = prompt_logprobs;
+            }
+            Event::Token { token_id, text, logprob, .. } => {
+                self.text.push_str(&text);
+                self.token_ids.extend(token_id);
+                self.logprobs.extend(logprob);
+            }
+            Event::Done { finish_reason, stop_reason, text_tail, weight_versions, error, .. } => {
+                if let Some(error) = error {
+                    return Err(error.into());
+                }
+                self.text.push_str(&text_tail);
+                self.finish_reason = finish_reason;
+                self.stop_reason = stop_reason;
+                self.weight_versions = weight_versions;
+            }
+        }
+        Ok(())
+    }
+}

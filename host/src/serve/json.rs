@@ -1,0 +1,156 @@
+//! JSON bodies: as axum reads them, with errors in OpenAI's form that name the field.
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use utoipa::PartialSchema;
+use utoipa::openapi::{RefOr, Schema};
+
+use super::error::ApiError;
+use crate::abi::text::clean;
+
+/// A JSON body, in requests and in answers.
+///
+/// In a request the content type must say `application/json`: a page in a browser can send any other kind to a server on
+/// its user's machine without asking it first.
+#[derive(Debug, Clone, Copy)]
+pub struct Json<T>(pub T);
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        axum::Json(self.0).into_response()
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned + PartialSchema> FromRequest<S> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        is_json(request.headers())?;
+        let bytes = Bytes::from_request(request, state).await.map_err(unread)?;
+        let value = parse(&bytes)?;
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            log_unknown::<T>(&bytes);
+        }
+        Ok(Self(value))
+    }
+}
+
+/// A body that could not be read whole.
+pub fn unread(rejection: BytesRejection) -> ApiError {
+    match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body_too_large",
+            "the request's body",
+            "it is larger than this server takes",
+            "send less at once, or start the server with a larger --max-body",
+        ),
+        _ => ApiError::bad("the request's body", "it ended too early", "send it again"),
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let mime = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let json = mime == "application/json" || (mime.starts_with("application/") && mime.ends_with("+json"));
+    if json {
+        return Ok(());
+    }
+    let shown = if mime.is_empty() { "there is none".to_string() } else { format!("it is `{}`", clean(&mime, 100)) };
+    Err(ApiError::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "unsupported_media_type",
+        "the request's content type",
+        format!("{shown}, this endpoint takes application/json"),
+        "send the header Content-Type: application/json (curl: -H 'Content-Type: application/json')",
+    ))
+}
+
+/// One JSON value of this type, and nothing behind it.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let parsed = serde_path_to_error::deserialize(&mut json);
+    let value = parsed.map_err(|e| {
+        let path = e.path().to_string();
+        refuse(&path, e.inner())
+    })?;
+    json.end().map_err(|e| refuse("", &e))?;
+    Ok(value)
+}
+
+fn refuse(path: &str, error: &serde_json::Error) -> ApiError {
+    let why = clean(&error.to_string(), 500);
+    if !error.is_data() {
+        return ApiError::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_json",
+            "the request's body",
+            format!("it is not JSON: {why}"),
+            "send one JSON object",
+        );
+    }
+    // A path of one dot is the body itself: a field is missing or unknown to the type.
+    let (what, param) = match path {
+        "" | "." => ("the request's body".to_string(), missing(&why)),
+        path => (format!("`{}`", clean(path, 200)), Some(clean(path, 200))),
+    };
+    let e = ApiError::bad(what, why, "see GET /openapi.json for the fields and their types");
+    match param {
+        Some(param) => e.param(param),
+        None => e,
+    }
+}
+
+/// The name in serde's "missing field `x`".
+fn missing(why: &str) -> Option<String> {
+    let (name, _) = why.strip_prefix("missing field `")?.split_once('`')?;
+    Some(name.to_string())
+}
+
+/// Unknown fields are ignored, as OpenAI and vLLM do; who wonders why one has no effect finds it in the log.
+fn log_unknown<T: PartialSchema>(bytes: &[u8]) {
+    let RefOr::T(Schema::Object(schema)) = T::schema() else { return };
+    let Ok(body) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(bytes) else { return };
+    for name in body.keys().filter(|name| !schema.properties.contains_key(*name)) {
+        tracing::debug!(field = clean(name, 100), "the request has a field that this server does not know; ignored");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    struct Body {
+        #[allow(dead_code)]
+        n: u32,
+        #[allow(dead_code)]
+        list: Option<Vec<f32>>,
+    }
+
+    fn refused(body: &str) -> (String, Option<String>) {
+        let json = serde_json::to_value(parse::<Body>(body.as_bytes()).unwrap_err().body()).unwrap();
+        let text = |v: &serde_json::Value| v.as_str().map(str::to_string);
+        (text(&json["error"]["message"]).unwrap(), text(&json["error"]["param"]))
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        assert!(parse::<Body>(br#"{"n": 3, "list": [1, 2], "other": true}"#).is_ok());
+        let (text, param) = refused(r#"{"n": -1}"#);
+        assert!(text.contains("-1") && param.as_deref() == Some("n"), "{text} {param:?}");
+        let (_, param) = refused(r#"{"n": 1, "list": [0, "x"]}"#);
+        assert_eq!(param.as_deref(), Some("list[1]"));
+        let (_, param) = refused(r#"{}"#);
+        assert_eq!(param.as_deref(), Some("n"));
+        for not_json in ["", "{", "{\"n\": NaN}", "{\"n\": 1} x"] {
+            let (text, _) = refused(not_json);
+            assert!(text.contains("not JSON"), "{not_json}: {text}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The routes, the layers around them, and the OpenAPI document that follows from the handlers' own types.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Extension, MatchedPath, Request, State};
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi as _;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use super::error::ApiError;
+use super::state::{App, Via};
+use super::{health, metrics, openai, tokenize};
+use crate::abi::text::clean;
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "patchhost",
+        description = "A model behind OpenAI's API, with patches that change while it serves."
+    ),
+    tags(
+        (name = "openai", description = "OpenAI's API, with vLLM's extensions"),
+        (name = "tokens", description = "Text to tokens and back"),
+        (name = "server", description = "Liveness, readiness, status, metrics"),
+    )
+)]
+struct Document;
+
+/// Every route with its part of the document. A module of endpoints joins here: one line.
+fn api() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .merge(openai::routes())
+        .merge(tokenize::routes())
+        .merge(health::routes())
+        .merge(metrics::routes())
+}
+
+/// The OpenAPI document.
+pub fn document() -> OpenApi {
+    api().into_openapi()
+}
+
+/// What answers the requests of one listener.
+pub fn router(app: &Arc<App>, via: Via) -> Router {
+    let (router, document) = api().split_for_parts();
+    let document = Arc::new(document);
+    router
+        .route("/openapi.json", get(move || async move { axum::Json(OpenApi::clone(&document)) }))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(app.options.max_body))
+        .layer(Extension(via))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(Arc::clone(app), count))
+        .with_state(Arc::clone(app))
+}
+
+async fn no_such_route(uri: Uri) -> ApiError {
+    ApiError::not_found(format!("`{}`", clean(uri.path(), 200)), "there is no such endpoint", "see GET /openapi.json")
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        format!("{} `{}`", clean(method.as_str(), 20), clean(uri.path(), 200)),
+        "this endpoint takes other methods",
+        "see the header Allow, or GET /openapi.json",
+    )
+}
+
+/// A bug in a handler costs its request, not the server.
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    ApiError::internal(&format!("a handler panicked: {}", text.unwrap_or("no message"))).into_response()
+}
+
+/// Counts answers by route (as declared: paths of strangers must not become labels) and status.
+async fn count(State(app): State<Arc<App>>, route: Option<MatchedPath>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    app.metrics.answered(route.as_ref().map_or("(none)", MatchedPath::as_str), response.status().as_u16());
+    response
+}

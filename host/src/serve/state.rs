@@ -1,0 +1,252 @@
+//! What every handler shares.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
+use patchhost_runtime::lora::Adapter;
+use patchhost_runtime::scheduler::Scheduler;
+use tokio::sync::watch;
+
+use super::error::{ApiError, ApiResult};
+use super::metrics::Metrics;
+use super::standin::LiveModel;
+use crate::abi::text::clean;
+
+
+/// Longest request id that a client may choose.
+const REQUEST_ID: usize = 128;
+
+/// Limits and names of one server.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Other names of the served model.
+    pub aliases: Vec<String>,
+    /// A request that is not answered after this long is aborted; a stream, when no token came for this long.
+    pub request_timeout: Duration,
+    /// Largest body in bytes. Endpoints that take weights have their own.
+    pub max_body: usize,
+    /// How long running requests may go on after the server was told to stop.
+    pub drain_timeout: Duration,
+    /// Most `logprobs` and `top_logprobs` that a request may ask for.
+    pub max_logprobs: usize,
+    /// Most choices (`n` times prompts) of one request.
+    pub max_choices: usize,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            aliases: Vec::new(),
+            request_timeout: Duration::from_secs(300),
+            max_body: 16 << 20,
+            drain_timeout: Duration::from_secs(30),
+            max_logprobs: 20,
+            max_choices: 128,
+        }
+    }
+}
+
+/// The folders that requests may name files in. Opened once: what is opened below them can neither leave them by `..`
+/// nor by a link.
+#[derive(Debug, Default)]
+pub struct Roots(Vec<(PathBuf, Dir)>);
+
+impl Roots {
+    /// Opens the folders.
+    pub fn open(folders: &[PathBuf]) -> std::io::Result<Self> {
+        let open = |path: &PathBuf| {
+            let path = std::fs::canonicalize(path)?;
+            let dir = Dir::open_ambient_dir(&path, ambient_authority())?;
+            Ok((path, dir))
+        };
+        folders.iter().map(open).collect::<std::io::Result<_>>().map(Self)
+    }
+
+    /// Path and handle of each.
+    pub fn iter(&self) -> impl Iterator<Item = (&Path, &Dir)> {
+        self.0.iter().map(|(path, dir)| (path.as_path(), dir))
+    }
+
+    /// Whether there is none: then no request may name a file.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Who may change the server: patches, weights, pauses.
+#[derive(Clone, Default)]
+pub enum AdminAuth {
+    /// Nobody.
+    #[default]
+    Off,
+    /// Who may open this unix socket; requests over TCP may not.
+    Socket(PathBuf),
+    /// Who knows the token, over TCP or the socket.
+    Token(Arc<str>),
+}
+
+impl std::fmt::Debug for AdminAuth {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Off => f.write_str("Off"),
+            Self::Socket(path) => f.debug_tuple("Socket").field(path).finish(),
+            Self::Token(_) => f.write_str("Token(…)"),
+        }
+    }
+}
+
+/// Over which listener a request came: an extension of every request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// A TCP port.
+    Tcp,
+    /// A unix socket given to `--listen`.
+    Unix,
+    /// The unix socket given to `--admin`: its file mode is the permission.
+    Admin,
+}
+
+/// The server.
+pub struct App {
+    /// The model and its patches.
+    pub live: Arc<LiveModel>,
+    /// Who runs the sequences.
+    pub scheduler: Scheduler,
+    /// Name of the model for clients.
+    pub served_name: String,
+    /// Limits.
+    pub options: ServeOptions,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Folders that requests may name.
+    pub roots: Roots,
+    /// Who may change the server.
+    pub admin: AdminAuth,
+    /// Seconds since 1970 when the server started, for `created` of the models.
+    pub started: u64,
+    draining: watch::Sender<bool>,
+    sleeping: AtomicBool,
+    ids: Mutex<HashSet<String>>,
+}
+
+impl App {
+    /// A server that is not draining.
+    pub fn new(live: Arc<LiveModel>, scheduler: Scheduler, served_name: String, options: ServeOptions) -> Self {
+        let metrics = Arc::new(Metrics::new(&served_name, live.clone(), scheduler.clone()));
+        Self {
+            live,
+            scheduler,
+            served_name,
+            options,
+            metrics,
+            roots: Roots::default(),
+            admin: AdminAuth::default(),
+            started: unix_seconds(),
+            draining: watch::Sender::new(false),
+            sleeping: AtomicBool::new(false),
+            ids: Mutex::default(),
+        }
+    }
+
+    /// Takes no more requests from now on.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    /// Whether the server is going down.
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// Ends when the server starts to go down.
+    pub async fn draining(&self) {
+        let mut receiver = self.draining.subscribe();
+        // The sender lives as long as `self`: an error cannot come.
+        let _ = receiver.wait_for(|draining| *draining).await;
+    }
+
+    /// Whether the server was put to sleep: its weights are not to be used.
+    pub fn is_sleeping(&self) -> bool {
+        self.sleeping.load(Ordering::Acquire)
+    }
+
+    /// Puts the server to sleep, or wakes it.
+    pub fn set_sleeping(&self, sleeping: bool) {
+        self.sleeping.store(sleeping, Ordering::Release);
+    }
+
+    /// The adapter that a request's `model` names; none for the served model itself.
+    pub fn adapter(&self, model: Option<&str>) -> ApiResult<Option<Arc<Adapter>>> {
+        let Some(name) = model.filter(|name| !self.is_served(name)) else { return Ok(None) };
+        let adapter = self.live.engine().adapters().get(name);
+        adapter.map(Some).ok_or_else(|| ApiError::no_model(name, &self.served_name))
+    }
+
+    /// Whether a name is the served model's.
+    pub fn is_served(&self, name: &str) -> bool {
+        self.served_name == name || self.options.aliases.iter().any(|alias| alias == name)
+    }
+
+    /// Takes an id for a request: the client's own, or a fresh one. Two requests at once cannot have the same, so that an
+    /// abort means one of them.
+    pub fn claim(self: &Arc<Self>, prefix: &str, own: Option<&str>) -> ApiResult<RequestId> {
+        let id = match own {
+            None => format!("{prefix}{}", random_id()),
+            Some(own) if own.is_empty() || own.len() > REQUEST_ID || !own.bytes().all(|b| b.is_ascii_graphic()) => {
+                return Err(ApiError::bad(
+                    format!("request id `{}`", clean(own, 100)),
+                    format!("an id is 1 to {REQUEST_ID} printable ASCII characters without spaces"),
+                    "give another id, or none",
+                )
+                .param("request_id"));
+            }
+            Some(own) if own.starts_with(prefix) => own.to_string(),
+            Some(own) => format!("{prefix}{own}"),
+        };
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        if !ids.insert(id.clone()) {
+            return Err(ApiError::bad(
+                format!("request id `{id}`"),
+                "a request with this id is running",
+                "give another id, or none",
+            )
+            .param("request_id"));
+        }
+        Ok(RequestId { id, app: Arc::clone(self) })
+    }
+}
+
+/// The id of a running request; it is free again when this is dropped.
+pub struct RequestId {
+    id: String,
+    app: Arc<App>,
+}
+
+impl RequestId {
+    /// The id.
+    pub fn as_str(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Drop for RequestId {
+    fn drop(&mut self) {
+        self.app.ids.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+/// 32 hex digits.
+fn random_id() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// Now, as OpenAI's `created`.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
