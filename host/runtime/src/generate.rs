@@ -33,6 +33,10 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens`, or the model's positions are used up.
     Length,
+    /// It was aborted.
+    Abort,
+    /// A forward pass failed.
+    Error,
 }
 
 /// A generated text.

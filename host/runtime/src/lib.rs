@@ -27,5 +27,6 @@ pub mod refit;
 pub mod registry;
 pub mod rope;
 pub mod sampling;
+pub mod scheduler;
 pub mod tokenizer;
 pub mod weights;
