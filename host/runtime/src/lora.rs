@@ -86,6 +86,11 @@ impl Adapters {
         self.live.load().get(name).cloned()
     }
 
+    /// All of them, by name.
+    pub fn list(&self) -> Vec<Arc<Adapter>> {
+        self.live.load().values().cloned().collect()
+    }
+
     /// Takes the adapter out. Sequences that run with it keep it; its memory goes with the last of them.
     pub fn unload(&self, name: &str) -> bool {
         let old = self.live.rcu(|map| {

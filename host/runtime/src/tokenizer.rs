@@ -111,7 +111,8 @@ impl Tokenizer {
         self.encode_with(&self.render(messages)?, false)
     }
 
-    fn encode_with(&self, text: &str, specials: bool) -> Result<Vec<u32>> {
+    /// Text to tokens, with or without the special tokens that the tokenizer adds by itself.
+    pub fn encode_with(&self, text: &str, specials: bool) -> Result<Vec<u32>> {
         let encoded = self
             .inner
             .encode_fast(text, specials)
@@ -124,8 +125,36 @@ impl Tokenizer {
         self.inner.decode(ids, true).map_err(|e| refuse("the output", format!("it cannot be decoded: {e}")))
     }
 
+    /// Tokens to text, special tokens included.
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, false).map_err(|e| refuse("the output", format!("it cannot be decoded: {e}")))
+    }
+
+    /// A token as the vocabulary writes it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The same tokenizer with another chat template.
+    #[must_use]
+    pub fn with_template(mut self, template: String) -> Self {
+        self.template = Some(template);
+        self
+    }
+
     /// The conversation as the template writes it, ready for the model's answer.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
+        self.render_with(messages, true, &serde_json::Map::new())
+    }
+
+    /// The conversation as the template writes it. `more` are further variables of the template (vLLM's
+    /// `chat_template_kwargs`, for example `enable_thinking`).
+    pub fn render_with(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        more: &serde_json::Map<String, Value>,
+    ) -> Result<String> {
         let Some(template) = &self.template else {
             return Err(refuse("a conversation", "the model has no chat template".to_string()));
         };
@@ -143,10 +172,11 @@ impl Tokenizer {
         env.add_function("strftime_now", |_: String| "26 Jul 2024".to_string());
         env.add_template("chat", template).map_err(bad)?;
         let specials: BTreeMap<String, String> = self.specials.iter().cloned().collect();
+        // What the host sets wins over what a request adds.
         let context = context! {
             messages => Serde(messages),
-            add_generation_prompt => true,
-            ..minijinja::Value::from(specials)
+            add_generation_prompt => add_generation_prompt,
+            ..context! { ..minijinja::Value::from(specials), ..minijinja::Value::from_serialize(more) }
         };
         env.get_template("chat").and_then(|t| t.render(context)).map_err(bad)
     }

@@ -2,7 +2,7 @@
 //! (a client that hung up, a handler that failed), they are aborted.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::http::StatusCode;
 use patchhost_runtime::generate::{FinishReason, TokenVersion};
@@ -48,6 +48,7 @@ pub struct Running {
     open: usize,
     limit: Limit,
     started: Instant,
+    deadline: Instant,
     /// When each sequence gave its last token.
     last: Vec<Option<Instant>>,
 }
@@ -90,15 +91,12 @@ impl Running {
             1 => id.as_str().to_string(),
             _ => format!("{}-{k}", id.as_str()),
         };
-        let mut jobs = Vec::new();
+        let mut jobs = Vec::with_capacity(total);
         for (k, prompt) in batch.prompts.iter().enumerate() {
-            let job = job_id(k);
-            jobs.push(job.clone());
             for index in 0..batch.n {
-                let sender = sender.clone();
-                let choice = k * batch.n + index;
-                let submitted = app.scheduler.submit(Job {
-                    id: job.clone(),
+                let (sender, choice) = (sender.clone(), k * batch.n + index);
+                jobs.push(Job {
+                    id: job_id(k),
                     prompt: prompt.clone(),
                     params: batch.params.clone(),
                     adapter: batch.adapter.clone(),
@@ -106,12 +104,11 @@ impl Running {
                     // Never blocks: the channel grows by at most the tokens that the request may have.
                     sink: Box::new(move |event| sender.send((choice, event)).is_ok()),
                 });
-                if let Err(e) = submitted {
-                    app.scheduler.abort(&jobs);
-                    return Err(e.into());
-                }
             }
         }
+        app.scheduler.submit_all(jobs)?;
+        let jobs = (0..batch.prompts.len()).map(job_id).collect();
+        let now = Instant::now();
         Ok(Self {
             app: Arc::clone(app),
             id,
@@ -119,7 +116,8 @@ impl Running {
             receiver,
             open: total,
             limit,
-            started: Instant::now(),
+            started: now,
+            deadline: now + app.options.request_timeout,
             last: vec![None; total],
         })
     }
@@ -134,14 +132,12 @@ impl Running {
         if self.open == 0 {
             return None;
         }
-        let limit = self.app.options.request_timeout;
         loop {
-            let left = match self.limit {
-                Limit::Idle => limit,
-                Limit::Total => limit.saturating_sub(self.started.elapsed()),
-            };
-            match tokio::time::timeout(left, self.receiver.recv()).await {
+            match tokio::time::timeout_at(self.deadline.into(), self.receiver.recv()).await {
                 Ok(Some((choice, event))) => {
+                    if self.limit == Limit::Idle {
+                        self.deadline = Instant::now() + self.app.options.request_timeout;
+                    }
                     self.measure(choice, &event);
                     return Some(Ok((choice, event)));
                 }
@@ -157,11 +153,14 @@ impl Running {
                 }
                 // A trainer that pauses the server may hold it for long: requests wait for it.
                 Err(_) if self.app.scheduler.is_paused().is_some() => {
-                    if self.limit == Limit::Total {
-                        tokio::time::sleep(Duration::from_millis(200)).await;
-                    }
+                    self.deadline = Instant::now() + self.app.options.request_timeout;
                 }
-                Err(_) => return Some(Err(self.too_late())),
+                Err(_) => {
+                    let late = self.too_late();
+                    self.app.scheduler.abort(&self.jobs);
+                    self.open = 0;
+                    return Some(Err(late));
+                }
             }
         }
     }
@@ -180,14 +179,14 @@ impl Running {
         let metrics = &self.app.metrics;
         let now = Instant::now();
         match event {
-            Event::Started { .. } => {}
-            Event::Token { .. } => match self.last[choice].replace(now) {
+            Event::Started(_) => {}
+            Event::Token(_) => match self.last[choice].replace(now) {
                 None => metrics.first_token(now - self.started),
                 Some(last) => metrics.next_token(now - last),
             },
-            Event::Done { finish_reason, .. } => {
+            Event::Done(done) => {
                 self.open -= 1;
-                metrics.finished(*finish_reason, now - self.started);
+                metrics.finished(done.finish_reason, now - self.started);
             }
         }
     }
@@ -235,23 +234,23 @@ impl Output {
     /// Takes an event of this sequence in.
     fn add(&mut self, event: Event) -> ApiResult<()> {
         match event {
-            Event::Started { cached_tokens, prompt_logprobs, .. } => {
-                self.cached_tokens = cached_tokens;
-                self.prompt_logprobs = prompt_logprobs;
+            Event::Started(started) => {
+                self.cached_tokens = started.cached_tokens;
+                self.prompt_logprobs = started.prompt_logprobs;
             }
-            Event::Token { token_id, text, logprob, .. } => {
-                self.text.push_str(&text);
-                self.token_ids.extend(token_id);
-                self.logprobs.extend(logprob);
+            Event::Token(token) => {
+                self.text.push_str(&token.text);
+                self.token_ids.push(token.token_id);
+                self.logprobs.extend(token.logprob);
             }
-            Event::Done { finish_reason, stop_reason, text_tail, weight_versions, error, .. } => {
-                if let Some(error) = error {
+            Event::Done(done) => {
+                if let Some(error) = done.error {
                     return Err(error.into());
                 }
-                self.text.push_str(&text_tail);
-                self.finish_reason = finish_reason;
-                self.stop_reason = stop_reason;
-                self.weight_versions = weight_versions;
+                self.text.push_str(&done.text_tail);
+                self.finish_reason = done.finish_reason;
+                self.stop_reason = done.stop_reason;
+                self.weight_versions = done.weight_versions;
             }
         }
         Ok(())

@@ -1,0 +1,143 @@
+//! Prompts: texts and token ids become tokens, and are checked against the model before anything runs.
+
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use crate::serve::error::{ApiError, ApiResult};
+use crate::serve::state::App;
+
+/// No token has more bytes of text than this many, in any vocabulary in use: a text that is longer than the context by
+/// this factor is refused before it is tokenized.
+const MOST_BYTES_PER_TOKEN: usize = 512;
+
+/// A prompt, or several.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "a string, a list of strings, a list of token ids, or a list of such lists")]
+pub enum Prompt {
+    /// A text.
+    Text(String),
+    /// Texts.
+    Texts(#[schema(min_items = 1)] Vec<String>),
+    /// The tokens of one prompt.
+    Tokens(#[schema(min_items = 1)] Vec<u32>),
+    /// The tokens of several.
+    TokenLists(#[schema(min_items = 1)] Vec<Vec<u32>>),
+}
+
+impl Default for Prompt {
+    fn default() -> Self {
+        Self::Text(String::new())
+    }
+}
+
+impl Prompt {
+    /// The tokens of each prompt.
+    pub async fn tokens(&self, app: &Arc<App>, last: Option<u32>) -> ApiResult<Vec<Vec<u32>>> {
+        let mut prompts = match self {
+            Self::Text(text) => encode(app, vec![text.clone()]).await?,
+            Self::Texts(texts) => encode(app, texts.clone()).await?,
+            Self::Tokens(ids) => vec![ids.clone()],
+            Self::TokenLists(lists) => lists.clone(),
+        };
+        if prompts.is_empty() {
+            return Err(ApiError::bad("`prompt`", "the list is empty", "give at least one prompt").param("prompt"));
+        }
+        for prompt in &mut prompts {
+            truncate(prompt, last);
+            check(app, prompt)?;
+        }
+        Ok(prompts)
+    }
+}
+
+/// Keeps the last tokens only.
+pub fn truncate(prompt: &mut Vec<u32>, last: Option<u32>) {
+    if let Some(last) = last {
+        prompt.drain(..prompt.len().saturating_sub(last as usize));
+    }
+}
+
+async fn encode(app: &Arc<App>, texts: Vec<String>) -> ApiResult<Vec<Vec<u32>>> {
+    for text in &texts {
+        check_bytes(app, text.len())?;
+    }
+    let tokenizer = Arc::clone(app.live.tokenizer());
+    // Long texts take long: not on the threads that serve connections.
+    tokio::task::spawn_blocking(move || texts.iter().map(|t| Ok(tokenizer.encode(t)?)).collect())
+        .await
+        .map_err(|e| ApiError::internal(&e))?
+}
+
+/// Refuses a text that no tokenizer could fit into the context.
+pub fn check_bytes(app: &App, bytes: usize) -> ApiResult<()> {
+    let positions = app.live.engine().model().max_positions();
+    if bytes > positions.saturating_mul(MOST_BYTES_PER_TOKEN) {
+        return Err(too_long(format!("a prompt of {bytes} bytes"), positions));
+    }
+    Ok(())
+}
+
+/// Refuses what the model cannot take.
+pub fn check(app: &App, prompt: &[u32]) -> ApiResult<()> {
+    let model = app.live.engine().model();
+    if prompt.is_empty() {
+        return Err(ApiError::bad("an empty prompt", "it has no tokens", "give a prompt of at least one character")
+            .param("prompt"));
+    }
+    if let Some(id) = prompt.iter().find(|id| **id as usize >= model.vocab()) {
+        return Err(ApiError::bad(
+            format!("token {id} in the prompt"),
+            format!("the model's vocabulary has the tokens 0 to {}", model.vocab().saturating_sub(1)),
+            "tokenize with the model's own tokenizer",
+        )
+        .param("prompt"));
+    }
+    if prompt.len() >= model.max_positions() {
+        return Err(too_long(format!("a prompt of {} tokens", prompt.len()), model.max_positions()));
+    }
+    Ok(())
+}
+
+/// How many tokens may be generated: what was asked for, if it fits behind the longest prompt.
+pub fn max_tokens(app: &App, prompts: &[Vec<u32>], asked: Option<u32>) -> ApiResult<usize> {
+    let positions = app.live.engine().model().max_positions();
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let room = positions.saturating_sub(longest);
+    match asked {
+        None => Ok(room),
+        Some(n) if n as usize <= room => Ok(n as usize),
+        Some(n) => {
+            let mut e = too_long(format!("a prompt of {longest} tokens and {n} more"), positions);
+            e = e.param("max_tokens");
+            Err(e)
+        }
+    }
+}
+
+fn too_long(what: String, positions: usize) -> ApiError {
+    ApiError::new(
+        StatusCode::BAD_REQUEST,
+        "context_length_exceeded",
+        what,
+        format!("the model's maximum context length is {positions} tokens"),
+        "shorten the prompt, or ask for fewer tokens",
+    )
+    .param("prompt")
+}
+
+/// Refuses more sequences than one request may have.
+pub fn check_choices(app: &App, prompts: usize, n: usize) -> ApiResult<()> {
+    let (asked, most) = (prompts.saturating_mul(n), app.options.max_choices);
+    if asked <= most {
+        return Ok(());
+    }
+    Err(ApiError::bad(
+        format!("{asked} sequences ({prompts} prompts, n {n})"),
+        format!("one request may have {most}"),
+        "send several requests, or start the server with a larger --max-choices",
+    )
+    .param("n"))
+}

@@ -1,0 +1,122 @@
+//! What both kinds of answers have.
+
+use patchhost_runtime::generate::TokenVersion;
+use patchhost_runtime::scheduler::StopReason;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::serve::generation::Output;
+
+/// Which weights and patches made a range of an answer's tokens.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct WeightVersion {
+    /// What the trainer calls the weights.
+    pub version: String,
+    /// Digest of the patch set that made them.
+    pub patch_set: String,
+    /// Name and version of the adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterVersion>,
+    /// First token.
+    pub start: usize,
+    /// One behind the last token.
+    pub end: usize,
+}
+
+/// An adapter as it was when it was used.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct AdapterVersion {
+    /// Its name.
+    pub name: String,
+    /// Counts the loads of adapters, from 1.
+    pub version: u64,
+}
+
+impl From<&TokenVersion> for WeightVersion {
+    fn from(v: &TokenVersion) -> Self {
+        Self {
+            version: v.version.clone(),
+            patch_set: v.patches.clone(),
+            adapter: v.adapter.clone().map(|(name, version)| AdapterVersion { name, version }),
+            start: v.start,
+            end: v.end,
+        }
+    }
+}
+
+/// All of a sequence.
+pub fn weight_versions(versions: &[TokenVersion]) -> Vec<WeightVersion> {
+    versions.iter().map(WeightVersion::from).collect()
+}
+
+/// Which stop text or token ended a sequence.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Stopped {
+    /// A stop text.
+    Text(String),
+    /// A stop token.
+    Token(u32),
+}
+
+impl From<StopReason> for Stopped {
+    fn from(reason: StopReason) -> Self {
+        match reason {
+            StopReason::Text(text) => Self::Text(text),
+            StopReason::Token(id) => Self::Token(id),
+        }
+    }
+}
+
+/// How many tokens a request took.
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+pub struct Usage {
+    /// Of the prompts.
+    pub prompt_tokens: usize,
+    /// Of the answers.
+    pub completion_tokens: usize,
+    /// Both.
+    pub total_tokens: usize,
+    /// More about the prompts.
+    pub prompt_tokens_details: PromptTokensDetails,
+}
+
+/// More about the tokens of the prompts.
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+pub struct PromptTokensDetails {
+    /// Those whose keys and values came from the prefix cache.
+    pub cached_tokens: usize,
+}
+
+impl Usage {
+    /// Of `prompts` tokens, `completion` tokens, `cached` of the prompts.
+    pub fn new(prompt_tokens: usize, completion_tokens: usize, cached_tokens: usize) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+        }
+    }
+
+    /// Of finished sequences; each prompt counts once, however many sequences it has.
+    pub fn of(prompts: &[Vec<u32>], n: usize, outputs: &[Output]) -> Self {
+        Self::new(
+            prompts.iter().map(Vec::len).sum(),
+            outputs.iter().map(|o| o.token_ids.len()).sum(),
+            outputs.iter().step_by(n.max(1)).map(|o| o.cached_tokens).sum(),
+        )
+    }
+}
+
+/// Short name of a patch set: OpenAI's `system_fingerprint` says when answers can differ for the same seed.
+pub fn fingerprint(patch_set: &str) -> Option<String> {
+    let hex = patch_set.strip_prefix("sha256:")?;
+    Some(format!("fp_{}", hex.get(..12).unwrap_or(hex)))
+}
+
+/// The set that made the last tokens of an answer.
+pub fn patch_set(outputs: &[Output]) -> String {
+    let last = outputs.iter().rev().find_map(|o| o.weight_versions.last());
+    last.map(|v| v.patches.clone()).unwrap_or_default()
+}
