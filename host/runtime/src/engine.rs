@@ -144,7 +144,7 @@ impl Engine {
 
     /// The checkpoint as a refit takes it: FP8 weights paired with their scales, or widened. A trainer may send a model
     /// whose own files are FP8 in bf16: then there is nothing to pair.
-    pub(crate) fn readable(&self, checkpoint: &Checkpoint) -> Result<Checkpoint> {
+    pub fn readable(&self, checkpoint: &Checkpoint) -> Result<Checkpoint> {
         checkpoint.with_scales(self.format.as_ref(), self.options.dequantize)
     }
 
@@ -230,7 +230,7 @@ impl Engine {
 
     /// What a refit's tensors may take in memory: twice the model in f32 (a sender may widen, and send scales), and
     /// something for what is beyond the text model.
-    fn most_bytes(&self) -> usize {
+    pub fn most_bytes(&self) -> usize {
         let elements = self.registry.params().iter().map(|p| p.shape().iter().product::<usize>());
         elements.sum::<usize>().saturating_mul(8).saturating_add(4 << 30)
     }

@@ -356,6 +356,19 @@ impl WeightSet {
         self.params.iter().flatten().map(|p| p.matrix.bytes()).sum()
     }
 
+    /// Gives them the version and the name of others that they stand beside, as a canary does.
+    pub fn relabel(&mut self, version: u64, label: &str) {
+        self.version = version;
+        self.label = label.to_string();
+    }
+
+    /// Whether a runtime tensor differs from `other`'s in any bit or in its layout.
+    pub fn differs(&self, other: &Self, param: ParamId) -> bool {
+        let (a, b) = (&self.params[param], &other.params[param]);
+        let same = a.len() == b.len() && a.iter().zip(b).all(|(x, y)| x.matrix.bit_equal(&y.matrix));
+        !same || self.passes[param] != other.passes[param]
+    }
+
     /// The first runtime tensor that differs from `other` in any bit or in its layout, with its part.
     pub fn first_difference(&self, other: &Self) -> Option<(ParamId, usize)> {
         for (id, (a, b)) in self.params.iter().zip(&other.params).enumerate() {

@@ -66,6 +66,20 @@ impl Hook {
         matches!(self, Hook::RefitObserver)
     }
 
+    /// The hook of a call as errors name it: the function between the first backticks.
+    pub(crate) fn of_call(call: &str) -> Option<Hook> {
+        Some(match call.split('`').nth(1)? {
+            "resolve" => Hook::LoaderMap,
+            "decide" | "activation" | "scales" | "scales-with-moments" | "activation-scales" => Hook::BlockQuant,
+            "panel-scales" => Hook::BlockQuantRows,
+            "passes" => Hook::Layout,
+            "admit" => Hook::Lora,
+            "masked" => Hook::LogitsMask,
+            "begin" | "tensors" | "finish" => Hook::RefitObserver,
+            _ => return None,
+        })
+    }
+
     /// The hook behind an exported interface.
     pub(crate) fn of_interface(full_name: &str) -> Option<Hook> {
         Hook::ALL.into_iter().find(|hook| interface(hook.name()) == full_name)

@@ -10,7 +10,7 @@ use crate::checkpoint::export::ExportError;
 use crate::checkpoint::versions::VersionError;
 use crate::checkpoint::write::WriteError;
 use crate::compare::CompareError;
-use crate::patch::{AttachError, SetError, StageError};
+use crate::patch::{AttachError, LedgerError, SetError, StageError};
 
 /// Refused: by the audit, a digest, a conflict, or because weights and patches do not cover the model.
 pub const EXIT_REFUSED: u8 = 1;
@@ -46,7 +46,14 @@ pub(super) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
     let code = code(error);
     match format {
         Format::Text => eprintln!("error: {error}"),
-        Format::Json => println!("{}", serde_json::json!({ "error": error.to_string(), "exit": code })),
+        Format::Json => {
+            let mut object = serde_json::json!({ "error": error.to_string(), "exit": code });
+            if let Some(LedgerError::Broken { at, .. }) = error.downcast_ref() {
+                object["first_bad_seq"] = at.seq.into();
+                object["broken"] = serde_json::json!(at);
+            }
+            println!("{object}");
+        }
     }
     ExitCode::from(code)
 }
@@ -86,6 +93,9 @@ fn code(error: &anyhow::Error) -> u8 {
             CompareError::Runtime(e) => runtime(e),
         };
     }
+    if let Some(e) = error.downcast_ref::<LedgerError>() {
+        return ledger(e);
+    }
     if error.is::<SetError>() || error.is::<AttachError>() {
         return EXIT_REFUSED;
     }
@@ -113,6 +123,19 @@ fn runtime(error: &RuntimeError) -> u8 {
         RuntimeError::Hook(e) => hook(e),
         RuntimeError::Contract(_) => EXIT_PATCH,
         RuntimeError::Compute(_) => EXIT_HOST,
+    }
+}
+
+fn ledger(error: &LedgerError) -> u8 {
+    match error {
+        LedgerError::Broken { .. } | LedgerError::Head { .. } | LedgerError::Busy { .. } => EXIT_REFUSED,
+        LedgerError::NotALedger { .. } => EXIT_USAGE,
+        LedgerError::Io { source, .. }
+            if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied) =>
+        {
+            EXIT_USAGE
+        }
+        _ => EXIT_HOST,
     }
 }
 

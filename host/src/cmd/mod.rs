@@ -5,6 +5,7 @@ mod compare;
 mod explain;
 mod export;
 mod failure;
+mod log;
 mod logits;
 mod lora;
 mod output;
@@ -46,6 +47,7 @@ enum Verb {
     Refit(Box<refit::Args>),
     VerifyRefit(verify_refit::Args),
     Patches(patches::Args),
+    Log(log::Args),
 }
 
 /// Parses the command line, runs the verb and turns its error into the exit code.
@@ -74,6 +76,7 @@ pub fn main() -> ExitCode {
         Verb::Logits(args) => logits::run(args, format),
         Verb::Refit(args) => refit::run(&args, format),
         Verb::Patches(args) => patches::run(args, format),
+        Verb::Log(args) => log::run(args, format),
         Verb::VerifyRefit(args) => verify_refit::run(args, format),
     };
     match result {

@@ -143,7 +143,7 @@ impl fmt::Debug for Patch {
 }
 
 /// One JSON text, so that no part can pass for another.
-fn generation(digest: &Digest, settings: &[(String, String)], limits: &Limits, grants: &[String]) -> Digest {
+pub(super) fn generation(digest: &Digest, settings: &[(String, String)], limits: &Limits, grants: &[String]) -> Digest {
     let parts = serde_json::json!({
         "patchhost": "generation 1",
         "wasm": digest,

@@ -1,11 +1,15 @@
 //! The life of a patch: from bytes to something that answers, each step a type of its own.
 
 mod attach;
+mod board;
 pub mod bundled;
 mod digest;
 mod error;
+mod generation;
+pub mod ledger;
 mod live;
 mod lock;
+mod native;
 mod policy;
 mod set;
 mod stage;
@@ -13,14 +17,24 @@ mod stage;
 pub use crate::abi::{Hook, Info, Target};
 pub use crate::sandbox::{CallStats, Function, FunctionStats, Limits, Sandbox};
 pub use attach::{AttachError, Attached, Attachments, Phase};
+pub use board::{
+    Beside, Board, BoardStatus, DrainingStatus, Failure, Landing, Mode, QuarantineStatus, Reaction, RefitPlan,
+    Requested, StagedStatus, SwapError, SwapErrorKind, SwapRequest, TransitionStatus, When,
+};
 pub use bundled::resolve;
 pub use digest::Digest;
 pub use error::{Stage, StageError};
+pub use generation::{Generation, Member};
+pub use ledger::{Actor, Entry, Head, Ledger, LedgerError, LedgerOptions};
 pub use live::{Applicability, Patch};
 pub use lock::{GuestsLock, LockedGuest};
 pub use policy::{FailurePolicy, HookPolicy, OnFailure, Policy, PolicyError, ShadowPolicy, SwapPolicy};
 pub use set::{HookOptions, PatchSet, SetError};
 pub use stage::{Audited, Candidate, Compiled, Origin, Verification, Verified};
+
+pub(crate) use board::probe_set;
+pub(crate) use generation::has_native;
+pub(crate) use native::NativeQuant;
 
 #[cfg(test)]
 mod tests;

@@ -96,6 +96,11 @@ impl Candidate {
         self.origin
     }
 
+    /// Whether the bytes end where a section ends: what is still being written mostly does not.
+    pub fn is_whole(&self) -> bool {
+        wasmparser::Parser::new(0).parse_all(&self.bytes).all(|section| section.is_ok())
+    }
+
     /// How a candidate of this origin is verified where the user says nothing: bundled ones by the lock.
     pub fn default_verification(&self) -> Verification {
         match self.origin {
@@ -178,6 +183,11 @@ impl Audited {
     /// The hooks that the component exports.
     pub fn hooks(&self) -> &[Hook] {
         &self.report.hooks
+    }
+
+    /// Digest of what would run with these settings and limits, before anything is compiled.
+    pub fn generation(&self, settings: &[(String, String)], limits: &Limits) -> Digest {
+        super::live::generation(&self.candidate.digest, settings, limits, &self.report.imports)
     }
 
     /// Compiles the audited bytes, and links them. A panic of the compiler is an error like any other.

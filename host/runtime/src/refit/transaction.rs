@@ -86,13 +86,13 @@ impl<'e> Transaction<'e> {
 
     /// A range of bytes of a tensor. A chunk that is refused changes nothing; the transaction goes on.
     pub fn chunk(&mut self, chunk: &ChunkHeader<'_>, bytes: &[u8]) -> Result<()> {
-        self.promised(chunk.name, chunk.dtype, chunk.shape)?;
+        self.admits(chunk.name, chunk.dtype, chunk.shape)?;
         self.assembly.chunk(chunk, bytes).map_err(RuntimeError::Refit)
     }
 
     /// A whole tensor; its bytes are shared, not copied.
     pub fn tensor(&mut self, tensor: &CheckpointTensor) -> Result<()> {
-        self.promised(&tensor.name, tensor.stored, &tensor.shape)?;
+        self.admits(&tensor.name, tensor.stored, &tensor.shape)?;
         self.assembly.tensor(tensor).map_err(RuntimeError::Refit)
     }
 
@@ -130,12 +130,17 @@ impl<'e> Transaction<'e> {
         Ok(StagedRefit { engine, _turn: turn, checkpoint, hooks, set, report })
     }
 
-    /// Whether the manifest knows such a tensor.
-    fn promised(&self, name: &str, dtype: safetensors::tensor::Dtype, shape: &[usize]) -> Result<()> {
-        let Some(manifest) = &self.begin.manifest else { return Ok(()) };
+    fn admits(&self, name: &str, dtype: safetensors::tensor::Dtype, shape: &[usize]) -> Result<()> {
+        self.begin.manifest.as_ref().map_or(Ok(()), |manifest| manifest.admits(name, dtype, shape))
+    }
+}
+
+impl Manifest {
+    /// Refuses a tensor that was not promised like this.
+    pub fn admits(&self, name: &str, dtype: safetensors::tensor::Dtype, shape: &[usize]) -> Result<()> {
         let shown: String = name.chars().take(200).flat_map(char::escape_debug).collect();
-        let Some(promise) = manifest.tensors.get(name) else {
-            let near = did_you_mean(name, manifest.tensors.keys().map(String::as_str));
+        let Some(promise) = self.tensors.get(name) else {
+            let near = did_you_mean(name, self.tensors.keys().map(String::as_str));
             let hint = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
             return Err(broken(&shown, format!("the manifest does not name it{hint}")));
         };

@@ -1,0 +1,100 @@
+//! `patchhost log`: reads the ledger of events, and proves that nobody changed it.
+
+use std::path::PathBuf;
+
+use super::args::Format;
+use super::output::{json, plural};
+use crate::abi::text;
+use crate::patch::Digest;
+use crate::patch::ledger::{self, Entry};
+
+/// Longest value in a line of text; `--format json` has it whole.
+const VALUE_BYTES: usize = 120;
+
+/// Read the ledger of what happened to patches, or verify its chain
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    Verify(VerifyArgs),
+    Show(ShowArgs),
+}
+
+/// Verify the chain through all its files; exit 1 names the first record that is wrong
+#[derive(Debug, clap::Args)]
+struct VerifyArgs {
+    /// The ledger file, one of its closed segments, or the folder that holds one ledger
+    #[arg(value_name = "FILE|DIR")]
+    path: PathBuf,
+    /// The hash of a record that must be in the ledger, kept from before: shows whether its end was cut off
+    #[arg(long, value_name = "DIGEST")]
+    head: Option<Digest>,
+}
+
+/// Show records, also those of a ledger that is torn or broken
+#[derive(Debug, clap::Args)]
+struct ShowArgs {
+    /// The ledger file, one of its closed segments, or the folder that holds one ledger
+    #[arg(value_name = "FILE|DIR")]
+    path: PathBuf,
+    /// Only events of this name, or of this family (`patch` shows `patch.staged`)
+    #[arg(long, value_name = "NAME")]
+    event: Option<String>,
+    /// Only the newest N of them
+    #[arg(long, value_name = "N")]
+    last: Option<usize>,
+}
+
+/// Runs the verb.
+pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+    match args.what {
+        What::Verify(args) => verify(&args, format),
+        What::Show(args) => show(&args, format),
+    }
+}
+
+fn verify(args: &VerifyArgs, format: Format) -> anyhow::Result<()> {
+    let verified = ledger::verify(&args.path, args.head.as_ref())?;
+    if format == Format::Json {
+        return json(&serde_json::json!({ "good": true, "ledger": verified }));
+    }
+    let (records, files) = (plural(verified.records as usize, "record"), plural(verified.files, "file"));
+    match (verified.first_seq, verified.head) {
+        (Some(first), Some(head)) => {
+            println!("good: {records}, seq {first} to {}, in {files}", head.seq);
+            println!("head: {}", head.hash);
+        }
+        _ => println!("good: {records} in {files}"),
+    }
+    verified.notes.iter().for_each(|note| println!("note: {note}"));
+    Ok(())
+}
+
+fn show(args: &ShowArgs, format: Format) -> anyhow::Result<()> {
+    let shown = ledger::show(&args.path, args.event.as_deref(), args.last)?;
+    if format == Format::Json {
+        return json(&shown);
+    }
+    shown.records.iter().for_each(|entry| println!("{}", line(entry)));
+    shown.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    Ok(())
+}
+
+fn line(entry: &Entry) -> String {
+    // Nothing of a file is printed as it is: a forged line could hold what a terminal interprets.
+    let (ts, event, actor) =
+        (text::clean(&entry.ts, 40), text::clean(&entry.event, 64), text::clean(&entry.actor, 200));
+    let mut out = format!("{:>6}  {ts}  {event:<24}  {actor}", entry.seq);
+    for (name, value) in &entry.fields {
+        let value = match value {
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        out.push_str(&format!("  {}={}", text::clean(name, 64), text::clean(&value, VALUE_BYTES)));
+    }
+    out
+}

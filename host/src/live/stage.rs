@@ -1,0 +1,87 @@
+//! The one way in for candidates, whoever brings them: verify, audit, compile, start, probe. Everything that can fail
+//! fails here, beside the serving threads, and what failed is written down.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{LiveError, LiveModel};
+use crate::patch::{Actor, Applicability, Candidate, Digest, Patch, SwapError, SwapErrorKind, Verification};
+
+/// A candidate that passed every stage.
+#[derive(Debug, Clone, Serialize)]
+pub struct Staged {
+    /// Name that the patch gives itself.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Digest of the component.
+    pub sha256: Digest,
+    /// Digest of component, settings, limits and grants: what a swap names.
+    pub generation: Digest,
+    /// Whether it is for this model.
+    pub applicability: Applicability,
+    /// It was staged, active or retained before: nothing was done.
+    pub already: bool,
+}
+
+impl LiveModel {
+    /// Takes a candidate through every stage. `expected`: the digest that the bytes must have. Nothing live changes.
+    pub fn stage(
+        &self,
+        candidate: Candidate,
+        expected: Option<Digest>,
+        settings: &[(String, String)],
+        actor: &Actor,
+    ) -> Result<Staged, LiveError> {
+        let (name, sha256) = (candidate.name().to_owned(), *candidate.digest());
+        let result = self.through_stages(candidate, expected, settings);
+        match result {
+            Ok((patch, already)) => {
+                let fresh = self.board.staged(&patch, actor)?;
+                Ok(Staged {
+                    name: patch.info().name.clone(),
+                    version: patch.info().version.clone(),
+                    sha256,
+                    generation: patch.generation(),
+                    applicability: patch.applies_to(&self.engine.info().architecture),
+                    already: already || !fresh,
+                })
+            }
+            Err(error) => {
+                let stage = match &error {
+                    LiveError::Stage(error) => error.stage().to_string(),
+                    LiveError::Swap(_) => "quarantine".to_owned(),
+                    _ => "probe".to_owned(),
+                };
+                self.board.refused(&name, Some(&sha256), &stage, &error.to_string(), actor);
+                Err(error)
+            }
+        }
+    }
+
+    fn through_stages(
+        &self,
+        candidate: Candidate,
+        expected: Option<Digest>,
+        settings: &[(String, String)],
+    ) -> Result<(Arc<Patch>, bool), LiveError> {
+        if let Some(why) = self.board.quarantined(candidate.digest()) {
+            let what = format!("patch `{}` ({})", candidate.name(), candidate.digest());
+            let why = format!("it is in quarantine: {why}");
+            let next = "repair the patch; or lift the quarantine with a reason";
+            return Err(SwapError::new(SwapErrorKind::Forbidden, what, why, next).into());
+        }
+        let verification = expected.map_or_else(|| candidate.default_verification(), Verification::Sha256);
+        let audited = candidate.verify(&verification)?.audit()?;
+        // Going back to what is still instantiated compiles nothing.
+        if let Some(known) = self.board.known(&audited.generation(settings, &self.options.limits)) {
+            return Ok((known, true));
+        }
+        let patch = audited.compile(&self.sandbox)?.ready(settings, self.options.limits.clone())?;
+        if patch.applies_to(&self.engine.info().architecture) == Applicability::Applies {
+            self.pool.install(|| self.probe(&patch))?;
+        }
+        Ok((patch, false))
+    }
+}

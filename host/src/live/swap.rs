@@ -1,0 +1,73 @@
+//! Swaps and rollbacks, with those that are to land at once.
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::refit::Swapped;
+use super::{LiveError, LiveModel};
+use crate::patch::{Actor, Digest, Mode, Requested, SwapRequest, When};
+
+/// What became of a request.
+#[derive(Debug, Clone, Serialize)]
+pub struct SwapOutcome {
+    /// What the board said.
+    #[serde(flatten)]
+    pub requested: Requested,
+    /// The swap, where it landed at once.
+    pub landed: Option<Swapped>,
+    /// Why it was reversed at once, where it was.
+    pub reversed: Option<String>,
+    /// The set that is active now.
+    pub active: Digest,
+}
+
+impl LiveModel {
+    /// Asks for a swap. With [`When::Now`] the weights are loaded again at once, from where they came.
+    pub fn swap(&self, request: &SwapRequest, actor: &Actor) -> Result<SwapOutcome, LiveError> {
+        let requested = self.board.request(request, actor).inspect_err(|error| {
+            let why = crate::abi::text::clean(&error.why, 600);
+            self.board.event("swap.refused", actor, json!({ "to": request.to, "mode": request.mode, "why": why }));
+        })?;
+        self.settle(requested, request.when, actor)
+    }
+
+    /// Goes back to the set before.
+    pub fn rollback(&self, when: When, reason: Option<String>, actor: &Actor) -> Result<SwapOutcome, LiveError> {
+        let requested = self.board.rollback(when, reason, actor)?;
+        self.canary_ends();
+        self.settle(requested, when, actor)
+    }
+
+    /// Moves a candidate to another mode: shadow, canary, or live, which only somebody can decide.
+    pub fn set_mode(&self, mode: Mode, when: When, actor: &Actor) -> Result<SwapOutcome, LiveError> {
+        let requested = self.board.set_mode(mode, when, actor)?;
+        if !matches!(mode, Mode::Canary(_)) {
+            self.canary_ends();
+        }
+        self.settle(requested, when, actor)
+    }
+
+    /// Ends a transition; false if there was none.
+    pub fn cancel(&self, why: &str, actor: &Actor) -> bool {
+        let cancelled = self.board.cancel(why, actor);
+        if cancelled {
+            self.canary_ends();
+        }
+        cancelled
+    }
+
+    /// Requests that come from now on get the live set.
+    fn canary_ends(&self) {
+        self.canary.store(None);
+    }
+
+    fn settle(&self, requested: Requested, when: When, actor: &Actor) -> Result<SwapOutcome, LiveError> {
+        let pending = matches!(requested, Requested::Pending { .. });
+        let done = match (pending, when) {
+            (true, When::Now) => self.refit_again(actor)?,
+            _ => None,
+        };
+        let (landed, reversed) = done.map(|done| (done.swap, done.reversed)).unwrap_or_default();
+        Ok(SwapOutcome { requested, landed, reversed, active: self.board.active().digest() })
+    }
+}
