@@ -176,7 +176,7 @@ impl Tokenizer {
         let context = context! {
             messages => Serde(messages),
             add_generation_prompt => add_generation_prompt,
-            ..context! { ..minijinja::Value::from(specials), ..minijinja::Value::from_serialize(more) }
+            ..context! { ..minijinja::Value::from(specials), ..minijinja::Value::from(Serde(more)) }
         };
         env.get_template("chat").and_then(|t| t.render(context)).map_err(bad)
     }

@@ -10,7 +10,8 @@ use crate::checkpoint::export::ExportError;
 use crate::checkpoint::versions::VersionError;
 use crate::checkpoint::write::WriteError;
 use crate::compare::CompareError;
-use crate::patch::{AttachError, LedgerError, SetError, StageError};
+use crate::live::{LiveError, WatchError};
+use crate::patch::{AttachError, LedgerError, PolicyError, SetError, StageError, SwapError, SwapErrorKind};
 
 /// Refused: by the audit, a digest, a conflict, or because weights and patches do not cover the model.
 pub const EXIT_REFUSED: u8 = 1;
@@ -66,13 +67,22 @@ fn code(error: &anyhow::Error) -> u8 {
         return hook(e);
     }
     if let Some(e) = error.downcast_ref::<StageError>() {
+        return stage(e);
+    }
+    if let Some(e) = error.downcast_ref::<LiveError>() {
         return match e {
-            StageError::NotFound { .. } | StageError::Unreadable { .. } | StageError::Settings { .. } => EXIT_USAGE,
-            // The patch answered `configure` with an error: the user's settings, not the patch, are wrong.
-            StageError::Start { cause: HookCause::Refused, .. } => EXIT_USAGE,
-            StageError::Start { .. } => EXIT_PATCH,
-            _ => EXIT_REFUSED,
+            LiveError::Runtime(e) => runtime(e),
+            LiveError::Stage(e) => stage(e),
+            LiveError::Swap(e) => swap(e),
+            LiveError::Probe(_) => EXIT_PATCH,
+            LiveError::Busy(_) => EXIT_REFUSED,
         };
+    }
+    if let Some(e) = error.downcast_ref::<SwapError>() {
+        return swap(e);
+    }
+    if error.is::<PolicyError>() || error.is::<WatchError>() {
+        return EXIT_USAGE;
     }
     if let Some(ExportError::Refused(_)) = error.downcast_ref::<ExportError>() {
         return EXIT_REFUSED;
@@ -110,6 +120,24 @@ fn code(error: &anyhow::Error) -> u8 {
             EXIT_USAGE
         }
         _ => EXIT_HOST,
+    }
+}
+
+fn stage(error: &StageError) -> u8 {
+    match error {
+        StageError::NotFound { .. } | StageError::Unreadable { .. } | StageError::Settings { .. } => EXIT_USAGE,
+        // The patch answered `configure` with an error: the user's settings, not the patch, are wrong.
+        StageError::Start { cause: HookCause::Refused, .. } => EXIT_USAGE,
+        StageError::Start { .. } => EXIT_PATCH,
+        _ => EXIT_REFUSED,
+    }
+}
+
+fn swap(error: &SwapError) -> u8 {
+    match error.kind {
+        SwapErrorKind::Conflict | SwapErrorKind::Forbidden => EXIT_REFUSED,
+        SwapErrorKind::NotFound | SwapErrorKind::Invalid => EXIT_USAGE,
+        SwapErrorKind::Ledger => EXIT_HOST,
     }
 }
 

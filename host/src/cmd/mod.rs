@@ -5,6 +5,8 @@ mod compare;
 mod explain;
 mod export;
 mod failure;
+#[allow(dead_code)] // serve and train are about to use it
+mod live;
 mod log;
 mod logits;
 mod lora;

@@ -88,6 +88,9 @@ fn require_folder(folder: &Path) -> Result<(), UsageError> {
 /// The patches of one command.
 pub struct Patches {
     attachments: Attachments,
+    sandbox: Sandbox,
+    settings: Settings,
+    named: Vec<String>,
 }
 
 /// One line of the ledger.
@@ -114,6 +117,17 @@ impl Patches {
 
     /// The same, with more bundled patches that the verb needs where the user names none for their hooks.
     pub fn load_with(args: &PatchArgs, architecture: &str, more: &[&str], phase: Phase) -> anyhow::Result<Self> {
+        Self::load_for(args, architecture, more, phase, false)
+    }
+
+    /// The same for a verb that also `watches` files: a setting may be for a component that comes later.
+    pub fn load_for(
+        args: &PatchArgs,
+        architecture: &str,
+        more: &[&str],
+        phase: Phase,
+        watches: bool,
+    ) -> anyhow::Result<Self> {
         if args.sha256.len() > args.components.len() {
             return Err(UsageError::new(
                 format!("{} --sha256 for {} --component", args.sha256.len(), args.components.len()),
@@ -143,7 +157,7 @@ impl Patches {
                 }
             }
         }
-        settings.check_used(&patches, args)?;
+        settings.check_used(&patches, args, watches)?;
         let mut attachments = Attachments::default();
         for patch in patches {
             let name = patch.info().name.clone();
@@ -151,7 +165,8 @@ impl Patches {
                 eprintln!("note: patch `{name}` is given twice with the same settings; it is loaded once");
             }
         }
-        Ok(Self { attachments })
+        let named = args.components.iter().map(|c| stem(c)).collect();
+        Ok(Self { attachments, sandbox, settings, named })
     }
 
     /// The hooks of the patches that apply.
@@ -163,6 +178,22 @@ impl Patches {
     pub fn sampling_hooks(&self, activation: ActivationMode, tokenizer: &Tokenizer) -> RefitHooks {
         let vocabulary = u32::try_from(tokenizer.vocabulary()).ok();
         self.set().hooks(HookOptions { activation, vocabulary })
+    }
+
+    /// What the run starts with.
+    pub fn attachments(&self) -> &Attachments {
+        &self.attachments
+    }
+
+    /// Where they run.
+    pub fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
+    }
+
+    /// The settings of a component that comes later, by the stem of its file: as if it had been named at the start.
+    pub fn settings_for(&self) -> impl Fn(&str) -> Vec<(String, String)> + Send + Sync + 'static {
+        let (settings, named) = (self.settings.clone(), self.named.clone());
+        move |stem| settings.for_patch(stem, named.is_empty() || named.iter().any(|n| n == stem))
     }
 
     /// Every patch that was loaded, whether it applies or not.
@@ -269,6 +300,7 @@ fn stem(component: &str) -> String {
 }
 
 /// `--set`, taken apart: KEY=VALUE for the patches that the user named, NAME.KEY=VALUE for one patch.
+#[derive(Debug, Clone)]
 struct Settings(Vec<(Option<String>, String, String)>);
 
 impl Settings {
@@ -300,7 +332,10 @@ impl Settings {
     }
 
     /// A setting that no patch got is an error: it would silently do nothing.
-    fn check_used(&self, patches: &[Arc<Patch>], args: &PatchArgs) -> Result<(), UsageError> {
+    fn check_used(&self, patches: &[Arc<Patch>], args: &PatchArgs, watches: bool) -> Result<(), UsageError> {
+        if watches {
+            return Ok(());
+        }
         let stems: Vec<String> = args.components.iter().map(|c| stem(c)).collect();
         for (name, key, _) in &self.0 {
             let used = match name {

@@ -65,9 +65,9 @@ fn config(threads: usize) -> Config {
     config
 }
 
-/// Slots: two patches and two generations each per worker, and some for the trial of a new one.
+/// Slots: per worker the patches of the active set and of those that are retained, and some for what is staged.
 fn pooling(threads: usize) -> PoolingAllocationConfig {
-    let slots = u32::try_from(threads.clamp(1, 256)).unwrap_or(256) * 8 + 32;
+    let slots = u32::try_from(threads.clamp(1, 256)).unwrap_or(256) * 16 + 64;
     let mut pooling = PoolingAllocationConfig::new();
     pooling.total_component_instances(slots);
     pooling.total_core_instances(slots * 4); // a component with an import holds a shim and a fixup module too

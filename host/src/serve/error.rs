@@ -90,7 +90,10 @@ impl ApiError {
 
     /// 503: not now; the client may try again after `seconds`.
     pub fn unavailable(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>, seconds: u32) -> Self {
-        Self { retry_after: Some(seconds), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", what, why, next) }
+        Self {
+            retry_after: Some(seconds),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", what, why, next)
+        }
     }
 
     /// 429: too much at once; the client may try again after `seconds`.
@@ -180,13 +183,9 @@ impl From<RuntimeError> for ApiError {
             | RuntimeError::Checkpoint(refusal)
             | RuntimeError::Refit(refusal)
             | RuntimeError::NonFinite(refusal)
-            | RuntimeError::Contract(refusal) => Self {
-                status: StatusCode::BAD_REQUEST,
-                refusal,
-                param: None,
-                code: "invalid_value",
-                retry_after: None,
-            },
+            | RuntimeError::Contract(refusal) => {
+                Self { status: StatusCode::BAD_REQUEST, refusal, param: None, code: "invalid_value", retry_after: None }
+            }
             RuntimeError::Hook(e) => {
                 let what = format!("patch `{}`, call `{}`", clean(&e.patch, 100), clean(&e.call, 100));
                 Self::new(StatusCode::BAD_REQUEST, "patch_failed", what, e.why, e.next)

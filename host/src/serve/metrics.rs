@@ -21,8 +21,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::ApiError;
-use super::state::App;
 use super::standin::LiveModel;
+use super::state::App;
 
 /// Seconds of vLLM's histograms, with finer steps at the lower end: models here are small.
 const SECONDS: [f64; 20] = [
@@ -181,7 +181,12 @@ impl Collector for LoadCollector {
         let counter = |n: u64| ConstCounter::new(n);
         put(e, "vllm:num_requests_running", "Sequences that run", &gauge(load.running))?;
         put(e, "vllm:num_requests_waiting", "Sequences that wait", &gauge(load.waiting))?;
-        put(e, "patchhost_kv_cache_bytes", "Memory of the keys and values of running sequences", &gauge(load.kv_bytes))?;
+        put(
+            e,
+            "patchhost_kv_cache_bytes",
+            "Memory of the keys and values of running sequences",
+            &gauge(load.kv_bytes),
+        )?;
         put(e, "patchhost_prefix_cache_bytes", "Memory of kept prefixes", &gauge(load.prefix_bytes))?;
         put(e, "vllm:prefix_cache_queries", "Tokens looked up in the prefix cache", &counter(load.prefix_queries))?;
         put(e, "vllm:prefix_cache_hits", "Tokens found in the prefix cache", &counter(load.prefix_hits))?;

@@ -41,4 +41,24 @@ impl LiveModel {
     pub fn patch_set(&self) -> PatchSet {
         self.set.clone()
     }
+
+    /// What is shown of it.
+    pub fn status(&self) -> serde_json::Value {
+        let patches: Vec<_> = self
+            .set
+            .patches()
+            .iter()
+            .map(|p| {
+                serde_json::json!({
+                    "name": p.info().name,
+                    "version": p.info().version,
+                    "sha256": p.digest().hex(),
+                    "generation": p.generation().hex(),
+                    "hooks": p.hooks(),
+                    "calls": p.stats().hook_calls(),
+                })
+            })
+            .collect();
+        serde_json::json!({ "patch_set": self.set.digest(), "patches": patches, "weights": self.engine.version() })
+    }
 }

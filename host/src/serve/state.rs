@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use patchhost_runtime::lora::Adapter;
-use patchhost_runtime::scheduler::Scheduler;
+use patchhost_runtime::scheduler::{LogprobsMode, Scheduler};
 use tokio::sync::watch;
 
 use super::auth::AdminAuth;
@@ -16,7 +16,6 @@ use super::roots::Roots;
 use super::weight_sync::RlState;
 use crate::live::LiveModel;
 use crate::abi::text::clean;
-
 
 /// Longest request id that a client may choose.
 const REQUEST_ID: usize = 128;
@@ -34,6 +33,8 @@ pub struct ServeOptions {
     pub drain_timeout: Duration,
     /// Most `logprobs` and `top_logprobs` that a request may ask for.
     pub max_logprobs: usize,
+    /// What `logprobs` are computed from.
+    pub logprobs_mode: LogprobsMode,
     /// Most choices (`n` times prompts) of one request.
     pub max_choices: usize,
 }
@@ -46,7 +47,8 @@ impl Default for ServeOptions {
             max_body: 16 << 20,
             drain_timeout: Duration::from_secs(30),
             max_logprobs: 20,
-            max_choices: 128,
+            logprobs_mode: LogprobsMode::default(),
+            max_choices: 1024,
         }
     }
 }

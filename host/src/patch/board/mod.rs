@@ -241,6 +241,16 @@ impl Board {
         }
     }
 
+    /// Notes what a run starts with.
+    pub fn started(&self, actor: &Actor) {
+        let active = self.active();
+        let fields = json!({
+            "architecture": self.architecture, "active": active.digest(), "patches": members(&active),
+            "policy": Digest::of(json!(self.policy).to_string().as_bytes()), "patchhost": env!("CARGO_PKG_VERSION"),
+        });
+        self.note("host.started", actor, fields);
+    }
+
     /// Notes an event of somebody who shares the ledger.
     pub fn event(&self, event: &str, actor: &Actor, fields: Value) {
         self.note(event, actor, fields);

@@ -51,7 +51,11 @@ impl CompletionLogprobs {
     /// Adds a token whose text begins at `offset`; where the next one's begins.
     pub fn push(&mut self, id: u32, logprob: Option<&TokenLogprob>, offset: usize, writer: Writer<'_>) -> usize {
         let text = writer.token(id);
-        let len = if writer.as_ids { writer.tokenizer.decode_all(&[id]).map_or(0, |t| t.chars().count()) } else { text.chars().count() };
+        let len = if writer.as_ids {
+            writer.tokenizer.decode_all(&[id]).map_or(0, |t| t.chars().count())
+        } else {
+            text.chars().count()
+        };
         self.tokens.push(text);
         self.token_logprobs.push(logprob.map(|l| number(l.logprob)));
         self.top_logprobs.push(logprob.map(|l| {

@@ -3,6 +3,7 @@
 pub mod chat;
 pub mod completions;
 pub mod logprobs;
+pub mod messages;
 pub mod models;
 pub mod prompt;
 pub mod request;

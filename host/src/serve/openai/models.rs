@@ -70,7 +70,10 @@ async fn models(State(app): State<Arc<App>>) -> Json<ModelList> {
         (status = 404, description = "There is no such model", body = ErrorBody),
     ),
 )]
-async fn model(State(app): State<Arc<App>>, name: Result<Path<String>, axum::extract::rejection::PathRejection>) -> ApiResult<Json<ModelCard>> {
+async fn model(
+    State(app): State<Arc<App>>,
+    name: Result<Path<String>, axum::extract::rejection::PathRejection>,
+) -> ApiResult<Json<ModelCard>> {
     let Ok(Path(name)) = name else {
         return Err(ApiError::bad("the model's name", "it is not UTF-8", "see GET /v1/models").param("model"));
     };

@@ -20,11 +20,11 @@ pub enum Prompt {
     /// A text.
     Text(String),
     /// Texts.
-    Texts(#[schema(min_items = 1)] Vec<String>),
+    Texts(Vec<String>),
     /// The tokens of one prompt.
-    Tokens(#[schema(min_items = 1)] Vec<u32>),
+    Tokens(Vec<u32>),
     /// The tokens of several.
-    TokenLists(#[schema(min_items = 1)] Vec<Vec<u32>>),
+    TokenLists(Vec<Vec<u32>>),
 }
 
 impl Default for Prompt {

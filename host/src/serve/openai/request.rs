@@ -17,11 +17,11 @@ const MAX_LIST: usize = 4096;
 /// Defines a request: its own fields, and those that both requests have. A flattened struct would say the same, but
 /// serde then forgets which field an error is in.
 macro_rules! request {
-    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$field_meta:meta])* pub $field:ident: $type:ty,)* }) => {
+    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$field_meta:meta])* $vis:vis $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, Default, serde::Deserialize, utoipa::ToSchema)]
         pub struct $name {
-            $($(#[$field_meta])* pub $field: $type,)*
+            $($(#[$field_meta])* $vis $field: $type,)*
             /// The served model, or a loaded adapter; the served model where it is absent.
             pub model: Option<String>,
             /// Sequences per prompt.
@@ -175,11 +175,11 @@ pub enum Stop {
     /// One.
     One(String),
     /// Several.
-    Many(#[schema(max_items = 64)] Vec<String>),
+    Many(Vec<String>),
 }
 
 /// The shared fields of a request.
-pub struct Sampling<'a> {
+pub(super) struct Sampling<'a> {
     pub n: Option<u32>,
     pub stream: Option<bool>,
     pub stream_options: Option<&'a StreamOptions>,
@@ -206,7 +206,7 @@ pub struct Sampling<'a> {
 }
 
 /// What a request asks for besides its prompts.
-pub struct Asked {
+pub(super) struct Asked {
     /// Sequences per prompt.
     pub n: usize,
     /// How tokens are chosen; `max_tokens` and `logprobs` are the endpoint's.
@@ -352,5 +352,6 @@ fn harmless(name: &str, value: &serde_json::Value) -> bool {
 
 /// A value outside of its range.
 pub fn out_of_range(name: &str, value: impl std::fmt::Display, range: &str) -> ApiError {
-    ApiError::bad(format!("`{name}` {value}"), format!("it must be {range}"), format!("give another `{name}`")).param(name)
+    ApiError::bad(format!("`{name}` {value}"), format!("it must be {range}"), format!("give another `{name}`"))
+        .param(name)
 }

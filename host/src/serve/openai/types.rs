@@ -1,11 +1,15 @@
 //! What both kinds of answers have.
 
+use axum::http::HeaderName;
 use patchhost_runtime::generate::TokenVersion;
 use patchhost_runtime::scheduler::StopReason;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::serve::generation::Output;
+
+/// The header of answers that says which patch set made them.
+pub const PATCH_SET: HeaderName = HeaderName::from_static("x-patchhost-patch-set");
 
 /// Which weights and patches made a range of an answer's tokens.
 #[derive(Debug, Clone, Serialize, ToSchema)]

@@ -1,0 +1,129 @@
+//! What the verbs with a live model share: its options, and making one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use patchhost_runtime::checkpoint::Checkpoint;
+
+use super::args::{Fp8Activation, PatchArgs};
+use super::session::{Model, Patches, advance, progress_bar};
+use crate::live::{CanaryUnit, LiveModel, LiveOptions, Refitted, Watcher};
+use crate::patch::{Actor, HookOptions, Ledger, LedgerOptions, Phase, Policy, When};
+
+/// Options of a model whose patches can change.
+#[derive(Debug, clap::Args)]
+pub struct LiveArgs {
+    /// A component file, or a folder of them: what changes there is staged, and takes the place of the patch with its
+    /// hooks; can be repeated
+    #[arg(long = "watch", value_name = "DIR|FILE")]
+    pub watch: Vec<PathBuf>,
+    /// When a watched change takes effect: refit (at the next one), now, or step:N
+    #[arg(long, value_name = "WHEN", default_value = "refit", value_parser = when)]
+    pub watch_when: When,
+    /// A TOML file: failure policy of each hook, thresholds of shadow and canary, deadlines [default: everything closed]
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// The ledger: every event of the patches, hash-chained; is continued if it exists [default: in memory only]
+    #[arg(long, value_name = "FILE")]
+    pub ledger: Option<PathBuf>,
+    /// Where reports of candidates in shadow or canary are written
+    #[arg(long, value_name = "DIR")]
+    pub shadow_reports: Option<PathBuf>,
+    /// Activations before FP8 matrices
+    #[arg(long, value_enum, default_value = "dynamic-128")]
+    pub fp8_activation: Fp8Activation,
+}
+
+fn when(text: &str) -> Result<When, String> {
+    text.parse()
+}
+
+/// What a verb needs besides.
+#[derive(Debug, Clone, Copy)]
+pub struct Needs<'a> {
+    /// Bundled patches that are loaded where the user names none for their hooks.
+    pub patches: &'a [&'a str],
+    /// What a canary divides.
+    pub canary: CanaryUnit,
+    /// Write a digest of all weights to the ledger with every refit.
+    pub hash_weights: bool,
+}
+
+/// A live model that was made; its weights are still to be loaded.
+pub struct Started {
+    /// Name or folder of the model, for messages.
+    pub name: String,
+    /// Its folder; none for the bundled model.
+    pub folder: Option<PathBuf>,
+    /// It.
+    pub live: Arc<LiveModel>,
+    /// Its tensors.
+    pub checkpoint: Checkpoint,
+    /// Looks after `--watch`, if anything is watched.
+    pub watcher: Option<Watcher>,
+    /// Looks at `--watch` and `--component` files when somebody asks (SIGHUP).
+    pub files: Watcher,
+}
+
+impl LiveArgs {
+    /// Makes the model and its first set of patches, and starts watching. What is in watched files now takes part in the
+    /// first load.
+    pub fn start(&self, model: Model, patches: &PatchArgs, needs: Needs<'_>) -> anyhow::Result<Started> {
+        let policy = self.policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
+        let tokenizer = model.tokenizer()?;
+        let ledger = match &self.ledger {
+            None => Ledger::in_memory(),
+            Some(path) => {
+                let (ledger, opened) = Ledger::open(path, LedgerOptions::default())?;
+                if let Some(torn) = &opened.torn {
+                    eprintln!(
+                        "note: the ledger ended in the middle of a line; {} bytes are kept in {}",
+                        torn.bytes,
+                        torn.moved_to.display()
+                    );
+                }
+                ledger
+            }
+        };
+        let watches = !self.watch.is_empty();
+        let architecture = model.engine.info().architecture.clone();
+        let loaded = Patches::load_for(patches, &architecture, needs.patches, Phase::of(Some(&model.engine)), watches)?;
+        let options = LiveOptions {
+            hooks: HookOptions { activation: self.fp8_activation.into(), vocabulary: None },
+            canary: needs.canary,
+            reports: self.shadow_reports.clone(),
+            hash_weights: needs.hash_weights,
+            ..LiveOptions::default()
+        };
+        let folder = model.folder().map(std::path::Path::to_path_buf);
+        let Model { name, engine, checkpoint, .. } = model;
+        let sandbox = loaded.sandbox().clone();
+        let live = LiveModel::new(engine, Some(tokenizer), loaded.attachments(), sandbox, policy, ledger, options)?;
+        let live = Arc::new(live);
+        live.board().started(&Actor::cli());
+        let settings: crate::live::SettingsFor = Arc::new(loaded.settings_for());
+        let watcher = match watches {
+            false => None,
+            true => Some(Watcher::start(&live, &self.watch, settings.clone(), self.watch_when)?),
+        };
+        for seen in watcher.iter().flat_map(Watcher::sync) {
+            if let Err(error) = &seen.outcome {
+                eprintln!("note: {} is not used\n{error}", seen.path.display());
+            }
+        }
+        let given = patches.components.iter().map(PathBuf::from).filter(|path| path.is_file());
+        let files: Vec<PathBuf> = given.chain(self.watch.iter().cloned()).collect();
+        let files = Watcher::by_hand(&live, &files, settings, self.watch_when);
+        Ok(Started { name, folder, live, checkpoint, watcher, files })
+    }
+}
+
+impl Started {
+    /// The first load, with a progress bar.
+    pub fn load(&self) -> anyhow::Result<Refitted> {
+        let bar = progress_bar("load");
+        let loaded = self.live.load(self.checkpoint.clone(), &Actor::cli(), &advance(&bar));
+        bar.finish_and_clear();
+        Ok(loaded?)
+    }
+}
