@@ -143,10 +143,10 @@ async fn abort_requests(
 
 /// Aborts requests, or all of them.
 pub fn abort(app: &App, ids: Option<&[String]>) -> usize {
-    match ids {
-        None => app.scheduler.abort_all(),
-        Some(ids) => app.scheduler.abort(&app.jobs_of(ids)),
-    }
+    let Some(ids) = ids else { return app.scheduler.abort_all() };
+    // A request of several prompts has a job for each.
+    let parts = |id: &String| (0..app.options.max_choices).map(move |k| format!("{id}-{k}")).collect::<Vec<_>>();
+    ids.iter().map(|id| app.scheduler.abort(std::slice::from_ref(id)) + app.scheduler.abort(&parts(id))).sum()
 }
 
 /// Forget all prefixes

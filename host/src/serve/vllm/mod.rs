@@ -7,6 +7,12 @@ mod memory;
 mod refused;
 mod weights;
 
+pub use control::abort;
+pub use generate::{SamplingParams, number};
+pub use inspect::{Action, Checked, check, info};
+pub use memory::{release, restore, tagged};
+pub use weights::version_text;
+
 use std::sync::Arc;
 
 use utoipa_axum::router::OpenApiRouter;
