@@ -63,7 +63,12 @@ fn hide_digests(text: &str) -> String {
 }
 
 pub fn patchhost<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Ran {
-    let out = Command::new(env!("CARGO_BIN_EXE_patchhost-under-test")).args(args).output().unwrap();
+    let out = Command::new(env!("CARGO_BIN_EXE_patchhost-under-test"))
+        .args(args)
+        // Not the cache of whoever runs the tests.
+        .env("PATCHHOST_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("aot"))
+        .output()
+        .unwrap();
     let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
     Ran { code: out.status.code().unwrap_or(-1), stdout: text(out.stdout), stderr: text(out.stderr) }
 }

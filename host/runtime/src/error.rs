@@ -53,6 +53,23 @@ pub enum RuntimeError {
     Compute(#[from] candle_core::Error),
 }
 
+impl RuntimeError {
+    /// The same error once more: a step that fails ends several sequences.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Config(r) => Self::Config(r.clone()),
+            Self::Checkpoint(r) => Self::Checkpoint(r.clone()),
+            Self::Tokenizer(r) => Self::Tokenizer(r.clone()),
+            Self::Refit(r) => Self::Refit(r.clone()),
+            Self::NonFinite(r) => Self::NonFinite(r.clone()),
+            Self::Contract(r) => Self::Contract(r.clone()),
+            Self::Request(r) => Self::Request(r.clone()),
+            Self::Hook(e) => Self::Hook(e.clone()),
+            Self::Compute(e) => Self::Compute(candle_core::Error::Msg(e.to_string())),
+        }
+    }
+}
+
 /// Shorthand of this crate.
 pub type Result<T> = std::result::Result<T, RuntimeError>;
 

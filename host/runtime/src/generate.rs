@@ -1,13 +1,15 @@
 //! Generating text for a batch of prompts.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::kv::KvCache;
 use crate::lora::Adapter;
 use crate::model::{Model, Rows, Sequence};
+use crate::output::{Output, Stops};
 use crate::sampling::{Sampler, SamplingParams};
-use crate::tokenizer::{TextStream, Tokenizer};
+use crate::tokenizer::Tokenizer;
 use crate::weights::WeightSet;
 
 /// One text to generate.
@@ -71,6 +73,19 @@ pub struct TokenVersion {
     pub end: usize,
 }
 
+impl TokenVersion {
+    /// The tokens `range` of a sequence that runs with these weights and this adapter.
+    pub(crate) fn new(weights: &WeightSet, adapter: Option<&Adapter>, range: Range<usize>) -> Self {
+        Self {
+            version: weights.label().to_string(),
+            patches: weights.patches().to_string(),
+            adapter: adapter.map(|a| (a.name().to_string(), a.version())),
+            start: range.start,
+            end: range.end,
+        }
+    }
+}
+
 /// How long it took.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
 pub struct Timing {
@@ -90,9 +105,7 @@ struct Running {
     index: usize,
     cache: KvCache,
     sampler: Sampler,
-    stream: TextStream,
-    /// Text held back because a stop text may be starting in it.
-    held: String,
+    output: Output,
     next: Vec<u32>,
     done: Completion,
 }
@@ -119,8 +132,7 @@ pub fn generate(
             index,
             cache: model.new_cache_with(r.adapter.clone()),
             sampler: Sampler::new(r.sampling.clone(), index as u64),
-            stream: TextStream::default(),
-            held: String::new(),
+            output: Output::new(true),
             next: r.prompt.clone(),
             done: Completion {
                 text: String::new(),
@@ -160,13 +172,8 @@ pub fn generate(
     finished.sort_by_key(|r| r.index);
     for r in &mut finished {
         if !r.done.token_ids.is_empty() {
-            r.done.weight_versions = vec![TokenVersion {
-                version: weights.label().to_string(),
-                patches: weights.patches().to_string(),
-                adapter: r.cache.adapter().map(|a| (a.name().to_string(), a.version())),
-                start: 0,
-                end: r.done.token_ids.len(),
-            }];
+            r.done.weight_versions =
+                vec![TokenVersion::new(weights, r.cache.adapter().map(Arc::as_ref), 0..r.done.token_ids.len())];
         }
         timing.generated_tokens += r.done.token_ids.len();
         timing.decode_tokens += r.done.token_ids.len().saturating_sub(1);
@@ -189,59 +196,30 @@ fn step(
     let token = r.sampler.sample(logits);
     if tokenizer.eos().contains(&token) {
         r.done.finish_reason = FinishReason::Stop;
-        let rest = r.stream.finish(tokenizer)?;
-        r.held.push_str(&rest);
-        give(r, usize::MAX, on_text);
+        let rest = r.output.finish(tokenizer)?;
+        give(r, &rest, on_text);
         return Ok(true);
     }
     r.done.token_ids.push(token);
-    let piece = r.stream.push(tokenizer, token)?;
-    r.held.push_str(&piece);
-    if let Some(at) = request.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| r.held.find(s.as_str())).min() {
-        r.held.truncate(at);
+    let piece = r.output.push(tokenizer, token, Stops { texts: &request.stop, include: false })?;
+    give(r, &piece.text, on_text);
+    if piece.stopped_by.is_some() {
         r.done.finish_reason = FinishReason::Stop;
-        give(r, usize::MAX, on_text);
         return Ok(true);
     }
     let used_up = r.cache.len() + 1 > model.max_positions();
     if r.done.token_ids.len() >= request.max_tokens || used_up {
-        let rest = r.stream.finish(tokenizer)?;
-        r.held.push_str(&rest);
-        give(r, usize::MAX, on_text);
+        let rest = r.output.finish(tokenizer)?;
+        give(r, &rest, on_text);
         return Ok(true);
     }
-    let certain = r.held.len() - partial_stop(&r.held, &request.stop);
-    give(r, certain, on_text);
     r.next = vec![token];
     Ok(false)
 }
 
-/// Gives out the first `certain` bytes of the held text.
-fn give(r: &mut Running, certain: usize, on_text: &mut dyn FnMut(usize, &str)) {
-    let piece: String = r.held.drain(..certain.min(r.held.len())).collect();
+fn give(r: &mut Running, piece: &str, on_text: &mut dyn FnMut(usize, &str)) {
     if !piece.is_empty() {
-        on_text(r.index, &piece);
-        r.done.text.push_str(&piece);
-    }
-}
-
-/// Length of the longest end of `text` that could be the start of a stop text.
-fn partial_stop(text: &str, stops: &[String]) -> usize {
-    let longest = |stop: &String| {
-        stop.char_indices().map(|(i, _)| i).filter(|i| *i > 0 && text.ends_with(&stop[..*i])).max().unwrap_or(0)
-    };
-    stops.iter().map(longest).max().unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::partial_stop;
-
-    #[test]
-    fn a_starting_stop_text_is_held_back() {
-        let stops = vec!["END".to_string(), "é!".to_string()];
-        assert_eq!(partial_stop("xxEN", &stops), 2);
-        assert_eq!(partial_stop("xxé", &stops), 2);
-        assert_eq!(partial_stop("xx", &stops), 0);
+        on_text(r.index, piece);
+        r.done.text.push_str(piece);
     }
 }

@@ -105,6 +105,43 @@ impl KvCache {
         }
     }
 
+    /// A copy of the first `len` positions; none where that cannot be had: a recurrent layer knows its last state only.
+    pub(crate) fn prefix(&self, len: usize) -> Option<Self> {
+        if len > self.len || (len < self.len && self.is_recurrent()) {
+            return None;
+        }
+        let layers = self.layers.iter().map(|layer| match layer {
+            LayerCache::Attention { keys, values, width } => LayerCache::Attention {
+                keys: keys[..len * width].to_vec(),
+                values: values[..len * width].to_vec(),
+                width: *width,
+            },
+            LayerCache::Recurrent { now, .. } => LayerCache::Recurrent { now: now.clone(), before: None },
+        });
+        Some(Self {
+            layers: layers.collect(),
+            len,
+            adapter: self.adapter.clone(),
+            weights: self.weights,
+            keep: self.keep,
+        })
+    }
+
+    /// Whether any layer has a state instead of keys and values.
+    pub(crate) fn is_recurrent(&self) -> bool {
+        self.layers.iter().any(|l| matches!(l, LayerCache::Recurrent { .. }))
+    }
+
+    /// Gives back memory that was reserved for more positions.
+    pub(crate) fn shrink(&mut self) {
+        for layer in &mut self.layers {
+            if let LayerCache::Attention { keys, values, .. } = layer {
+                keys.shrink_to_fit();
+                values.shrink_to_fit();
+            }
+        }
+    }
+
     /// Lets the sequence go on with weights that are published later, keeping the keys and values of the old ones, as
     /// vLLM does in pause mode `keep`. Without this a publish invalidates the cache.
     pub fn keep_across_publishes(&mut self) {

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod model;
 mod moe;
 mod ops;
+mod output;
 pub mod plan;
 pub mod quant_config;
 pub mod quantize;

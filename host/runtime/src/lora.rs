@@ -61,6 +61,15 @@ impl Adapter {
         self.parts.len()
     }
 
+    /// Whether it was made for this model: every part that it adapts exists, and its halves have the part's shape.
+    pub(crate) fn fits(&self, registry: &Registry) -> bool {
+        self.parts.iter().all(|((param, part), low)| {
+            let Some(decl) = registry.params().get(*param).filter(|d| *part < d.part_count()) else { return false };
+            let cols = decl.cols.unwrap_or_default();
+            low.a.len() == self.rank * cols && low.b.len() == self.rank * decl.part(*part).rows
+        })
+    }
+
     /// out += scaling · B (A x) for one row, if the part is adapted. Row by row, so that a row's sum does not depend on
     /// the batch.
     pub(crate) fn add(&self, param: ParamId, part: usize, x: &[f32], out: &mut [f32]) {

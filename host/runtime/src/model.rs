@@ -112,6 +112,23 @@ impl Model {
         }
     }
 
+    /// Bytes of the cache of a sequence of so many positions.
+    pub fn cache_bytes(&self, positions: usize) -> usize {
+        let numbers = |shape: &LayerShape| match *shape {
+            LayerShape::Attention { width } => 2 * width * positions,
+            LayerShape::Recurrent { conv, state } => conv + state,
+        };
+        self.memory.iter().map(|s| numbers(s) * 4).sum()
+    }
+
+    /// The length beyond which it matters how a sequence is split into steps (dynamic rope scaling), if any.
+    pub fn split_matters_beyond(&self) -> Option<usize> {
+        match self.common.rope.scaling {
+            RopeScaling::Dynamic { original, .. } => Some(original),
+            _ => None,
+        }
+    }
+
     /// An empty cache for one sequence.
     pub fn new_cache(&self) -> KvCache {
         self.new_cache_with(None)

@@ -65,24 +65,33 @@ impl Sampler {
 
     /// The next token. NaN logits are never chosen; if all are NaN or -inf, token 0 is.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
+        match self.candidates(logits) {
+            Some(candidates) => self.draw(&candidates),
+            None => argmax(logits),
+        }
+    }
+
+    /// What is drawn from; none where the best token is taken without a draw.
+    pub(crate) fn candidates(&self, logits: &[f32]) -> Option<Candidates> {
         let p = &self.params;
         if p.temperature == 0.0 {
-            return argmax(logits);
+            return None;
         }
-        let mut scored: Vec<(u32, f32)> = logits
-            .iter()
-            .enumerate()
-            .filter(|(_, l)| !l.is_nan())
-            .map(|(i, l)| (i as u32, l / p.temperature))
-            .collect();
-        scored.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        if p.top_k > 0 {
-            scored.truncate(p.top_k);
+        // Sorting keys instead of pairs: a vocabulary of 150,000 is sorted for every token.
+        let numbered = logits.iter().enumerate().filter(|(_, l)| !l.is_nan());
+        let mut keys: Vec<u64> = numbered.map(|(i, l)| descending(l / p.temperature) << 32 | i as u64).collect();
+        if p.top_k > 0 && p.top_k < keys.len() {
+            keys.select_nth_unstable(p.top_k - 1);
+            keys.truncate(p.top_k);
         }
-        let Some(best) = scored.first().map(|s| s.1).filter(|b| *b > f32::NEG_INFINITY) else { return argmax(logits) };
+        keys.sort_unstable();
+        let mut scored: Vec<(u32, f32)> =
+            keys.into_iter().map(|k| (k as u32, logits[k as u32 as usize] / p.temperature)).collect();
+        let best = scored.first().map(|s| s.1).filter(|b| *b > f32::NEG_INFINITY)?;
         // An infinite best logit is certain; subtracting it would be NaN.
         if best == f32::INFINITY {
-            return scored[0].0;
+            scored.truncate(1);
+            return Some(Candidates { scored, weights: Vec::new() });
         }
         let mut weights: Vec<f32> = scored.iter().map(|s| (s.1 - best).exp()).collect();
         let total: f32 = weights.iter().sum();
@@ -101,15 +110,40 @@ impl Sampler {
             kept = kept.min(weights.iter().position(|w| *w < p.min_p).unwrap_or(kept)).max(1);
         }
         weights.truncate(kept);
+        scored.truncate(kept);
+        Some(Candidates { scored, weights })
+    }
+
+    /// One of the candidates.
+    pub(crate) fn draw(&mut self, candidates: &Candidates) -> u32 {
+        let Candidates { scored, weights } = candidates;
+        if weights.is_empty() {
+            return scored.first().map_or(0, |s| s.0);
+        }
         let mut point = self.rng.random::<f32>() * weights.iter().sum::<f32>();
-        for (w, s) in weights.iter().zip(&scored) {
+        for (w, s) in weights.iter().zip(scored) {
             point -= w;
             if point < 0.0 {
                 return s.0;
             }
         }
-        scored[kept - 1].0
+        scored[weights.len() - 1].0
     }
+}
+
+/// What a token is drawn from.
+pub(crate) struct Candidates {
+    /// Tokens that the filters left, and their logits after temperature: best first, of equals the first token.
+    pub(crate) scored: Vec<(u32, f32)>,
+    /// Their shares, the best one's being 1; none where the best is certain.
+    weights: Vec<f32>,
+}
+
+/// A number that is smaller for greater values, in the order of [`f32::total_cmp`].
+fn descending(value: f32) -> u64 {
+    let bits = value.to_bits();
+    let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    u64::from(!ascending)
 }
 
 /// The index of the greatest value; the first of equals; 0 if there is none.
@@ -147,6 +181,25 @@ mod tests {
         let min_p = draws(SamplingParams { min_p: 0.5, ..hot }, &logits);
         assert_eq!(min_p[1], 4000);
         assert_eq!(draws(SamplingParams::default(), &logits)[1], 4000);
+    }
+
+    #[test]
+    fn keys_sort_as_values_do() {
+        let mut values = vec![1.5, -1.5, 0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, 1e-40, -1e-40, 3e38, -3e38];
+        let mut by_key = values.clone();
+        by_key.sort_by_key(|v| descending(*v));
+        values.sort_by(|a, b| b.total_cmp(a));
+        assert_eq!(
+            values.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
+            by_key.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn equal_logits_are_taken_in_the_order_of_their_ids() {
+        let params = SamplingParams { temperature: 1.0, top_k: 2, ..Default::default() };
+        let candidates = Sampler::new(params, 0).candidates(&[1.0, 2.0, 1.0, 1.0]).unwrap();
+        assert_eq!(candidates.scored.iter().map(|s| s.0).collect::<Vec<_>>(), [1, 0]);
     }
 
     #[test]

@@ -122,7 +122,12 @@ impl Tokenizer {
 
     /// Tokens to text, without special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| refuse("the output", format!("it cannot be decoded: {e}")))
+        self.decode_with(ids, true)
+    }
+
+    /// Tokens to text; `skip_special` leaves special tokens out.
+    pub fn decode_with(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(|e| refuse("the output", format!("it cannot be decoded: {e}")))
     }
 
     /// Tokens to text, special tokens included.
@@ -211,14 +216,25 @@ pub struct TextStream {
     start: usize,
     /// Tokens whose text has been given out.
     given: usize,
+    /// Special tokens have text too.
+    with_special: bool,
 }
 
 impl TextStream {
+    /// `skip_special` leaves special tokens out of the text.
+    pub fn new(skip_special: bool) -> Self {
+        Self { with_special: !skip_special, ..Self::default() }
+    }
+
+    fn decode(&self, tokenizer: &Tokenizer, range: std::ops::Range<usize>) -> Result<String> {
+        tokenizer.decode_with(&self.ids[range], !self.with_special)
+    }
+
     /// The text that `id` completes; empty if it completes none.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
         self.ids.push(id);
-        let before = tokenizer.decode(&self.ids[self.start..self.given])?;
-        let after = tokenizer.decode(&self.ids[self.start..])?;
+        let before = self.decode(tokenizer, self.start..self.given)?;
+        let after = self.decode(tokenizer, self.start..self.ids.len())?;
         if after.len() <= before.len() || after.ends_with('\u{FFFD}') {
             return Ok(String::new());
         }
@@ -230,8 +246,8 @@ impl TextStream {
 
     /// What is left at the end, incomplete characters replaced.
     pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<String> {
-        let before = tokenizer.decode(&self.ids[self.start..self.given])?;
-        let after = tokenizer.decode(&self.ids[self.start..])?;
+        let before = self.decode(tokenizer, self.start..self.given)?;
+        let after = self.decode(tokenizer, self.start..self.ids.len())?;
         self.given = self.ids.len();
         Ok(after.get(before.len()..).unwrap_or_default().to_string())
     }

@@ -15,6 +15,7 @@ mod patches;
 mod quantize;
 mod refit;
 mod run;
+mod serve;
 mod session;
 mod verify_refit;
 
@@ -26,7 +27,8 @@ use clap::{Parser, Subcommand};
 pub use failure::{EXIT_HOST, EXIT_PATCH, EXIT_REFUSED, EXIT_USAGE};
 
 const EXIT_CODES: &str = "Exit codes: 0 good; 1 refused (by policy, audit, digest or coverage); 2 usage or unreadable \
-input; 3 a patch failed; 4 the host failed.\nPATCHHOST_LOG=info (or debug, off) sets what is logged to standard error; only errors by default.";
+input; 3 a patch failed; 4 the host failed.\nPATCHHOST_LOG=info (or debug, off) sets what is logged to standard error; only errors by default.\n\
+PATCHHOST_CACHE=DIR (or off) says where compiled components are kept; by default in $XDG_CACHE_HOME/patchhost/aot.";
 
 /// Runs inference-engine patches as sandboxed WASI components inside an embedded inference runtime.
 #[derive(Debug, Parser)]
@@ -41,6 +43,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(run::Args),
+    Serve(Box<serve::Args>),
     Explain(explain::Args),
     Compare(compare::Args),
     Export(export::Args),
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
     let format = cli.global.format;
     let result = match cli.verb {
         Verb::Run(args) => run::run(args, format),
+        Verb::Serve(args) => serve::run(*args, format),
         Verb::Explain(args) => explain::run(args, format),
         Verb::Compare(args) => compare::run(args, format),
         Verb::Export(args) => export::run(args, format),

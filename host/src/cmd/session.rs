@@ -17,7 +17,7 @@ use super::failure::UsageError;
 use super::output::{count, duration};
 use crate::checkpoint::bundled;
 use crate::patch::{
-    Applicability, Attached, Attachments, Candidate, Digest, Hook, HookOptions, Limits, Patch, PatchSet, Phase,
+    Applicability, Attached, Attachments, Cache, Candidate, Digest, Hook, HookOptions, Limits, Patch, PatchSet, Phase,
     Sandbox, Verification, resolve,
 };
 
@@ -137,7 +137,8 @@ impl Patches {
             .into());
         }
         let sandbox = Sandbox::new(rayon::current_num_threads())
-            .map_err(|e| anyhow::anyhow!("the sandbox cannot start: {e:#}"))?;
+            .map_err(|e| anyhow::anyhow!("the sandbox cannot start: {e:#}"))?
+            .with_cache(Cache::from_env());
         let mut patches = Vec::new();
         let settings = Settings::parse(&args.settings)?;
         for (i, component) in args.components.iter().enumerate() {

@@ -57,7 +57,7 @@ struct Made<'e> {
 impl LiveModel {
     /// The first load: the model as it is. Observers watch refits, not this.
     pub fn load(&self, checkpoint: Checkpoint, actor: &Actor, progress: Progress<'_>) -> Result<Refitted, LiveError> {
-        self.run(Source { checkpoint, begin: Begin::default() }, Run { first: true, now: false }, actor, progress)
+        self.run(Source { checkpoint, begin: Begin::default() }, Run { unobserved: true }, actor, progress)
     }
 
     /// One refit. Waits for another one that is under way. On an error the old weights serve on.
@@ -68,7 +68,7 @@ impl LiveModel {
         actor: &Actor,
         progress: Progress<'_>,
     ) -> Result<Refitted, LiveError> {
-        self.run(Source { checkpoint, begin }, Run { first: false, now: false }, actor, progress)
+        self.run(Source { checkpoint, begin }, Run { unobserved: false }, actor, progress)
     }
 
     /// Loads the source of the last refit again, through what the board says now.
@@ -77,8 +77,7 @@ impl LiveModel {
         let version = self.engine.live().ok().map(|w| w.label().to_string()).or(source.begin.version.clone());
         let begin = Begin { version, ..source.begin.clone() };
         let again = Source { checkpoint: source.checkpoint.clone(), begin };
-        // What is loaded again was accepted before.
-        self.run(again, Run { first: true, now: true }, actor, &|_, _, _| {}).map(Some)
+        self.run(again, Run { unobserved: true }, actor, &|_, _, _| {}).map(Some)
     }
 
     fn run(&self, source: Source, run: Run, actor: &Actor, progress: Progress<'_>) -> Result<Refitted, LiveError> {
@@ -111,7 +110,7 @@ impl LiveModel {
         actor: &Actor,
         progress: Progress<'_>,
     ) -> Result<Refitted, LiveError> {
-        let plan = self.board.plan(refit, run.now);
+        let plan = self.board.plan(refit);
         let job = Job { live: self, source, run, progress };
         let mut reversed = None;
         let mut landed = None;
@@ -208,10 +207,8 @@ impl LiveModel {
 /// What kind of refit it is.
 #[derive(Clone, Copy)]
 struct Run {
-    /// Not shown to observers.
-    first: bool,
-    /// Made for the sake of a swap.
-    now: bool,
+    /// Not shown to observers: a first load, or one of what they accepted before.
+    unobserved: bool,
 }
 
 /// A refit with everything it needs; can be attempted through several generations.
@@ -226,7 +223,7 @@ impl<'a> Job<'a> {
     /// One whole attempt. Dropping what it gives aborts it.
     fn attempt(&self, generation: &Generation, mixed: Option<(&Generation, u8)>) -> Result<StagedRefit<'a>, LiveError> {
         let mut hooks = self.live.hooks(generation);
-        if self.run.first {
+        if self.run.unobserved {
             hooks.observers.clear();
         }
         if let Some((candidate, percent)) = mixed

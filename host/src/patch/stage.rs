@@ -11,7 +11,7 @@ use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use wasmtime::component::{Component, InstancePre};
+use wasmtime::component::InstancePre;
 
 const SETTINGS: usize = 64;
 const SETTING_BYTES: usize = 4 << 10;
@@ -190,11 +190,12 @@ impl Audited {
         super::live::generation(&self.candidate.digest, settings, limits, &self.report.imports)
     }
 
-    /// Compiles the audited bytes, and links them. A panic of the compiler is an error like any other.
+    /// Compiles the audited bytes (or finds them compiled in the sandbox's cache), and links them. A panic of the compiler
+    /// is an error like any other.
     pub fn compile(self, sandbox: &Sandbox) -> Result<Compiled, StageError> {
         let Self { candidate, report } = self;
         let compiled = catch_unwind(AssertUnwindSafe(|| {
-            let component = Component::from_binary(sandbox.engine(), &candidate.bytes)?;
+            let component = sandbox.component(&candidate.bytes, candidate.digest.as_bytes())?;
             linker_for(sandbox, &component)?.instantiate_pre(&component)
         }));
         let why = match compiled {

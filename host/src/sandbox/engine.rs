@@ -1,9 +1,11 @@
 //! The one wasmtime engine of the process, and the clock that guards it.
 
+use super::Cache;
 use super::limits::{KEEP_RESIDENT, SLOT_MEMORY_BYTES, SLOT_TABLE_ELEMENTS, STACK_BYTES};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use wasmtime::component::Component;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
 /// How often the epoch advances. Deadlines are counted in these.
@@ -13,6 +15,7 @@ pub const TICK: Duration = Duration::from_millis(10);
 #[derive(Clone)]
 pub struct Sandbox {
     engine: Engine,
+    cache: Option<Cache>,
     _ticker: Arc<Ticker>,
 }
 
@@ -21,7 +24,26 @@ impl Sandbox {
     pub fn new(threads: usize) -> wasmtime::Result<Self> {
         let engine = Engine::new(&config(threads))?;
         let ticker = Arc::new(Ticker::start(engine.clone())?);
-        Ok(Self { engine, _ticker: ticker })
+        Ok(Self { engine, cache: None, _ticker: ticker })
+    }
+
+    /// The same with a cache of compiled components, or with none.
+    pub fn with_cache(self, cache: Option<Cache>) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// Its cache of compiled components.
+    pub fn cache(&self) -> Option<&Cache> {
+        self.cache.as_ref()
+    }
+
+    /// Compiles a component, or finds it compiled. `digest` is the SHA-256 of `bytes`.
+    pub(crate) fn component(&self, bytes: &[u8], digest: &[u8; 32]) -> wasmtime::Result<Component> {
+        let compile = || Component::from_binary(&self.engine, bytes);
+        match &self.cache {
+            Some(cache) => cache.component(&self.engine, digest, compile),
+            None => compile(),
+        }
     }
 
     /// The wasmtime engine.

@@ -1,6 +1,7 @@
 //! The sandbox: one engine, one way to make a store, limits with a reason each. Nothing here knows what a patch is for.
 
 mod budget;
+mod cache;
 mod engine;
 mod fault;
 mod limiter;
@@ -10,6 +11,7 @@ mod pool;
 mod stats;
 mod store;
 
+pub use cache::{CACHE_VARIABLE, Cache, CacheStats};
 pub use engine::{Sandbox, TICK};
 pub use fault::Fault;
 pub use limits::Limits;

@@ -21,8 +21,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::ApiError;
-use super::standin::LiveModel;
 use super::state::App;
+use crate::live::LiveModel;
 
 /// Seconds of vLLM's histograms, with finer steps at the lower end: models here are small.
 const SECONDS: [f64; 20] = [
@@ -217,11 +217,12 @@ const PATCH_COUNTERS: [PatchCounter; 4] = [
 
 impl Collector for PatchCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let set = self.0.patch_set();
+        let board = self.0.board();
+        let patches = board.patches();
         for (name, help, read) in PATCH_COUNTERS {
             let kind = ConstCounter::new(0u64).metric_type();
             let mut family = encoder.encode_descriptor(name, help, None, kind)?;
-            for patch in set.patches() {
+            for patch in &patches {
                 for (function, stats) in patch.stats().functions {
                     let labels = [
                         ("patch", patch.info().name.clone()),
@@ -232,9 +233,43 @@ impl Collector for PatchCollector {
                 }
             }
         }
+        self.active(&mut encoder)?;
+        let status = board.status();
+        let e = &mut encoder;
+        let gauge = |n: usize| ConstGauge::new(n as i64);
+        let counter = |n: u64| ConstCounter::new(n);
+        put(e, "patchhost_swaps", "Changes of the patch set that landed", &counter(status.swaps))?;
+        put(e, "patchhost_rollbacks", "Of those, rollbacks", &counter(status.rollbacks))?;
+        put(e, "patchhost_refused", "Candidates that were refused or reversed", &counter(status.refused))?;
+        put(e, "patchhost_refits", "Times that weights were published", &counter(self.0.engine().version()))?;
+        // The first record has the number 0.
+        put(e, "patchhost_ledger_events", "Records of the ledger", &counter(self.0.ledger().head().seq + 1))?;
+        put(
+            e,
+            "patchhost_tainted",
+            "1: something was forced in this process",
+            &gauge(usize::from(!status.tainted.is_empty())),
+        )?;
+        put(
+            e,
+            "patchhost_transition",
+            "1: a change of the set is under way",
+            &gauge(usize::from(status.transition.is_some())),
+        )?;
+        put(e, "patchhost_staged", "Candidates that passed every stage", &gauge(status.staged.len()))?;
+        put(e, "patchhost_quarantined", "Components that may not run", &gauge(status.quarantine.len()))?;
+        put(e, "patchhost_draining", "Superseded sets that are still in use", &gauge(status.draining.len()))
+    }
+}
+
+impl PatchCollector {
+    /// The active set: one line per patch, its digests as labels.
+    fn active(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let active = self.0.board().active();
+        let set = active.set();
         let kind = ConstGauge::new(1i64).metric_type();
         let mut family =
-            encoder.encode_descriptor("patchhost_patch_active", "Generations of the active set", None, kind)?;
+            encoder.encode_descriptor("patchhost_patch_active", "Patches of the active set", None, kind)?;
         for patch in set.patches() {
             let hooks: Vec<String> = patch.hooks().iter().map(ToString::to_string).collect();
             let labels = [
@@ -247,12 +282,7 @@ impl Collector for PatchCollector {
             ];
             ConstGauge::new(1i64).encode(family.encode_family(&labels)?)?;
         }
-        put(
-            &mut encoder,
-            "patchhost_refits",
-            "Times that weights were published",
-            &ConstCounter::new(self.0.engine().version()),
-        )
+        Ok(())
     }
 }
 

@@ -20,7 +20,6 @@ pub mod listen;
 pub mod metrics;
 pub mod openai;
 pub mod router;
-pub mod standin;
 pub mod state;
 pub mod tokenize;
 

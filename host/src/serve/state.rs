@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use patchhost_runtime::lora::Adapter;
 use patchhost_runtime::scheduler::{LogprobsMode, Scheduler};
+use patchhost_runtime::tokenizer::Tokenizer;
 use tokio::sync::watch;
 
 use super::auth::AdminAuth;
@@ -14,8 +15,8 @@ use super::error::{ApiError, ApiResult};
 use super::metrics::Metrics;
 use super::roots::Roots;
 use super::weight_sync::RlState;
-use crate::live::LiveModel;
 use crate::abi::text::clean;
+use crate::live::LiveModel;
 
 /// Longest request id that a client may choose.
 const REQUEST_ID: usize = 128;
@@ -68,6 +69,8 @@ pub enum Via {
 pub struct App {
     /// The model and its patches.
     pub live: Arc<LiveModel>,
+    /// The tokenizer, with the chat template that the server uses.
+    pub tokenizer: Arc<Tokenizer>,
     /// Who runs the sequences.
     pub scheduler: Scheduler,
     /// Name of the model for clients.
@@ -91,10 +94,17 @@ pub struct App {
 
 impl App {
     /// A server that is not draining.
-    pub fn new(live: Arc<LiveModel>, scheduler: Scheduler, served_name: String, options: ServeOptions) -> Self {
+    pub fn new(
+        live: Arc<LiveModel>,
+        tokenizer: Arc<Tokenizer>,
+        scheduler: Scheduler,
+        served_name: String,
+        options: ServeOptions,
+    ) -> Self {
         let metrics = Arc::new(Metrics::new(&served_name, live.clone(), scheduler.clone()));
         Self {
             live,
+            tokenizer,
             scheduler,
             served_name,
             options,

@@ -77,7 +77,7 @@ async fn tokenize(
     Json(request): Json<TokenizeRequest>,
 ) -> ApiResult<Json<TokenizeResponse>> {
     app.adapter(request.model.as_deref())?;
-    let tokenizer = Arc::clone(app.live.tokenizer());
+    let tokenizer = Arc::clone(&app.tokenizer);
     let tokens = match (request.prompt, request.messages) {
         (Some(text), None) => {
             check_bytes(&app, text.len())?;
@@ -125,7 +125,7 @@ async fn detokenize(
     Json(request): Json<DetokenizeRequest>,
 ) -> ApiResult<Json<DetokenizeResponse>> {
     app.adapter(request.model.as_deref())?;
-    let tokenizer = app.live.tokenizer();
+    let tokenizer = &app.tokenizer;
     let vocabulary = app.live.engine().model().vocab().max(tokenizer.vocabulary());
     if let Some(id) = request.tokens.iter().find(|id| **id as usize >= vocabulary) {
         return Err(ApiError::bad(

@@ -117,7 +117,12 @@ fn a_canary_serves_some_requests_wholly() {
     let canary = (0..1000).filter(|id| of(*id) != live.to_string()).count();
     assert!((230..370).contains(&canary), "{canary}");
     assert!((0..100).all(|id| of(id) == of(id)), "a request stays where it is");
-    assert_eq!(rig.live.status().canary.map(|c| c.0), Some(30));
+    rig.refit();
+    assert_eq!(rig.live.status().canary.map(|c| c.0), Some(30), "it takes part in every refit");
+    assert_eq!(rig.live.shadow_report().unwrap().clean_refits, 2);
+    // More of it, by asking again.
+    rig.live.swap(&SwapRequest { mode: Mode::Canary(60), ..request.clone() }, &me()).unwrap();
+    assert_eq!(rig.live.status().canary.map(|c| c.0), Some(60));
     assert!(rig.live.cancel("enough", &me()));
     assert!((0..1000).all(|id| of(id) == live.to_string()));
 }

@@ -42,12 +42,11 @@ pub struct Beside {
 }
 
 impl Board {
-    /// What refit number `refit` goes through. `now`: the refit is made for the sake of a swap.
-    pub fn plan(&self, refit: u64, now: bool) -> RefitPlan {
+    /// What refit number `refit` goes through.
+    pub fn plan(&self, refit: u64) -> RefitPlan {
         let inner = self.lock();
         let due = |t: &&Transition| match t.when {
-            When::Refit => true,
-            When::Now => now,
+            When::Refit | When::Now => true,
             When::Step(n) => refit >= n,
         };
         let due = inner.transition.as_ref().filter(due);

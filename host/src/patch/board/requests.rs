@@ -85,8 +85,11 @@ impl Board {
             return Ok(Requested::AlreadyActive { active: set.digest() });
         }
         if let Some(t) = &inner.transition {
-            if t.to.digest() == set.digest() && (t.mode, t.when) == (request.mode, request.when) {
-                return Ok(Requested::AlreadyPending { to: set.digest() });
+            if t.to.digest() == set.digest() {
+                if (t.mode, t.when) == (request.mode, request.when) {
+                    return Ok(Requested::AlreadyPending { to: set.digest() });
+                }
+                return self.change_mode(&mut inner, request.mode, request.when, actor);
             }
             if !amends(t) && !request.force {
                 let why = format!("a transition to {} ({}, {}) is under way", t.to.digest(), t.mode, t.when);
@@ -127,7 +130,10 @@ impl Board {
 
     /// Moves the transition from one mode to another; to live only somebody can, never the host by itself.
     pub fn set_mode(&self, mode: Mode, when: When, actor: &Actor) -> Result<Requested, SwapError> {
-        let mut inner = self.lock();
+        self.change_mode(&mut self.lock(), mode, when, actor)
+    }
+
+    fn change_mode(&self, inner: &mut Inner, mode: Mode, when: When, actor: &Actor) -> Result<Requested, SwapError> {
         let from = inner.active.digest();
         let Some(t) = &mut inner.transition else {
             let next = "stage a component and swap to it with the mode";

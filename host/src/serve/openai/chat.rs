@@ -279,7 +279,7 @@ fn harmless(value: &serde_json::Value) -> bool {
 
 impl Answer {
     fn writer(&self) -> Writer<'_> {
-        Writer { tokenizer: self.app.live.tokenizer(), as_ids: self.as_ids }
+        Writer { tokenizer: &self.app.tokenizer, as_ids: self.as_ids }
     }
 
     fn prompt_logprobs(&self, all: Option<&[Option<TokenLogprob>]>) -> Option<PromptLogprobs> {

@@ -138,7 +138,7 @@ async fn completions(State(app): State<Arc<App>>, Json(request): Json<Completion
     let prompts = request.prompt.tokens(&app, request.truncate_prompt_tokens).await?;
     check_choices(&app, prompts.len(), asked.n)?;
     let echo = request.echo.unwrap_or(false);
-    let tokenizer = app.live.tokenizer();
+    let tokenizer = &app.tokenizer;
     let texts = prompts.iter().map(|ids| tokenizer.decode_all(ids).map_err(ApiError::from));
     let params = &mut asked.params;
     params.max_tokens = max_tokens(&app, &prompts, Some(request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)))?;
@@ -173,7 +173,7 @@ async fn completions(State(app): State<Arc<App>>, Json(request): Json<Completion
 
 impl Answer {
     fn writer(&self) -> Writer<'_> {
-        Writer { tokenizer: self.app.live.tokenizer(), as_ids: self.as_ids }
+        Writer { tokenizer: &self.app.tokenizer, as_ids: self.as_ids }
     }
 
     fn response(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>, patch_set: &str) -> CompletionResponse {

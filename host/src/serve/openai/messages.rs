@@ -134,7 +134,7 @@ impl Conversation<'_> {
         let messages =
             self.messages.iter().enumerate().map(|(i, m)| m.message(i)).collect::<ApiResult<Vec<Message>>>()?;
         check_bytes(app, messages.iter().map(|m| m.content.len()).sum())?;
-        if !app.live.tokenizer().has_template() {
+        if !app.tokenizer.has_template() {
             return Err(ApiError::bad(
                 "a conversation",
                 "the model has no chat template",
@@ -142,7 +142,7 @@ impl Conversation<'_> {
             )
             .param("messages"));
         }
-        let tokenizer = Arc::clone(app.live.tokenizer());
+        let tokenizer = Arc::clone(&app.tokenizer);
         let (generation, more) = (self.add_generation_prompt, self.more);
         tokio::task::spawn_blocking(move || {
             let text = tokenizer.render_with(&messages, generation, &more)?;

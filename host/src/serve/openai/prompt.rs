@@ -64,7 +64,7 @@ async fn encode(app: &Arc<App>, texts: Vec<String>) -> ApiResult<Vec<Vec<u32>>> 
     for text in &texts {
         check_bytes(app, text.len())?;
     }
-    let tokenizer = Arc::clone(app.live.tokenizer());
+    let tokenizer = Arc::clone(&app.tokenizer);
     // Long texts take long: not on the threads that serve connections.
     tokio::task::spawn_blocking(move || texts.iter().map(|t| Ok(tokenizer.encode(t)?)).collect())
         .await

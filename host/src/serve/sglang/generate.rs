@@ -255,7 +255,7 @@ async fn generate(State(app): State<Arc<App>>, Json(request): Json<GenerateReque
         running.push((Running::start(&app, id, batch, Limit::Total)?, piece));
     }
     let mut answers = Vec::with_capacity(samples);
-    let tokenizer = app.tokenizer()?;
+    let tokenizer = &app.tokenizer;
     for (running, piece) in running {
         let outputs = running.collect().await?;
         let seconds = began.elapsed().as_secs_f64();
@@ -331,7 +331,7 @@ impl Chunks for Stream {
             return Ok(Vec::new());
         }
         let seconds = self.began.elapsed().as_secs_f64();
-        let tokenizer = self.app.tokenizer()?;
+        let tokenizer = self.&app.tokenizer;
         let about = &self.abouts[choice / self.n];
         let mut body = answer(about, &self.outputs[choice], finished, tokenizer, seconds);
         if let (Some(map), true) = (body.as_object_mut(), self.outputs.len() > 1) {

@@ -1,0 +1,113 @@
+//! The forward passes of a step, one per set of weights.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::choose::Choice;
+use super::sequence::{Ended, Running};
+use super::state::count;
+use super::worker::{Worker, panicked};
+use crate::error::{Result, RuntimeError};
+use crate::model::{Rows, Sequence};
+use crate::tokenizer::Tokenizer;
+use crate::weights::WeightSet;
+
+/// Logits of a step from which tokens are chosen on several threads.
+const PARALLEL: usize = 1 << 16;
+
+impl Worker {
+    /// Every sequence computes what the plan says; those that are through get a token.
+    pub(super) fn step(&mut self) {
+        let chunks = self.plan();
+        count(&self.inner.counters.steps, 1);
+        // Sequences whose prompt's rows are wanted go apart: the output head is the dearest layer of a prompt.
+        let group = |r: &Running| (r.weights.id(), r.wants_prompt());
+        let mut groups: Vec<(u64, bool)> = Vec::new();
+        for (r, _) in self.running.iter().zip(&chunks).filter(|(_, chunk)| **chunk > 0) {
+            if !groups.contains(&group(r)) {
+                groups.push(group(r));
+            }
+        }
+        for of in groups {
+            let inner = self.inner.clone();
+            let mut members: Vec<(&mut Running, usize)> = self
+                .running
+                .iter_mut()
+                .zip(chunks.iter().copied())
+                .filter(|(r, chunk)| *chunk > 0 && group(r) == of)
+                .collect();
+            let Some(weights) = members.first().map(|(r, _)| r.weights.clone()) else { continue };
+            let rows = if of.1 { Rows::All } else { Rows::Last };
+            let computed = catch_unwind(AssertUnwindSafe(|| forward(&inner.engine, &weights, &mut members, rows)))
+                .unwrap_or_else(|panic| Err(panicked("a forward pass", panic.as_ref())));
+            match computed {
+                Ok(mut logits) => {
+                    let vocab = inner.engine.model().vocab();
+                    let mut left = logits.as_mut_slice();
+                    let mut through = Vec::new();
+                    for (r, chunk) in members {
+                        let n = if rows == Rows::All { chunk } else { 1 };
+                        let (own, rest) = std::mem::take(&mut left).split_at_mut(n * vocab);
+                        left = rest;
+                        if rows == Rows::All {
+                            r.prompt_rows(r.cache.len() - chunk, own, vocab);
+                        }
+                        if r.pending() == 0 {
+                            through.push((r, &mut own[(n - 1) * vocab..]));
+                        }
+                    }
+                    let chosen = choose(&mut through, &inner.tokenizer);
+                    for ((r, _), choice) in through.into_iter().zip(chosen) {
+                        if !r.started {
+                            count(&inner.counters.prompt_tokens, r.prompt_len);
+                        }
+                        let before = r.generated();
+                        let accepted = choice.and_then(|choice| {
+                            catch_unwind(AssertUnwindSafe(|| r.accept(choice, &inner.engine, &inner.tokenizer)))
+                                .unwrap_or_else(|panic| Err(panicked("the tokenizer", panic.as_ref())))
+                        });
+                        count(&inner.counters.generation_tokens, r.generated() - before);
+                        if let Err(e) = accepted {
+                            r.ended = Some(Ended::failed(e));
+                        }
+                    }
+                }
+                Err(e) => {
+                    for (r, _) in members {
+                        r.ended = Some(Ended::failed(e.again()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn forward(
+    engine: &crate::engine::Engine,
+    weights: &Arc<WeightSet>,
+    members: &mut [(&mut Running, usize)],
+    rows: Rows,
+) -> Result<Vec<f32>> {
+    let mut batch: Vec<Sequence<'_>> = members
+        .iter_mut()
+        .map(|(r, chunk)| {
+            let first = r.cache.len();
+            Sequence { tokens: &r.tokens[first..first + *chunk], cache: &mut r.cache }
+        })
+        .collect();
+    Ok(engine.model().forward(weights, &mut batch, rows)?.flatten_all()?.to_vec1()?)
+}
+
+/// The next token of each sequence. A row's choice depends on nothing but the row and its sequence.
+fn choose(through: &mut [(&mut Running, &mut [f32])], tokenizer: &Tokenizer) -> Vec<Result<Option<Choice>>> {
+    let one = |(r, row): &mut (&mut Running, &mut [f32])| {
+        catch_unwind(AssertUnwindSafe(|| r.choose(row, tokenizer)))
+            .unwrap_or_else(|panic| Err::<_, RuntimeError>(panicked("sampling", panic.as_ref())))
+    };
+    match through.iter().map(|(_, row)| row.len()).sum::<usize>() < PARALLEL {
+        true => through.iter_mut().map(one).collect(),
+        false => through.par_iter_mut().map(one).collect(),
+    }
+}

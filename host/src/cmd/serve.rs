@@ -1,0 +1,348 @@
+//! `patchhost serve`: a model behind OpenAI's API, whose patches and weights can change while it serves.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use patchhost_runtime::engine::EngineOptions;
+use patchhost_runtime::scheduler::{LogprobsMode, Scheduler, SchedulerOptions};
+use patchhost_runtime::tokenizer::Tokenizer;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::args::{Format, ModelArgs, PatchArgs};
+use super::failure::UsageError;
+use super::live::{LiveArgs, Needs, Started};
+use super::output::plural;
+use super::run::print_refit;
+use super::session::Model;
+use crate::checkpoint::bundled;
+use crate::live::{CanaryUnit, Watcher};
+use crate::patch::Actor;
+use crate::serve::{self, Address, AdminAuth, App, Drained, Listener, Roots, ServeOptions};
+
+/// Bundled patches that are on by default where text is sampled and adapters are loaded.
+const PATCHES: &[&str] = &["vocab_mask", super::lora::PATCH];
+
+/// Largest chat template.
+const MOST_TEMPLATE: u64 = 1 << 20;
+
+/// How the bundled model, which knows plays and no chat, is spoken to: every turn is a speech of its role.
+const PLAY_TEMPLATE: &str = "{% for message in messages %}{{ message.role | upper }}.\n{{ message.content }}\n\n{% endfor %}\
+                             {% if add_generation_prompt %}ASSISTANT.\n{% endif %}";
+
+/// Serve a model over HTTP (OpenAI's API), and change its patches and weights while it serves
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    patches: PatchArgs,
+    #[command(flatten)]
+    live: LiveArgs,
+    /// Where to listen: HOST:PORT (port 0 takes a free one) or unix:PATH; can be repeated
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
+    listen: Vec<Address>,
+    /// A unix socket for the admin endpoints; only this user can open it
+    #[arg(long, value_name = "unix:PATH", value_parser = socket)]
+    admin: Option<PathBuf>,
+    /// A file with the token for the admin endpoints
+    #[arg(long, value_name = "FILE")]
+    admin_token_file: Option<PathBuf>,
+    /// A folder that requests may name files in (weights, adapters); can be repeated [default: none]
+    #[arg(long = "root", value_name = "DIR")]
+    roots: Vec<PathBuf>,
+    /// Name of the model in requests and answers; further ones are aliases [default: name of the folder]
+    #[arg(long, value_name = "NAME")]
+    served_model_name: Vec<String>,
+    /// A Jinja file to use as the chat template
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+    /// Most sequences that run at once
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
+    max_num_seqs: usize,
+    /// Most sequences that wait; more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive)]
+    max_waiting: usize,
+    /// Most prompt tokens of one step: longer prompts are computed in pieces between the tokens of others
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    max_num_batched_tokens: usize,
+    /// Memory for the keys and values of prompts that may come again, in MiB; 0 switches it off
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    prefix_cache_mib: usize,
+    /// Most sequences of one request (n times prompts)
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive)]
+    max_choices: usize,
+    /// Most log probabilities per token that a request may ask for
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    max_logprobs: usize,
+    /// What log probabilities are computed from: the model's logits, or what is sampled from (after temperature and masks)
+    #[arg(long, value_enum, default_value = "raw_logprobs")]
+    logprobs_mode: Mode,
+    /// How long a request may take; a stream, how long it may wait for its next token
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    request_timeout: Duration,
+    /// Largest body of a request in MiB (weights have their own limit)
+    #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = positive)]
+    max_body: usize,
+    /// How long running requests may go on after SIGTERM or SIGINT
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    drain_timeout: Duration,
+}
+
+/// [`LogprobsMode`] by vLLM's names.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Mode {
+    /// Log-softmax of the model's logits
+    RawLogprobs,
+    /// Log-softmax of what is sampled from
+    ProcessedLogprobs,
+    /// The model's logits
+    RawLogits,
+    /// What is sampled from
+    ProcessedLogits,
+}
+
+impl From<Mode> for LogprobsMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::RawLogprobs => Self::RawLogprobs,
+            Mode::ProcessedLogprobs => Self::ProcessedLogprobs,
+            Mode::RawLogits => Self::RawLogits,
+            Mode::ProcessedLogits => Self::ProcessedLogits,
+        }
+    }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("give a whole number from 1 on".to_string()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time <= Duration::from_secs(7 * 24 * 3600) => Ok(time),
+        Ok(_) => Err("give at most 7 days".to_string()),
+        Err(_) => Err("give a time such as 30s, 5m or 1h".to_string()),
+    }
+}
+
+fn socket(text: &str) -> Result<PathBuf, String> {
+    match text.parse() {
+        Ok(Address::Unix(path)) => Ok(path),
+        _ => Err("give unix:PATH".to_string()),
+    }
+}
+
+/// Runs the verb.
+pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+    let template = args.chat_template.as_deref().map(read_template).transpose()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Before the model is loaded: a port that is taken should not cost that time.
+    let listeners = runtime.block_on(bind(&args))?;
+    let model = Model::open(&args.model, EngineOptions::default())?;
+    let tokenizer = match (template, model.folder()) {
+        (Some(template), _) => Some(model.tokenizer()?.with_template(template)),
+        (None, None) => Some(model.tokenizer()?.with_template(PLAY_TEMPLATE.to_string())),
+        (None, Some(_)) => None,
+    };
+    if format == Format::Text {
+        let info = model.engine.info();
+        let experts = if info.experts > 0 { format!(", {} experts", info.experts) } else { String::new() };
+        println!("model {} ({}, {} layers{experts})", model.name, info.architecture, info.layers);
+    }
+    let needs = Needs { patches: PATCHES, canary: CanaryUnit::Request, hash_weights: false };
+    let started = args.live.start(model, &args.patches, needs)?;
+    let loaded = started.load()?;
+    if format == Format::Text {
+        print_refit(&loaded.report);
+    }
+    let app = Arc::new(app(&args, &started, tokenizer)?);
+    announce(&args, &app, &started, &listeners, format)?;
+    let files = started.files;
+    // Looks after watched files until the server ends.
+    let _watcher = started.watcher;
+    let drained = runtime.block_on(async {
+        let hangup = tokio::spawn(reload_on_hangup(files));
+        let drained = serve::run(listeners, Arc::clone(&app), stopped()).await;
+        hangup.abort();
+        drained
+    });
+    farewell(&drained, format);
+    Ok(())
+}
+
+fn read_template(path: &Path) -> Result<String, UsageError> {
+    let refuse = |why: String| {
+        UsageError::new(
+            format!("--chat-template {}", path.display()),
+            why,
+            "give a Jinja file, as models have in chat_template.jinja",
+        )
+    };
+    let size = std::fs::metadata(path).map_err(|e| refuse(e.to_string()))?.len();
+    if size > MOST_TEMPLATE {
+        return Err(refuse(format!("it has {size} bytes, the limit is {MOST_TEMPLATE}")));
+    }
+    std::fs::read_to_string(path).map_err(|e| refuse(e.to_string()))
+}
+
+async fn bind(args: &Args) -> Result<Vec<Listener>, UsageError> {
+    let mut listeners = Vec::new();
+    for address in &args.listen {
+        let listener = Listener::bind(address).await.map_err(|e| {
+            UsageError::new(
+                format!("--listen {address}"),
+                e.to_string(),
+                "give another address, or stop who listens there",
+            )
+        })?;
+        listeners.push(listener);
+    }
+    if let Some(path) = &args.admin {
+        let listener = Listener::admin(path).map_err(|e| {
+            UsageError::new(
+                format!("--admin unix:{}", path.display()),
+                e.to_string(),
+                "give a path in a folder that you can write, where nothing is",
+            )
+        })?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// The server's state.
+fn app(args: &Args, started: &Started, tokenizer: Option<Tokenizer>) -> anyhow::Result<App> {
+    let live = Arc::clone(&started.live);
+    let tokenizer = match tokenizer {
+        Some(tokenizer) => Arc::new(tokenizer),
+        None => live.tokenizer().cloned().ok_or_else(|| anyhow::anyhow!("the live model has no tokenizer"))?,
+    };
+    let weights = {
+        let live = Arc::clone(&live);
+        Arc::new(move |request: &str| live.weights_for(request))
+    };
+    let options = SchedulerOptions {
+        max_num_seqs: args.max_num_seqs,
+        max_waiting: args.max_waiting,
+        max_batched_tokens: args.max_num_batched_tokens,
+        prefix_cache_bytes: args.prefix_cache_mib.saturating_mul(1 << 20),
+        ..SchedulerOptions::default()
+    };
+    let scheduler = Scheduler::start(Arc::clone(live.engine()), Arc::clone(&tokenizer), weights, options)?;
+    let mut names = args.served_model_name.iter().cloned();
+    let own = || started.folder.as_deref().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
+    let name = names.next().or_else(own).unwrap_or_else(|| bundled::NAME.to_string());
+    let options = ServeOptions {
+        aliases: names.collect(),
+        request_timeout: args.request_timeout,
+        max_body: args.max_body.saturating_mul(1 << 20),
+        drain_timeout: args.drain_timeout,
+        max_logprobs: args.max_logprobs,
+        logprobs_mode: args.logprobs_mode.into(),
+        max_choices: args.max_choices,
+    };
+    let mut app = App::new(live, tokenizer, scheduler, name, options);
+    app.roots = Roots::open(&args.roots)?;
+    app.admin = match (&args.admin, &args.admin_token_file) {
+        (Some(path), _) => AdminAuth::Socket(path.clone()),
+        _ => AdminAuth::Off,
+    };
+    Ok(app)
+}
+
+/// What is served, where, with which patches, who may change it, and how to try it; or one line of JSON.
+fn announce(args: &Args, app: &App, started: &Started, listeners: &[Listener], format: Format) -> anyhow::Result<()> {
+    let active = app.live.board().active();
+    let set = active.set();
+    if format == Format::Json {
+        let patches: Vec<_> = set
+            .patches()
+            .iter()
+            .map(|p| serde_json::json!({ "name": p.info().name, "sha256": p.digest(), "generation": p.generation() }))
+            .collect();
+        let addresses: Vec<String> = listeners.iter().map(ToString::to_string).collect();
+        let line = serde_json::json!({
+            "ready": true,
+            "model": app.served_name,
+            "listen": addresses,
+            "port": listeners.iter().find_map(Listener::tcp).map(|a| a.port()),
+            "patch_set": set.digest(),
+            "patches": patches,
+        });
+        println!("{line}");
+        return Ok(());
+    }
+    println!("patch set {}", set.digest());
+    for p in set.patches() {
+        let hooks: Vec<String> = p.hooks().iter().map(ToString::to_string).collect();
+        println!("  {} {}  sha256:{}  {}", p.info().name, p.info().version, p.digest().short(), hooks.join(", "));
+    }
+    for path in &args.live.watch {
+        println!("watching {}: what changes there takes effect {}", path.display(), args.live.watch_when);
+    }
+    match &args.admin {
+        Some(path) => println!("admin: unix:{} (only this user)", path.display()),
+        None if args.admin_token_file.is_some() => println!("admin: with the token of --admin-token-file"),
+        None => println!("admin: off (--admin unix:PATH or --admin-token-file FILE switches it on)"),
+    }
+    if started.live.ledger().head().seq > 0 && args.live.ledger.is_none() {
+        println!("ledger: in memory only (--ledger FILE keeps it)");
+    }
+    for listener in listeners {
+        println!("serving `{}` on {listener}", app.served_name);
+    }
+    if let Some(address) = listeners.iter().find_map(Listener::tcp) {
+        println!(
+            "try it: curl http://{address}/v1/completions -H 'Content-Type: application/json' -d '{}'",
+            serde_json::json!({ "model": app.served_name, "prompt": bundled::PROMPT, "max_tokens": 32 })
+        );
+    }
+    println!("{} at once, {} waiting; stop with Ctrl-C", plural(args.max_num_seqs, "sequence"), args.max_waiting);
+    Ok(())
+}
+
+fn farewell(drained: &Drained, format: Format) {
+    match (format, drained.aborted) {
+        (Format::Json, aborted) => println!("{}", serde_json::json!({ "stopped": true, "aborted": aborted })),
+        (Format::Text, 0) => println!("stopped; every request was answered"),
+        (Format::Text, n) => println!("stopped; {} aborted after --drain-timeout", plural(n, "sequence")),
+    }
+}
+
+/// Ends at SIGTERM or SIGINT.
+async fn stopped() {
+    let wait = |kind: SignalKind| async move {
+        match signal(kind) {
+            Ok(mut signal) => signal.recv().await,
+            Err(e) => {
+                tracing::error!("a signal cannot be caught: {e}");
+                std::future::pending().await
+            }
+        }
+    };
+    tokio::select! {
+        _ = wait(SignalKind::terminate()) => {}
+        _ = wait(SignalKind::interrupt()) => {}
+    }
+}
+
+/// At every SIGHUP, looks at the given and watched files again; what was refused before is tried again too.
+async fn reload_on_hangup(files: Watcher) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    let files = Arc::new(files);
+    while hangup.recv().await.is_some() {
+        let files = Arc::clone(&files);
+        let seen = tokio::task::spawn_blocking(move || files.reload(&Actor::new("sighup"))).await;
+        for seen in seen.unwrap_or_default() {
+            match &seen.outcome {
+                Ok(outcome) => eprintln!("reload: {} {}: {outcome:?}", seen.path.display(), seen.sha256.short()),
+                Err(why) => eprintln!("reload: {} is not used\n{why}", seen.path.display()),
+            }
+        }
+    }
+}
