@@ -75,8 +75,8 @@ impl Secret {
         if token.len() < MIN_TOKEN {
             return Err(bad(format!("it holds {} characters; a token has at least {MIN_TOKEN}", token.len())));
         }
-        if !token.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(bad("a token is one line of printable characters without spaces".to_string()));
+        if !token.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
+            return Err(bad("a token is one line of printable ASCII characters".to_string()));
         }
         Ok(Self::new(token.as_bytes()))
     }
@@ -217,7 +217,8 @@ impl RlAuth {
             )),
             Access::Local => {
                 // Browsers add these to what pages ask for; trainers do not.
-                if let Some(name) = [header::ORIGIN.as_str(), "sec-fetch-site"].iter().find(|n| headers.contains_key(**n))
+                if let Some(name) =
+                    [header::ORIGIN.as_str(), "sec-fetch-site"].iter().find(|n| headers.contains_key(**n))
                 {
                     return Err(forbidden(
                         "a request of a page in a browser",

@@ -70,7 +70,7 @@ impl FromRequest<Arc<App>> for Payload {
 }
 
 /// The whole body. `flag` says how the limit is raised.
-async fn read(body: Body, limit: usize, flag: &str) -> ApiResult<Bytes> {
+pub async fn read(body: Body, limit: usize, flag: &str) -> ApiResult<Bytes> {
     let mut stream = body.into_data_stream();
     let mut first: Option<Bytes> = None;
     let mut all = Vec::new();
@@ -138,8 +138,7 @@ fn described(headers: &HeaderMap, query: &HashMap<String, String>, len: usize) -
         return Ok(Some(vec![UpdateInfo { bucket_meta: Some(meta), ..UpdateInfo::default() }]));
     }
     let Some(name) = query.get("name") else { return Ok(None) };
-    one(name, query, len)
-        .map(|meta| Some(vec![UpdateInfo { bucket_meta: Some(meta), ..UpdateInfo::default() }]))
+    one(name, query, len).map(|meta| Some(vec![UpdateInfo { bucket_meta: Some(meta), ..UpdateInfo::default() }]))
 }
 
 /// One tensor, or a part of one, of which the body holds `len` bytes.
@@ -262,14 +261,7 @@ fn of_path(app: &App, path: &str) -> ApiResult<Vec<Piece>> {
         let text = pinned.plain(&e.to_string());
         ApiError::bad(format!("path `{}`", pinned.shown()), text, "give a safetensors file or a folder of them")
     })?;
-    let piece = |t: &patchhost_runtime::checkpoint::CheckpointTensor| Piece {
-        name: t.name.clone(),
-        dtype: t.stored,
-        shape: t.shape.clone(),
-        offset: 0,
-        data: t.data.clone(),
-    };
-    Ok(file.tensors().map(piece).collect())
+    Ok(file.tensors().map(Piece::whole).collect())
 }
 
 fn raw(info: UpdateInfo, bytes: &Bytes) -> ApiResult<Vec<Piece>> {

@@ -41,6 +41,14 @@ pub enum RootError {
     Unusable(Refusal),
 }
 
+impl RootError {
+    /// The three parts.
+    pub fn into_refusal(self) -> Refusal {
+        let (Self::NoRoots(r) | Self::Outside(r) | Self::NotFound(r) | Self::Unusable(r)) = self;
+        r
+    }
+}
+
 /// One allowed folder.
 struct Root {
     dir: Dir,
@@ -194,6 +202,11 @@ impl Pinned {
     /// The weights, read as `patchhost refit --from` reads them.
     pub fn load(&self, base: Option<Base<'_>>, target: Option<Version>) -> Result<Loaded, VersionError> {
         Source::open(&self.path)?.load(base, target)
+    }
+
+    /// Whether it is a folder of versions.
+    pub fn is_series(&self) -> bool {
+        matches!(Source::open(&self.path), Ok(Source::Series(_)))
     }
 
     /// The tensors of a file, or of one file of the folder.

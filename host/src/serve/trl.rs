@@ -173,7 +173,7 @@ async fn generate(
 #[utoipa::path(post, path = "/init_communicator/", tag = "refused", request_body = Object, responses(
     (status = "4XX", description = "Always", body = ErrorBody),
 ))]
-async fn init_communicator(RlControl(_): RlControl) -> ApiError {
+async fn init_communicator(_who: RlControl) -> ApiError {
     ApiError::bad(
         "`/init_communicator/`",
         "it joins an NCCL group, and this host has CPUs only: parameters come in requests",
@@ -203,7 +203,7 @@ impl Message {
     (status = 200, description = "There is none", body = Message),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
-async fn close_communicator(RlControl(_): RlControl) -> Json<Message> {
+async fn close_communicator(_who: RlControl) -> Json<Message> {
     Message::plain("There is no communicator to close")
 }
 
@@ -280,7 +280,7 @@ async fn update_named_param(
     (status = 422, description = "The weights were refused; the old ones serve on", body = ErrorBody),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
-async fn reset_prefix_cache(RlControl(_): RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Message>> {
+async fn reset_prefix_cache(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Message>> {
     let published = blocking(&app, |app| {
         if app.rl.is_implicit() {
             return weight_sync::finish(app, None).map(Some);

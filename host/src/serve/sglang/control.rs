@@ -34,10 +34,9 @@ pub enum Mode {
 
 /// Body of `/pause_generation`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub struct PauseGeneration {
-    /// What happens to requests that run.
-    pub mode: Mode,
+    /// What happens to requests that run; the default is `abort`.
+    pub mode: Option<Mode>,
 }
 
 /// What happened.
@@ -55,11 +54,11 @@ pub struct Message {
     (status = "4XX", description = "Refused", body = Success),
 ))]
 async fn pause_generation(
-    RlControl(_): RlControl,
+    _who: RlControl,
     State(app): State<Arc<App>>,
     OptionalJson(body): OptionalJson<PauseGeneration>,
 ) -> SgResult<Json<Message>> {
-    let mode = match body.mode {
+    let mode = match body.mode.unwrap_or_default() {
         Mode::Abort => PauseMode::Abort,
         Mode::Retract => PauseMode::Retract,
         Mode::InPlace => PauseMode::Keep,
@@ -73,7 +72,7 @@ async fn pause_generation(
     (status = 200, description = "Requests run", body = Message),
     (status = "4XX", description = "Refused", body = Success),
 ))]
-async fn continue_generation(RlControl(_): RlControl, State(app): State<Arc<App>>) -> SgResult<Json<Message>> {
+async fn continue_generation(_who: RlControl, State(app): State<Arc<App>>) -> SgResult<Json<Message>> {
     blocking(&app, |app| {
         app.scheduler.resume();
         Ok(())
@@ -98,7 +97,7 @@ pub struct AbortRequest {
     (status = "4XX", description = "Refused", body = Success),
 ))]
 async fn abort_request(
-    RlControl(_): RlControl,
+    _who: RlControl,
     State(app): State<Arc<App>>,
     OptionalJson(body): OptionalJson<AbortRequest>,
 ) -> SgResult<Json<Success>> {
@@ -118,7 +117,7 @@ async fn abort_request(
     (status = 200, description = "They are forgotten", body = Success),
     (status = "4XX", description = "Refused", body = Success),
 ))]
-async fn flush_cache(RlControl(_): RlControl, State(app): State<Arc<App>>) -> SgResult<Json<Success>> {
+async fn flush_cache(_who: RlControl, State(app): State<Arc<App>>) -> SgResult<Json<Success>> {
     blocking(&app, |app| {
         app.scheduler.reset_prefix_cache();
         Ok(())
@@ -152,7 +151,7 @@ impl MemoryOccupation {
     (status = "4XX", description = "Refused", body = Success),
 ))]
 async fn release_memory_occupation(
-    RlControl(_): RlControl,
+    _who: RlControl,
     State(app): State<Arc<App>>,
     OptionalJson(body): OptionalJson<MemoryOccupation>,
 ) -> SgResult<Json<Success>> {
@@ -167,7 +166,7 @@ async fn release_memory_occupation(
     (status = "4XX", description = "Refused", body = Success),
 ))]
 async fn resume_memory_occupation(
-    RlControl(_): RlControl,
+    _who: RlControl,
     State(app): State<Arc<App>>,
     OptionalJson(body): OptionalJson<MemoryOccupation>,
 ) -> SgResult<Json<Success>> {

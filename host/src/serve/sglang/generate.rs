@@ -55,6 +55,7 @@ impl<T: Clone> OneOrMany<T> {
 
 /// Body of `/generate`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
+#[allow(dead_code, reason = "for the OpenAPI document: some fields are accepted and ask for nothing here")]
 pub struct GenerateRequest {
     /// Texts of the prompts.
     pub text: Option<OneOrMany<String>>,
@@ -189,11 +190,14 @@ impl GenerateRequest {
         let start = usize::try_from(start).ok().filter(|_| return_logprob);
         if start.is_some_and(|s| s > prompt.len()) {
             let why = format!("the prompt has {} tokens", prompt.len());
-            return Err(ApiError::bad("`logprob_start_len`", why, "give a smaller one, or -1").param("logprob_start_len"));
+            return Err(
+                ApiError::bad("`logprob_start_len`", why, "give a smaller one, or -1").param("logprob_start_len")
+            );
         }
         let prompts = [prompt];
         let room = max_tokens(app, &prompts, None)?;
-        let most = sampling.max_new_tokens.map_or(Ok(room.min(MAX_NEW_TOKENS)), |n| max_tokens(app, &prompts, Some(n)))?;
+        let most =
+            sampling.max_new_tokens.map_or(Ok(room.min(MAX_NEW_TOKENS)), |n| max_tokens(app, &prompts, Some(n)))?;
         asked.params.max_tokens = most;
         asked.params.logprobs = return_logprob.then_some(top as usize);
         asked.params.prompt_logprobs = start.map(|_| top as usize);
@@ -331,7 +335,7 @@ impl Chunks for Stream {
             return Ok(Vec::new());
         }
         let seconds = self.began.elapsed().as_secs_f64();
-        let tokenizer = self.&app.tokenizer;
+        let tokenizer = &self.app.tokenizer;
         let about = &self.abouts[choice / self.n];
         let mut body = answer(about, &self.outputs[choice], finished, tokenizer, seconds);
         if let (Some(map), true) = (body.as_object_mut(), self.outputs.len() > 1) {

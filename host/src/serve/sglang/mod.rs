@@ -8,7 +8,8 @@ mod refused;
 mod sampling;
 mod weights;
 
-pub use answer::{Success, SgError, SgResult};
+pub use answer::{SgError, SgResult, Success};
+pub use weights::{base64_pieces, refuse_pickles};
 
 use std::sync::Arc;
 

@@ -12,7 +12,8 @@ use crate::serve::state::App;
 use crate::serve::weights_body::pickle;
 
 const GROUP: &str = "it needs a group of processes that share tensors over NCCL, and this host has CPUs only";
-const NEXT: &str = "send safetensors to POST /update_weights_from_tensor, or name a folder in /update_weights_from_disk";
+const NEXT: &str =
+    "send safetensors to POST /update_weights_from_tensor, or name a folder in /update_weights_from_disk";
 
 fn no_group(path: &str) -> SgError {
     ApiError::bad(format!("`{path}`"), GROUP, NEXT).into()
@@ -22,7 +23,7 @@ fn no_group(path: &str) -> SgError {
 #[utoipa::path(post, path = "/update_weights_from_distributed", tag = "refused", request_body = Object, responses(
     (status = "4XX", description = "Always", body = Success),
 ))]
-async fn update_weights_from_distributed(RlControl(_): RlControl) -> SgError {
+async fn update_weights_from_distributed(_who: RlControl) -> SgError {
     no_group("/update_weights_from_distributed")
 }
 
@@ -30,7 +31,7 @@ async fn update_weights_from_distributed(RlControl(_): RlControl) -> SgError {
 #[utoipa::path(post, path = "/init_weights_update_group", tag = "refused", request_body = Object, responses(
     (status = "4XX", description = "Always", body = Success),
 ))]
-async fn init_weights_update_group(RlControl(_): RlControl) -> SgError {
+async fn init_weights_update_group(_who: RlControl) -> SgError {
     no_group("/init_weights_update_group")
 }
 
@@ -38,7 +39,7 @@ async fn init_weights_update_group(RlControl(_): RlControl) -> SgError {
 #[utoipa::path(post, path = "/destroy_weights_update_group", tag = "refused", request_body = Object, responses(
     (status = "4XX", description = "Always", body = Success),
 ))]
-async fn destroy_weights_update_group(RlControl(_): RlControl) -> SgError {
+async fn destroy_weights_update_group(_who: RlControl) -> SgError {
     no_group("/destroy_weights_update_group")
 }
 
@@ -46,7 +47,7 @@ async fn destroy_weights_update_group(RlControl(_): RlControl) -> SgError {
 #[utoipa::path(post, path = "/update_weights_from_ipc", tag = "refused", request_body = Object, responses(
     (status = "4XX", description = "Always", body = Success),
 ))]
-async fn update_weights_from_ipc(RlControl(_): RlControl) -> SgError {
+async fn update_weights_from_ipc(_who: RlControl) -> SgError {
     pickle::refuse_field("zmq_handles").into()
 }
 

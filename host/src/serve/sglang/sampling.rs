@@ -12,7 +12,6 @@ use crate::serve::state::App;
 
 /// SGLang's sampling parameters.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub struct SamplingParams {
     /// Most tokens; the default is 128, or what fits.
     pub max_new_tokens: Option<u32>,
@@ -65,7 +64,7 @@ pub struct SamplingParams {
 
 impl SamplingParams {
     /// Checked, as the scheduler takes it; tokens and log probabilities are the caller's to set.
-    pub fn asked(&self, app: &App, token_ids: &[u32]) -> ApiResult<Asked> {
+    pub(in crate::serve) fn asked(&self, app: &App, token_ids: &[u32]) -> ApiResult<Asked> {
         let plain = "answers are plain text";
         let none = ("", None, "");
         let sampling = Sampling {

@@ -28,18 +28,21 @@ use crate::serve::weights_body::{self, Piece, pickle};
 
 /// What both updates can be told.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
-#[serde(default)]
+#[allow(dead_code, reason = "for the OpenAPI document: some fields are accepted and ask for nothing here")]
 pub struct UpdateOptions {
     /// What the new weights are called.
     #[schema(value_type = Option<String>)]
     pub weight_version: Option<Value>,
     /// End all requests first.
+    #[serde(default)]
     pub abort_all_requests: bool,
     /// Forget the prefixes: always done, they belong to the old weights.
     pub flush_cache: Option<bool>,
     /// Accepted: this answers when the weights are live.
+    #[serde(default)]
     pub is_async: bool,
     /// Accepted: there is no such cache on CPUs.
+    #[serde(default)]
     pub torch_empty_cache: bool,
     /// Stay paused afterwards, if paused. Always so: only `/continue_generation` ends a pause.
     pub keep_pause: Option<bool>,
@@ -55,7 +58,8 @@ pub struct UpdateOptions {
 
 impl UpdateOptions {
     fn version(&self) -> ApiResult<Option<String>> {
-        Ok(version_text(self.weight_version.clone())?.or_else(|| self.token_step.filter(|n| *n > 0).map(|n| n.to_string())))
+        Ok(version_text(self.weight_version.clone())?
+            .or_else(|| self.token_step.filter(|n| *n > 0).map(|n| n.to_string())))
     }
 }
 
@@ -104,20 +108,16 @@ fn from_disk(app: &Arc<App>, body: &UpdateFromDisk, actor: &Actor) -> ApiResult<
     if body.options.abort_all_requests {
         app.scheduler.abort_all();
     }
-    let pieces: Vec<Piece> = loaded
-        .checkpoint
-        .tensors()
-        .map(|t| Piece { name: t.name.clone(), dtype: t.stored, shape: t.shape.clone(), offset: 0, data: t.data.clone() })
-        .collect();
+    let pieces: Vec<Piece> = loaded.checkpoint.tensors().map(Piece::whole).collect();
     let version = version.or_else(|| loaded.version.map(|v| v.to_string()));
     weight_sync::whole(app, begin_of(version, body.options.manifest.clone())?, &pieces, actor)
 }
 
 /// Body of `/update_weights_from_tensor` as JSON.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub struct UpdateFromTensor {
     /// Base64 of safetensors bytes, one text or several. (Upstream these are pickles, which are refused.)
+    #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub serialized_named_tensors: Value,
     /// Absent or `direct`: safetensors. `flattened_bucket`: eight bytes of length, JSON with `bucket_meta`, raw bytes.
@@ -209,7 +209,10 @@ pub fn base64_pieces(value: &Value, format: Option<&str>) -> ApiResult<Vec<Piece
             None | Some("" | "auto" | "direct" | "safetensors") => weights_body::safetensors(what, bytes)?,
             Some("flattened_bucket" | "bucket") => weights_body::framed(what, bytes)?,
             Some(other) => {
-                let why = format!("`{}` names code that loads weights; known are direct and flattened_bucket", clean(other, 60));
+                let why = format!(
+                    "`{}` names code that loads weights; known are direct and flattened_bucket",
+                    clean(other, 60)
+                );
                 return Err(ApiError::unsupported("load_format", why));
             }
         });
@@ -269,7 +272,7 @@ async fn begin_weight_update(
     (status = "4XX", description = "Refused; the old weights serve on", body = Success),
 ))]
 async fn end_weight_update(
-    RlControl(_): RlControl,
+    _who: RlControl,
     State(app): State<Arc<App>>,
     OptionalJson(body): OptionalJson<UpdateOptions>,
 ) -> SgResult<Json<Success>> {
@@ -293,7 +296,7 @@ pub struct GetWeightsByName {
     (status = "4XX", description = "Refused", body = Success),
 ))]
 async fn get_weights_by_name(
-    RlControl(_): RlControl,
+    _who: RlControl,
     State(app): State<Arc<App>>,
     Json(body): Json<GetWeightsByName>,
 ) -> SgResult<Json<Value>> {
@@ -307,6 +310,7 @@ async fn get_weights_by_name(
 
 /// Body of `/weights_checker`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
+#[allow(dead_code, reason = "for the OpenAPI document: some fields are accepted and ask for nothing here")]
 pub struct WeightsChecker {
     /// `snapshot` (or `reset`), `compare`, `checksum`.
     #[schema(value_type = String)]
@@ -318,7 +322,6 @@ pub struct WeightsChecker {
     /// Checksums to compare with; those of the last `snapshot` if absent.
     pub baseline: Option<BTreeMap<String, String>>,
     #[schema(ignore)]
-    #[allow(dead_code, reason = "there is one model to select from")]
     selector: Option<Value>,
 }
 
@@ -328,7 +331,7 @@ pub struct WeightsChecker {
     (status = "4XX", description = "They are not, or refused", body = Success),
 ))]
 async fn weights_checker(
-    RlControl(_): RlControl,
+    _who: RlControl,
     State(app): State<Arc<App>>,
     Json(body): Json<WeightsChecker>,
 ) -> SgResult<Json<Success>> {
@@ -341,7 +344,9 @@ async fn weights_checker(
             let left: Vec<String> = mismatches.into_iter().filter(|m| !skip.contains(m)).collect();
             if let Some(first) = left.first() {
                 let why = format!("{} tensors differ; the first is `{first}`", left.len());
-                return Err(ApiError::bad("the live weights", why, "send the weights again, or take a new snapshot").into());
+                return Err(
+                    ApiError::bad("the live weights", why, "send the weights again, or take a new snapshot").into()
+                );
             }
             Success::good("All tensors are equal.")
         }

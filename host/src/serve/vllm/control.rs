@@ -63,7 +63,7 @@ pub struct PauseQuery {
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
 async fn pause(
-    RlControl(_): RlControl,
+    _who: RlControl,
     State(app): State<Arc<App>>,
     query: Result<Query<PauseQuery>, axum::extract::rejection::QueryRejection>,
 ) -> ApiResult<Json<Status>> {
@@ -84,7 +84,7 @@ async fn pause(
     (status = 200, description = "Requests run", body = Status),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
-async fn resume(RlControl(_): RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Status>> {
+async fn resume(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Status>> {
     blocking(&app, |app| {
         app.scheduler.resume();
         Ok(())
@@ -133,7 +133,7 @@ pub struct Aborted {
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
 async fn abort_requests(
-    RlControl(_): RlControl,
+    _who: RlControl,
     State(app): State<Arc<App>>,
     OptionalJson(body): OptionalJson<AbortRequests>,
 ) -> ApiResult<Json<Aborted>> {
@@ -154,7 +154,7 @@ pub fn abort(app: &App, ids: Option<&[String]>) -> usize {
     (status = 200, description = "They are forgotten", body = Status),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
-async fn reset_prefix_cache(RlControl(_): RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Status>> {
+async fn reset_prefix_cache(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Status>> {
     blocking(&app, |app| {
         app.scheduler.reset_prefix_cache();
         Ok(())
@@ -168,7 +168,7 @@ async fn reset_prefix_cache(RlControl(_): RlControl, State(app): State<Arc<App>>
     (status = 200, description = "There are none", body = Status),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
-async fn reset_mm_cache(RlControl(_): RlControl) -> Json<Status> {
+async fn reset_mm_cache(_who: RlControl) -> Json<Status> {
     Json(Status { status: "reset" })
 }
 
@@ -177,7 +177,7 @@ async fn reset_mm_cache(RlControl(_): RlControl) -> Json<Status> {
     (status = 200, description = "There are none", body = Status),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
-async fn reset_encoder_cache(RlControl(_): RlControl) -> Json<Status> {
+async fn reset_encoder_cache(_who: RlControl) -> Json<Status> {
     Json(Status { status: "reset" })
 }
 

@@ -27,6 +27,7 @@ const NEVER: f64 = -9999.0;
 
 /// Body of `/inference/v1/generate`.
 #[derive(Debug, Deserialize, ToSchema)]
+#[allow(dead_code, reason = "for the OpenAPI document: some fields are accepted and ask for nothing here")]
 pub struct GenerateRequest {
     /// Id of the request, for aborts; a fresh one if absent.
     pub request_id: Option<String>,
@@ -53,7 +54,6 @@ pub struct GenerateRequest {
 
 /// vLLM's sampling parameters.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub struct SamplingParams {
     /// Sequences.
     pub n: Option<u32>,
@@ -98,19 +98,23 @@ pub struct SamplingParams {
     pub include_stop_str_in_output: Option<bool>,
     /// Special tokens have no text.
     pub skip_special_tokens: Option<bool>,
+    /// Refused.
     #[schema(ignore)]
-    structured_outputs: Option<Value>,
+    pub structured_outputs: Option<Value>,
+    /// Refused.
     #[schema(ignore)]
-    guided_decoding: Option<Value>,
+    pub guided_decoding: Option<Value>,
+    /// Refused.
     #[schema(ignore)]
-    bad_words: Option<Value>,
+    pub bad_words: Option<Value>,
+    /// Refused.
     #[schema(ignore)]
-    logits_processors: Option<Value>,
+    pub logits_processors: Option<Value>,
 }
 
 impl SamplingParams {
     /// Checked, as the scheduler takes it; `max_tokens` and `logprobs` are the caller's to set.
-    pub fn asked(&self, app: &App) -> ApiResult<Asked> {
+    pub(in crate::serve) fn asked(&self, app: &App) -> ApiResult<Asked> {
         let none = ("", None, "");
         let sampling = Sampling {
             n: self.n,
@@ -137,7 +141,11 @@ impl SamplingParams {
             unsupported: [
                 ("structured_outputs", self.structured_outputs.as_ref(), "answers are plain text"),
                 ("guided_decoding", self.guided_decoding.as_ref(), "answers are plain text"),
-                ("bad_words", self.bad_words.as_ref(), "single tokens can be forbidden by logit_bias -100, texts cannot"),
+                (
+                    "bad_words",
+                    self.bad_words.as_ref(),
+                    "single tokens can be forbidden by logit_bias -100, texts cannot",
+                ),
                 ("logits_processors", self.logits_processors.as_ref(), "requests cannot bring code"),
                 none,
                 none,
@@ -241,7 +249,10 @@ async fn generate(State(app): State<Arc<App>>, Json(request): Json<GenerateReque
     }
     for (name, value) in [("features", &request.features), ("kv_transfer_params", &request.kv_transfer_params)] {
         if value.is_some() {
-            return Err(ApiError::unsupported(name, "this server takes tokens of text only, and keeps its own KV cache"));
+            return Err(ApiError::unsupported(
+                name,
+                "this server takes tokens of text only, and keeps its own KV cache",
+            ));
         }
     }
     check(&app, &request.token_ids)?;
@@ -259,9 +270,10 @@ async fn generate(State(app): State<Arc<App>>, Json(request): Json<GenerateReque
         return Ok(sse::stream(running, Stream { request_id }));
     }
     let outputs = Running::start(&app, id, batch, Limit::Total)?.collect().await?;
-    let prompt_logprobs = outputs.first().and_then(|o| o.prompt_logprobs.as_ref()).map(|all| {
-        all.iter().map(|l| l.as_ref().map(Logprob::from)).collect()
-    });
+    let prompt_logprobs = outputs
+        .first()
+        .and_then(|o| o.prompt_logprobs.as_ref())
+        .map(|all| all.iter().map(|l| l.as_ref().map(Logprob::from)).collect());
     let choices = outputs.into_iter().enumerate().map(choice).collect();
     Ok(Json(GenerateResponse { request_id, choices, prompt_logprobs }).into_response())
 }

@@ -70,7 +70,7 @@ pub struct VersionUpdated {
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
 async fn update_weight_version(
-    RlControl(_): RlControl,
+    _who: RlControl,
     State(app): State<Arc<App>>,
     Json(body): Json<UpdateWeightVersion>,
 ) -> ApiResult<Json<VersionUpdated>> {
@@ -142,7 +142,7 @@ pub enum Checked {
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
 async fn weight_checker(
-    RlControl(_): RlControl,
+    _who: RlControl,
     State(app): State<Arc<App>>,
     Json(body): Json<WeightChecker>,
 ) -> ApiResult<Json<Checked>> {

@@ -39,7 +39,7 @@ pub struct SleepQuery {
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
 async fn sleep(
-    RlControl(_): RlControl,
+    _who: RlControl,
     State(app): State<Arc<App>>,
     query: Result<axum::extract::Query<SleepQuery>, QueryRejection>,
 ) -> ApiResult<Json<Status>> {
@@ -104,11 +104,7 @@ pub fn tagged(tag: &str) -> ApiResult<&'static [Memory]> {
         (status = 200, description = "It is awake, or a part of it", body = Status),
         (status = "4XX", description = "Refused", body = ErrorBody),
     ))]
-async fn wake_up(
-    RlControl(_): RlControl,
-    State(app): State<Arc<App>>,
-    uri: axum::http::Uri,
-) -> ApiResult<Json<Status>> {
+async fn wake_up(_who: RlControl, State(app): State<Arc<App>>, uri: axum::http::Uri) -> ApiResult<Json<Status>> {
     // `tags` may stand there several times.
     let mut what: Vec<Memory> = Vec::new();
     let mut any = false;
@@ -147,7 +143,7 @@ async fn is_sleeping(State(app): State<Arc<App>>) -> Json<IsSleeping> {
     (status = 409, description = "Requests hold some", body = ErrorBody),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
-async fn release_kv_cache_memory(RlControl(_): RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Status>> {
+async fn release_kv_cache_memory(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Status>> {
     let load = app.scheduler.load();
     if load.running > 0 {
         return Err(ApiError::new(

@@ -7,7 +7,7 @@ mod memory;
 mod refused;
 mod weights;
 
-pub use control::abort;
+pub use control::{abort, bad_query};
 pub use generate::{SamplingParams, number};
 pub use inspect::{Action, Checked, check, info};
 pub use memory::{release, restore, tagged};

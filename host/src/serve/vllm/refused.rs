@@ -15,7 +15,7 @@ use crate::serve::state::App;
 #[utoipa::path(post, path = "/collective_rpc", tag = "refused", request_body = Object, responses(
     (status = "4XX", description = "Always", body = ErrorBody),
 ))]
-async fn collective_rpc(RlControl(_): RlControl) -> ApiError {
+async fn collective_rpc(_who: RlControl) -> ApiError {
     ApiError::new(
         StatusCode::FORBIDDEN,
         "not_supported",
@@ -29,7 +29,7 @@ async fn collective_rpc(RlControl(_): RlControl) -> ApiError {
 #[utoipa::path(post, path = "/start_draft_weight_update", tag = "refused", responses(
     (status = "4XX", description = "Always", body = ErrorBody),
 ))]
-async fn start_draft_weight_update(RlControl(_): RlControl) -> ApiError {
+async fn start_draft_weight_update(_who: RlControl) -> ApiError {
     ApiError::bad(
         "`/start_draft_weight_update`",
         "this server has no draft model: it does not speculate",

@@ -43,7 +43,7 @@ pub struct InitWeightTransfer {
     (status = "4XX", description = "A transport that is not here", body = ErrorBody),
 ))]
 async fn init_weight_transfer_engine(
-    RlControl(_): RlControl,
+    _who: RlControl,
     OptionalJson(body): OptionalJson<InitWeightTransfer>,
 ) -> ApiResult<Json<Message>> {
     let empty = serde_json::Map::new();
@@ -63,7 +63,7 @@ async fn init_weight_transfer_engine(
     (status = 200, description = "There is none", body = Message),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
-async fn shutdown_weight_transfer_engine(RlControl(_): RlControl) -> Json<Message> {
+async fn shutdown_weight_transfer_engine(_who: RlControl) -> Json<Message> {
     Json(Message { message: "Weight transfer shut down".to_string() })
 }
 
@@ -112,7 +112,8 @@ pub fn version_text(value: Option<Value>) -> ApiResult<Option<String>> {
         Some(Value::String(text)) => Ok(Some(text)),
         Some(Value::Number(n)) => Ok(Some(n.to_string())),
         Some(_) => {
-            Err(ApiError::bad("`weight_version`", "it is neither text nor a number", "give one").param("weight_version"))
+            Err(ApiError::bad("`weight_version`", "it is neither text nor a number", "give one")
+                .param("weight_version"))
         }
     }
 }
@@ -205,7 +206,7 @@ pub struct FinishAnswer {
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
 async fn finish_weight_update(
-    RlControl(_): RlControl,
+    _who: RlControl,
     State(app): State<Arc<App>>,
     OptionalJson(body): OptionalJson<FinishWeightUpdate>,
 ) -> ApiResult<Json<FinishAnswer>> {
@@ -219,7 +220,7 @@ async fn finish_weight_update(
     (status = 200, description = "It is forgotten, or none was open", body = Message),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
-async fn abort_weight_update(RlControl(_): RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Message>> {
+async fn abort_weight_update(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Message>> {
     let was = blocking(&app, |app| Ok(weight_sync::abort(app))).await?;
     let message = if was { "Weight update aborted" } else { "No weight update was open" };
     Ok(Json(Message { message: message.to_string() }))

@@ -36,6 +36,11 @@ pub struct Piece {
 }
 
 impl Piece {
+    /// A whole tensor; its bytes are shared.
+    pub fn whole(t: &CheckpointTensor) -> Self {
+        Self { name: t.name.clone(), dtype: t.stored, shape: t.shape.clone(), offset: 0, data: t.data.clone() }
+    }
+
     /// The whole tensor, if it is that.
     pub fn tensor(&self) -> Option<CheckpointTensor> {
         let whole = self.offset == 0 && dtype::bytes(self.dtype, &self.shape) == Some(self.data.len());
