@@ -30,6 +30,8 @@ pub struct Refitted {
     pub weights: Arc<WeightSet>,
     /// The set that made them.
     pub patch_set: Digest,
+    /// Its patches. A canary's mixed weights have a digest of their own; then this is the set of the greater part.
+    pub generation: Arc<Generation>,
     /// The swap that landed with it.
     pub swap: Option<Swapped>,
     /// Why a candidate did not land that should have.
@@ -152,7 +154,7 @@ impl LiveModel {
         if let Some(beside) = &plan.beside {
             self.beside(&plan, beside, source, refit, &label);
         }
-        Ok(Refitted { refit, report, weights, patch_set, swap, reversed, degraded })
+        Ok(Refitted { refit, report, weights, patch_set, generation, swap, reversed, degraded })
     }
 
     /// The record of a refit, with how often each patch was called for it.
