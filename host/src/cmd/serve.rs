@@ -1,14 +1,16 @@
 //! `patchhost serve`: a model behind OpenAI's API, whose patches and weights can change while it serves.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use patchhost_runtime::engine::EngineOptions;
+use patchhost_runtime::error::Refusal;
 use patchhost_runtime::scheduler::{LogprobsMode, Scheduler, SchedulerOptions};
 use patchhost_runtime::tokenizer::Tokenizer;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::args::{Format, ModelArgs, PatchArgs};
 use super::failure::UsageError;
@@ -17,9 +19,9 @@ use super::output::plural;
 use super::run::print_refit;
 use super::session::Model;
 use crate::checkpoint::bundled;
-use crate::live::{CanaryUnit, Watcher};
+use crate::live::CanaryUnit;
 use crate::patch::Actor;
-use crate::serve::{self, Address, AdminAuth, App, Drained, Listener, Roots, ServeOptions};
+use crate::serve::{self, Address, AdminAuth, App, Drained, Listener, RlAuth, RlMode, Roots, Secret, ServeOptions};
 
 /// Bundled patches that are on by default where text is sampled and adapters are loaded.
 const PATCHES: &[&str] = &["vocab_mask", super::lora::PATCH];
@@ -52,6 +54,16 @@ pub struct Args {
     /// A folder that requests may name files in (weights, adapters); can be repeated [default: none]
     #[arg(long = "root", value_name = "DIR")]
     roots: Vec<PathBuf>,
+    /// Who may change weights, adapters and pauses: on (whoever reaches the server, where it listens on loopback or unix
+    /// sockets only; else who has a token), token, or off
+    #[arg(long, value_enum, value_name = "WHO", default_value = "on")]
+    rl: RlMode,
+    /// A file with the token for the endpoints of --rl; the admin token does too
+    #[arg(long, value_name = "FILE")]
+    rl_token_file: Option<PathBuf>,
+    /// Largest body of a request that holds weights or an adapter, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = positive)]
+    max_weights_body: usize,
     /// Name of the model in requests and answers; further ones are aliases [default: name of the folder]
     #[arg(long, value_name = "NAME")]
     served_model_name: Vec<String>,
@@ -140,6 +152,7 @@ fn socket(text: &str) -> Result<PathBuf, String> {
 /// Runs the verb.
 pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let template = args.chat_template.as_deref().map(read_template).transpose()?;
+    let doors = Doors::open(&args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // Before the model is loaded: a port that is taken should not cost that time.
     let listeners = runtime.block_on(bind(&args))?;
@@ -155,22 +168,52 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         println!("model {} ({}, {} layers{experts})", model.name, info.architecture, info.layers);
     }
     let needs = Needs { patches: PATCHES, canary: CanaryUnit::Request, hash_weights: false };
-    let started = args.live.start(model, &args.patches, needs)?;
-    let loaded = started.load()?;
+    let started = Arc::new(args.live.start(model, &args.patches, needs)?);
+    let app = Arc::new(app(&args, doors, &started, tokenizer)?);
+    let result = runtime.block_on(serve(&args, app, started, listeners, format));
+    // Does not wait for a load that nobody needs any more.
+    runtime.shutdown_background();
+    result
+}
+
+/// Answers from the start (`/readyz` says no), loads the weights meanwhile, and ends with a signal.
+async fn serve(
+    args: &Args,
+    app: Arc<App>,
+    started: Arc<Started>,
+    listeners: Vec<Listener>,
+    format: Format,
+) -> anyhow::Result<()> {
+    // From here on no signal is missed.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let hangup = signal(SignalKind::hangup())?;
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let addresses: Vec<(String, Option<SocketAddr>)> = listeners.iter().map(|l| (l.to_string(), l.tcp())).collect();
+    let mut server = tokio::spawn(serve::run(listeners, Arc::clone(&app), stop));
+    let mut load = {
+        let started = Arc::clone(&started);
+        tokio::task::spawn_blocking(move || started.load())
+    };
+    let loaded = tokio::select! {
+        loaded = &mut load => loaded??,
+        drained = &mut server => {
+            farewell(&drained?, format);
+            return Ok(());
+        }
+    };
     if format == Format::Text {
         print_refit(&loaded.report);
     }
-    let app = Arc::new(app(&args, &started, tokenizer)?);
-    announce(&args, &app, &started, &listeners, format)?;
-    let files = started.files;
-    // Looks after watched files until the server ends.
-    let _watcher = started.watcher;
-    let drained = runtime.block_on(async {
-        let hangup = tokio::spawn(reload_on_hangup(files));
-        let drained = serve::run(listeners, Arc::clone(&app), stopped()).await;
-        hangup.abort();
-        drained
-    });
+    drop(loaded);
+    announce(args, &app, &addresses, format);
+    let reloads = tokio::spawn(reload_on_hangup(hangup, started));
+    let drained = server.await?;
+    reloads.abort();
     farewell(&drained, format);
     Ok(())
 }
@@ -215,8 +258,30 @@ async fn bind(args: &Args) -> Result<Vec<Listener>, UsageError> {
     Ok(listeners)
 }
 
+/// Who may do what, known before anything is loaded.
+struct Doors {
+    roots: Roots,
+    admin: AdminAuth,
+    rl: RlAuth,
+}
+
+impl Doors {
+    fn open(args: &Args) -> Result<Self, UsageError> {
+        let usage = |r: Refusal| UsageError::new(r.what, r.why, r.next);
+        let secret = |flag: &str, path: &Option<PathBuf>| {
+            path.as_deref().map(|path| Secret::from_file(flag, path)).transpose().map_err(usage)
+        };
+        let token = secret("--admin-token-file", &args.admin_token_file)?;
+        let rl_token = secret("--rl-token-file", &args.rl_token_file)?;
+        let local = args.listen.iter().all(Address::is_local);
+        let rl = RlAuth::new(args.rl, rl_token, token.clone(), local).map_err(usage)?;
+        let roots = Roots::open(&args.roots).map_err(|e| usage(e.into_refusal()))?;
+        Ok(Self { roots, admin: AdminAuth { socket: args.admin.clone(), token }, rl })
+    }
+}
+
 /// The server's state.
-fn app(args: &Args, started: &Started, tokenizer: Option<Tokenizer>) -> anyhow::Result<App> {
+fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer>) -> anyhow::Result<App> {
     let live = Arc::clone(&started.live);
     let tokenizer = match tokenizer {
         Some(tokenizer) => Arc::new(tokenizer),
@@ -247,16 +312,14 @@ fn app(args: &Args, started: &Started, tokenizer: Option<Tokenizer>) -> anyhow::
         max_choices: args.max_choices,
     };
     let mut app = App::new(live, tokenizer, scheduler, name, options);
-    app.roots = Roots::open(&args.roots)?;
-    app.admin = match (&args.admin, &args.admin_token_file) {
-        (Some(path), _) => AdminAuth::Socket(path.clone()),
-        _ => AdminAuth::Off,
-    };
+    (app.roots, app.admin, app.rl.auth) = (doors.roots, doors.admin, doors.rl);
+    app.rl.max_body = args.max_weights_body.saturating_mul(1 << 20);
     Ok(app)
 }
 
 /// What is served, where, with which patches, who may change it, and how to try it; or one line of JSON.
-fn announce(args: &Args, app: &App, started: &Started, listeners: &[Listener], format: Format) -> anyhow::Result<()> {
+fn announce(args: &Args, app: &App, addresses: &[(String, Option<SocketAddr>)], format: Format) {
+    let tcp = addresses.iter().find_map(|(_, tcp)| *tcp);
     let active = app.live.board().active();
     let set = active.set();
     if format == Format::Json {
@@ -265,17 +328,16 @@ fn announce(args: &Args, app: &App, started: &Started, listeners: &[Listener], f
             .iter()
             .map(|p| serde_json::json!({ "name": p.info().name, "sha256": p.digest(), "generation": p.generation() }))
             .collect();
-        let addresses: Vec<String> = listeners.iter().map(ToString::to_string).collect();
         let line = serde_json::json!({
             "ready": true,
             "model": app.served_name,
-            "listen": addresses,
-            "port": listeners.iter().find_map(Listener::tcp).map(|a| a.port()),
+            "listen": addresses.iter().map(|(text, _)| text).collect::<Vec<_>>(),
+            "port": tcp.map(|a| a.port()),
             "patch_set": set.digest(),
             "patches": patches,
         });
         println!("{line}");
-        return Ok(());
+        return;
     }
     println!("patch set {}", set.digest());
     for p in set.patches() {
@@ -290,20 +352,19 @@ fn announce(args: &Args, app: &App, started: &Started, listeners: &[Listener], f
         None if args.admin_token_file.is_some() => println!("admin: with the token of --admin-token-file"),
         None => println!("admin: off (--admin unix:PATH or --admin-token-file FILE switches it on)"),
     }
-    if started.live.ledger().head().seq > 0 && args.live.ledger.is_none() {
+    if args.live.ledger.is_none() {
         println!("ledger: in memory only (--ledger FILE keeps it)");
     }
-    for listener in listeners {
-        println!("serving `{}` on {listener}", app.served_name);
+    for (address, _) in addresses {
+        println!("serving `{}` on {address}", app.served_name);
     }
-    if let Some(address) = listeners.iter().find_map(Listener::tcp) {
+    if let Some(address) = tcp {
         println!(
             "try it: curl http://{address}/v1/completions -H 'Content-Type: application/json' -d '{}'",
             serde_json::json!({ "model": app.served_name, "prompt": bundled::PROMPT, "max_tokens": 32 })
         );
     }
     println!("{} at once, {} waiting; stop with Ctrl-C", plural(args.max_num_seqs, "sequence"), args.max_waiting);
-    Ok(())
 }
 
 fn farewell(drained: &Drained, format: Format) {
@@ -314,30 +375,11 @@ fn farewell(drained: &Drained, format: Format) {
     }
 }
 
-/// Ends at SIGTERM or SIGINT.
-async fn stopped() {
-    let wait = |kind: SignalKind| async move {
-        match signal(kind) {
-            Ok(mut signal) => signal.recv().await,
-            Err(e) => {
-                tracing::error!("a signal cannot be caught: {e}");
-                std::future::pending().await
-            }
-        }
-    };
-    tokio::select! {
-        _ = wait(SignalKind::terminate()) => {}
-        _ = wait(SignalKind::interrupt()) => {}
-    }
-}
-
 /// At every SIGHUP, looks at the given and watched files again; what was refused before is tried again too.
-async fn reload_on_hangup(files: Watcher) {
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
-    let files = Arc::new(files);
+async fn reload_on_hangup(mut hangup: Signal, started: Arc<Started>) {
     while hangup.recv().await.is_some() {
-        let files = Arc::clone(&files);
-        let seen = tokio::task::spawn_blocking(move || files.reload(&Actor::new("sighup"))).await;
+        let started = Arc::clone(&started);
+        let seen = tokio::task::spawn_blocking(move || started.files.reload(&Actor::new("sighup"))).await;
         for seen in seen.unwrap_or_default() {
             match &seen.outcome {
                 Ok(outcome) => eprintln!("reload: {} {}: {outcome:?}", seen.path.display(), seen.sha256.short()),

@@ -85,6 +85,14 @@ impl Running {
                 RETRY,
             ));
         }
+        if app.live.engine().live().is_err() {
+            return Err(ApiError::unavailable(
+                "this request",
+                "the weights are being loaded",
+                "try again when GET /readyz answers 200",
+                RETRY,
+            ));
+        }
         let (sender, receiver) = mpsc::unbounded_channel();
         let total = batch.prompts.len() * batch.n;
         let job_id = |k: usize| match batch.prompts.len() {
@@ -232,7 +240,7 @@ impl Default for Output {
 
 impl Output {
     /// Takes an event of this sequence in.
-    fn add(&mut self, event: Event) -> ApiResult<()> {
+    pub(super) fn add(&mut self, event: Event) -> ApiResult<()> {
         match event {
             Event::Started(started) => {
                 self.cached_tokens = started.cached_tokens;
