@@ -6,7 +6,6 @@ mod compare;
 mod explain;
 mod export;
 mod failure;
-#[allow(dead_code)] // serve and train are about to use it
 mod live;
 mod log;
 mod logits;
@@ -21,6 +20,7 @@ mod serve;
 mod session;
 mod status;
 mod swap;
+mod train;
 mod verify_refit;
 
 use std::io::IsTerminal;
@@ -58,6 +58,7 @@ enum Verb {
     Swap(swap::Args),
     Rollback(rollback::Args),
     Status(status::Args),
+    Train(Box<train::Args>),
     Patches(patches::Args),
     Log(log::Args),
 }
@@ -91,6 +92,7 @@ pub fn main() -> ExitCode {
         Verb::Swap(args) => swap::run(args, format),
         Verb::Rollback(args) => rollback::run(args, format),
         Verb::Status(args) => status::run(args, format),
+        Verb::Train(args) => train::run(*args, format),
         Verb::Patches(args) => patches::run(args, format),
         Verb::Log(args) => log::run(args, format),
         Verb::VerifyRefit(args) => verify_refit::run(args, format),

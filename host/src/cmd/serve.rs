@@ -1,5 +1,6 @@
 //! `patchhost serve`: a model behind OpenAI's API, whose patches and weights can change while it serves.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use patchhost_runtime::engine::EngineOptions;
 use patchhost_runtime::error::Refusal;
 use patchhost_runtime::scheduler::{LogprobsMode, Scheduler, SchedulerOptions};
 use patchhost_runtime::tokenizer::Tokenizer;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::args::{Format, ModelArgs, PatchArgs};
 use super::failure::UsageError;
@@ -18,7 +19,7 @@ use super::output::plural;
 use super::run::print_refit;
 use super::session::Model;
 use crate::checkpoint::bundled;
-use crate::live::{CanaryUnit, Watcher};
+use crate::live::CanaryUnit;
 use crate::patch::Actor;
 use crate::serve::{self, Address, AdminAuth, App, Drained, Listener, RlAuth, RlMode, Roots, Secret, ServeOptions};
 
@@ -167,22 +168,52 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         println!("model {} ({}, {} layers{experts})", model.name, info.architecture, info.layers);
     }
     let needs = Needs { patches: PATCHES, canary: CanaryUnit::Request, hash_weights: false };
-    let started = args.live.start(model, &args.patches, needs)?;
-    let loaded = started.load()?;
+    let started = Arc::new(args.live.start(model, &args.patches, needs)?);
+    let app = Arc::new(app(&args, doors, &started, tokenizer)?);
+    let result = runtime.block_on(serve(&args, app, started, listeners, format));
+    // Does not wait for a load that nobody needs any more.
+    runtime.shutdown_background();
+    result
+}
+
+/// Answers from the start (`/readyz` says no), loads the weights meanwhile, and ends with a signal.
+async fn serve(
+    args: &Args,
+    app: Arc<App>,
+    started: Arc<Started>,
+    listeners: Vec<Listener>,
+    format: Format,
+) -> anyhow::Result<()> {
+    // From here on no signal is missed.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let hangup = signal(SignalKind::hangup())?;
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let addresses: Vec<(String, Option<SocketAddr>)> = listeners.iter().map(|l| (l.to_string(), l.tcp())).collect();
+    let mut server = tokio::spawn(serve::run(listeners, Arc::clone(&app), stop));
+    let mut load = {
+        let started = Arc::clone(&started);
+        tokio::task::spawn_blocking(move || started.load())
+    };
+    let loaded = tokio::select! {
+        loaded = &mut load => loaded??,
+        drained = &mut server => {
+            farewell(&drained?, format);
+            return Ok(());
+        }
+    };
     if format == Format::Text {
         print_refit(&loaded.report);
     }
-    let app = Arc::new(app(&args, doors, &started, tokenizer)?);
-    announce(&args, &app, &started, &listeners, format)?;
-    let files = started.files;
-    // Looks after watched files until the server ends.
-    let _watcher = started.watcher;
-    let drained = runtime.block_on(async {
-        let hangup = tokio::spawn(reload_on_hangup(files));
-        let drained = serve::run(listeners, Arc::clone(&app), stopped()).await;
-        hangup.abort();
-        drained
-    });
+    drop(loaded);
+    announce(args, &app, &addresses, format);
+    let reloads = tokio::spawn(reload_on_hangup(hangup, started));
+    let drained = server.await?;
+    reloads.abort();
     farewell(&drained, format);
     Ok(())
 }
@@ -287,7 +318,8 @@ fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer
 }
 
 /// What is served, where, with which patches, who may change it, and how to try it; or one line of JSON.
-fn announce(args: &Args, app: &App, started: &Started, listeners: &[Listener], format: Format) -> anyhow::Result<()> {
+fn announce(args: &Args, app: &App, addresses: &[(String, Option<SocketAddr>)], format: Format) {
+    let tcp = addresses.iter().find_map(|(_, tcp)| *tcp);
     let active = app.live.board().active();
     let set = active.set();
     if format == Format::Json {
@@ -296,17 +328,16 @@ fn announce(args: &Args, app: &App, started: &Started, listeners: &[Listener], f
             .iter()
             .map(|p| serde_json::json!({ "name": p.info().name, "sha256": p.digest(), "generation": p.generation() }))
             .collect();
-        let addresses: Vec<String> = listeners.iter().map(ToString::to_string).collect();
         let line = serde_json::json!({
             "ready": true,
             "model": app.served_name,
-            "listen": addresses,
-            "port": listeners.iter().find_map(Listener::tcp).map(|a| a.port()),
+            "listen": addresses.iter().map(|(text, _)| text).collect::<Vec<_>>(),
+            "port": tcp.map(|a| a.port()),
             "patch_set": set.digest(),
             "patches": patches,
         });
         println!("{line}");
-        return Ok(());
+        return;
     }
     println!("patch set {}", set.digest());
     for p in set.patches() {
@@ -321,20 +352,19 @@ fn announce(args: &Args, app: &App, started: &Started, listeners: &[Listener], f
         None if args.admin_token_file.is_some() => println!("admin: with the token of --admin-token-file"),
         None => println!("admin: off (--admin unix:PATH or --admin-token-file FILE switches it on)"),
     }
-    if started.live.ledger().head().seq > 0 && args.live.ledger.is_none() {
+    if args.live.ledger.is_none() {
         println!("ledger: in memory only (--ledger FILE keeps it)");
     }
-    for listener in listeners {
-        println!("serving `{}` on {listener}", app.served_name);
+    for (address, _) in addresses {
+        println!("serving `{}` on {address}", app.served_name);
     }
-    if let Some(address) = listeners.iter().find_map(Listener::tcp) {
+    if let Some(address) = tcp {
         println!(
             "try it: curl http://{address}/v1/completions -H 'Content-Type: application/json' -d '{}'",
             serde_json::json!({ "model": app.served_name, "prompt": bundled::PROMPT, "max_tokens": 32 })
         );
     }
     println!("{} at once, {} waiting; stop with Ctrl-C", plural(args.max_num_seqs, "sequence"), args.max_waiting);
-    Ok(())
 }
 
 fn farewell(drained: &Drained, format: Format) {
@@ -345,30 +375,11 @@ fn farewell(drained: &Drained, format: Format) {
     }
 }
 
-/// Ends at SIGTERM or SIGINT.
-async fn stopped() {
-    let wait = |kind: SignalKind| async move {
-        match signal(kind) {
-            Ok(mut signal) => signal.recv().await,
-            Err(e) => {
-                tracing::error!("a signal cannot be caught: {e}");
-                std::future::pending().await
-            }
-        }
-    };
-    tokio::select! {
-        _ = wait(SignalKind::terminate()) => {}
-        _ = wait(SignalKind::interrupt()) => {}
-    }
-}
-
 /// At every SIGHUP, looks at the given and watched files again; what was refused before is tried again too.
-async fn reload_on_hangup(files: Watcher) {
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
-    let files = Arc::new(files);
+async fn reload_on_hangup(mut hangup: Signal, started: Arc<Started>) {
     while hangup.recv().await.is_some() {
-        let files = Arc::clone(&files);
-        let seen = tokio::task::spawn_blocking(move || files.reload(&Actor::new("sighup"))).await;
+        let started = Arc::clone(&started);
+        let seen = tokio::task::spawn_blocking(move || started.files.reload(&Actor::new("sighup"))).await;
         for seen in seen.unwrap_or_default() {
             match &seen.outcome {
                 Ok(outcome) => eprintln!("reload: {} {}: {outcome:?}", seen.path.display(), seen.sha256.short()),

@@ -14,7 +14,7 @@ mod policy;
 mod set;
 mod stage;
 
-pub use crate::abi::{Hook, Info, Target};
+pub use crate::abi::{Hook, Info, Snapshot, Target};
 pub use crate::sandbox::{Cache, CacheStats, CallStats, Function, FunctionStats, Limits, Sandbox};
 pub use attach::{AttachError, Attached, Attachments, Phase};
 pub use board::{

@@ -85,6 +85,14 @@ impl Running {
                 RETRY,
             ));
         }
+        if app.live.engine().live().is_err() {
+            return Err(ApiError::unavailable(
+                "this request",
+                "the weights are being loaded",
+                "try again when GET /readyz answers 200",
+                RETRY,
+            ));
+        }
         let (sender, receiver) = mpsc::unbounded_channel();
         let total = batch.prompts.len() * batch.n;
         let job_id = |k: usize| match batch.prompts.len() {
