@@ -19,15 +19,21 @@ const MAX_ANSWER: u64 = 64 << 20;
 /// Which server.
 #[derive(Debug, clap::Args)]
 pub struct ServerArgs {
-    /// The admin socket of the server
+    /// The admin socket of the server [default: $PATCHHOST_ADMIN]
     #[arg(long, value_name = "unix:PATH", conflicts_with = "server")]
     admin: Option<String>,
-    /// The server, as http://HOST:PORT; needs --admin-token-file
-    #[arg(long, value_name = "URL", requires = "admin_token_file")]
+    /// The server, as http://HOST:PORT; needs its admin token [default: $PATCHHOST_SERVER]
+    #[arg(long, value_name = "URL")]
     server: Option<String>,
-    /// The file with the server's admin token
+    /// The file with the server's admin token [default: $PATCHHOST_TOKEN_FILE]
     #[arg(long, value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
+}
+
+/// One of the two doors.
+enum Door {
+    Socket(String),
+    Tcp { server: String, token_file: PathBuf },
 }
 
 /// The server said no.
@@ -54,8 +60,38 @@ trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 impl ServerArgs {
+    /// What was given, or what the environment says where nothing was.
+    fn door(&self) -> Result<Door, UsageError> {
+        let env = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+        let server = self.server.clone().or_else(|| env("PATCHHOST_SERVER").filter(|_| self.admin.is_none()));
+        let token_file = self.admin_token_file.clone().or_else(|| env("PATCHHOST_TOKEN_FILE").map(PathBuf::from));
+        match (&self.admin, server, token_file) {
+            (Some(path), _, _) => Ok(Door::Socket(path.clone())),
+            (None, Some(server), Some(token_file)) => Ok(Door::Tcp { server, token_file }),
+            (None, Some(server), None) => Err(UsageError::new(
+                format!("server {}", clean(&server, 200)),
+                "over TCP the admin API asks for a token",
+                "give --admin-token-file FILE, or set PATCHHOST_TOKEN_FILE",
+            )),
+            (None, None, _) => env("PATCHHOST_ADMIN").map(Door::Socket).ok_or_else(|| {
+                UsageError::new(
+                    "this verb",
+                    "it talks to a running server, and none is named",
+                    "give --admin unix:PATH, or --server http://HOST:PORT with --admin-token-file FILE (or set \
+                     PATCHHOST_ADMIN, or PATCHHOST_SERVER and PATCHHOST_TOKEN_FILE)",
+                )
+            }),
+        }
+    }
+
     /// One request.
     pub fn ask(&self, method: &str, path: &str, sent: Sent) -> anyhow::Result<Value> {
+        self.door()?.ask(method, path, sent)
+    }
+}
+
+impl Door {
+    fn ask(&self, method: &str, path: &str, sent: Sent) -> anyhow::Result<Value> {
         let (mut stream, host, token) = self.connect()?;
         let (kind, body) = match sent {
             Sent::Nothing => ("", Vec::new()),
@@ -78,19 +114,14 @@ impl ServerArgs {
     }
 
     fn connect(&self) -> anyhow::Result<(Box<dyn Stream>, String, Option<String>)> {
-        if let Some(admin) = &self.admin {
-            let path = admin.strip_prefix("unix:").unwrap_or(admin);
-            let stream = UnixStream::connect(path).map_err(|e| self.lost(&e))?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            return Ok((Box::new(stream), "localhost".to_string(), None));
-        }
-        let (Some(server), Some(file)) = (&self.server, &self.admin_token_file) else {
-            return Err(UsageError::new(
-                "this verb",
-                "it talks to a running server, and none is named",
-                "give --admin unix:PATH, or --server http://HOST:PORT with --admin-token-file FILE",
-            )
-            .into());
+        let (server, file) = match self {
+            Self::Socket(name) => {
+                let path = name.strip_prefix("unix:").unwrap_or(name);
+                let stream = UnixStream::connect(path).map_err(|e| self.lost(&e))?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                return Ok((Box::new(stream), "localhost".to_string(), None));
+            }
+            Self::Tcp { server, token_file } => (server, token_file),
         };
         let host = server.strip_prefix("http://").unwrap_or(server).trim_end_matches('/');
         if server.starts_with("https://") || host.contains(['/', '@', '\r', '\n']) {
@@ -123,7 +154,9 @@ impl ServerArgs {
     }
 
     fn name(&self) -> &str {
-        self.admin.as_deref().or(self.server.as_deref()).unwrap_or("the server")
+        match self {
+            Self::Socket(name) | Self::Tcp { server: name, .. } => name,
+        }
     }
 
     fn lost(&self, e: &std::io::Error) -> UsageError {

@@ -165,9 +165,10 @@ impl LiveModel {
         self.engine.live()
     }
 
-    /// The tensors that the live weights were made of, as they came: what a delta builds on.
-    pub fn source(&self) -> Option<Checkpoint> {
-        self.source.load().as_ref().map(|source| source.checkpoint.clone())
+    /// The tensors that the live weights were made of, as they came (what a delta builds on), and the name that they came
+    /// with.
+    pub fn source(&self) -> Option<(Checkpoint, Option<String>)> {
+        self.source.load().as_ref().map(|source| (source.checkpoint.clone(), source.begin.version.clone()))
     }
 
     /// Whether a refit or an update is under way.

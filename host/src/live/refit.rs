@@ -59,7 +59,19 @@ struct Made<'e> {
 impl LiveModel {
     /// The first load: the model as it is. Observers watch refits, not this.
     pub fn load(&self, checkpoint: Checkpoint, actor: &Actor, progress: Progress<'_>) -> Result<Refitted, LiveError> {
-        self.run(Source { checkpoint, begin: Begin::default() }, Run { unobserved: true }, actor, progress)
+        self.load_as(None, checkpoint, actor, progress)
+    }
+
+    /// The first load, with a name for the weights; none: the number of the publish.
+    pub fn load_as(
+        &self,
+        version: Option<&str>,
+        checkpoint: Checkpoint,
+        actor: &Actor,
+        progress: Progress<'_>,
+    ) -> Result<Refitted, LiveError> {
+        let begin = Begin { version: version.map(str::to_string), ..Begin::default() };
+        self.run(Source { checkpoint, begin }, Run { unobserved: true }, actor, progress)
     }
 
     /// One refit. Waits for another one that is under way. On an error the old weights serve on.

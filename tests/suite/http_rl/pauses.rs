@@ -79,7 +79,7 @@ fn wait_lets_it_end() {
 fn keep_and_retract_go_on_with_the_new_weights() {
     for pause in ["/pause?mode=keep", "/pause_generation"] {
         let server = Arc::new(Server::start(&[]));
-        let running = long(&server, 400);
+        let running = long(&server, 500);
         match pause {
             "/pause_generation" => {
                 let answer = server.json(pause, &json!({ "mode": "retract" })).good();
@@ -97,7 +97,7 @@ fn keep_and_retract_go_on_with_the_new_weights() {
         let versions = got["weight_versions"].as_array().unwrap();
         assert_eq!(versions.len(), 2, "{versions:?}");
         assert_eq!(versions[1]["version"], "new");
-        assert_eq!((&versions[0]["end"], &versions[1]["end"]), (&versions[1]["start"], &json!(400)));
+        assert_eq!((&versions[0]["end"], &versions[1]["end"]), (&versions[1]["start"], &json!(500)));
     }
 }
 

@@ -98,9 +98,10 @@ async fn update_weights_from_disk(
 fn from_disk(app: &Arc<App>, body: &UpdateFromDisk, actor: &Actor) -> ApiResult<Published> {
     let pinned = app.roots.pin(&body.model_path)?;
     let version = body.options.version()?;
-    let held = app.live.engine().live().ok().and_then(|w| Version::parse(w.label()));
     let source = app.live.source();
-    let base = source.as_ref().map(|checkpoint| Base { checkpoint, version: held });
+    let base = source
+        .as_ref()
+        .map(|(checkpoint, held)| Base { checkpoint, version: held.as_deref().and_then(Version::parse) });
     let explain = |e| version_error(e, |text| pinned.plain(text));
     // Of a folder of versions, `weight_version` names one; of anything else it is only a name.
     let target = version.as_deref().and_then(Version::parse).filter(|_| pinned.is_series());
