@@ -9,3 +9,4 @@ pub mod live;
 pub mod patch;
 pub mod sandbox;
 pub mod serve;
+pub mod train;

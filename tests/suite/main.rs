@@ -3,11 +3,15 @@
 
 mod cli;
 mod compare;
+mod crash;
 mod delta;
 mod export;
 mod fp8;
 mod hostile;
 mod http;
+mod http_admin;
+mod http_client;
+mod http_rl;
 mod ledger;
 mod list;
 mod live;
@@ -16,6 +20,11 @@ mod malformed;
 mod oracle;
 mod quantize;
 mod refit;
+mod scheduler;
+mod serving;
+mod soak;
+mod state;
 mod support;
+mod train;
 mod transaction;
 mod wit;

@@ -1,13 +1,18 @@
-//! Watches refits and vetoes those that do not hold what was promised or what the user demands.
+//! Watches refits and vetoes those that do not hold what was promised or what the user demands. Remembers the last refit
+//! that it accepted, so that one with fewer tensors is noticed, also after it was swapped for another version of itself.
+
+mod memory;
 
 /// Generated from the WIT.
 #[allow(missing_docs, unused, clippy::all)]
 mod bindings {
-    wit_bindgen::generate!({ path: "../../wit/patch/0.1.0", world: "observer-patch" });
+    wit_bindgen::generate!({ path: "../../wit/patch/0.1.0", world: "stateful-observer-patch" });
 }
 
 use bindings::exports::patchhost::patch::identity::{self, Info, Target};
 use bindings::exports::patchhost::patch::refit_observer::{self, Arrival, Dtype, Verdict};
+use bindings::exports::patchhost::patch::state::{self, Snapshot};
+use memory::{Fingerprint, Last};
 use std::collections::BTreeSet;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -22,6 +27,8 @@ struct Rules {
     dtypes: Vec<(String, String)>,
     /// Names and the digest that they must have.
     sha256: Vec<(String, String)>,
+    /// Whether a refit must bring the tensors of the one before.
+    same_names: bool,
 }
 
 /// One refit, as far as it was seen.
@@ -31,10 +38,14 @@ struct Seen {
     required: BTreeSet<usize>,
     last: Option<String>,
     count: u32,
+    fingerprint: Fingerprint,
+    version: String,
 }
 
 static RULES: OnceLock<Rules> = OnceLock::new();
 static SEEN: Mutex<Option<Seen>> = Mutex::new(None);
+/// The last refit that was accepted.
+static LAST: Mutex<Option<Last>> = Mutex::new(None);
 
 impl Rules {
     fn parse(settings: Vec<(String, String)>) -> Result<Self, String> {
@@ -53,7 +64,14 @@ impl Rules {
                 "forbid" => rules.forbid = list().collect(),
                 "dtypes" => rules.dtypes = pairs()?,
                 "sha256" => rules.sha256 = pairs()?,
-                _ => return Err(format!("unknown setting `{key}`; known are: require, forbid, dtypes, sha256")),
+                "names" => {
+                    rules.same_names = match value.as_str() {
+                        "any" => false,
+                        "same" => true,
+                        _ => return Err(format!("{key}={value}: write `any`, or `same` as the refit before")),
+                    }
+                }
+                _ => return Err(format!("unknown setting `{key}`; known are: require, forbid, dtypes, sha256, names")),
             }
         }
         Ok(rules)
@@ -67,6 +85,7 @@ impl Rules {
         }
         seen.last = Some(name.clone());
         seen.count += 1;
+        seen.fingerprint.add(name, a.dtype as u8, &a.shape);
         if a.shape.contains(&0) {
             return Some(format!("tensor `{name}` is empty ({:?})", a.shape));
         }
@@ -90,16 +109,23 @@ impl Rules {
         None
     }
 
-    /// Why the whole is not acceptable.
-    fn missing(&self, seen: &Seen, total: u32) -> Option<String> {
+    /// Why the whole is not acceptable, after the refit before.
+    fn missing(&self, seen: &Seen, total: u32, last: Option<&Last>) -> Option<String> {
         if seen.count != total || total == 0 {
             return Some(format!("{} tensors were seen of {total}", seen.count));
         }
         if let Some(name) = seen.promised.as_ref().and_then(|p| p.first()) {
             return Some(format!("tensor `{name}` was promised and did not come"));
         }
-        let absent = self.require.iter().enumerate().find(|(i, _)| !seen.required.contains(i));
-        absent.map(|(_, g)| format!("nothing matches `{g}` in setting require"))
+        if let Some((_, g)) = self.require.iter().enumerate().find(|(i, _)| !seen.required.contains(i)) {
+            return Some(format!("nothing matches `{g}` in setting require"));
+        }
+        let last = last.filter(|last| self.same_names && last.fingerprint != seen.fingerprint.value())?;
+        let (had, before) = (last.tensors, &last.version);
+        Some(match had == total {
+            true => format!("its {total} tensors have other names, dtypes or shapes than those of refit `{before}`"),
+            false => format!("it has {total} tensors, refit `{before}` had {had}; setting names=same demands the same"),
+        })
     }
 }
 
@@ -148,9 +174,9 @@ impl identity::Guest for RefitGuard {
 }
 
 impl refit_observer::Guest for RefitGuard {
-    fn begin(_version: String, expected: Option<Vec<String>>) -> Verdict {
+    fn begin(version: String, expected: Option<Vec<String>>) -> Verdict {
         let promised = expected.map(|names| names.into_iter().collect());
-        *SEEN.lock().unwrap_or_else(PoisonError::into_inner) = Some(Seen { promised, ..Seen::default() });
+        *SEEN.lock().unwrap_or_else(PoisonError::into_inner) = Some(Seen { promised, version, ..Seen::default() });
         Verdict::Accept
     }
 
@@ -164,7 +190,24 @@ impl refit_observer::Guest for RefitGuard {
     fn finish(total: u32) -> Verdict {
         let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(seen) = seen else { return Verdict::Veto("`begin` was not called".into()) };
-        verdict(RULES.get_or_init(Rules::default).missing(&seen, total))
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        let objection = RULES.get_or_init(Rules::default).missing(&seen, total, last.as_ref());
+        if objection.is_none() {
+            let (fingerprint, version) = (seen.fingerprint.value(), seen.version);
+            *last = Some(Last { tensors: total, fingerprint, version });
+        }
+        verdict(objection)
+    }
+}
+
+impl state::Guest for RefitGuard {
+    fn export_state() -> Result<Snapshot, String> {
+        Ok(memory::export(LAST.lock().unwrap_or_else(PoisonError::into_inner).as_ref()))
+    }
+
+    fn import_state(s: Snapshot) -> Result<(), String> {
+        *LAST.lock().unwrap_or_else(PoisonError::into_inner) = memory::import(s)?;
+        Ok(())
     }
 }
 
@@ -197,7 +240,28 @@ mod tests {
         let require = rules("require", "*bias,*norm");
         let mut seen = Seen::default();
         assert_eq!(require.objection(&mut seen, &arrival("a.bias", Dtype::F32)), None);
-        assert!(require.missing(&seen, 1).is_some_and(|w| w.contains("`*norm`")));
+        assert!(require.missing(&seen, 1, None).is_some_and(|w| w.contains("`*norm`")));
+    }
+
+    #[test]
+    fn the_tensors_of_the_refit_before_are_demanded_if_set() {
+        let (a, b) = (arrival("a", Dtype::F32), arrival("b", Dtype::F32));
+        let same = rules("names", "same");
+        let seen = |rules: &Rules, arrivals: &[&Arrival]| {
+            let mut seen = Seen::default();
+            arrivals.iter().for_each(|a| assert_eq!(rules.objection(&mut seen, a), None));
+            seen
+        };
+        let both = seen(&same, &[&a, &b]);
+        let last = Last { tensors: 2, fingerprint: both.fingerprint.value(), version: "step-1".into() };
+        assert_eq!(same.missing(&both, 2, Some(&last)), None);
+        assert_eq!(same.missing(&both, 2, None), None);
+        let one = same.missing(&seen(&same, &[&a]), 1, Some(&last));
+        assert!(one.is_some_and(|why| why.contains("1 tensors, refit `step-1` had 2")));
+        let narrowed = same.missing(&seen(&same, &[&a, &arrival("b", Dtype::Bf16)]), 2, Some(&last));
+        assert!(narrowed.is_some_and(|why| why.contains("other names, dtypes or shapes")));
+        assert_eq!(rules("names", "any").missing(&seen(&same, &[&a]), 1, Some(&last)), None);
+        assert!(Rules::parse(vec![("names".into(), "some".into())]).is_err());
     }
 
     #[test]
@@ -206,7 +270,7 @@ mod tests {
         let mut seen = Seen { promised, ..Seen::default() };
         let none = Rules::default();
         assert_eq!(none.objection(&mut seen, &arrival("a", Dtype::F32)), None);
-        assert!(none.missing(&seen, 1).is_some_and(|w| w.contains("`b` was promised")));
+        assert!(none.missing(&seen, 1, None).is_some_and(|w| w.contains("`b` was promised")));
         assert!(none.objection(&mut seen, &arrival("c", Dtype::F32)).is_some_and(|w| w.contains("not promised")));
         assert!(none.objection(&mut seen, &arrival("a", Dtype::F32)).is_some_and(|w| w.contains("out of order")));
     }

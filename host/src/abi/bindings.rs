@@ -1,4 +1,4 @@
-//! Generated from `wit/patch/0.1.0`, and nothing else. `state` is in no world yet.
+//! Generated from `wit/patch/0.1.0`, and nothing else.
 
 wasmtime::component::bindgen!({
     world: "host-view",
@@ -9,5 +9,5 @@ wasmtime::component::bindgen!({
 
 pub use self::patchhost::patch::row_source;
 pub use exports::patchhost::patch::{
-    block_quant, block_quant_rows, identity, layout, loader_map, logits_mask, lora, refit_observer,
+    block_quant, block_quant_rows, identity, layout, loader_map, logits_mask, lora, refit_observer, state,
 };

@@ -69,7 +69,8 @@ fn compare_world(guest: &Resolve, world: WorldId, host: &Resolve) -> Vec<Skew> {
     let exports = interfaces(guest, world.exports.iter());
     let mut skews = Vec::new();
     let hooks: Vec<String> = Hook::ALL.iter().map(|hook| interface(hook.name())).collect();
-    for name in std::iter::once(IDENTITY).chain(hooks.iter().map(String::as_str)) {
+    let state = interface("state");
+    for name in [IDENTITY, &state].into_iter().chain(hooks.iter().map(String::as_str)) {
         if let Some((_, id)) = exports.iter().find(|(export, _)| export == name) {
             compare_interface(guest, *id, host, name, &mut skews);
         } else if let Some((other, _)) = exports.iter().find(|(export, _)| same_but_version(export, name)) {
@@ -174,11 +175,13 @@ fn function_difference(guest: &Resolve, found: &Function, host: &Resolve, wanted
 }
 
 fn parse_host() -> Result<Resolve, String> {
+    macro_rules! files {
+        ($($name:literal)*) => { [$(($name, include_str!(concat!("../../../wit/patch/0.1.0/", $name)))),*] };
+    }
     let mut map = SourceMap::new();
-    map.push_str("types.wit", include_str!("../../../wit/patch/0.1.0/types.wit"));
-    map.push_str("identity.wit", include_str!("../../../wit/patch/0.1.0/identity.wit"));
-    map.push_str("loader-map.wit", include_str!("../../../wit/patch/0.1.0/loader-map.wit"));
-    map.push_str("block-quant.wit", include_str!("../../../wit/patch/0.1.0/block-quant.wit"));
+    let files = files!("types.wit" "identity.wit" "loader-map.wit" "block-quant.wit" "layout.wit" "lora.wit"
+        "logits-mask.wit" "refit-observer.wit" "state.wit");
+    files.into_iter().for_each(|(name, text)| map.push_str(name, text));
     let group = map.parse().map_err(|(_, error)| format!("{error}"))?;
     let mut resolve = Resolve::default();
     resolve.push_group(group).map_err(|error| format!("{error}"))?;

@@ -1,9 +1,12 @@
 //! One patch as the adapters see it: its name, its pool, and how a fault becomes an error with three parts.
 
-use super::bindings::{block_quant, block_quant_rows, identity, layout, loader_map, logits_mask, lora, refit_observer};
+use super::bindings::{
+    block_quant, block_quant_rows, identity, layout, loader_map, logits_mask, lora, refit_observer, state,
+};
 use super::identity::{Info, configure, describe};
+use super::state::Inherited;
 use super::{Hook, text};
-use crate::sandbox::{Budget, Fault, Function, Lease, Lent, Limits, Pool, Sandbox, State, Stats, run};
+use crate::sandbox::{Budget, Fault, Function, Instances, Lease, Lent, Limits, Pool, Sandbox, State, Stats, run};
 use patchhost_runtime::hooks::{HookCause, HookError};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -16,19 +19,22 @@ macro_rules! hooks {
         /// What one instance exports, looked up and type-checked.
         pub(crate) struct Exports {
             identity: identity::Guest,
+            pub(super) state: Option<state::Guest>,
             $(pub(super) $field: Option<$module::Guest>,)*
         }
 
         /// Where the exports of a component are; found once, before there is an instance.
         struct Indices {
             identity: identity::GuestIndices,
+            state: Option<state::GuestIndices>,
             $($field: Option<$module::GuestIndices>,)*
         }
 
         impl Indices {
-            fn new(pre: &InstancePre<State>, hooks: &[Hook]) -> wasmtime::Result<Self> {
+            fn new(pre: &InstancePre<State>, hooks: &[Hook], state: bool) -> wasmtime::Result<Self> {
                 Ok(Self {
                     identity: identity::GuestIndices::new(pre)?,
+                    state: state.then(|| state::GuestIndices::new(pre)).transpose()?,
                     $($field: hooks.contains(&Hook::$hook).then(|| $module::GuestIndices::new(pre)).transpose()?,)*
                 })
             }
@@ -36,6 +42,7 @@ macro_rules! hooks {
             fn load(&self, store: &mut Store<State>, instance: &Instance) -> wasmtime::Result<Exports> {
                 Ok(Exports {
                     identity: self.identity.load(&mut *store, instance)?,
+                    state: self.state.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?,
                     $($field: self.$field.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?,)*
                 })
             }
@@ -57,14 +64,18 @@ hooks! {
 pub(crate) struct Guest {
     info: Info,
     pool: Pool<Exports>,
+    /// Only where the patch exports `state`: what its instances begin with.
+    inherited: Option<Inherited>,
 }
 
 impl Guest {
-    /// Makes the first instance: instantiate, describe, configure. `settings` go to every later instance too.
+    /// Makes the first instance: instantiate, describe, configure. `settings` go to every later instance too. A patch
+    /// with `state` has one instance at a time.
     pub(crate) fn start(
         sandbox: Sandbox,
         pre: InstancePre<State>,
         hooks: &[Hook],
+        state: bool,
         settings: Vec<(String, String)>,
         limits: Limits,
     ) -> Result<Self, Fault> {
@@ -73,10 +84,12 @@ impl Guest {
             cause: HookCause::Unsupported,
             why: text::clean(&format!("{error:#}"), 512),
         };
-        let indices = Indices::new(&pre, hooks).map_err(fault)?;
+        let indices = Indices::new(&pre, hooks, state).map_err(fault)?;
         let known: Arc<OnceLock<Info>> = Arc::default();
         let first = Arc::clone(&known);
         let budget = limits.setup_budget();
+        let inherited = state.then(Inherited::default);
+        let (heir, import_budget) = (inherited.clone(), limits.state_budget(0));
         let setup = move |store: &mut Store<State>, instance: &Instance, stats: &Stats| {
             let exports = run(store, stats, Function::Instantiate, &budget, |store| indices.load(store, instance))?;
             let info = describe(store, stats, &exports.identity, &budget)?;
@@ -86,15 +99,28 @@ impl Guest {
                 return Err(Fault { function: Function::Describe, cause: HookCause::BadOutput, why });
             }
             configure(store, stats, &exports.identity, &settings, &budget)?;
+            if let (Some(heir), Some(state)) = (&heir, &exports.state) {
+                heir.hand_over(store, stats, state, &import_budget)?;
+            }
             Ok(exports)
         };
-        let pool = Pool::new(sandbox, pre, limits, Box::new(setup))?;
+        let instances = if state { Instances::One } else { Instances::Many };
+        let pool = Pool::new(sandbox, pre, limits, instances, Box::new(setup))?;
         let info = first.get().cloned().unwrap_or_default();
-        Ok(Self { info, pool })
+        Ok(Self { info, pool, inherited })
     }
 
     pub(crate) fn info(&self) -> &Info {
         &self.info
+    }
+
+    /// Whether the patch exports `state`.
+    pub(crate) fn has_state(&self) -> bool {
+        self.inherited.is_some()
+    }
+
+    pub(super) fn inherited(&self) -> Option<&Inherited> {
+        self.inherited.as_ref()
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -132,6 +158,11 @@ impl Guest {
         f: impl FnOnce(&mut Store<State>, &Exports) -> wasmtime::Result<Result<R, String>>,
     ) -> Result<R, HookError> {
         self.judge(function, subject, self.pool.call_leased(lease, function, budget, f))
+    }
+
+    /// Replaces the idle instances by a new one.
+    pub(super) fn renew(&self, function: Function) -> Result<(), HookError> {
+        self.judge(function, &Subject::Nothing, self.pool.renew().map(Ok))
     }
 
     fn judge<R>(

@@ -15,11 +15,13 @@ mod model;
 mod refit_observer;
 pub(crate) mod row_source;
 mod scheme;
+mod state;
 pub mod text;
 mod typediff;
 
 pub use hook::Hook;
 pub use identity::{Info, Target};
+pub use state::Snapshot;
 
 pub(crate) use block_quant::QuantAdapter;
 pub(crate) use guest::Guest;
@@ -29,3 +31,4 @@ pub(crate) use loader_map::LoaderAdapter;
 pub(crate) use logits_mask::MaskAdapter;
 pub(crate) use lora::LoraAdapter;
 pub(crate) use refit_observer::ObserverAdapter;
+pub(crate) use state::is_state;

@@ -1,7 +1,7 @@
 //! What an audit found.
 
 use super::Facts;
-use crate::abi::Hook;
+use crate::abi::{Hook, is_state};
 use crate::patch::Digest;
 use serde::Serialize;
 
@@ -84,6 +84,11 @@ impl Report {
     /// How many findings refuse the component.
     pub fn errors(&self) -> usize {
         self.count(Severity::Error)
+    }
+
+    /// Whether the component exports `state`: what it remembers can be handed over at a swap.
+    pub fn has_state(&self) -> bool {
+        self.exports.iter().any(|name| is_state(name))
     }
 
     /// How many findings have this severity.

@@ -4,7 +4,7 @@
 pub mod bundled;
 pub mod export;
 mod layout;
-mod staging;
-mod stream;
+pub(crate) mod staging;
+pub(crate) mod stream;
 pub mod versions;
 pub mod write;

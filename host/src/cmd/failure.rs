@@ -12,6 +12,7 @@ use crate::checkpoint::write::WriteError;
 use crate::compare::CompareError;
 use crate::live::{LiveError, WatchError};
 use crate::patch::{AttachError, LedgerError, PolicyError, SetError, StageError, SwapError, SwapErrorKind};
+use crate::train::TrainError;
 
 /// Refused: by the audit, a digest, a conflict, or because weights and patches do not cover the model.
 pub const EXIT_REFUSED: u8 = 1;
@@ -70,12 +71,15 @@ fn code(error: &anyhow::Error) -> u8 {
         return stage(e);
     }
     if let Some(e) = error.downcast_ref::<LiveError>() {
+        return live(e);
+    }
+    if let Some(e) = error.downcast_ref::<TrainError>() {
         return match e {
-            LiveError::Runtime(e) => runtime(e),
-            LiveError::Stage(e) => stage(e),
-            LiveError::Swap(e) => swap(e),
-            LiveError::Probe(_) => EXIT_PATCH,
-            LiveError::Busy(_) => EXIT_REFUSED,
+            TrainError::Usage(_) => EXIT_USAGE,
+            TrainError::Refused(_) => EXIT_REFUSED,
+            TrainError::Runtime(e) => runtime(e),
+            TrainError::Live(e) => live(e),
+            TrainError::Write(e) => write(e),
         };
     }
     if let Some(e) = error.downcast_ref::<SwapError>() {
@@ -109,17 +113,35 @@ fn code(error: &anyhow::Error) -> u8 {
     if error.is::<SetError>() || error.is::<AttachError>() {
         return EXIT_REFUSED;
     }
+    if let Some(e) = error.downcast_ref::<super::admin_client::Refused>() {
+        // The server's status says whose fault it is.
+        return if matches!(e.status, 400 | 401 | 404 | 413 | 415) { EXIT_USAGE } else { EXIT_REFUSED };
+    }
     if error.is::<UsageError>() {
         return EXIT_USAGE;
     }
-    match error.downcast_ref::<WriteError>() {
+    error.downcast_ref::<WriteError>().map_or(EXIT_HOST, write)
+}
+
+fn write(error: &WriteError) -> u8 {
+    match error {
         // A folder that does not exist or cannot be written is the user's to mend, a full disk is not his argument's fault.
-        Some(WriteError::Io { source, .. })
+        WriteError::Io { source, .. }
             if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied) =>
         {
             EXIT_USAGE
         }
         _ => EXIT_HOST,
+    }
+}
+
+fn live(error: &LiveError) -> u8 {
+    match error {
+        LiveError::Runtime(e) => runtime(e),
+        LiveError::Stage(e) => stage(e),
+        LiveError::Swap(e) => swap(e),
+        LiveError::Probe(_) => EXIT_PATCH,
+        LiveError::Busy(_) => EXIT_REFUSED,
     }
 }
 

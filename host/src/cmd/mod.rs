@@ -1,11 +1,11 @@
 //! The command line: one file per verb.
 
+mod admin_client;
 mod args;
 mod compare;
 mod explain;
 mod export;
 mod failure;
-#[allow(dead_code)] // serve and train are about to use it
 mod live;
 mod log;
 mod logits;
@@ -14,9 +14,13 @@ mod output;
 mod patches;
 mod quantize;
 mod refit;
+mod rollback;
 mod run;
 mod serve;
 mod session;
+mod status;
+mod swap;
+mod train;
 mod verify_refit;
 
 use std::io::IsTerminal;
@@ -51,6 +55,10 @@ enum Verb {
     Logits(logits::Args),
     Refit(Box<refit::Args>),
     VerifyRefit(verify_refit::Args),
+    Swap(swap::Args),
+    Rollback(rollback::Args),
+    Status(status::Args),
+    Train(Box<train::Args>),
     Patches(patches::Args),
     Log(log::Args),
 }
@@ -81,6 +89,10 @@ pub fn main() -> ExitCode {
         Verb::Quantize(args) => quantize::run(args, format),
         Verb::Logits(args) => logits::run(args, format),
         Verb::Refit(args) => refit::run(&args, format),
+        Verb::Swap(args) => swap::run(args, format),
+        Verb::Rollback(args) => rollback::run(args, format),
+        Verb::Status(args) => status::run(args, format),
+        Verb::Train(args) => train::run(*args, format),
         Verb::Patches(args) => patches::run(args, format),
         Verb::Log(args) => log::run(args, format),
         Verb::VerifyRefit(args) => verify_refit::run(args, format),

@@ -227,13 +227,42 @@ impl Patches {
 
     /// The ledger, as it stands now.
     pub fn ledger(&self) -> Vec<LedgerRow> {
-        self.attachments.entries().iter().map(|(patch, applicability)| row(patch, applicability)).collect()
+        self.attachments.entries().iter().map(|(patch, applicability)| LedgerRow::of(patch, applicability)).collect()
     }
 
     /// Prints the ledger for people.
     pub fn print_ledger(&self) {
+        LedgerRow::print(&self.ledger());
+    }
+}
+
+impl LedgerRow {
+    /// The line of one patch, as it stands now.
+    pub fn of(patch: &Patch, applicability: &Applicability) -> Self {
+        let stats = patch.stats();
+        let (state, reason) = match applicability {
+            Applicability::Applies => ("applied", None),
+            Applicability::NotApplicable { reason } => ("not applicable", Some(reason.clone())),
+        };
+        Self {
+            name: patch.info().name.clone(),
+            version: patch.info().version.clone(),
+            sha256: patch.digest().hex(),
+            generation: patch.generation().hex(),
+            hooks: patch.hooks().iter().map(Hook::to_string).collect(),
+            state,
+            reason,
+            calls: stats.hook_calls(),
+            fuel: stats.functions.values().map(|f| f.fuel_total).sum(),
+            seconds: stats.functions.values().map(|f| f.wall_ns).sum::<u64>() as f64 / 1e9,
+            functions: serde_json::to_value(&stats.functions).unwrap_or_default(),
+        }
+    }
+
+    /// Prints lines for people.
+    pub fn print(rows: &[Self]) {
         println!("patches");
-        for r in self.ledger() {
+        for r in rows {
             let hooks = r.hooks.join(", ");
             print!("  {} {}  sha256:{}  {hooks}  {}", r.name, r.version, &r.sha256[..12], r.state);
             match &r.reason {
@@ -245,27 +274,6 @@ impl Patches {
                 }
             }
         }
-    }
-}
-
-fn row(patch: &Patch, applicability: &Applicability) -> LedgerRow {
-    let stats = patch.stats();
-    let (state, reason) = match applicability {
-        Applicability::Applies => ("applied", None),
-        Applicability::NotApplicable { reason } => ("not applicable", Some(reason.clone())),
-    };
-    LedgerRow {
-        name: patch.info().name.clone(),
-        version: patch.info().version.clone(),
-        sha256: patch.digest().hex(),
-        generation: patch.generation().hex(),
-        hooks: patch.hooks().iter().map(Hook::to_string).collect(),
-        state,
-        reason,
-        calls: stats.hook_calls(),
-        fuel: stats.functions.values().map(|f| f.fuel_total).sum(),
-        seconds: stats.functions.values().map(|f| f.wall_ns).sum::<u64>() as f64 / 1e9,
-        functions: serde_json::to_value(&stats.functions).unwrap_or_default(),
     }
 }
 

@@ -28,6 +28,8 @@ pub use logprobs::{Distance, Sequences, token_logprobs};
 pub use native::Native;
 pub use report::{ClassTotals, Report, RolloutCorr, SideInfo};
 pub use subset::{Only, Subset};
+pub(crate) use svg::escape;
+pub(crate) use tables::number;
 pub use tensors::{SideRow, SideTotals, State, TensorRow, Totals, compare_unit, totals};
 pub use text::render as text;
 pub use trainer::Trainer;

@@ -226,27 +226,30 @@ fn sum_log_ratio(sequence: &[Token]) -> f64 {
     sequence.iter().map(Token::log_ratio).sum()
 }
 
+/// The importance weight of each counted token, as the table above defines it: what a loss multiplies its terms by.
+pub fn weights(batch: &Batch, level: Level, threshold: Threshold) -> Vec<Vec<f64>> {
+    let apply = |raw: f64| match threshold.lower {
+        None => raw.min(threshold.upper),
+        Some(lower) if (lower..=threshold.upper).contains(&raw) => raw,
+        Some(_) => 0.0,
+    };
+    raw_weights(batch, level).into_iter().map(|s| s.into_iter().map(apply).collect()).collect()
+}
+
+fn raw_weights(batch: &Batch, level: Level) -> Vec<Vec<f64>> {
+    let of = |s: &Vec<Token>| {
+        let whole = clamp(sum_log_ratio(s)).exp();
+        s.iter().map(|t| if level == Level::Token { clamp(t.log_ratio()).exp() } else { whole }).collect()
+    };
+    batch.iter().map(of).collect()
+}
+
 fn importance(batch: &Batch, level: Level, threshold: Threshold, m: &mut Metrics) {
     let upper = threshold.upper;
     let lower = threshold.lower.unwrap_or(1.0 / upper);
     let sums: Vec<f64> = batch.iter().map(|s| sum_log_ratio(s)).collect();
-    let raw: Vec<Vec<f64>> = batch
-        .iter()
-        .zip(&sums)
-        .map(|(s, sum)| {
-            let of = |t: &Token| match level {
-                Level::Token => clamp(t.log_ratio()).exp(),
-                Level::Sequence => clamp(*sum).exp(),
-            };
-            s.iter().map(of).collect()
-        })
-        .collect();
-    let apply = |raw: &f64| match threshold.lower {
-        None => raw.min(upper),
-        Some(lower) if (lower..=upper).contains(raw) => *raw,
-        Some(_) => 0.0,
-    };
-    let weights: Vec<Vec<f64>> = raw.iter().map(|s| s.iter().map(apply).collect()).collect();
+    let raw = raw_weights(batch, level);
+    let weights = weights(batch, level, threshold);
     let flat_raw: Vec<f64> = raw.concat();
     let flat: Vec<f64> = weights.concat();
 

@@ -12,7 +12,7 @@ const GAP: f64 = 8.0;
 const AXIS: f64 = 26.0;
 
 /// Text that may stand in HTML and SVG.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

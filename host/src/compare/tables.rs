@@ -272,7 +272,7 @@ fn percent(share: Option<f64>) -> String {
 }
 
 /// Four digits, whatever the size.
-pub(super) fn number(v: f64) -> String {
+pub(crate) fn number(v: f64) -> String {
     match v {
         0.0 => "0".to_string(),
         v if !v.is_finite() => v.to_string(),

@@ -165,6 +165,11 @@ impl LiveModel {
         self.engine.live()
     }
 
+    /// The tensors that the live weights were made of, as they came: what a delta builds on.
+    pub fn source(&self) -> Option<Checkpoint> {
+        self.source.load().as_ref().map(|source| source.checkpoint.clone())
+    }
+
     /// Whether a refit or an update is under way.
     pub fn is_refitting(&self) -> bool {
         self.engine.is_refitting() || self.update_open.load(Ordering::Acquire)

@@ -2,11 +2,11 @@
 
 use super::{CallStats, Digest};
 use crate::abi::{
-    Guest, Hook, Info, LayoutAdapter, LoaderAdapter, LoraAdapter, MaskAdapter, ObserverAdapter, QuantAdapter,
+    Guest, Hook, Info, LayoutAdapter, LoaderAdapter, LoraAdapter, MaskAdapter, ObserverAdapter, QuantAdapter, Snapshot,
 };
 use crate::audit::Report;
 use crate::sandbox::Limits;
-use patchhost_runtime::hooks::{BlockQuant, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
+use patchhost_runtime::hooks::{BlockQuant, HookError, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
 use semver::{Version, VersionReq};
 use serde::Serialize;
 use std::fmt;
@@ -87,6 +87,22 @@ impl Patch {
     /// Its counters.
     pub fn stats(&self) -> CallStats {
         self.guest.stats()
+    }
+
+    /// Whether it exports `state`: it remembers something, has one instance at a time, and can hand over what it knows.
+    pub fn has_state(&self) -> bool {
+        self.guest.has_state()
+    }
+
+    /// What it remembers now, for its successor. None: it has no state. Ends by its limits (`wall_state_ms`, fuel).
+    pub fn export_state(&self) -> Result<Option<Snapshot>, HookError> {
+        self.guest.export_state()
+    }
+
+    /// Starts it anew with what its predecessor remembered; instances made later get the same. After an error it has no
+    /// state, and should not be swapped in.
+    pub fn import_state(&self, snapshot: Snapshot) -> Result<(), HookError> {
+        self.guest.import_state(snapshot)
     }
 
     /// Whether one of its targets is this host and this architecture.

@@ -14,7 +14,7 @@ mod policy;
 mod set;
 mod stage;
 
-pub use crate::abi::{Hook, Info, Target};
+pub use crate::abi::{Hook, Info, Snapshot, Target};
 pub use crate::sandbox::{Cache, CacheStats, CallStats, Function, FunctionStats, Limits, Sandbox};
 pub use attach::{AttachError, Attached, Attachments, Phase};
 pub use board::{
@@ -22,7 +22,7 @@ pub use board::{
     Requested, StagedStatus, SwapError, SwapErrorKind, SwapRequest, TransitionStatus, When,
 };
 pub use bundled::resolve;
-pub use digest::Digest;
+pub use digest::{Digest, NotADigest};
 pub use error::{Stage, StageError};
 pub use generation::{Generation, Member};
 pub use ledger::{Actor, Entry, Head, Ledger, LedgerError, LedgerOptions};

@@ -86,6 +86,11 @@ impl Candidate {
         &self.name
     }
 
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Digest of the bytes.
     pub fn digest(&self) -> &Digest {
         &self.digest
@@ -220,7 +225,7 @@ impl Compiled {
     pub fn ready(self, settings: &[(String, String)], limits: Limits) -> Result<Arc<Patch>, StageError> {
         let Self { candidate: Candidate { name, digest, .. }, report, pre, sandbox } = self;
         check_settings(settings).map_err(|why| StageError::Settings { name: name.clone(), why })?;
-        let started = Guest::start(sandbox, pre, &report.hooks, settings.to_vec(), limits.clone());
+        let started = Guest::start(sandbox, pre, &report.hooks, report.has_state(), settings.to_vec(), limits.clone());
         let guest = started.map_err(|fault| StageError::Start {
             name: name.clone(),
             call: fault.function.name(),

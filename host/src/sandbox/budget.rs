@@ -46,6 +46,11 @@ impl Limits {
         self.budget(fuel, formula, self.wall_panel_ms, blocks.saturating_mul(4))
     }
 
+    /// `export-state` and `import-state`: `output` bytes of state out.
+    pub(crate) fn state_budget(&self, output: usize) -> Budget {
+        self.budget(self.fuel_base, "fuel_base", self.wall_state_ms, output)
+    }
+
     fn budget(&self, fuel: u64, formula: &'static str, wall_ms: u64, output: usize) -> Budget {
         Budget {
             fuel: fuel.min(self.fuel_max),

@@ -46,6 +46,8 @@ pub struct Limits {
     pub wall_scales_ms: u64,
     /// Wall time of `panel-scales`.
     pub wall_panel_ms: u64,
+    /// Wall time of `export-state` and of `import-state`: a swap waits for them.
+    pub wall_state_ms: u64,
     /// Bytes of an answer beyond its exact expected size: room for an error text. Stops a list of gigabytes, which the
     /// host would have to allocate.
     pub output_slack: usize,
@@ -74,6 +76,7 @@ impl Default for Limits {
             wall_decide_ms: 30_000,
             wall_scales_ms: 10_000,
             wall_panel_ms: 60_000,
+            wall_state_ms: 2_000,
             output_slack: 4 * KIB,
             output_max: 64 * MIB,
             panel_reads: 16,

@@ -20,6 +20,6 @@ pub use stats::{CallStats, Function, FunctionStats};
 pub(crate) use budget::Budget;
 pub(crate) use fault::ImportRefused;
 pub(crate) use linker::linker_for;
-pub(crate) use pool::{Lease, Pool};
+pub(crate) use pool::{Instances, Lease, Pool};
 pub(crate) use stats::Stats;
 pub(crate) use store::{Lent, State, run};

@@ -1,33 +1,83 @@
-//! Instances of one patch: one per worker at a time, made again from `InstancePre` after a trap.
+//! Instances of one patch: one per worker at a time, or one in all; made again from `InstancePre` after a trap.
 
 use super::store::new_store;
 use super::{Budget, Fault, Function, Lent, Limits, Sandbox, State, Stats, run};
 use patchhost_runtime::hooks::HookCause;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre};
 
 /// Looks up the exports of a new instance, asks it who it is and configures it.
 pub(crate) type Setup<T> = dyn Fn(&mut Store<State>, &Instance, &Stats) -> Result<T, Fault> + Send + Sync;
 
-/// One store with one instance in it, and its exports.
-struct Live<T> {
-    store: Store<State>,
-    exports: T,
+/// How many instances a patch has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Instances {
+    /// As many as are asked at once. What one remembers, another does not know.
+    Many,
+    /// One at a time, and its calls come one after the other: what one call remembers, the next one sees.
+    One,
 }
 
-/// An instance that one caller has for a sequence of calls.
-pub(crate) struct Lease<T>(Option<Box<Live<T>>>);
+/// One store with one instance in it, and its exports.
+pub(crate) struct Live<T> {
+    store: Store<State>,
+    exports: T,
+    /// Which of the pool's instances it is, counted from 1.
+    number: u64,
+}
+
+/// A sequence of calls that reaches one instance.
+pub(crate) enum Lease<T> {
+    /// An instance that one caller has. None: it failed.
+    Own(Option<Box<Live<T>>>),
+    /// The one instance of the pool, which others may call between the calls of the sequence. If they could not, a patch
+    /// with two hooks would wait for itself: a refit holds its observers while it asks its other hooks.
+    Shared {
+        /// The instance that the sequence began with.
+        number: u64,
+    },
+}
 
 /// The pool. A trap poisons a whole store in wasmtime 48, so one store holds one instance and goes with it.
 pub(crate) struct Pool<T> {
     sandbox: Sandbox,
     pre: InstancePre<State>,
     limits: Limits,
+    instances: Instances,
     setup: Box<Setup<T>>,
-    /// Boxed: the exports are a kilobyte, and this vector is on the path of every call.
-    idle: Mutex<Vec<Box<Live<T>>>>,
+    idle: Mutex<Idle<T>>,
+    /// Told when the one instance is free. Nobody waits for one of many.
+    free: Condvar,
     stats: Stats,
+}
+
+/// Instances that nobody calls.
+struct Idle<T> {
+    /// Boxed: the exports are a kilobyte, and this vector is on the path of every call.
+    live: Vec<Box<Live<T>>>,
+    /// Whether the one instance is being called or made.
+    taken: bool,
+    /// Instances made so far.
+    made: u64,
+}
+
+/// A caller's place in the pool. Dropped without an instance in it (after a fault or a panic), it leaves the place free.
+struct Place<'a, T> {
+    pool: &'a Pool<T>,
+    live: Option<Box<Live<T>>>,
+}
+
+impl<T> Drop for Place<'_, T> {
+    fn drop(&mut self) {
+        let mut idle = self.pool.idle();
+        idle.live.extend(self.live.take());
+        idle.taken = false;
+        drop(idle);
+        if self.pool.instances == Instances::One {
+            self.pool.free.notify_one();
+        }
+    }
 }
 
 impl<T> Pool<T> {
@@ -36,12 +86,21 @@ impl<T> Pool<T> {
         sandbox: Sandbox,
         pre: InstancePre<State>,
         limits: Limits,
+        instances: Instances,
         setup: Box<Setup<T>>,
     ) -> Result<Self, Fault> {
-        let pool = Self { sandbox, pre, limits, setup, idle: Mutex::default(), stats: Stats::default() };
-        let first = pool.make()?;
-        pool.give_back(first);
+        let idle = Mutex::new(Idle { live: Vec::new(), taken: false, made: 0 });
+        let pool = Self { sandbox, pre, limits, instances, setup, idle, free: Condvar::new(), stats: Stats::default() };
+        pool.renew()?;
         Ok(pool)
+    }
+
+    /// Replaces an idle instance by a new one, which knows nothing of what the old one remembered.
+    pub(crate) fn renew(&self) -> Result<(), Fault> {
+        let (mut place, old) = self.place();
+        drop(old);
+        place.live = Some(self.make()?);
+        Ok(())
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -60,35 +119,26 @@ impl<T> Pool<T> {
         lent: Option<Lent>,
         f: impl FnOnce(&mut Store<State>, &T) -> wasmtime::Result<R>,
     ) -> Result<R, Fault> {
-        let mut live = match self.take() {
-            Some(live) => live,
-            None => self.make()?,
-        };
+        let (mut place, mut live) = self.take()?;
         live.store.data_mut().lent = lent;
-        let Live { store, exports } = &mut *live;
-        let result = run(store, &self.stats, function, budget, |store| f(store, exports));
-        match result {
-            Ok(answer) => {
-                live.store.data_mut().lent = None;
-                self.give_back(live);
-                Ok(answer)
-            }
-            Err(fault) => {
-                tracing::warn!(%fault, "an instance failed and is dropped with its store");
-                drop(live);
-                self.stats.dropped();
-                Err(fault)
-            }
-        }
+        let answer = self.run(&mut live, function, budget, f)?;
+        live.store.data_mut().lent = None;
+        place.live = Some(live);
+        Ok(answer)
     }
 
-    /// An instance for several calls in a row. It is not given back: what it remembers goes with it.
+    /// An instance for several calls in a row. One of many is not given back: what it remembers goes with it. The one
+    /// instance of a pool stays in it.
     pub(crate) fn lease(&self) -> Result<Lease<T>, Fault> {
-        let live = match self.take() {
-            Some(live) => live,
-            None => self.make()?,
-        };
-        Ok(Lease(Some(live)))
+        let (mut place, live) = self.take()?;
+        Ok(match self.instances {
+            Instances::Many => Lease::Own(Some(live)),
+            Instances::One => {
+                let number = live.number;
+                place.live = Some(live);
+                Lease::Shared { number }
+            }
+        })
     }
 
     /// Calls into a leased instance. After a fault it is gone, and every later call on the lease is a fault too.
@@ -99,28 +149,67 @@ impl<T> Pool<T> {
         budget: &Budget,
         f: impl FnOnce(&mut Store<State>, &T) -> wasmtime::Result<R>,
     ) -> Result<R, Fault> {
-        let Some(mut live) = lease.0.take() else {
+        let gone = || {
             let why = "its instance failed in an earlier call of the same sequence".to_owned();
-            return Err(Fault { function, cause: HookCause::Trap, why });
+            Fault { function, cause: HookCause::Trap, why }
         };
-        let Live { store, exports } = &mut *live;
-        let result = run(store, &self.stats, function, budget, |store| f(store, exports));
-        match &result {
-            Ok(_) => lease.0 = Some(live),
-            Err(fault) => {
-                tracing::warn!(%fault, "an instance failed and is dropped with its store");
-                self.stats.dropped();
+        match lease {
+            Lease::Own(own) => {
+                let mut live = own.take().ok_or_else(gone)?;
+                let answer = self.run(&mut live, function, budget, f)?;
+                *own = Some(live);
+                Ok(answer)
+            }
+            Lease::Shared { number } => {
+                let (mut place, mut live) = self.take()?;
+                if live.number != *number {
+                    place.live = Some(live);
+                    return Err(gone());
+                }
+                let answer = self.run(&mut live, function, budget, f)?;
+                place.live = Some(live);
+                Ok(answer)
             }
         }
-        result
     }
 
-    fn take(&self) -> Option<Box<Live<T>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    fn run<R>(
+        &self,
+        live: &mut Live<T>,
+        function: Function,
+        budget: &Budget,
+        f: impl FnOnce(&mut Store<State>, &T) -> wasmtime::Result<R>,
+    ) -> Result<R, Fault> {
+        let Live { store, exports, .. } = live;
+        run(store, &self.stats, function, budget, |store| f(store, exports)).inspect_err(|fault| {
+            tracing::warn!(%fault, "an instance failed and is dropped with its store");
+            self.stats.dropped();
+        })
     }
 
-    fn give_back(&self, live: Box<Live<T>>) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(live);
+    /// A place and an instance. Where there may be one only, this waits for it: no longer than the call that has it may
+    /// take.
+    fn take(&self) -> Result<(Place<'_, T>, Box<Live<T>>), Fault> {
+        let (place, live) = self.place();
+        let live = match live {
+            Some(live) => live,
+            None => self.make()?,
+        };
+        Ok((place, live))
+    }
+
+    fn place(&self) -> (Place<'_, T>, Option<Box<Live<T>>>) {
+        let mut idle = self.idle();
+        while self.instances == Instances::One && idle.taken {
+            idle = self.free.wait(idle).unwrap_or_else(PoisonError::into_inner);
+        }
+        idle.taken = true;
+        let live = idle.live.pop();
+        (Place { pool: self, live: None }, live)
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle<T>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn make(&self) -> Result<Box<Live<T>>, Fault> {
@@ -130,6 +219,8 @@ impl<T> Pool<T> {
             run(&mut store, &self.stats, Function::Instantiate, &budget, |store| self.pre.instantiate(store))?;
         let exports = (self.setup)(&mut store, &instance, &self.stats)?;
         self.stats.made();
-        Ok(Box::new(Live { store, exports }))
+        let mut idle = self.idle();
+        idle.made += 1;
+        Ok(Box::new(Live { store, exports, number: idle.made }))
     }
 }

@@ -27,10 +27,12 @@ pub enum Function {
     Begin,
     Tensors,
     Finish,
+    ExportState,
+    ImportState,
 }
 
 impl Function {
-    const ALL: [Function; 16] = [
+    const ALL: [Function; 18] = [
         Function::Instantiate,
         Function::Describe,
         Function::Configure,
@@ -47,6 +49,8 @@ impl Function {
         Function::Begin,
         Function::Tensors,
         Function::Finish,
+        Function::ExportState,
+        Function::ImportState,
     ];
 
     /// Its name in the WIT.
@@ -68,6 +72,8 @@ impl Function {
             Function::Begin => "begin",
             Function::Tensors => "tensors",
             Function::Finish => "finish",
+            Function::ExportState => "export-state",
+            Function::ImportState => "import-state",
         }
     }
 }
@@ -105,10 +111,12 @@ pub struct CallStats {
 }
 
 impl CallStats {
-    /// Calls of hooks: without `instantiate`, `describe` and `configure`, which happen to every patch.
+    /// Calls of hooks: without `instantiate`, `describe` and `configure`, which happen to every patch, and without the
+    /// hand-over of state.
     pub fn hook_calls(&self) -> u64 {
-        let setup = [Function::Instantiate, Function::Describe, Function::Configure].map(Function::name);
-        self.functions.iter().filter(|(name, _)| !setup.contains(name)).map(|(_, stats)| stats.calls).sum()
+        use Function::{Configure, Describe, ExportState, ImportState, Instantiate};
+        let other = [Instantiate, Describe, Configure, ExportState, ImportState].map(Function::name);
+        self.functions.iter().filter(|(name, _)| !other.contains(name)).map(|(_, stats)| stats.calls).sum()
     }
 }
 

@@ -33,7 +33,8 @@ fn an_answer_is_that_of_run_and_says_what_made_it() {
     let choice = &json["choices"][0];
     assert_eq!(choice["text"], run["completions"][0]["text"]);
     assert_eq!(choice["finish_reason"], "length");
-    let set = server.ready["patch_set"].as_str().unwrap();
+    let set = server.ready["patch_set"].as_str().unwrap().to_string();
+    let set = set.as_str();
     assert_eq!(run["patch_set"].as_str(), Some(set));
     assert_eq!(json["patch_set"].as_str(), Some(set));
     assert_eq!(answer.headers["x-patchhost-patch-set"].to_str().unwrap(), set);

@@ -194,18 +194,20 @@ impl Worker {
         }
         let (ended, running) = std::mem::take(&mut self.running).into_iter().partition(|r| r.ended.is_some());
         self.running = running;
+        self.gauge();
         for mut r in ended {
             let Some(how) = r.ended.take() else { continue };
-            self.deregister(r.ticket, &r.id, how.reason);
             if let Some(e) = &how.error {
                 tracing::warn!(request = r.id, "a request failed: {e}");
             }
+            // First the prefix: a caller that sees the job gone may clear the cache, and then it must stay empty.
             if how.reason != FinishReason::Error {
                 self.leave_prefix(&mut r);
             }
+            self.deregister(r.ticket, &r.id, how.reason);
             r.done(how, &self.inner.tokenizer);
+            release(r.weights);
         }
-        self.gauge();
     }
 
     fn end_queued(&mut self, queued: Queued, how: Ended) {
@@ -261,6 +263,16 @@ impl Worker {
     fn gauge(&self) {
         let bytes = self.running.iter().map(|r| r.cache.bytes()).sum();
         self.inner.counters.kv_bytes.store(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Lets go of weights. The last holder of a superseded set frees it: on another thread, because every sequence would
+/// wait for that.
+fn release(weights: Arc<WeightSet>) {
+    if Arc::strong_count(&weights) == 1 {
+        let name = "patchhost-release".to_string();
+        // Without a thread the closure is dropped here, and the weights with it.
+        let _ = std::thread::Builder::new().name(name).spawn(move || drop(weights));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Rule;
 use crate::abi::diff::{self, Skew};
-use crate::abi::{Hook, IDENTITY, PACKAGE, text};
+use crate::abi::{Hook, IDENTITY, PACKAGE, is_state, text};
 use crate::audit::input::Input;
 use crate::audit::report::Finding;
 
@@ -35,7 +35,7 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
         let message = format!("{} async functions", facts.async_functions);
         out.push(ASYNC.finding(message, "use a world without async"));
     }
-    let known = |name: &str| name == IDENTITY || Hook::of_interface(name).is_some();
+    let known = |name: &str| name == IDENTITY || is_state(name) || Hook::of_interface(name).is_some();
     for export in input.exports.iter().filter(|export| !known(&export.name) && !versioned(&export.name)) {
         let (name, place) = (text::clean(&export.name, 120), format!("offset {:#x}", export.offset));
         out.push(EXTRA.found_at(place, format!("exports `{name}`, which nobody calls"), "remove it"));
@@ -53,5 +53,5 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
 fn versioned(name: &str) -> bool {
     let Some((interface, _)) = name.split_once('@') else { return false };
     let Some(short) = interface.strip_prefix(PACKAGE).and_then(|rest| rest.strip_prefix('/')) else { return false };
-    short == "identity" || Hook::ALL.iter().any(|hook| hook.name() == short)
+    matches!(short, "identity" | "state") || Hook::ALL.iter().any(|hook| hook.name() == short)
 }

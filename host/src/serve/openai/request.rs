@@ -179,7 +179,7 @@ pub enum Stop {
 }
 
 /// The shared fields of a request.
-pub(super) struct Sampling<'a> {
+pub(in crate::serve) struct Sampling<'a> {
     pub n: Option<u32>,
     pub stream: Option<bool>,
     pub stream_options: Option<&'a StreamOptions>,
@@ -206,7 +206,7 @@ pub(super) struct Sampling<'a> {
 }
 
 /// What a request asks for besides its prompts.
-pub(super) struct Asked {
+pub(in crate::serve) struct Asked {
     /// Sequences per prompt.
     pub n: usize,
     /// How tokens are chosen; `max_tokens` and `logprobs` are the endpoint's.

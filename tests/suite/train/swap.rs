@@ -1,0 +1,101 @@
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{arguments, lines, train};
+use crate::support::{repo, tmp};
+
+/// A watched file that is replaced while the run goes on: one swap, between two steps, and nothing before it changes.
+#[test]
+fn a_replaced_component_takes_effect_between_two_steps() {
+    let tmp = tmp();
+    let guest = |name: &str| repo().join("guests").join(format!("{name}.wasm"));
+    let (file, path) = (tmp.path().join("quant.wasm"), tmp.path().join("m"));
+    std::fs::copy(guest("fp8_block"), &file).unwrap();
+    let component = file.display().to_string();
+    let ledger = tmp.path().join("ledger.jsonl");
+    let ledger_name = ledger.display().to_string();
+    let steps = "14";
+    let more = ["--component", &component, "--watch", &component, "--ledger", &ledger_name, "--steps", steps];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_patchhost-under-test"))
+        .args(arguments(&path, &more))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let written = || std::fs::read_to_string(&path).unwrap_or_default().matches('\n').count();
+    let wait_for = |n: usize| {
+        let deadline = Instant::now() + Duration::from_secs(300);
+        while written() < n && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    // Between steps nobody waits, so the step that is under way may have begun before or after each replacement.
+    let mut windows = Vec::new();
+    for (wait, name) in [(2, "fp8_block_mse"), (7, "fp8_block")] {
+        wait_for(wait);
+        let new = tmp.path().join(".new");
+        std::fs::copy(guest(name), &new).unwrap();
+        let before = written();
+        std::fs::rename(&new, &file).unwrap();
+        windows.push(before + 1..=written() + 2);
+    }
+    assert!(child.wait().unwrap().success());
+
+    let made = lines(&path);
+    assert_eq!(made.len(), 14);
+    let swaps: Vec<usize> = (0..made.len()).filter(|i| !made[*i]["swap"].is_null()).collect();
+    assert_eq!(swaps.len(), 2, "{swaps:?}");
+    for (at, window) in swaps.iter().zip(&windows) {
+        assert!(window.contains(&(at + 1)), "swap at step {}, replaced within {window:?}", at + 1);
+        assert_eq!(made[*at]["swap"]["from"], made[at - 1]["patch_set"]);
+        assert_eq!(made[*at]["swap"]["to"], made[*at]["patch_set"]);
+    }
+    for (i, line) in made.iter().enumerate() {
+        let between = (swaps[0]..swaps[1]).contains(&i);
+        assert_eq!(line["patch_set"] == made[0]["patch_set"], !between, "step {}", i + 1);
+        let name = if between { "fp8_block_mse" } else { "fp8_block" };
+        assert_eq!(line["patches"][0]["name"], name, "step {}", i + 1);
+    }
+
+    let undisturbed = tmp.path().join("n");
+    std::fs::copy(guest("fp8_block"), &file).unwrap();
+    train(&undisturbed, &["--component", &component, "--steps", steps]).good();
+    let undisturbed = lines(&undisturbed);
+    assert_eq!(made[..swaps[0]], undisturbed[..swaps[0]]);
+    // The refit of the step that swaps gets the same masters and makes other weights of them.
+    assert_ne!(made[swaps[0]]["weights_sha256"], undisturbed[swaps[0]]["weights_sha256"]);
+
+    let ledger = std::fs::read_to_string(ledger).unwrap();
+    assert_eq!(ledger.matches(r#""event":"swap.landed""#).count(), 2, "{ledger}");
+}
+
+/// A watched file that does not pass is told, and the run goes on with what it has.
+#[test]
+fn a_broken_candidate_never_takes_part() {
+    let tmp = tmp();
+    let watched = tmp.path().join("watched");
+    std::fs::create_dir(&watched).unwrap();
+    std::fs::write(watched.join("broken.wasm"), b"\0asm nothing").unwrap();
+    let path = tmp.path().join("m");
+    let watched = watched.display().to_string();
+    let ran = train(&path, &["--component", "fp8_block", "--watch", &watched, "--steps", "2"]).good();
+    assert!(ran.stderr.contains("broken.wasm is not used"), "{}", ran.stderr);
+    let made = lines(&path);
+    assert!(made.iter().all(|l| l["swap"].is_null() && l["patch_set"] == made[0]["patch_set"]));
+}
+
+/// Two runs with one watched rollback: the weights of a set that is back are those that it made before.
+#[test]
+fn other_patches_may_be_given_when_a_run_is_resumed() {
+    let tmp = tmp();
+    let (path, dir) = (tmp.path().join("m"), tmp.path().join("ckpt").display().to_string());
+    let run = |component: &str, steps: &str, more: &[&str]| {
+        let args = ["--component", component, "--checkpoint-dir", &dir, "--steps", steps];
+        train(&path, &[&args[..], more].concat()).good()
+    };
+    run("fp8_block", "2", &[]);
+    run("fp8_block_mse", "3", &["--resume"]);
+    let made = lines(&path);
+    assert_eq!(made[2]["swap"]["from"], made[1]["patch_set"]);
+    assert_ne!(made[2]["patch_set"], made[1]["patch_set"]);
+}
