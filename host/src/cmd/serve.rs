@@ -309,7 +309,8 @@ fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer
         drain_timeout: args.drain_timeout,
         max_logprobs: args.max_logprobs,
         logprobs_mode: args.logprobs_mode.into(),
-        max_choices: args.max_choices,
+        // More could never be queued.
+        max_choices: args.max_choices.min(args.max_waiting),
     };
     let mut app = App::new(live, tokenizer, scheduler, name, options);
     (app.roots, app.admin, app.rl.auth) = (doors.roots, doors.admin, doors.rl);
@@ -345,12 +346,19 @@ fn announce(args: &Args, app: &App, addresses: &[(String, Option<SocketAddr>)], 
         println!("  {} {}  sha256:{}  {}", p.info().name, p.info().version, p.digest().short(), hooks.join(", "));
     }
     for path in &args.live.watch {
-        println!("watching {}: what changes there takes effect {}", path.display(), args.live.watch_when);
+        println!("watching {} (--watch-when {})", path.display(), args.live.watch_when);
     }
     match &args.admin {
         Some(path) => println!("admin: unix:{} (only this user)", path.display()),
         None if args.admin_token_file.is_some() => println!("admin: with the token of --admin-token-file"),
         None => println!("admin: off (--admin unix:PATH or --admin-token-file FILE switches it on)"),
+    }
+    match args.rl {
+        RlMode::On if args.listen.iter().all(Address::is_local) => {
+            println!("weights, adapters, pauses: whoever reaches this server (--rl token or off changes that)");
+        }
+        RlMode::On | RlMode::Token => println!("weights, adapters, pauses: with a token"),
+        RlMode::Off => println!("weights, adapters, pauses: nobody (--rl off)"),
     }
     if args.live.ledger.is_none() {
         println!("ledger: in memory only (--ledger FILE keeps it)");
