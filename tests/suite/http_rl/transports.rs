@@ -202,7 +202,7 @@ fn values_come_back_by_either_name() {
     assert_eq!((rows.len(), rows[0].len()), (3, k.2[1]));
     let near = |value: f32, i: usize| {
         let sent = half::bf16::from_le_bytes(k.3.as_chunks::<2>().0[i]).to_f32();
-        (value - sent).abs() <= 0.05 * sent.abs().max(0.05)
+        (value - sent).abs() <= 0.07 * sent.abs() + 1e-3
     };
     assert!(rows.iter().flatten().enumerate().all(|(i, v)| near(*v, i)));
     let q_rows = find("model.layers.0.self_attn.q_proj.weight").2[0];
