@@ -69,11 +69,14 @@ def chat(client, model):
     for chunk in client.chat.completions.create(**args, stream=True):
         text += chunk.choices[0].delta.content or ""
     assert text == choice.message.content, (text, choice.message.content)
-    # The helper that puts a stream together again.
-    with client.chat.completions.stream(**args) as stream:
+    # The helper that puts a stream together again; it takes an answer that was cut for an error.
+    word = choice.message.content.split()[2]
+    stopped = client.chat.completions.create(**args, stop=word).choices[0]
+    assert stopped.finish_reason == "stop"
+    with client.chat.completions.stream(**args, stop=word) as stream:
         for _ in stream:
             pass
-        assert stream.get_final_completion().choices[0].message.content == choice.message.content
+        assert stream.get_final_completion().choices[0].message.content == stopped.message.content
 
 
 def errors(client, model):

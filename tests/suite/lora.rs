@@ -32,7 +32,7 @@ pub fn lora_patch(name: &str, settings: &[(&str, &str)]) -> Arc<dyn Lora> {
 }
 
 /// The base model of a case, loaded, and the folder of the adapter.
-fn case(name: &str) -> (tempfile::TempDir, Engine, PathBuf) {
+pub fn case(name: &str) -> (tempfile::TempDir, Engine, PathBuf) {
     let tmp = tmp();
     let adapter = copy_folder(&data("lora").join(name), &tmp.path().join("adapter"));
     let config: serde_json::Value =
@@ -44,7 +44,7 @@ fn case(name: &str) -> (tempfile::TempDir, Engine, PathBuf) {
 }
 
 /// Sends an adapter in chunks of so many bytes, the last first where `backwards`.
-fn builder(folder: &Path, name: &str, chunk: usize, backwards: bool) -> AdapterBuilder {
+pub fn builder(folder: &Path, name: &str, chunk: usize, backwards: bool) -> AdapterBuilder {
     try_builder(folder, name, chunk, backwards).unwrap()
 }
 

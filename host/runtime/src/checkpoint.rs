@@ -117,6 +117,13 @@ impl Checkpoint {
         Ok(all)
     }
 
+    /// The same with bytes that are shared: the body of a request.
+    pub fn from_shared(label: &str, bytes: Owner) -> Result<Self> {
+        let mut all = Self::empty();
+        all.add(label, bytes)?;
+        Ok(all)
+    }
+
     /// Tensors that are already in memory, each name once.
     pub fn from_tensors(tensors: impl IntoIterator<Item = CheckpointTensor>) -> Result<Self> {
         let mut all = Self::empty();

@@ -113,6 +113,10 @@ fn code(error: &anyhow::Error) -> u8 {
     if error.is::<SetError>() || error.is::<AttachError>() {
         return EXIT_REFUSED;
     }
+    if let Some(e) = error.downcast_ref::<super::admin_client::Refused>() {
+        // The server's status says whose fault it is.
+        return if matches!(e.status, 400 | 401 | 404 | 413 | 415) { EXIT_USAGE } else { EXIT_REFUSED };
+    }
     if error.is::<UsageError>() {
         return EXIT_USAGE;
     }

@@ -122,7 +122,8 @@ impl Started {
     /// The first load, with a progress bar.
     pub fn load(&self) -> anyhow::Result<Refitted> {
         let bar = progress_bar("load");
-        let loaded = self.live.load(self.checkpoint.clone(), &Actor::cli(), &advance(&bar));
+        // vLLM's name for weights that no trainer has sent.
+        let loaded = self.live.load_as(Some("default"), self.checkpoint.clone(), &Actor::cli(), &advance(&bar));
         bar.finish_and_clear();
         Ok(loaded?)
     }

@@ -1,5 +1,6 @@
 //! The command line: one file per verb.
 
+mod admin_client;
 mod args;
 mod compare;
 mod explain;
@@ -13,9 +14,12 @@ mod output;
 mod patches;
 mod quantize;
 mod refit;
+mod rollback;
 mod run;
 mod serve;
 mod session;
+mod status;
+mod swap;
 mod train;
 mod verify_refit;
 
@@ -51,6 +55,9 @@ enum Verb {
     Logits(logits::Args),
     Refit(Box<refit::Args>),
     VerifyRefit(verify_refit::Args),
+    Swap(swap::Args),
+    Rollback(rollback::Args),
+    Status(status::Args),
     Train(Box<train::Args>),
     Patches(patches::Args),
     Log(log::Args),
@@ -82,6 +89,9 @@ pub fn main() -> ExitCode {
         Verb::Quantize(args) => quantize::run(args, format),
         Verb::Logits(args) => logits::run(args, format),
         Verb::Refit(args) => refit::run(&args, format),
+        Verb::Swap(args) => swap::run(args, format),
+        Verb::Rollback(args) => rollback::run(args, format),
+        Verb::Status(args) => status::run(args, format),
         Verb::Train(args) => train::run(*args, format),
         Verb::Patches(args) => patches::run(args, format),
         Verb::Log(args) => log::run(args, format),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use patchhost_runtime::engine::EngineOptions;
+use patchhost_runtime::error::Refusal;
 use patchhost_runtime::scheduler::{LogprobsMode, Scheduler, SchedulerOptions};
 use patchhost_runtime::tokenizer::Tokenizer;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -20,7 +21,7 @@ use super::session::Model;
 use crate::checkpoint::bundled;
 use crate::live::CanaryUnit;
 use crate::patch::Actor;
-use crate::serve::{self, Address, AdminAuth, App, Drained, Listener, Roots, ServeOptions};
+use crate::serve::{self, Address, AdminAuth, App, Drained, Listener, RlAuth, RlMode, Roots, Secret, ServeOptions};
 
 /// Bundled patches that are on by default where text is sampled and adapters are loaded.
 const PATCHES: &[&str] = &["vocab_mask", super::lora::PATCH];
@@ -53,6 +54,16 @@ pub struct Args {
     /// A folder that requests may name files in (weights, adapters); can be repeated [default: none]
     #[arg(long = "root", value_name = "DIR")]
     roots: Vec<PathBuf>,
+    /// Who may change weights, adapters and pauses: on (whoever reaches the server, where it listens on loopback or unix
+    /// sockets only; else who has a token), token, or off
+    #[arg(long, value_enum, value_name = "WHO", default_value = "on")]
+    rl: RlMode,
+    /// A file with the token for the endpoints of --rl; the admin token does too
+    #[arg(long, value_name = "FILE")]
+    rl_token_file: Option<PathBuf>,
+    /// Largest body of a request that holds weights or an adapter, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = positive)]
+    max_weights_body: usize,
     /// Name of the model in requests and answers; further ones are aliases [default: name of the folder]
     #[arg(long, value_name = "NAME")]
     served_model_name: Vec<String>,
@@ -141,6 +152,7 @@ fn socket(text: &str) -> Result<PathBuf, String> {
 /// Runs the verb.
 pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let template = args.chat_template.as_deref().map(read_template).transpose()?;
+    let doors = Doors::open(&args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // Before the model is loaded: a port that is taken should not cost that time.
     let listeners = runtime.block_on(bind(&args))?;
@@ -157,7 +169,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
     let needs = Needs { patches: PATCHES, canary: CanaryUnit::Request, hash_weights: false };
     let started = Arc::new(args.live.start(model, &args.patches, needs)?);
-    let app = Arc::new(app(&args, &started, tokenizer)?);
+    let app = Arc::new(app(&args, doors, &started, tokenizer)?);
     let result = runtime.block_on(serve(&args, app, started, listeners, format));
     // Does not wait for a load that nobody needs any more.
     runtime.shutdown_background();
@@ -246,8 +258,30 @@ async fn bind(args: &Args) -> Result<Vec<Listener>, UsageError> {
     Ok(listeners)
 }
 
+/// Who may do what, known before anything is loaded.
+struct Doors {
+    roots: Roots,
+    admin: AdminAuth,
+    rl: RlAuth,
+}
+
+impl Doors {
+    fn open(args: &Args) -> Result<Self, UsageError> {
+        let usage = |r: Refusal| UsageError::new(r.what, r.why, r.next);
+        let secret = |flag: &str, path: &Option<PathBuf>| {
+            path.as_deref().map(|path| Secret::from_file(flag, path)).transpose().map_err(usage)
+        };
+        let token = secret("--admin-token-file", &args.admin_token_file)?;
+        let rl_token = secret("--rl-token-file", &args.rl_token_file)?;
+        let local = args.listen.iter().all(Address::is_local);
+        let rl = RlAuth::new(args.rl, rl_token, token.clone(), local).map_err(usage)?;
+        let roots = Roots::open(&args.roots).map_err(|e| usage(e.into_refusal()))?;
+        Ok(Self { roots, admin: AdminAuth { socket: args.admin.clone(), token }, rl })
+    }
+}
+
 /// The server's state.
-fn app(args: &Args, started: &Started, tokenizer: Option<Tokenizer>) -> anyhow::Result<App> {
+fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer>) -> anyhow::Result<App> {
     let live = Arc::clone(&started.live);
     let tokenizer = match tokenizer {
         Some(tokenizer) => Arc::new(tokenizer),
@@ -275,14 +309,12 @@ fn app(args: &Args, started: &Started, tokenizer: Option<Tokenizer>) -> anyhow::
         drain_timeout: args.drain_timeout,
         max_logprobs: args.max_logprobs,
         logprobs_mode: args.logprobs_mode.into(),
-        max_choices: args.max_choices,
+        // More could never be queued.
+        max_choices: args.max_choices.min(args.max_waiting),
     };
     let mut app = App::new(live, tokenizer, scheduler, name, options);
-    app.roots = Roots::open(&args.roots)?;
-    app.admin = match (&args.admin, &args.admin_token_file) {
-        (Some(path), _) => AdminAuth::Socket(path.clone()),
-        _ => AdminAuth::Off,
-    };
+    (app.roots, app.admin, app.rl.auth) = (doors.roots, doors.admin, doors.rl);
+    app.rl.max_body = args.max_weights_body.saturating_mul(1 << 20);
     Ok(app)
 }
 
@@ -314,12 +346,19 @@ fn announce(args: &Args, app: &App, addresses: &[(String, Option<SocketAddr>)], 
         println!("  {} {}  sha256:{}  {}", p.info().name, p.info().version, p.digest().short(), hooks.join(", "));
     }
     for path in &args.live.watch {
-        println!("watching {}: what changes there takes effect {}", path.display(), args.live.watch_when);
+        println!("watching {} (--watch-when {})", path.display(), args.live.watch_when);
     }
     match &args.admin {
         Some(path) => println!("admin: unix:{} (only this user)", path.display()),
         None if args.admin_token_file.is_some() => println!("admin: with the token of --admin-token-file"),
         None => println!("admin: off (--admin unix:PATH or --admin-token-file FILE switches it on)"),
+    }
+    match args.rl {
+        RlMode::On if args.listen.iter().all(Address::is_local) => {
+            println!("weights, adapters, pauses: whoever reaches this server (--rl token or off changes that)");
+        }
+        RlMode::On | RlMode::Token => println!("weights, adapters, pauses: with a token"),
+        RlMode::Off => println!("weights, adapters, pauses: nobody (--rl off)"),
     }
     if args.live.ledger.is_none() {
         println!("ledger: in memory only (--ledger FILE keeps it)");

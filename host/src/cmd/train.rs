@@ -1,34 +1,33 @@
 //! `patchhost train`: reinforcement learning in this process, whose rollouts come from an engine that every step refits
 //! through the patches.
 
-use std::cell::RefCell;
+mod report;
+mod rollout;
+mod signals;
+
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::config::RawConfig;
-use patchhost_runtime::engine::{Engine, EngineOptions};
+use patchhost_runtime::engine::EngineOptions;
 use patchhost_runtime::families::Arch;
-use patchhost_runtime::refit::{Begin, Progress};
-use serde::Serialize;
 
 use super::args::{Format, ModelArgs, PatchArgs};
 use super::failure::UsageError;
-use super::live::{LiveArgs, Needs, Started};
-use super::output::{count, duration, json, plural};
-use super::session::{LedgerRow, Model};
+use super::live::{LiveArgs, Needs};
+use super::session::Model;
 use crate::checkpoint::write::write_file;
 use crate::compare::rollout_corr::Threshold;
 use crate::live::CanaryUnit;
-use crate::patch::{Actor, Applicability, Digest, Patch};
-use crate::train::metrics::{PatchId, Point, Record, Swap};
+use crate::patch::Digest;
+use crate::train::metrics::Point;
 use crate::train::optimizer::AdamWSettings;
-use crate::train::rollout::Sample;
 use crate::train::{
-    Checkpoints, Lines, MasterDtype, Masters, ModelId, PROMPTS, Refitted, Rollout, RolloutIs, Settings, Task, Trainer,
-    plot,
+    Checkpoints, Lines, MasterDtype, Masters, ModelId, PROMPTS, RolloutIs, Settings, Task, Trainer, plot,
 };
+use report::{Rest, header, k3, report_step, summary, title};
+use rollout::LiveRollout;
+use signals::Signals;
 
 const LONG_HELP: &str = "\
 Each step: the master weights are sent to the rollout engine in the checkpoint's own dtypes and pass through the patches \
@@ -127,26 +126,6 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
-#[derive(Debug, Serialize)]
-struct Summary {
-    model: String,
-    architecture: String,
-    parameters: usize,
-    task: Task,
-    seed: u64,
-    steps: u64,
-    resumed_at: Option<u64>,
-    /// Mean reward of the first and of the last quarter of the steps.
-    reward: Option<(f64, f64)>,
-    k3_kl: Option<f64>,
-    swaps: Vec<(u64, Swap)>,
-    patch_set: Option<String>,
-    patches: Vec<LedgerRow>,
-    master_sha256: String,
-    checkpoint: Option<PathBuf>,
-    seconds: f64,
-}
-
 /// Runs the verb.
 pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let begun = std::time::Instant::now();
@@ -185,9 +164,9 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
     let bar = steps_bar(args.steps);
     bar.set_position(trainer.steps_done());
-    let mut rollout = LiveRollout { started: &started, bar: bar.clone(), used: RefCell::default() };
-    let mut checkpoint = None;
-    while trainer.steps_done() < args.steps {
+    let signals = Signals::listen()?;
+    let mut rollout = LiveRollout { started: &started, signals: &signals, bar: bar.clone(), used: Vec::new() };
+    while trainer.steps_done() < args.steps && !signals.stop() {
         let quiet = |_: usize, _: usize, _: &str| {};
         let phase = |name: &str| bar.set_prefix(name.to_string());
         let (record, samples) = trainer.step(&mut rollout, &tokenizer, &quiet, &phase)?;
@@ -200,19 +179,32 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         if text {
             bar.suspend(|| report_step(&record, &samples, args.steps));
         }
-        let last = record.step == args.steps;
-        if let Some(checkpoints) = checkpoints.as_ref().filter(|_| last || record.step.is_multiple_of(args.save_every))
-        {
-            let mark = lines.as_ref().map(Lines::mark).transpose()?;
-            checkpoint = Some(checkpoints.save(&trainer, mark, &history)?);
-        }
-        if last && let (Some(path), Some(render)) = (&args.plot, &renders) {
-            write_file(path, render(&title(&started, &trainer), &history).as_bytes())?;
+        if record.step.is_multiple_of(args.save_every) {
+            save(&checkpoints, &lines, &trainer, &history)?;
         }
     }
+    // Where this step has a checkpoint already, nothing is written.
+    let checkpoint = save(&checkpoints, &lines, &trainer, &history)?;
     bar.finish_and_clear();
-    let used = rollout.used.take();
+    if let (Some(path), Some(render)) = (&args.plot, &renders) {
+        write_file(path, render(&title(&started, &trainer), &history).as_bytes())?;
+    }
+    if trainer.steps_done() < args.steps {
+        eprintln!("note: stopped by a signal after step {} of {}", trainer.steps_done(), args.steps);
+    }
+    let used = std::mem::take(&mut rollout.used);
     summary(&started, &trainer, &history, &used, format, Rest { resumed_at, checkpoint, begun })
+}
+
+fn save(
+    checkpoints: &Option<Checkpoints>,
+    lines: &Option<Lines>,
+    trainer: &Trainer,
+    history: &[Point],
+) -> anyhow::Result<Option<PathBuf>> {
+    let Some(checkpoints) = checkpoints.as_ref().filter(|_| trainer.steps_done() > 0) else { return Ok(None) };
+    let mark = lines.as_ref().map(Lines::mark).transpose()?;
+    Ok(Some(checkpoints.save(trainer, mark, history)?))
 }
 
 /// What `--plot` makes, by the end of its name.
@@ -272,167 +264,9 @@ fn metrics_file(args: &Args, mark: Option<&crate::train::Mark>, done: u64) -> an
     Ok(Some(lines))
 }
 
-/// The live model as the trainer sees it.
-struct LiveRollout<'a> {
-    started: &'a Started,
-    bar: ProgressBar,
-    /// Every patch that made weights, in the order of their first use.
-    used: RefCell<Vec<Arc<Patch>>>,
-}
-
-impl Rollout for LiveRollout<'_> {
-    fn engine(&self) -> &Engine {
-        self.started.live.engine()
-    }
-
-    fn refit(&mut self, weights: &Checkpoint, label: &str, progress: Progress<'_>) -> crate::train::Result<Refitted> {
-        // Whatever changed on disk until now is staged now, so that it takes effect with this step and not a later one.
-        for seen in self.started.watcher.iter().flat_map(|w| w.sync()) {
-            if let Err(error) = &seen.outcome {
-                self.bar.suspend(|| eprintln!("note: {} is not used\n{error}", seen.path.display()));
-            }
-        }
-        let live = &self.started.live;
-        let begin = Begin { version: Some(label.to_string()), ..Begin::default() };
-        let done = live.refit(weights.clone(), begin, &Actor::new("train"), progress)?;
-        let active = live.board().active();
-        let mut used = self.used.borrow_mut();
-        for patch in active.set().patches() {
-            if !used.iter().any(|p| p.generation() == patch.generation()) {
-                used.push(patch.clone());
-            }
-        }
-        Ok(Refitted {
-            weights: done.weights,
-            report: done.report,
-            patch_set: done.patch_set.to_string(),
-            patches: active
-                .members()
-                .into_iter()
-                .map(|m| PatchId { name: m.name, generation: m.generation.to_string() })
-                .collect(),
-            note: done.reversed.or(done.degraded),
-        })
-    }
-}
-
 fn steps_bar(steps: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("train [{bar:30}] {pos}/{len} {prefix:9} {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ");
     ProgressBar::new(steps).with_style(style)
-}
-
-fn k3(record: &Record) -> f64 {
-    record.mismatch.get("rollout_corr/k3_kl").unwrap_or(f64::NAN)
-}
-
-fn title(started: &Started, trainer: &Trainer) -> String {
-    let s = trainer.settings();
-    format!("patchhost train: {}, task {}, seed {}", started.name, s.task.name(), s.seed)
-}
-
-fn header(args: &Args, started: &Started, trainer: &Trainer, resumed_at: Option<u64>) {
-    let (s, info) = (trainer.settings(), started.live.engine().info());
-    let parameters = trainer.masters().parameters() as u64;
-    println!("model {} ({}, {} parameters)", started.name, info.architecture, count(parameters));
-    println!(
-        "task {}: {} x {} completions of at most {} per step; AdamW, lr {}; seed {}",
-        s.task.name(),
-        plural(s.prompts_per_step, "prompt"),
-        s.samples,
-        plural(s.max_tokens, "token"),
-        s.optimizer.lr,
-        s.seed
-    );
-    match resumed_at {
-        Some(step) => println!("resumed after step {step} of {}", args.steps),
-        None if args.resume => println!("no checkpoint yet: from the start"),
-        None => {}
-    }
-}
-
-fn report_step(r: &Record, samples: &[Sample], steps: u64) {
-    if let Some(swap) = &r.swap {
-        println!("  step {}: patch set {} takes the place of {}", r.step, short(&swap.to), short(&swap.from));
-    }
-    if let Some(note) = &r.note {
-        println!("  step {}: {}", r.step, note.replace('\n', "\n  "));
-    }
-    let sample = samples.first().map(|s| crate::abi::text::clean(s.text.trim(), 44)).unwrap_or_default();
-    println!(
-        "  {:>width$}/{steps}  reward {:.3}  k3 {:.2e}  |g| {:.2}  {:.1} tokens  patches {}  {}  {sample}",
-        r.step,
-        r.reward.mean,
-        k3(r),
-        r.grad_norm,
-        r.response_length.mean,
-        short(&r.patch_set),
-        duration(r.timing.step),
-        width = steps.to_string().len(),
-    );
-}
-
-/// The first digits of a digest.
-fn short(digest: &str) -> &str {
-    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
-    hex.get(..12).unwrap_or(hex)
-}
-
-struct Rest {
-    resumed_at: Option<u64>,
-    checkpoint: Option<PathBuf>,
-    begun: std::time::Instant,
-}
-
-fn summary(
-    started: &Started,
-    trainer: &Trainer,
-    history: &[Point],
-    used: &[Arc<Patch>],
-    format: Format,
-    rest: Rest,
-) -> anyhow::Result<()> {
-    let mean = |points: &[Point], of: fn(&Point) -> f64| points.iter().map(of).sum::<f64>() / points.len() as f64;
-    let quarter = history.len().div_ceil(4);
-    let (first, last) = (&history[..quarter], &history[history.len() - quarter..]);
-    let reward = (quarter > 0).then(|| (mean(first, |p| p.reward), mean(last, |p| p.reward)));
-    let not_applicable = started.live.board().status().not_applicable;
-    let patches = used.iter().map(|p| LedgerRow::of(p, &Applicability::Applies)).collect();
-    let made = Summary {
-        model: started.name.clone(),
-        architecture: started.live.engine().info().architecture.clone(),
-        parameters: trainer.masters().parameters(),
-        task: trainer.settings().task,
-        seed: trainer.settings().seed,
-        steps: trainer.steps_done(),
-        resumed_at: rest.resumed_at,
-        reward,
-        k3_kl: (!history.is_empty()).then(|| mean(history, |p| p.k3_kl)),
-        swaps: history.iter().filter_map(|p| Some((p.step, p.swap.clone()?))).collect(),
-        patch_set: trainer.patch_set().map(str::to_string),
-        patches,
-        master_sha256: trainer.masters().digest()?,
-        checkpoint: rest.checkpoint,
-        seconds: rest.begun.elapsed().as_secs_f64(),
-    };
-    if format == Format::Json {
-        return json(&made);
-    }
-    println!("{} in {}", plural(made.steps as usize, "step"), duration(made.seconds));
-    if let (Some((first, last)), Some(k3)) = (made.reward, made.k3_kl) {
-        let steps = plural(quarter, "step");
-        println!(
-            "mean reward {first:.3} in the first {steps}, {last:.3} in the last; mean k3 KL {k3:.2e} nats per token"
-        );
-    }
-    println!("{}; master weights sha256:{}", plural(made.swaps.len(), "swap"), &made.master_sha256[..12]);
-    if let Some(path) = &made.checkpoint {
-        println!("checkpoint {}", path.display());
-    }
-    LedgerRow::print(&made.patches);
-    for (name, why) in not_applicable {
-        println!("  {name}  not applicable: {why}");
-    }
-    Ok(())
 }

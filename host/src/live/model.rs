@@ -165,6 +165,12 @@ impl LiveModel {
         self.engine.live()
     }
 
+    /// The tensors that the live weights were made of, as they came (what a delta builds on), and the name that they came
+    /// with.
+    pub fn source(&self) -> Option<(Checkpoint, Option<String>)> {
+        self.source.load().as_ref().map(|source| (source.checkpoint.clone(), source.begin.version.clone()))
+    }
+
     /// Whether a refit or an update is under way.
     pub fn is_refitting(&self) -> bool {
         self.engine.is_refitting() || self.update_open.load(Ordering::Acquire)

@@ -15,7 +15,7 @@ use super::canary::{CanaryUnit, Mixed};
 use super::guard::Guarded;
 use super::model::{LastRefit, Source, Turn};
 use super::{LiveError, LiveModel};
-use crate::patch::{Actor, Beside, Digest, Failure, Generation, Hook, Mode, OnFailure, RefitPlan, has_native};
+use crate::patch::{Actor, Beside, Digest, Failure, Generation, Hook, Landing, Mode, OnFailure, RefitPlan, has_native};
 
 /// Fallbacks within one refit at most: each patch of a set can fail once.
 const MOST_FALLBACKS: usize = 8;
@@ -30,6 +30,8 @@ pub struct Refitted {
     pub weights: Arc<WeightSet>,
     /// The set that made them.
     pub patch_set: Digest,
+    /// Its patches. A canary's mixed weights have a digest of their own; then this is the set of the greater part.
+    pub generation: Arc<Generation>,
     /// The swap that landed with it.
     pub swap: Option<Swapped>,
     /// Why a candidate did not land that should have.
@@ -57,7 +59,19 @@ struct Made<'e> {
 impl LiveModel {
     /// The first load: the model as it is. Observers watch refits, not this.
     pub fn load(&self, checkpoint: Checkpoint, actor: &Actor, progress: Progress<'_>) -> Result<Refitted, LiveError> {
-        self.run(Source { checkpoint, begin: Begin::default() }, Run { unobserved: true }, actor, progress)
+        self.load_as(None, checkpoint, actor, progress)
+    }
+
+    /// The first load, with a name for the weights; none: the number of the publish.
+    pub fn load_as(
+        &self,
+        version: Option<&str>,
+        checkpoint: Checkpoint,
+        actor: &Actor,
+        progress: Progress<'_>,
+    ) -> Result<Refitted, LiveError> {
+        let begin = Begin { version: version.map(str::to_string), ..Begin::default() };
+        self.run(Source { checkpoint, begin }, Run { unobserved: true }, actor, progress)
     }
 
     /// One refit. Waits for another one that is under way. On an error the old weights serve on.
@@ -115,7 +129,7 @@ impl LiveModel {
         let mut reversed = None;
         let mut landed = None;
         if let Some(landing) = &plan.landing {
-            match job.attempt(&landing.to, None) {
+            match self.hand_over(&plan.active, landing).and_then(|()| job.attempt(&landing.to, None)) {
                 Ok(staged) => landed = Some(Made { staged, generation: landing.to.clone(), degraded: None }),
                 Err(error) => reversed = Some(error.to_string()),
             }
@@ -152,7 +166,7 @@ impl LiveModel {
         if let Some(beside) = &plan.beside {
             self.beside(&plan, beside, source, refit, &label);
         }
-        Ok(Refitted { refit, report, weights, patch_set, swap, reversed, degraded })
+        Ok(Refitted { refit, report, weights, patch_set, generation, swap, reversed, degraded })
     }
 
     /// The record of a refit, with how often each patch was called for it.
@@ -186,6 +200,33 @@ impl LiveModel {
             "flushed": report.flushed, "observers": report.observers, "weights_sha256": digest, "calls": calls,
         });
         self.board.event("refit", actor, fields);
+    }
+
+    /// State goes from the patches that leave to those that take their place. Giving is best effort; a patch that does
+    /// not take what it is given does not land. A set that was active before has its own state still.
+    fn hand_over(&self, active: &Generation, landing: &Landing) -> Result<(), LiveError> {
+        if landing.rollback {
+            return Ok(());
+        }
+        for patch in landing.to.set().patches() {
+            let same = |old: &&Arc<crate::patch::Patch>| old.generation() == patch.generation();
+            if !patch.has_state() || active.set().patches().iter().any(|old| same(&old)) {
+                continue;
+            }
+            let Some(old) = active.set().patches().iter().find(|old| old.info().name == patch.info().name) else {
+                continue;
+            };
+            match old.export_state() {
+                Ok(Some(state)) => patch.import_state(state).map_err(RuntimeError::from)?,
+                Ok(None) => {}
+                Err(error) => {
+                    let why = crate::abi::text::clean(&error.to_string().replace('\n', " "), 600);
+                    let fields = json!({ "name": old.info().name, "sha256": old.digest(), "why": why });
+                    self.board.event("state.lost", &landing.by, fields);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Hooks of a generation, with the guard for what happens between refits.

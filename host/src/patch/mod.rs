@@ -22,7 +22,7 @@ pub use board::{
     Requested, StagedStatus, SwapError, SwapErrorKind, SwapRequest, TransitionStatus, When,
 };
 pub use bundled::resolve;
-pub use digest::Digest;
+pub use digest::{Digest, NotADigest};
 pub use error::{Stage, StageError};
 pub use generation::{Generation, Member};
 pub use ledger::{Actor, Entry, Head, Ledger, LedgerError, LedgerOptions};

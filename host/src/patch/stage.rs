@@ -86,6 +86,11 @@ impl Candidate {
         &self.name
     }
 
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Digest of the bytes.
     pub fn digest(&self) -> &Digest {
         &self.digest

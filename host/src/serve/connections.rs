@@ -5,12 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tower::util::MapRequest;
 
+use super::auth::PeerUid;
 use super::listen::{Listener, Stream};
 use super::state::App;
 
@@ -43,8 +47,11 @@ pub async fn accept(listener: Listener, router: Router, app: Arc<App>) {
                 let alive = alive.clone();
                 tokio::spawn(async move {
                     match stream {
-                        Stream::Tcp(io) => connection.serve(io).await,
-                        Stream::Unix(io) => connection.serve(io).await,
+                        Stream::Tcp(io) => connection.serve(io, None).await,
+                        Stream::Unix(io) => {
+                            let peer = io.peer_cred().ok().map(|peer| PeerUid(peer.uid()));
+                            connection.serve(io, peer).await;
+                        }
                     }
                     drop(alive);
                 });
@@ -68,8 +75,14 @@ struct Connection {
 }
 
 impl Connection {
-    async fn serve(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let service = TowerToHyperService::new(self.router);
+    async fn serve(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Option<PeerUid>) {
+        let marked = MapRequest::new(self.router, move |mut request: Request<Incoming>| {
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(peer);
+            }
+            request
+        });
+        let service = TowerToHyperService::new(marked);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER)

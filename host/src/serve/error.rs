@@ -174,11 +174,41 @@ impl IntoResponse for ApiError {
     }
 }
 
+/// The parameters that the scheduler checks.
+const PARAMETERS: [&str; 17] = [
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "min_tokens",
+    "max_tokens",
+    "logprobs",
+    "prompt_logprobs",
+    "stop",
+    "stop_token_ids",
+    "allowed_token_ids",
+    "bad_token_ids",
+    "logit_bias",
+    "logprob_token_ids",
+];
+
+/// The parameter that a refusal of the scheduler is about: its first part names it.
+fn parameter(refusal: &Refusal) -> Option<String> {
+    let mut words = refusal.what.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    words.find(|word| PARAMETERS.contains(word)).map(str::to_string)
+}
+
 impl From<RuntimeError> for ApiError {
     fn from(error: RuntimeError) -> Self {
         match error {
-            RuntimeError::Request(refusal)
-            | RuntimeError::Tokenizer(refusal)
+            RuntimeError::Request(refusal) => {
+                let param = parameter(&refusal);
+                Self { status: StatusCode::BAD_REQUEST, refusal, param, code: "invalid_value", retry_after: None }
+            }
+            RuntimeError::Tokenizer(refusal)
             | RuntimeError::Config(refusal)
             | RuntimeError::Checkpoint(refusal)
             | RuntimeError::Refit(refusal)
@@ -230,6 +260,18 @@ mod tests {
         let busy = ApiError::busy("this request", "full", "wait", 7).into_response();
         assert_eq!(busy.status(), 429);
         assert_eq!(busy.headers()["retry-after"], "7");
+    }
+
+    #[test]
+    fn refusals_of_the_scheduler_name_the_parameter() {
+        let param = |what: &str| {
+            let refusal = Refusal::new(what, "why", "next");
+            serde_json::to_value(ApiError::from(RuntimeError::Request(refusal)).body()).unwrap()["error"]["param"]
+                .clone()
+        };
+        assert_eq!(param("top_p 0"), "top_p");
+        assert_eq!(param("token id 9 in stop_token_ids"), "stop_token_ids");
+        assert_eq!(param("a prompt"), serde_json::Value::Null);
     }
 
     #[test]

@@ -240,7 +240,7 @@ impl Default for Output {
 
 impl Output {
     /// Takes an event of this sequence in.
-    fn add(&mut self, event: Event) -> ApiResult<()> {
+    pub(super) fn add(&mut self, event: Event) -> ApiResult<()> {
         match event {
             Event::Started(started) => {
                 self.cached_tokens = started.cached_tokens;

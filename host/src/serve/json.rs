@@ -1,5 +1,7 @@
 //! JSON bodies: as axum reads them, with errors in OpenAI's form that name the field.
 
+use std::time::Duration;
+
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, Request};
@@ -12,6 +14,9 @@ use utoipa::openapi::{RefOr, Schema};
 
 use super::error::ApiError;
 use crate::abi::text::clean;
+
+/// How long a body may take to arrive: who sends it byte by byte must not hold a connection for good.
+const BODY_TIME: Duration = Duration::from_secs(120);
 
 /// A JSON body, in requests and in answers.
 ///
@@ -31,7 +36,13 @@ impl<S: Send + Sync, T: DeserializeOwned + PartialSchema> FromRequest<S> for Jso
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         is_json(request.headers())?;
-        let bytes = Bytes::from_request(request, state).await.map_err(unread)?;
+        let read = tokio::time::timeout(BODY_TIME, Bytes::from_request(request, state)).await;
+        let bytes = read.map_err(|_| slow())?.map_err(unread)?;
+        // serde would take a list for a struct, field by field.
+        if bytes.trim_ascii_start().first() == Some(&b'[') {
+            let next = "see GET /openapi.json for the fields and their types";
+            return Err(ApiError::bad("the request's body", "it is a list, not an object", next));
+        }
         let value = parse(&bytes)?;
         if tracing::enabled!(tracing::Level::DEBUG) {
             log_unknown::<T>(&bytes);
@@ -52,6 +63,11 @@ pub fn unread(rejection: BytesRejection) -> ApiError {
         ),
         _ => ApiError::bad("the request's body", "it ended too early", "send it again"),
     }
+}
+
+fn slow() -> ApiError {
+    let why = format!("it did not arrive within {} s", BODY_TIME.as_secs());
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the request's body", why, "send it faster, or less at once")
 }
 
 fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {

@@ -18,6 +18,18 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+impl Address {
+    /// Whether only programs on this machine can reach it.
+    pub fn is_local(&self) -> bool {
+        let Self::Tcp(address) = self else { return true };
+        match address.parse::<SocketAddr>() {
+            Ok(address) => address.ip().to_canonical().is_loopback(),
+            // A name is looked up when it is bound; of names only this one is known to stay here.
+            Err(_) => address.rsplit_once(':').is_some_and(|(host, _)| host.eq_ignore_ascii_case("localhost")),
+        }
+    }
+}
+
 impl std::str::FromStr for Address {
     type Err = String;
 

@@ -10,27 +10,44 @@
 //! | [`openai`] | `/v1/completions`, `/v1/chat/completions`, `/v1/models` |
 //! | [`tokenize`] | `/tokenize`, `/detokenize` |
 //! | [`health`], [`metrics`] | liveness, readiness, status, Prometheus |
+//! | [`vllm`], [`sglang`], [`trl`], [`lora`] | what RL trainers use: pauses, weights, adapters, tokens in and out |
+//! | [`weight_sync`], [`weights_body`], [`rl_body`], [`roots`] | how weights come in: one update at a time, from bodies and files |
+//! | [`inspect`] | checksums and values of the live weights |
+//! | [`admin`], [`auth`] | which patches run, and who may say so |
 
+pub mod admin;
+pub mod auth;
 pub mod connections;
 pub mod error;
 pub mod generation;
 pub mod health;
+pub mod inspect;
 pub mod json;
 pub mod listen;
+pub mod lora;
 pub mod metrics;
 pub mod openai;
+pub mod rl_body;
+pub mod roots;
 pub mod router;
+pub mod sglang;
 pub mod state;
 pub mod tokenize;
+pub mod trl;
+pub mod vllm;
+pub mod weight_sync;
+pub mod weights_body;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use auth::{AdminAuth, RlAuth, RlMode, Secret};
 pub use error::{ApiError, ApiResult};
 pub use json::Json;
 pub use listen::{Address, Listener};
-pub use state::{AdminAuth, App, Roots, ServeOptions, Via};
+pub use roots::Roots;
+pub use state::{App, ServeOptions, Via};
 
 /// How long aborted requests get to send what they have.
 const LAST_WORDS: Duration = Duration::from_secs(2);

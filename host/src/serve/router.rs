@@ -16,7 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use super::error::ApiError;
 use super::state::{App, Via};
-use super::{health, metrics, openai, tokenize};
+use super::{admin, health, lora, metrics, openai, sglang, tokenize, trl, vllm};
 use crate::abi::text::clean;
 
 #[derive(utoipa::OpenApi)]
@@ -28,6 +28,10 @@ use crate::abi::text::clean;
     tags(
         (name = "openai", description = "OpenAI's API, with vLLM's extensions"),
         (name = "tokens", description = "Text to tokens and back"),
+        (name = "rl", description = "Weights, adapters, pauses: by the names of vLLM and SGLang"),
+        (name = "trl", description = "The same by the names of TRL"),
+        (name = "admin", description = "Which patches run"),
+        (name = "refused", description = "What vLLM, SGLang or TRL have and cannot be here"),
         (name = "server", description = "Liveness, readiness, status, metrics"),
     )
 )]
@@ -40,6 +44,11 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .merge(tokenize::routes())
         .merge(health::routes())
         .merge(metrics::routes())
+        .merge(vllm::routes())
+        .merge(sglang::routes())
+        .merge(trl::routes())
+        .merge(lora::routes())
+        .merge(admin::routes())
 }
 
 /// The OpenAPI document.

@@ -1,20 +1,20 @@
 //! What every handler shares.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cap_std::ambient_authority;
-use cap_std::fs::Dir;
 use patchhost_runtime::lora::Adapter;
 use patchhost_runtime::scheduler::{LogprobsMode, Scheduler};
 use patchhost_runtime::tokenizer::Tokenizer;
 use tokio::sync::watch;
 
+use super::auth::AdminAuth;
 use super::error::{ApiError, ApiResult};
 use super::metrics::Metrics;
+use super::roots::Roots;
+use super::weight_sync::RlState;
 use crate::abi::text::clean;
 use crate::live::LiveModel;
 
@@ -54,56 +54,6 @@ impl Default for ServeOptions {
     }
 }
 
-/// The folders that requests may name files in. Opened once: what is opened below them can neither leave them by `..`
-/// nor by a link.
-#[derive(Debug, Default)]
-pub struct Roots(Vec<(PathBuf, Dir)>);
-
-impl Roots {
-    /// Opens the folders.
-    pub fn open(folders: &[PathBuf]) -> std::io::Result<Self> {
-        let open = |path: &PathBuf| {
-            let path = std::fs::canonicalize(path)?;
-            let dir = Dir::open_ambient_dir(&path, ambient_authority())?;
-            Ok((path, dir))
-        };
-        folders.iter().map(open).collect::<std::io::Result<_>>().map(Self)
-    }
-
-    /// Path and handle of each.
-    pub fn iter(&self) -> impl Iterator<Item = (&Path, &Dir)> {
-        self.0.iter().map(|(path, dir)| (path.as_path(), dir))
-    }
-
-    /// Whether there is none: then no request may name a file.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-/// Who may change the server: patches, weights, pauses.
-#[derive(Clone, Default)]
-pub enum AdminAuth {
-    /// Nobody.
-    #[default]
-    Off,
-    /// Who may open this unix socket; requests over TCP may not.
-    Socket(PathBuf),
-    /// Who knows the token, over TCP or the socket.
-    Token(Arc<str>),
-}
-
-impl std::fmt::Debug for AdminAuth {
-    /// Without the token.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Off => f.write_str("Off"),
-            Self::Socket(path) => f.debug_tuple("Socket").field(path).finish(),
-            Self::Token(_) => f.write_str("Token(…)"),
-        }
-    }
-}
-
 /// Over which listener a request came: an extension of every request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Via {
@@ -133,6 +83,8 @@ pub struct App {
     pub roots: Roots,
     /// Who may change the server.
     pub admin: AdminAuth,
+    /// Weights on their way, and who may send them.
+    pub rl: RlState,
     /// Seconds since 1970 when the server started, for `created` of the models.
     pub started: u64,
     draining: watch::Sender<bool>,
@@ -159,6 +111,7 @@ impl App {
             metrics,
             roots: Roots::default(),
             admin: AdminAuth::default(),
+            rl: RlState::default(),
             started: unix_seconds(),
             draining: watch::Sender::new(false),
             sleeping: AtomicBool::new(false),

@@ -20,7 +20,7 @@ use super::model::Model;
 use super::optimizer::{AdamW, clip_grad_norm};
 use super::rollout::{Ask, Sample, sample};
 use super::settings::{MasterDtype, Settings};
-use crate::compare::rollout_corr::{self, Metrics};
+use crate::compare::rollout_corr::{self, Level, Metrics};
 
 /// The engine that samples, behind its patches.
 pub trait Rollout {
@@ -199,6 +199,7 @@ impl Trainer {
         let mut settings = rollout_corr::Settings::default();
         // The metrics of weights are given where none are applied too: they say what applying them would do.
         settings.rollout_is_threshold = self.settings.threshold;
+        settings.rollout_is = self.settings.importance().map_or(Level::Token, |(level, _)| level);
         let found = rollout_corr::metrics(&made.tokens, &settings).unwrap_or_default();
         let named = |name: String| if name.contains('/') { name } else { format!("rollout_corr/{name}") };
         Metrics(found.0.into_iter().map(|(name, value)| (named(name), value)).collect())

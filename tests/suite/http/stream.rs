@@ -35,7 +35,7 @@ fn a_stream_is_the_whole_answer_in_pieces() {
     let (last, others) = chunks.split_last().unwrap();
     assert_eq!((&last["choices"], &last["usage"]["total_tokens"]), (&json!([]), &whole["usage"]["total_tokens"]));
     assert_eq!(last["usage"]["completion_tokens"], whole["usage"]["completion_tokens"]);
-    assert!(others.len() > 20 && others.iter().all(|c| c["usage"].is_null() && c["id"] == last["id"]));
+    assert!(others.len() > 10 && others.iter().all(|c| c["usage"].is_null() && c["id"] == last["id"]));
     assert!(others.iter().all(|c| c["patch_set"] == server.ready["patch_set"]), "{others:?}");
 
     // Without extras: text only, and no chunk without any.

@@ -2,6 +2,7 @@
 
 mod candidates;
 mod failures;
+mod state;
 mod swaps;
 mod update;
 mod watch;

@@ -1,7 +1,8 @@
 //! Pauses, aborts, limits, failures.
 
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use patchhost::checkpoint::bundled;
@@ -10,10 +11,11 @@ use patchhost_runtime::generate::TokenVersion;
 use patchhost_runtime::model::{Rows, Sequence};
 use patchhost_runtime::sampling::argmax;
 use patchhost_runtime::scheduler::{
-    Event, FinishReason, PauseMode, Paused, SampleParams, Scheduler, SchedulerOptions, SubmitError,
+    Event, FinishReason, LogprobsMode, PauseMode, Paused, SampleParams, Scheduler, SchedulerOptions, SubmitError, Token,
 };
+use patchhost_runtime::weights::WeightSet;
 
-use super::{FP8, Heard, PLAIN, TEXT, greedy, job, listen, next_tokens, rig, tight};
+use super::{FP8, Heard, PLAIN, TEXT, greedy, job, listen, next_tokens, rig, slow_job, tight};
 use crate::oracle::hooks;
 use crate::support::evil;
 
@@ -23,14 +25,29 @@ fn ranges(versions: &[TokenVersion]) -> Vec<(&str, usize, usize)> {
     versions.iter().map(|v| (v.version.as_str(), v.start, v.end)).collect()
 }
 
-/// Greedy tokens of the rest of a sequence, computed step by step with weights that change after `split` tokens.
-fn by_hand(
-    engine: &Engine,
-    old: &Arc<patchhost_runtime::weights::WeightSet>,
-    prompt: &[u32],
-    split: usize,
-    n: usize,
-) -> Vec<u32> {
+/// A token and the bits of its logit: what weights and keys decide, where the tokens alone may agree by chance.
+type Fact = (u32, u32);
+
+/// Greedy, with the logits of the tokens.
+fn exact(max_tokens: usize) -> SampleParams {
+    SampleParams { logprobs: Some(0), logprobs_mode: LogprobsMode::RawLogits, ..greedy(max_tokens) }
+}
+
+fn facts(tokens: &[Token]) -> Vec<Fact> {
+    tokens.iter().map(|t| (t.token_id, t.logprob.as_ref().unwrap().logprob.to_bits())).collect()
+}
+
+/// What came before the pause was reached.
+fn rest(receive: &Receiver<Event>) -> Vec<Fact> {
+    let tokens = receive.try_iter().filter_map(|e| match e {
+        Event::Token(t) => Some(t),
+        _ => None,
+    });
+    facts(&tokens.collect::<Vec<_>>())
+}
+
+/// A sequence computed step by step, with weights that change after `split` tokens.
+fn by_hand(engine: &Engine, old: &WeightSet, prompt: &[u32], split: usize, n: usize) -> Vec<Fact> {
     let mut cache = engine.model().new_cache();
     cache.keep_across_publishes();
     let (new, mut next, mut out) = (engine.live().unwrap(), prompt.to_vec(), Vec::new());
@@ -38,8 +55,10 @@ fn by_hand(
         let weights = if out.len() < split { old } else { &new };
         let mut batch = [Sequence { tokens: &next, cache: &mut cache }];
         let row = engine.model().forward(weights, &mut batch, Rows::Last).unwrap().flatten_all().unwrap();
-        out.push(argmax(&row.to_vec1::<f32>().unwrap()));
-        next = vec![out[out.len() - 1]];
+        let row = row.to_vec1::<f32>().unwrap();
+        let token = argmax(&row);
+        out.push((token, row[token as usize].to_bits()));
+        next = vec![token];
     }
     out
 }
@@ -48,18 +67,16 @@ fn by_hand(
 fn keep_goes_on_with_new_weights_and_old_keys() {
     let rig = rig(PLAIN, tight());
     let prompt = rig.encode(TEXT);
-    let (one, receive) = job("one", &prompt, greedy(LONG));
+    let (one, receive, slow) = slow_job("one", &prompt, exact(LONG));
     let old = rig.engine.live().unwrap();
     rig.scheduler.submit(one).unwrap();
-    let mut ids = next_tokens(&receive, 10);
+    let mut got = facts(&next_tokens(&receive, 10));
     let paused = rig.scheduler.pause(PauseMode::Keep);
     assert_eq!(paused, Paused { kept: 1, ..Paused::default() });
     assert_eq!(rig.scheduler.is_paused(), Some(PauseMode::Keep));
-    ids.extend(receive.try_iter().filter_map(|e| match e {
-        Event::Token(t) => Some(t.token_id),
-        _ => None,
-    }));
-    let split = ids.len();
+    got.extend(rest(&receive));
+    slow.store(false, Ordering::Relaxed);
+    let split = got.len();
     // Frozen: nothing comes, a new job waits.
     let (queued, later) = job("queued", &prompt, greedy(3));
     rig.scheduler.submit(queued).unwrap();
@@ -71,17 +88,12 @@ fn keep_goes_on_with_new_weights_and_old_keys() {
     let new = rig.refit(FP8);
     rig.scheduler.resume();
     assert_eq!(rig.scheduler.is_paused(), None);
-    let rest = next_tokens(&receive, LONG - split);
-    ids.extend(&rest);
+    got.extend(facts(&next_tokens(&receive, LONG - split)));
     let Ok(Event::Done(done)) = receive.recv_timeout(Duration::from_secs(60)) else { panic!("no end") };
     assert_eq!(ranges(&done.weight_versions), [(old.label(), 0, split), (new.label(), split, LONG)]);
     assert_eq!((done.finish_reason, done.preempted), (FinishReason::Length, 0));
-    assert_eq!(ids, by_hand(&rig.engine, &old, &prompt, split, LONG));
-    assert_ne!(
-        ids,
-        by_hand(&rig.engine, &old, &prompt, LONG, LONG),
-        "the weights make no difference: the test is void"
-    );
+    assert_eq!(got, by_hand(&rig.engine, &old, &prompt, split, LONG));
+    assert_ne!(got, by_hand(&rig.engine, &old, &prompt, LONG, LONG));
     let heard = listen(&later);
     assert_eq!(ranges(&heard.done.weight_versions), [(new.label(), 0, 3)]);
     // Keys and values of two sets are no prefix of anything.
@@ -92,16 +104,14 @@ fn keep_goes_on_with_new_weights_and_old_keys() {
 fn retract_computes_anew_with_new_weights() {
     let rig = rig(PLAIN, tight());
     let prompt = rig.encode(TEXT);
-    let (one, receive) = job("one", &prompt, greedy(LONG));
+    let (one, receive, slow) = slow_job("one", &prompt, exact(LONG));
     let old = rig.engine.live().unwrap();
     rig.scheduler.submit(one).unwrap();
-    let mut ids = next_tokens(&receive, 10);
+    let mut got = facts(&next_tokens(&receive, 10));
     assert_eq!(rig.scheduler.pause(PauseMode::Retract).kept, 1);
-    ids.extend(receive.try_iter().filter_map(|e| match e {
-        Event::Token(t) => Some(t.token_id),
-        _ => None,
-    }));
-    let split = ids.len();
+    got.extend(rest(&receive));
+    slow.store(false, Ordering::Relaxed);
+    let split = got.len();
     let load = rig.scheduler.load();
     assert_eq!((load.kv_bytes, load.preempted, load.running), (0, 1, 1));
     // Without keys and values it may sleep, and resuming does not wake it.
@@ -111,29 +121,29 @@ fn retract_computes_anew_with_new_weights() {
     assert!(receive.recv_timeout(Duration::from_millis(100)).is_err());
     assert_eq!(rig.scheduler.is_sleeping(), Some(1));
     rig.scheduler.wake();
-    ids.extend(next_tokens(&receive, LONG - split));
+    got.extend(facts(&next_tokens(&receive, LONG - split)));
     let Ok(Event::Done(done)) = receive.recv_timeout(Duration::from_secs(60)) else { panic!("no end") };
     assert_eq!(ranges(&done.weight_versions), [(old.label(), 0, split), (new.label(), split, LONG)]);
     assert_eq!(done.preempted, 1);
-    let so_far = [&prompt[..], &ids[..split]].concat();
-    assert_eq!(ids[split..], by_hand(&rig.engine, &new, &so_far, 0, LONG - split));
+    let so_far = prompt.iter().copied().chain(got[..split].iter().map(|f| f.0)).collect::<Vec<_>>();
+    assert_eq!(got[split..], by_hand(&rig.engine, &new, &so_far, 0, LONG - split));
 }
 
 #[test]
 fn wait_lets_running_jobs_end_and_abort_ends_all() {
     let rig = rig(PLAIN, SchedulerOptions { max_num_seqs: 2, ..tight() });
     let prompt = rig.encode(TEXT);
-    let (a, hear_a) = job("a", &prompt, greedy(60));
-    let (b, hear_b) = job("b", &prompt[..9], greedy(30));
+    let (a, hear_a, slow) = slow_job("a", &prompt, greedy(60));
+    let (b, hear_b) = job("b", &prompt[..9], greedy(60));
     let (c, hear_c) = job("c", &prompt[..5], greedy(5));
     let old = rig.engine.live().unwrap();
     [a, b, c].into_iter().for_each(|j| rig.scheduler.submit(j).unwrap());
     next_tokens(&hear_a, 1);
     let paused = rig.scheduler.pause(PauseMode::Wait);
-    assert_eq!((paused.aborted, paused.kept), (0, 0));
+    assert_eq!(paused, Paused { waiting_finished: 2, ..Paused::default() });
+    slow.store(false, Ordering::Relaxed);
     let load = rig.scheduler.load();
     assert_eq!((load.running, load.waiting), (0, 1));
-    assert!(paused.waiting_finished == 2 || load.finished > paused.waiting_finished as u64, "{paused:?} {load:?}");
     let new = rig.refit(FP8);
     rig.scheduler.resume();
     let version = |h: Heard| h.done.weight_versions[0].version.clone();
@@ -141,7 +151,7 @@ fn wait_lets_running_jobs_end_and_abort_ends_all() {
     assert_eq!(version(listen(&hear_b)), old.label());
     assert_eq!(version(listen(&hear_c)), new.label());
 
-    let (a, hear_a) = job("a", &prompt, greedy(LONG));
+    let (a, hear_a, _slow) = slow_job("a", &prompt, greedy(LONG));
     let (b, hear_b) = job("b", &prompt, greedy(LONG));
     let (c, hear_c) = job("c", &prompt, greedy(LONG));
     [a, b, c].into_iter().for_each(|j| rig.scheduler.submit(j).unwrap());
@@ -157,12 +167,35 @@ fn wait_lets_running_jobs_end_and_abort_ends_all() {
     assert_eq!((load.running, load.waiting, load.kv_bytes, load.aborted), (0, 0, 0, 3));
     // One pause takes the place of another; what the first froze ends.
     rig.scheduler.resume();
-    let (d, hear_d) = job("d", &prompt, greedy(40));
+    let (d, hear_d, slow) = slow_job("d", &prompt, greedy(40));
     rig.scheduler.submit(d).unwrap();
     next_tokens(&hear_d, 1);
-    rig.scheduler.pause(PauseMode::Keep);
-    rig.scheduler.pause(PauseMode::Wait);
+    assert_eq!(rig.scheduler.pause(PauseMode::Keep).kept, 1);
+    slow.store(false, Ordering::Relaxed);
+    assert_eq!(rig.scheduler.pause(PauseMode::Wait).waiting_finished, 1);
     assert!(hear_d.iter().any(|e| matches!(e, Event::Done(d) if d.finish_reason == FinishReason::Length)));
+}
+
+/// The samples of one request run with the same weights, however late they come to run; another request that happens to
+/// have the same id runs with those of its own time.
+#[test]
+fn samples_of_one_request_share_their_weights() {
+    let rig = rig(PLAIN, SchedulerOptions { max_num_seqs: 1, ..tight() });
+    let prompt = rig.encode(TEXT);
+    let old = rig.engine.live().unwrap();
+    let (a, hear_a, slow) = slow_job("same", &prompt, greedy(80));
+    let (b, hear_b) = job("same", &prompt, greedy(5));
+    rig.scheduler.submit_all(vec![a, b]).unwrap();
+    let (c, hear_c) = job("same", &prompt, greedy(5));
+    rig.scheduler.submit(c).unwrap();
+    next_tokens(&hear_a, 1);
+    slow.store(false, Ordering::Relaxed);
+    rig.scheduler.pause(PauseMode::Wait);
+    let new = rig.refit(FP8);
+    rig.scheduler.resume();
+    let version = |h: Heard| h.done.weight_versions[0].version.clone();
+    assert_eq!(version(listen(&hear_b)), old.label());
+    assert_eq!(version(listen(&hear_c)), new.label());
 }
 
 #[test]
@@ -171,12 +204,13 @@ fn aborts_by_id_end_running_and_waiting_jobs_with_what_they_have() {
     let prompt = rig.encode(TEXT);
     let whole = rig.run("whole", &prompt, greedy(LONG)).text();
     let params = SampleParams { stop: vec!["\u{1}never".to_string()], ..greedy(LONG) };
-    let (a, hear_a) = job("a", &prompt, params);
+    let (a, hear_a, slow) = slow_job("a", &prompt, params);
     let (b, hear_b) = job("b", &prompt, greedy(20));
     let (c, hear_c) = job("c", &prompt, greedy(LONG));
     [a, b, c].into_iter().for_each(|j| rig.scheduler.submit(j).unwrap());
     let mut events: Vec<Event> = (0..5).map(|_| hear_a.recv().unwrap()).collect();
     assert_eq!(rig.scheduler.abort(&["a".to_string(), "c".to_string(), "nobody".to_string()]), 2);
+    slow.store(false, Ordering::Relaxed);
     events.extend(hear_a.iter());
     let text: String = events
         .iter()
@@ -251,7 +285,7 @@ fn receivers_that_go_or_panic_harm_nobody_else() {
     let prompt = rig.encode(TEXT);
     let expected = rig.run("alone", &prompt, greedy(50)).ids();
     let (good, hear) = job("good", &prompt, greedy(50));
-    let (gone, hear_gone) = job("gone", &prompt, greedy(LONG));
+    let (gone, hear_gone, _slow) = slow_job("gone", &prompt, greedy(LONG));
     let (mut panics, _hear) = job("panics", &prompt, greedy(LONG));
     let mut seen = 0;
     panics.sink = Box::new(move |_| {
@@ -313,7 +347,7 @@ fn a_failing_patch_ends_the_requests_of_its_weights_only() {
 fn a_small_kv_cache_changes_no_token() {
     let big = rig(PLAIN, tight());
     let prompt = big.encode(TEXT);
-    let limit = big.engine.model().cache_bytes(prompt.len() * 2);
+    let limit = big.engine.model().cache_bytes(prompt.len() * 2 + 20);
     let small = rig(PLAIN, SchedulerOptions { kv_cache_bytes: limit, prefix_cache_bytes: 0, ..tight() });
     let jobs = |rig: &super::Rig| {
         let receivers: Vec<_> = (0..4)
@@ -339,7 +373,7 @@ fn a_small_kv_cache_changes_no_token() {
 fn sleep_waits_for_nobody_and_wakes_the_queue() {
     let rig = rig(PLAIN, tight());
     let prompt = rig.encode(TEXT);
-    let (a, hear_a) = job("a", &prompt, greedy(LONG));
+    let (a, hear_a, _slow) = slow_job("a", &prompt, greedy(LONG));
     rig.scheduler.submit(a).unwrap();
     next_tokens(&hear_a, 1);
     let refused = rig.scheduler.sleep(1).unwrap_err().to_string();
@@ -364,7 +398,7 @@ fn the_last_handle_ends_all_jobs() {
     let clone = rig.scheduler.clone();
     let receivers: Vec<_> = (0..4)
         .map(|i| {
-            let (job, receive) = job(&format!("{i}"), &prompt, greedy(LONG));
+            let (job, receive, _slow) = slow_job(&format!("{i}"), &prompt, greedy(LONG));
             clone.submit(job).unwrap();
             receive
         })

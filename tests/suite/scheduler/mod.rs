@@ -7,6 +7,7 @@ mod control;
 mod tokens;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -77,6 +78,21 @@ fn job(id: &str, prompt: &[u32], params: SampleParams) -> (Job, Receiver<Event>)
     (Job { id: id.to_string(), prompt: prompt.to_vec(), params, adapter: None, index: 0, sink }, receive)
 }
 
+/// A job whose receiver takes its time until the flag is cleared: on a busy machine too, what a test does after its first
+/// tokens is done before its last.
+fn slow_job(id: &str, prompt: &[u32], params: SampleParams) -> (Job, Receiver<Event>, Arc<AtomicBool>) {
+    let (mut job, receive) = job(id, prompt, params);
+    let slow = Arc::new(AtomicBool::new(true));
+    let (flag, mut sink) = (slow.clone(), job.sink);
+    job.sink = Box::new(move |event| {
+        if flag.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        sink(event)
+    });
+    (job, receive, slow)
+}
+
 /// The events of a job to its end, in their order.
 fn listen(receive: &Receiver<Event>) -> Heard {
     let (mut started, mut tokens) = (None, Vec::new());
@@ -101,14 +117,14 @@ fn listen(receive: &Receiver<Event>) -> Heard {
 }
 
 /// The next `n` tokens of a job.
-fn next_tokens(receive: &Receiver<Event>, n: usize) -> Vec<u32> {
-    let mut ids = Vec::new();
-    while ids.len() < n {
+fn next_tokens(receive: &Receiver<Event>, n: usize) -> Vec<Token> {
+    let mut tokens = Vec::new();
+    while tokens.len() < n {
         if let Event::Token(t) = receive.recv_timeout(Duration::from_secs(120)).unwrap() {
-            ids.push(t.token_id);
+            tokens.push(t);
         }
     }
-    ids
+    tokens
 }
 
 impl Rig {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use patchhost_runtime::engine::Engine;
 use patchhost_runtime::model::{Rows, Sequence};
 use patchhost_runtime::refit::RefitHooks;
+use patchhost_runtime::sampling::argmax;
 use patchhost_runtime::scheduler::{
     FinishReason, LogprobsMode, SampleParams, SchedulerOptions, StopReason, TokenLogprob,
 };
@@ -273,6 +274,52 @@ fn cached_prefixes_change_no_bit_and_belong_to_their_weights() {
     let fresh = on.alone(&weights, &prompt, &params);
     assert!(after.ids().starts_with(&fresh.token_ids));
     assert_eq!(on.scheduler.load().prefix_entries, 1);
+}
+
+/// Sequences with and without an adapter run in one step, and share no prefix.
+#[test]
+fn an_adapter_is_part_of_the_sequence() {
+    let (_tmp, engine, folder) = crate::lora::case("llama");
+    let adapter = engine
+        .load_adapter(
+            crate::lora::builder(&folder, "one", 1 << 20, false),
+            &*crate::lora::lora_patch("lora_tensors", &[]),
+        )
+        .unwrap();
+    let rig = rig_of(engine, tight());
+    let prompt: Vec<u32> = (0..30).map(|i| 5 + i * 7 % 90).collect();
+    let mut receivers = Vec::new();
+    for i in 0..4 {
+        let (mut job, receive) = job(&format!("{i}"), &prompt, greedy(20));
+        job.adapter = (i % 2 == 1).then(|| adapter.clone());
+        rig.scheduler.submit(job).unwrap();
+        receivers.push(receive);
+    }
+    let heard: Vec<_> = receivers.iter().map(listen).collect();
+    let expected = |adapter| {
+        let mut cache = rig.engine.model().new_cache_with(adapter);
+        let (mut next, mut out) = (prompt.clone(), Vec::new());
+        while out.len() < 20 {
+            let mut batch = [Sequence { tokens: &next, cache: &mut cache }];
+            let row = rig.engine.model().forward(&rig.engine.live().unwrap(), &mut batch, Rows::Last).unwrap();
+            out.push(argmax(&row.flatten_all().unwrap().to_vec1::<f32>().unwrap()));
+            next = vec![out[out.len() - 1]];
+        }
+        out
+    };
+    let (with, without) = (expected(Some(adapter.clone())), expected(None));
+    assert_ne!(with, without, "the adapter makes no difference: the test is void");
+    for (i, h) in heard.iter().enumerate() {
+        assert_eq!(h.ids(), if i % 2 == 1 { with.clone() } else { without.clone() }, "{i}");
+        assert_eq!(h.done.weight_versions[0].adapter, (i % 2 == 1).then(|| ("one".to_string(), adapter.version())));
+        // Each from its own kind.
+        assert_eq!(h.done.cached_tokens > 0, i >= 2, "{i}");
+    }
+    let other = super::rig(PLAIN, tight());
+    let (mut job, _receive) = job("x", &[5, 6], greedy(1));
+    job.adapter = Some(adapter);
+    let refused = other.scheduler.submit(job).unwrap_err().to_string();
+    assert!(refused.contains("another model"), "{refused}");
 }
 
 #[test]

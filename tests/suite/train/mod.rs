@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::support::{Ran, patchhost};
 
 /// A step of a few tokens.
-const SMALL: [&str; 6] = ["--prompts-per-step", "2", "--samples", "3", "--max-tokens", "6"];
+const SMALL: [[&str; 2]; 3] = [["--prompts-per-step", "2"], ["--samples", "3"], ["--max-tokens", "6"]];
 
 /// `patchhost train` with small steps and a metrics file.
 fn train(metrics: &Path, more: &[&str]) -> Ran {
@@ -23,7 +23,8 @@ fn train(metrics: &Path, more: &[&str]) -> Ran {
 
 fn arguments(metrics: &Path, more: &[&str]) -> Vec<String> {
     let metrics = metrics.display().to_string();
-    let all = ["train", "--metrics-out", &metrics].into_iter().chain(SMALL).chain(more.iter().copied());
+    let small = SMALL.iter().filter(|[name, _]| !more.contains(name)).flatten();
+    let all = ["train", "--metrics-out", &metrics].into_iter().chain(small.copied()).chain(more.iter().copied());
     all.map(str::to_string).collect()
 }
 

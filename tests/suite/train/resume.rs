@@ -87,3 +87,27 @@ fn a_killed_run_goes_on_bit_for_bit() {
     let hidden = |e: &std::fs::DirEntry| e.file_name().to_str().unwrap().contains(".patchhost-");
     assert!(!std::fs::read_dir(&dir).unwrap().any(|e| hidden(&e.unwrap())), "a leftover stays");
 }
+
+#[test]
+fn sigterm_ends_after_the_step_with_a_checkpoint() {
+    let tmp = tmp();
+    let (path, dir) = (tmp.path().join("m"), tmp.path().join("ckpt"));
+    let shown = dir.display().to_string();
+    let more = [&FP8[..], &["--steps", "500", "--checkpoint-dir", &shown, "--save-every", "500"]].concat();
+    let child = Command::new(env!("CARGO_BIN_EXE_patchhost-under-test"))
+        .args(arguments(&path, &more))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while std::fs::read(&path).unwrap_or_default().is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    let out = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success() && stderr.contains("stopped by a signal after step"), "{stderr}");
+    let done = lines(&path).len();
+    assert!((1..500).contains(&done) && dir.join(format!("step-{done:08}")).is_dir(), "{done}");
+}

@@ -15,7 +15,7 @@ use crate::error::{Refusal, Result, RuntimeError};
 use crate::tokenizer::Tokenizer;
 use crate::weights::WeightSet;
 
-/// The weights that a request (by its id) is to run with; asked when the first of its jobs is admitted.
+/// The weights that a request (by its id) is to run with; asked when the first of its samples is admitted.
 pub type WeightsFor = Arc<dyn Fn(&str) -> Result<Arc<WeightSet>> + Send + Sync>;
 
 /// Limits of a scheduler.
@@ -85,7 +85,7 @@ impl Scheduler {
         self.submit_all(vec![job])
     }
 
-    /// Queues all samples of a request, or none of them.
+    /// Queues all samples of a request, or none of them. Those of one id run with the same weights.
     pub fn submit_all(&self, jobs: Vec<Job>) -> std::result::Result<(), SubmitError> {
         let inner = self.inner();
         for job in &jobs {
@@ -100,10 +100,12 @@ impl Scheduler {
             return Err(SubmitError::Full { waiting, limit });
         }
         let queued_at = Instant::now();
+        let together = state.ticket();
         for job in jobs {
-            *state.jobs.entry(job.id.clone()).or_default() += 1;
+            let request = (together, job.id.clone());
+            *state.jobs.entry(request.clone()).or_default() += 1;
             let ticket = state.ticket();
-            state.waiting.push_back(Queued { ticket, job, queued_at });
+            state.waiting.push_back(Queued { ticket, request, job, queued_at });
         }
         inner.work.notify_one();
         Ok(())

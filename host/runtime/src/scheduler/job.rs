@@ -14,9 +14,10 @@ use crate::lora::Adapter;
 /// for it. `false` means that the receiver is gone; the job ends without another event.
 pub type Sink = Box<dyn FnMut(Event) -> bool + Send>;
 
-/// One text to generate. A request for n samples is n jobs with the same id.
+/// One text to generate. A request for n samples is n jobs with the same id, submitted together.
 pub struct Job {
-    /// Id of the request. Jobs of one id run with the same weights and are aborted together.
+    /// Id of the request. Jobs that are submitted together under one id run with the same weights; all jobs of an id are
+    /// aborted together.
     pub id: String,
     /// Tokens of the prompt, at least one.
     pub prompt: Vec<u32>,

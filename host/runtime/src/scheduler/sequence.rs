@@ -9,6 +9,7 @@ use super::job::{Done, Event, FinishReason, Job, Sink, Started, StopReason, Toke
 use super::logprobs::{TokenLogprob, Wanted};
 use super::params::SampleParams;
 use super::prefix::Key;
+use super::state::Request;
 use crate::engine::Engine;
 use crate::error::{Result, RuntimeError};
 use crate::generate::TokenVersion;
@@ -22,6 +23,7 @@ use crate::weights::WeightSet;
 /// A job with its place in the queue.
 pub(super) struct Queued {
     pub(super) ticket: u64,
+    pub(super) request: Request,
     pub(super) job: Job,
     pub(super) queued_at: Instant,
 }
@@ -47,7 +49,7 @@ impl Ended {
 /// token, or everything after its keys and values were dropped.
 pub(super) struct Running {
     pub(super) ticket: u64,
-    pub(super) id: String,
+    pub(super) request: Request,
     pub(super) params: SampleParams,
     pub(super) adapter: Option<Arc<Adapter>>,
     pub(super) weights: Arc<WeightSet>,
@@ -76,10 +78,10 @@ pub(super) struct Running {
 
 impl Running {
     pub(super) fn new(queued: Queued, weights: Arc<WeightSet>, model: &Model) -> Self {
-        let Queued { ticket, job: Job { id, prompt, params, adapter, index, sink }, queued_at } = queued;
+        let Queued { ticket, request, job: Job { id: _, prompt, params, adapter, index, sink }, queued_at } = queued;
         Self {
             ticket,
-            id,
+            request,
             weights,
             prompt_len: prompt.len(),
             cache: model.new_cache_with(adapter.clone()),
@@ -252,7 +254,7 @@ impl Running {
         }
         let alive = catch_unwind(AssertUnwindSafe(|| (self.sink)(event)));
         if !alive.unwrap_or_else(|_| {
-            tracing::warn!(request = self.id, "the receiver of a request panicked; the request is aborted");
+            tracing::warn!(request = self.request.1, "the receiver of a request panicked; the request is aborted");
             false
         }) {
             self.gone = true;

@@ -46,6 +46,10 @@ pub(super) fn count(counter: &AtomicU64, n: usize) {
     counter.fetch_add(n as u64, Ordering::Relaxed);
 }
 
+/// Jobs that were submitted together under one id. Not the id alone: clients choose ids, and two that choose the same are
+/// two requests.
+pub(super) type Request = (u64, String);
+
 #[derive(Default)]
 pub(super) struct State {
     /// First come, first served.
@@ -55,7 +59,7 @@ pub(super) struct State {
     /// The sequences of the decode thread.
     pub(super) running: Vec<Registered>,
     /// Jobs by request, queued or running.
-    pub(super) jobs: HashMap<String, usize>,
+    pub(super) jobs: HashMap<Request, usize>,
     pub(super) pause: Option<Pause>,
     pub(super) asleep: Option<u8>,
     pub(super) stop: bool,
@@ -65,7 +69,7 @@ pub(super) struct State {
 /// A running sequence, as callers see it.
 pub(super) struct Registered {
     pub(super) ticket: u64,
-    pub(super) id: String,
+    pub(super) request: Request,
     pub(super) abort: bool,
 }
 
@@ -148,12 +152,12 @@ impl State {
     /// Ends the jobs that `which` names; how many.
     pub(super) fn abort(&mut self, which: impl Fn(&str) -> bool) -> usize {
         let mut aborted = 0;
-        for r in self.running.iter_mut().filter(|r| !r.abort && which(&r.id)) {
+        for r in self.running.iter_mut().filter(|r| !r.abort && which(&r.request.1)) {
             r.abort = true;
             aborted += 1;
         }
         for queued in std::mem::take(&mut self.waiting) {
-            match which(&queued.job.id) {
+            match which(&queued.request.1) {
                 true => {
                     aborted += 1;
                     self.dying.push(queued);
@@ -176,14 +180,14 @@ impl State {
     }
 
     /// One job of a request ended; true if it was the last one.
-    pub(super) fn forget(&mut self, id: &str) -> bool {
-        match self.jobs.get_mut(id) {
+    pub(super) fn forget(&mut self, request: &Request) -> bool {
+        match self.jobs.get_mut(request) {
             Some(n) if *n > 1 => {
                 *n -= 1;
                 false
             }
             _ => {
-                self.jobs.remove(id);
+                self.jobs.remove(request);
                 true
             }
         }

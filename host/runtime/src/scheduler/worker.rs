@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use super::job::FinishReason;
 use super::pause::PauseMode;
 use super::sequence::{Ended, Queued, Running, end_queued};
-use super::state::{Inner, Registered, State, count};
+use super::state::{Inner, Registered, Request, State, count};
 use crate::error::{Result, RuntimeError};
 use crate::weights::WeightSet;
 
@@ -17,7 +17,7 @@ pub(super) struct Worker {
     /// In the order of admission.
     pub(super) running: Vec<Running>,
     /// The weights of each request, so that all of its samples run with the same.
-    pins: HashMap<String, Arc<WeightSet>>,
+    pins: HashMap<Request, Arc<WeightSet>>,
     /// Sequences stand still: a pause in mode `keep` or `retract`.
     frozen: bool,
     /// The pause that was begun last, by its ticket.
@@ -102,8 +102,8 @@ impl Worker {
         let mut admitted = Vec::new();
         while state.admits() && state.running.len() < self.inner.options.max_num_seqs.max(1) {
             let Some(queued) = state.waiting.pop_front() else { break };
-            let (ticket, id) = (queued.ticket, queued.job.id.clone());
-            state.running.push(Registered { ticket, id, abort: false });
+            let (ticket, request) = (queued.ticket, queued.request.clone());
+            state.running.push(Registered { ticket, request, abort: false });
             admitted.push(queued);
         }
         Orders {
@@ -158,7 +158,7 @@ impl Worker {
         self.frozen = false;
         self.pins.clear();
         for mut r in std::mem::take(&mut self.running) {
-            match self.pinned(&r.id) {
+            match self.pinned(&r.request) {
                 Ok(weights) => r.move_to(weights),
                 Err(e) => r.ended = Some(Ended::failed(e)),
             }
@@ -168,22 +168,22 @@ impl Worker {
     }
 
     fn admit(&mut self, queued: Queued) {
-        match self.pinned(&queued.job.id) {
+        match self.pinned(&queued.request) {
             Ok(weights) => self.running.push(Running::new(queued, weights, self.inner.engine.model())),
             Err(e) => {
-                self.deregister(queued.ticket, &queued.job.id, FinishReason::Error);
+                self.deregister(queued.ticket, &queued.request, FinishReason::Error);
                 end_queued(queued, Ended::failed(e));
             }
         }
     }
 
-    fn pinned(&mut self, id: &str) -> Result<Arc<WeightSet>> {
-        if let Some(weights) = self.pins.get(id) {
+    fn pinned(&mut self, request: &Request) -> Result<Arc<WeightSet>> {
+        if let Some(weights) = self.pins.get(request) {
             return Ok(weights.clone());
         }
-        let weights = catch_unwind(AssertUnwindSafe(|| (self.inner.weights)(id)))
+        let weights = catch_unwind(AssertUnwindSafe(|| (self.inner.weights)(&request.1)))
             .unwrap_or_else(|panic| Err(panicked("the choice of weights", panic.as_ref())))?;
-        self.pins.insert(id.to_string(), weights.clone());
+        self.pins.insert(request.clone(), weights.clone());
         Ok(weights)
     }
 
@@ -194,26 +194,28 @@ impl Worker {
         }
         let (ended, running) = std::mem::take(&mut self.running).into_iter().partition(|r| r.ended.is_some());
         self.running = running;
+        self.gauge();
         for mut r in ended {
             let Some(how) = r.ended.take() else { continue };
-            self.deregister(r.ticket, &r.id, how.reason);
             if let Some(e) = &how.error {
-                tracing::warn!(request = r.id, "a request failed: {e}");
+                tracing::warn!(request = r.request.1, "a request failed: {e}");
             }
+            // First the prefix: a caller that sees the job gone may clear the cache, and then it must stay empty.
             if how.reason != FinishReason::Error {
                 self.leave_prefix(&mut r);
             }
+            self.deregister(r.ticket, &r.request, how.reason);
             r.done(how, &self.inner.tokenizer);
+            release(r.weights);
         }
-        self.gauge();
     }
 
     fn end_queued(&mut self, queued: Queued, how: Ended) {
-        self.deregister(queued.ticket, &queued.job.id, how.reason);
+        self.deregister(queued.ticket, &queued.request, how.reason);
         end_queued(queued, how);
     }
 
-    fn deregister(&mut self, ticket: u64, id: &str, reason: FinishReason) {
+    fn deregister(&mut self, ticket: u64, request: &Request, reason: FinishReason) {
         let finished = matches!(reason, FinishReason::Stop | FinishReason::Length);
         let last = {
             let mut state = self.inner.state();
@@ -221,11 +223,11 @@ impl Worker {
             if let Some(pause) = state.pause.as_mut().filter(|p| p.mode == PauseMode::Wait && !p.reached && finished) {
                 pause.did.waiting_finished += 1;
             }
-            state.forget(id)
+            state.forget(request)
         };
         // Not under the lock: with the last user of weights their patches go, and that may do more.
         if last {
-            self.pins.remove(id);
+            self.pins.remove(request);
         }
         let c = &self.inner.counters;
         count(
@@ -241,13 +243,13 @@ impl Worker {
     fn fail_all(&mut self, error: &RuntimeError) {
         // What the lock knows and the thread does not: a job that was lost between the two.
         let known: Vec<u64> = self.running.iter().map(|r| r.ticket).collect();
-        let lost: Vec<(u64, String)> = {
+        let lost: Vec<(u64, Request)> = {
             let state = self.inner.state();
             let lost = state.running.iter().filter(|r| !known.contains(&r.ticket));
-            lost.map(|r| (r.ticket, r.id.clone())).collect()
+            lost.map(|r| (r.ticket, r.request.clone())).collect()
         };
-        for (ticket, id) in lost {
-            self.deregister(ticket, &id, FinishReason::Error);
+        for (ticket, request) in lost {
+            self.deregister(ticket, &request, FinishReason::Error);
         }
         for r in &mut self.running {
             r.ended = Some(Ended::failed(error.again()));
@@ -261,6 +263,16 @@ impl Worker {
     fn gauge(&self) {
         let bytes = self.running.iter().map(|r| r.cache.bytes()).sum();
         self.inner.counters.kv_bytes.store(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Lets go of weights. The last holder of a superseded set frees it: on another thread, because every sequence would
+/// wait for that.
+fn release(weights: Arc<WeightSet>) {
+    if Arc::strong_count(&weights) == 1 {
+        let name = "patchhost-release".to_string();
+        // Without a thread the closure is dropped here, and the weights with it.
+        let _ = std::thread::Builder::new().name(name).spawn(move || drop(weights));
     }
 }
 

@@ -42,7 +42,7 @@ macro_rules! request {
             #[schema(minimum = 0, maximum = 100)]
             pub temperature: Option<f32>,
             /// Only the most likely tokens whose probabilities sum to this.
-            #[schema(exclusive_minimum = 0, maximum = 1)]
+            #[schema(minimum = 0.000001, maximum = 1)]
             pub top_p: Option<f32>,
             /// Only this many of the most likely tokens; 0 and -1 are all.
             #[schema(minimum = -1)]
@@ -57,7 +57,7 @@ macro_rules! request {
             #[schema(minimum = -2, maximum = 2)]
             pub frequency_penalty: Option<f32>,
             /// Above 1, tokens of the prompt and the answer become less likely.
-            #[schema(exclusive_minimum = 0, maximum = 100)]
+            #[schema(minimum = 0.01, maximum = 100)]
             pub repetition_penalty: Option<f32>,
             /// What is added to the logits of tokens, by id.
             #[schema(value_type = Option<std::collections::HashMap<String, f32>>)]
@@ -179,7 +179,7 @@ pub enum Stop {
 }
 
 /// The shared fields of a request.
-pub(super) struct Sampling<'a> {
+pub(in crate::serve) struct Sampling<'a> {
     pub n: Option<u32>,
     pub stream: Option<bool>,
     pub stream_options: Option<&'a StreamOptions>,
@@ -206,7 +206,7 @@ pub(super) struct Sampling<'a> {
 }
 
 /// What a request asks for besides its prompts.
-pub(super) struct Asked {
+pub(in crate::serve) struct Asked {
     /// Sequences per prompt.
     pub n: usize,
     /// How tokens are chosen; `max_tokens` and `logprobs` are the endpoint's.

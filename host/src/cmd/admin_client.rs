@@ -1,0 +1,187 @@
+//! The admin API from the command line: one request over the admin socket, or over TCP with the admin token.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::failure::UsageError;
+use crate::abi::text::clean;
+
+/// How long an answer may take: a swap `now` loads all weights again.
+const PATIENCE: Duration = Duration::from_secs(3600);
+/// Largest answer.
+const MAX_ANSWER: u64 = 64 << 20;
+
+/// Which server.
+#[derive(Debug, clap::Args)]
+pub struct ServerArgs {
+    /// The admin socket of the server [default: $PATCHHOST_ADMIN]
+    #[arg(long, value_name = "unix:PATH", conflicts_with = "server")]
+    admin: Option<String>,
+    /// The server, as http://HOST:PORT; needs its admin token [default: $PATCHHOST_SERVER]
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+    /// The file with the server's admin token [default: $PATCHHOST_TOKEN_FILE]
+    #[arg(long, value_name = "FILE")]
+    admin_token_file: Option<PathBuf>,
+}
+
+/// One of the two doors.
+enum Door {
+    Socket(String),
+    Tcp { server: String, token_file: PathBuf },
+}
+
+/// The server said no.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Refused {
+    /// Status of the answer.
+    pub status: u16,
+    /// Its text, in three parts.
+    pub message: String,
+}
+
+/// A body.
+pub enum Sent {
+    /// None.
+    Nothing,
+    /// JSON.
+    Json(Value),
+    /// A component.
+    Wasm(Vec<u8>),
+}
+
+trait Stream: Read + Write {}
+impl<T: Read + Write> Stream for T {}
+
+impl ServerArgs {
+    /// What was given, or what the environment says where nothing was.
+    fn door(&self) -> Result<Door, UsageError> {
+        let env = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+        let server = self.server.clone().or_else(|| env("PATCHHOST_SERVER").filter(|_| self.admin.is_none()));
+        let token_file = self.admin_token_file.clone().or_else(|| env("PATCHHOST_TOKEN_FILE").map(PathBuf::from));
+        match (&self.admin, server, token_file) {
+            (Some(path), _, _) => Ok(Door::Socket(path.clone())),
+            (None, Some(server), Some(token_file)) => Ok(Door::Tcp { server, token_file }),
+            (None, Some(server), None) => Err(UsageError::new(
+                format!("server {}", clean(&server, 200)),
+                "over TCP the admin API asks for a token",
+                "give --admin-token-file FILE, or set PATCHHOST_TOKEN_FILE",
+            )),
+            (None, None, _) => env("PATCHHOST_ADMIN").map(Door::Socket).ok_or_else(|| {
+                UsageError::new(
+                    "this verb",
+                    "it talks to a running server, and none is named",
+                    "give --admin unix:PATH, or --server http://HOST:PORT with --admin-token-file FILE (or set \
+                     PATCHHOST_ADMIN, or PATCHHOST_SERVER and PATCHHOST_TOKEN_FILE)",
+                )
+            }),
+        }
+    }
+
+    /// One request.
+    pub fn ask(&self, method: &str, path: &str, sent: Sent) -> anyhow::Result<Value> {
+        self.door()?.ask(method, path, sent)
+    }
+}
+
+impl Door {
+    fn ask(&self, method: &str, path: &str, sent: Sent) -> anyhow::Result<Value> {
+        let (mut stream, host, token) = self.connect()?;
+        let (kind, body) = match sent {
+            Sent::Nothing => ("", Vec::new()),
+            Sent::Json(value) => ("application/json", serde_json::to_vec(&value)?),
+            Sent::Wasm(bytes) => ("application/wasm", bytes),
+        };
+        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
+        if !kind.is_empty() {
+            head.push_str(&format!("Content-Type: {kind}\r\n"));
+        }
+        if let Some(token) = token {
+            head.push_str(&format!("Authorization: Bearer {token}\r\n"));
+        }
+        head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
+        let lost = |e: std::io::Error| self.lost(&e);
+        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body)).map_err(lost)?;
+        let mut answer = Vec::new();
+        stream.take(MAX_ANSWER).read_to_end(&mut answer).map_err(lost)?;
+        self.parsed(&answer)
+    }
+
+    fn connect(&self) -> anyhow::Result<(Box<dyn Stream>, String, Option<String>)> {
+        let (server, file) = match self {
+            Self::Socket(name) => {
+                let path = name.strip_prefix("unix:").unwrap_or(name);
+                let stream = UnixStream::connect(path).map_err(|e| self.lost(&e))?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                return Ok((Box::new(stream), "localhost".to_string(), None));
+            }
+            Self::Tcp { server, token_file } => (server, token_file),
+        };
+        let host = server.strip_prefix("http://").unwrap_or(server).trim_end_matches('/');
+        if server.starts_with("https://") || host.contains(['/', '@', '\r', '\n']) {
+            return Err(UsageError::new(
+                format!("--server {}", clean(server, 200)),
+                "it must be http://HOST:PORT, without a path",
+                "for TLS, forward a port (ssh -L) and name the local end",
+            )
+            .into());
+        }
+        let token = std::fs::read_to_string(file).map_err(|e| {
+            UsageError::new(
+                format!("--admin-token-file {}", file.display()),
+                e.to_string(),
+                "give the file that the server was started with",
+            )
+        })?;
+        let token = token.trim_end_matches(['\r', '\n']);
+        if !token.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
+            return Err(UsageError::new(
+                format!("--admin-token-file {}", file.display()),
+                "a token is one line of printable ASCII characters",
+                "give the file that the server was started with",
+            )
+            .into());
+        }
+        let stream = TcpStream::connect(host).map_err(|e| self.lost(&e))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok((Box::new(stream), host.to_string(), Some(token.to_string())))
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Socket(name) | Self::Tcp { server: name, .. } => name,
+        }
+    }
+
+    fn lost(&self, e: &std::io::Error) -> UsageError {
+        let what = format!("the server at {}", clean(self.name(), 200));
+        UsageError::new(
+            what,
+            e.to_string(),
+            "check that `patchhost serve` runs there, with --admin or --admin-token-file",
+        )
+    }
+
+    fn parsed(&self, answer: &[u8]) -> anyhow::Result<Value> {
+        let odd =
+            |why: &str| UsageError::new(format!("the answer of {}", clean(self.name(), 200)), why, "check the address");
+        let end = answer.windows(4).position(|w| w == b"\r\n\r\n").ok_or_else(|| odd("it is not HTTP"))?;
+        let head = String::from_utf8_lossy(&answer[..end]);
+        let status = head.split(' ').nth(1).and_then(|s| s.parse::<u16>().ok()).filter(|_| head.starts_with("HTTP/1."));
+        let status = status.ok_or_else(|| odd("it is not HTTP"))?;
+        let body: Value = serde_json::from_slice(&answer[end + 4..]).map_err(|_| odd("its body is not JSON"))?;
+        if (200..300).contains(&status) {
+            return Ok(body);
+        }
+        let message = body.pointer("/error/message").and_then(Value::as_str).unwrap_or("the server gave no reason");
+        // Lines of the server's own three parts, and nothing that a terminal would obey.
+        let message = message.lines().map(|line| clean(line, 2000)).collect::<Vec<_>>().join("\n");
+        Err(Refused { status, message }.into())
+    }
+}

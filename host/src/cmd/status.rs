@@ -1,0 +1,73 @@
+//! `patchhost status`: what runs in a server.
+
+use serde_json::Value;
+
+use super::admin_client::{Sent, ServerArgs};
+use super::args::Format;
+use super::output::json as print_json;
+
+/// Show the weights and patches of a running server
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Show the newest N records of its ledger too
+    #[arg(long, value_name = "N")]
+    ledger: Option<usize>,
+}
+
+/// Runs the verb.
+pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+    let status = args.server.ask("GET", "/admin/v1/status", Sent::Nothing)?;
+    let ledger = match args.ledger {
+        None => None,
+        Some(n) => Some(args.server.ask("GET", &format!("/admin/v1/ledger?last={n}"), Sent::Nothing)?),
+    };
+    if format == Format::Json {
+        return print_json(&serde_json::json!({ "status": status, "ledger": ledger }));
+    }
+    print(&status);
+    if let Some(entries) = ledger.as_ref().and_then(|l| l.get("entries")).and_then(Value::as_array) {
+        println!("ledger");
+        for e in entries {
+            println!("  {} {} {} by {}", text(e, "/seq"), text(e, "/ts"), text(e, "/event"), text(e, "/actor"));
+        }
+    }
+    Ok(())
+}
+
+fn text(value: &Value, pointer: &str) -> String {
+    match value.pointer(pointer) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Null) | None => "none".to_string(),
+        Some(other) => other.to_string(),
+    }
+}
+
+fn print(status: &Value) {
+    println!("model {}, weights `{}`", text(status, "/architecture"), text(status, "/weight_version"));
+    println!("patch set {}", text(status, "/patch_set"));
+    let list = |pointer: &str| status.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default();
+    for p in list("/board/patches") {
+        println!("  {} {}  {}", text(&p, "/name"), text(&p, "/version"), text(&p, "/sha256"));
+    }
+    if let Some(t) = status.pointer("/board/transition").filter(|t| !t.is_null()) {
+        println!("coming: {} ({}, {}) by {}", text(t, "/to"), text(t, "/mode"), text(t, "/when"), text(t, "/by"));
+    }
+    for p in list("/board/staged") {
+        println!("staged: {} {}  generation {}", text(&p, "/name"), text(&p, "/version"), text(&p, "/generation"));
+    }
+    for set in list("/board/retained") {
+        println!("retained: {}", set.as_str().unwrap_or_default());
+    }
+    for q in list("/board/quarantine") {
+        println!("quarantine: {} by {}: {}", text(&q, "/sha256"), text(&q, "/by"), text(&q, "/reason"));
+    }
+    for why in list("/board/tainted") {
+        println!("tainted: {}", why.as_str().unwrap_or_default());
+    }
+    if let Some(why) = status.pointer("/last_refit/degraded").and_then(Value::as_str) {
+        println!("degraded: {why}");
+    }
+    println!("ledger: seq {}, {}", text(status, "/ledger/seq"), text(status, "/ledger/hash"));
+}

@@ -1,0 +1,295 @@
+//! Bodies of the endpoints that trainers use: JSON that may be absent, and tensors in any form that is not a pickle.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Query, Request};
+use axum::http::{HeaderMap, StatusCode, header};
+use futures_util::StreamExt as _;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::error::{ApiError, ApiResult};
+use super::json::parse;
+use super::roots::RootError;
+use super::state::App;
+use super::weights_body::{self as tensors, BodyError, BucketEntry, BucketMeta, Piece, UpdateInfo};
+use crate::abi::text::clean;
+
+/// JSON, or nothing at all, which is the default of the type.
+#[derive(Debug, Clone, Copy)]
+pub struct OptionalJson<T>(pub T);
+
+impl<T: DeserializeOwned + Default> FromRequest<Arc<App>> for OptionalJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> ApiResult<Self> {
+        let bytes = read(request.into_body(), app.options.max_body, "--max-body").await?;
+        if bytes.trim_ascii().is_empty() {
+            return Ok(Self(T::default()));
+        }
+        parse(&bytes).map(Self)
+    }
+}
+
+/// A body that may hold tensors, with what the URL and the headers say about it.
+pub struct Payload {
+    /// The query of the URL.
+    pub query: HashMap<String, String>,
+    /// The body.
+    pub content: Content,
+}
+
+/// A body that may hold tensors.
+pub enum Content {
+    /// Nothing.
+    Empty,
+    /// JSON.
+    Json(Value),
+    /// safetensors bytes.
+    Safetensors(Bytes),
+    /// Length, JSON, raw bytes.
+    Framed(Bytes),
+    /// Raw bytes that the URL or a header describes.
+    Raw(Vec<UpdateInfo>, Bytes),
+}
+
+impl FromRequest<Arc<App>> for Payload {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> ApiResult<Self> {
+        let (parts, body) = request.into_parts();
+        let query = Query::try_from_uri(&parts.uri).map(|Query(q)| q).map_err(|e| {
+            ApiError::bad("the query of the URL", clean(&e.to_string(), 200), "write it as name=value&…")
+        })?;
+        let bytes = read(body, app.rl.max_body, "--max-weights-body").await?;
+        let content = content(&parts.headers, &query, bytes)?;
+        Ok(Self { query, content })
+    }
+}
+
+/// The whole body. `flag` says how the limit is raised.
+pub async fn read(body: Body, limit: usize, flag: &str) -> ApiResult<Bytes> {
+    let mut stream = body.into_data_stream();
+    let mut first: Option<Bytes> = None;
+    let mut all = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|_| ApiError::bad("the request's body", "it ended too early", "send it again"))?;
+        let had = first.as_ref().map_or(0, Bytes::len) + all.len();
+        if had.saturating_add(chunk.len()) > limit {
+            return Err(ApiError::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body_too_large",
+                "the request's body",
+                format!("it is larger than the {limit} bytes that this endpoint takes"),
+                format!("send it in several requests, or start the server with a larger {flag}"),
+            ));
+        }
+        match (&first, all.is_empty()) {
+            (None, true) => first = Some(chunk),
+            _ => {
+                all.extend_from_slice(&first.take().unwrap_or_default());
+                all.extend_from_slice(&chunk);
+            }
+        }
+    }
+    // A body that came at once is not copied.
+    Ok(first.unwrap_or_else(|| Bytes::from(all)))
+}
+
+fn content(headers: &HeaderMap, query: &HashMap<String, String>, bytes: Bytes) -> ApiResult<Content> {
+    let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let mime = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if bytes.is_empty() {
+        return Ok(Content::Empty);
+    }
+    match mime.as_str() {
+        "application/json" => parse(&bytes).map(Content::Json),
+        "application/x-bucket" => Ok(Content::Framed(bytes)),
+        "application/octet-stream" | "application/x-safetensors" | "application/vnd.safetensors" | "" => {
+            match described(headers, query, bytes.len())? {
+                Some(info) => Ok(Content::Raw(info, bytes)),
+                None => Ok(Content::Safetensors(bytes)),
+            }
+        }
+        other => Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "the request's content type",
+            format!("it is `{}`", clean(other, 100)),
+            "send application/json, application/x-safetensors (or octet-stream), or application/x-bucket",
+        )),
+    }
+}
+
+/// What the URL or a header says about raw bytes: `update_info`, `bucket_meta` (JSON), or `name`, `dtype`, `shape` and
+/// `offset` of one tensor.
+fn described(headers: &HeaderMap, query: &HashMap<String, String>, len: usize) -> ApiResult<Option<Vec<UpdateInfo>>> {
+    let find = |field: &str, name: &str| {
+        let header = headers.get(name).and_then(|v| v.to_str().ok());
+        query.get(field).map(String::as_str).or(header).map(str::to_string)
+    };
+    if let Some(text) = find("update_info", "x-update-info") {
+        return Ok(Some(UpdateInfo::all(parse(text.as_bytes())?)?));
+    }
+    if let Some(text) = find("bucket_meta", "x-bucket-meta") {
+        let meta: BucketMeta = parse(text.as_bytes())?;
+        return Ok(Some(vec![UpdateInfo { bucket_meta: Some(meta), ..UpdateInfo::default() }]));
+    }
+    let Some(name) = query.get("name") else { return Ok(None) };
+    one(name, query, len).map(|meta| Some(vec![UpdateInfo { bucket_meta: Some(meta), ..UpdateInfo::default() }]))
+}
+
+/// One tensor, or a part of one, of which the body holds `len` bytes.
+fn one(name: &str, query: &HashMap<String, String>, len: usize) -> ApiResult<BucketMeta> {
+    let bad = |why: String| {
+        let next = "write ?name=NAME&dtype=bfloat16&shape=64,32, and &offset=BYTE for a part of the tensor";
+        ApiError::bad("the query of the URL", why, next)
+    };
+    let field = |field: &str| query.get(field).ok_or_else(|| bad(format!("it names a tensor without `{field}`")));
+    let (kind, shape) = (field("dtype")?, field("shape")?);
+    let dims = shape.trim_matches(['[', ']', '(', ')']).split(',').map(str::trim).filter(|d| !d.is_empty());
+    let dims: Result<Vec<usize>, _> = dims.map(str::parse).collect();
+    let dims = dims.map_err(|_| bad(format!("shape `{}` is no list of numbers", clean(shape, 100))))?;
+    let start = query.get("offset").map(|o| o.parse()).transpose();
+    let start = start.map_err(|_| bad("`offset` is no number of bytes".to_string()))?.unwrap_or_default();
+    Ok(BucketMeta::List(vec![BucketEntry {
+        name: name.to_string(),
+        dtype: kind.clone(),
+        shape: dims,
+        offset: 0,
+        nbytes: Some(len),
+        tensor_offset: start,
+    }]))
+}
+
+impl Payload {
+    /// A field of the JSON body, or of the query.
+    pub fn text(&self, field: &str) -> Option<String> {
+        let json = match &self.content {
+            Content::Json(Value::Object(map)) => map.get(field),
+            _ => None,
+        };
+        match json {
+            Some(Value::String(text)) => Some(text.clone()),
+            Some(Value::Number(n)) => Some(n.to_string()),
+            _ => self.query.get(field).cloned(),
+        }
+    }
+
+    /// A yes or no of the JSON body, or of the query.
+    pub fn flag(&self, field: &str, default: bool) -> bool {
+        let json = match &self.content {
+            Content::Json(Value::Object(map)) => map.get(field).and_then(Value::as_bool),
+            _ => None,
+        };
+        let query = || self.query.get(field).map(|v| !matches!(v.as_str(), "false" | "False" | "0"));
+        json.or_else(query).unwrap_or(default)
+    }
+
+    /// The tensors. Files named in it are looked for in the roots.
+    pub fn pieces(self, app: &App) -> ApiResult<Vec<Piece>> {
+        match self.content {
+            Content::Empty => Err(ApiError::bad(
+                "the request's body",
+                "it is empty, and this endpoint takes tensors",
+                "send safetensors bytes (Content-Type: application/octet-stream)",
+            )),
+            Content::Safetensors(bytes) => Ok(tensors::safetensors("the request's body", bytes)?),
+            Content::Framed(bytes) => Ok(tensors::framed("the request's body", bytes)?),
+            Content::Raw(infos, bytes) => {
+                let mut infos = infos.into_iter();
+                match (infos.next(), infos.next()) {
+                    (Some(info), None) => raw(info, &bytes),
+                    _ => Err(ApiError::bad(
+                        "update_info",
+                        "it is a list, and the body is one run of bytes",
+                        "describe all tensors in one update_info",
+                    )),
+                }
+            }
+            Content::Json(value) => of_json(app, value),
+        }
+    }
+}
+
+/// vLLM's `update_info`, or its fields themselves.
+fn of_json(app: &App, value: Value) -> ApiResult<Vec<Piece>> {
+    let inner = match value {
+        Value::Object(mut map) if map.contains_key("update_info") => map.remove("update_info").unwrap_or_default(),
+        other => other,
+    };
+    let mut pieces = Vec::new();
+    for info in UpdateInfo::all(inner)? {
+        pieces.extend(of_info(app, info)?);
+    }
+    Ok(pieces)
+}
+
+fn of_info(app: &App, mut info: UpdateInfo) -> ApiResult<Vec<Piece>> {
+    let describes = info.describes();
+    match (info.data.take(), info.safetensors.take(), info.path.take()) {
+        (Some(data), None, None) if describes => raw(info, &tensors::base64_bytes("`data`", &data)?),
+        (None, Some(text), None) if !describes => {
+            Ok(tensors::safetensors("`safetensors`", tensors::base64_bytes("`safetensors`", &text)?)?)
+        }
+        (None, None, Some(path)) if describes => {
+            let bytes = Bytes::from(app.roots.read(&path, app.rl.max_body as u64)?);
+            tensors::pickle::refuse(&format!("`{}`", clean(&path, 300)), &bytes)?;
+            raw(info, &bytes)
+        }
+        (None, None, Some(path)) => of_path(app, &path),
+        (None, None, None) if describes => Err(ApiError::bad(
+            "update_info",
+            "it describes tensors, and their bytes are not there: this server has no NCCL or IPC group to receive them from",
+            "send the bytes as the body (with update_info in the query or the header X-Update-Info), as base64 in `data`, \
+             or in a file as `path`",
+        )),
+        _ => Err(ApiError::bad(
+            "update_info",
+            "it must say in exactly one way where the bytes are",
+            "give names, dtype_names and shapes with `data` or `path`; or `safetensors`; or `path` alone",
+        )),
+    }
+}
+
+/// All tensors of a file or folder in a root.
+fn of_path(app: &App, path: &str) -> ApiResult<Vec<Piece>> {
+    let pinned = app.roots.pin(path)?;
+    let file = pinned.checkpoint(None).map_err(|e| {
+        let text = pinned.plain(&e.to_string());
+        ApiError::bad(format!("path `{}`", pinned.shown()), text, "give a safetensors file or a folder of them")
+    })?;
+    Ok(file.tensors().map(Piece::whole).collect())
+}
+
+fn raw(info: UpdateInfo, bytes: &Bytes) -> ApiResult<Vec<Piece>> {
+    tensors::pickle::refuse("the bytes", bytes)?;
+    Ok(match info.bucket_meta {
+        Some(meta) => tensors::bucket(meta, bytes)?,
+        None => tensors::packed(&info, bytes)?,
+    })
+}
+
+impl From<BodyError> for ApiError {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::Pickle(r) => Self::new(StatusCode::BAD_REQUEST, "pickle_refused", r.what, r.why, r.next),
+            BodyError::Malformed(r) => Self::bad(r.what, r.why, r.next),
+            BodyError::Runtime(e) => e.into(),
+        }
+    }
+}
+
+impl From<RootError> for ApiError {
+    fn from(error: RootError) -> Self {
+        let (status, code, r) = match error {
+            RootError::NoRoots(r) => (StatusCode::FORBIDDEN, "no_roots", r),
+            RootError::Outside(r) => (StatusCode::FORBIDDEN, "outside_roots", r),
+            RootError::NotFound(r) => (StatusCode::NOT_FOUND, "not_found", r),
+            RootError::Unusable(r) => (StatusCode::BAD_REQUEST, "invalid_value", r),
+        };
+        Self::new(status, code, r.what, r.why, r.next)
+    }
+}

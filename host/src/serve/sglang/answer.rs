@@ -1,0 +1,58 @@
+//! SGLang's form of answers: `{"success": …, "message": …}`.
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::serve::error::ApiError;
+use crate::serve::json::Json;
+
+/// What became of a request.
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+pub struct Success {
+    /// Whether it was done.
+    pub success: bool,
+    /// In words; a refusal has three parts.
+    pub message: String,
+    /// Requests that are paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_paused_requests: Option<usize>,
+    /// What the weights are called now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_version: Option<String>,
+    /// Digest of the patch set that made them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patch_set: Option<String>,
+}
+
+impl Success {
+    /// It was done.
+    pub fn good(message: impl Into<String>) -> Self {
+        Self { success: true, message: message.into(), ..Self::default() }
+    }
+}
+
+/// A refusal in SGLang's form. 401, 403, 404, 409 and 413 say what they are; all else is 400, as SGLang has it.
+#[derive(Debug)]
+pub struct SgError(pub ApiError);
+
+/// What a handler gives.
+pub type SgResult<T> = Result<T, SgError>;
+
+impl<E: Into<ApiError>> From<E> for SgError {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for SgError {
+    fn into_response(self) -> Response {
+        let status = match self.0.status().as_u16() {
+            401 | 403 | 404 | 409 | 413 | 415 | 429 | 500.. => self.0.status(),
+            _ => StatusCode::BAD_REQUEST,
+        };
+        let body = Success { success: false, message: self.0.message(), ..Success::default() };
+        (status, Json(body)).into_response()
+    }
+}

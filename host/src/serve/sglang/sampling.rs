@@ -1,0 +1,107 @@
+//! SGLang's sampling parameters.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::serve::error::ApiResult;
+use crate::serve::openai::request::{Asked, Sampling, Stop};
+use crate::serve::state::App;
+
+/// SGLang's sampling parameters.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct SamplingParams {
+    /// Most tokens; the default is 128, or what fits.
+    pub max_new_tokens: Option<u32>,
+    /// No end before this many tokens.
+    pub min_new_tokens: Option<u32>,
+    /// Texts that end a sequence.
+    pub stop: Option<Stop>,
+    /// Tokens that end a sequence.
+    pub stop_token_ids: Option<Vec<u32>>,
+    /// 0 is greedy; the default is 1.
+    pub temperature: Option<f32>,
+    /// Only the most likely tokens whose probabilities sum to this.
+    pub top_p: Option<f32>,
+    /// Only this many of the most likely tokens; -1 is all.
+    pub top_k: Option<i32>,
+    /// Only tokens at least this times as likely as the best.
+    pub min_p: Option<f32>,
+    /// From -2 to 2.
+    pub frequency_penalty: Option<f32>,
+    /// From -2 to 2.
+    pub presence_penalty: Option<f32>,
+    /// Above 1, tokens that were there become less likely.
+    pub repetition_penalty: Option<f32>,
+    /// Go on behind end tokens.
+    pub ignore_eos: Option<bool>,
+    /// Special tokens have no text.
+    pub skip_special_tokens: Option<bool>,
+    /// The stop text is part of the text.
+    pub no_stop_trim: Option<bool>,
+    /// Sequences.
+    pub n: Option<u32>,
+    /// What is added to the logits of tokens, by id.
+    #[schema(value_type = Option<std::collections::HashMap<String, f32>>)]
+    pub logit_bias: Option<BTreeMap<String, f32>>,
+    /// The same seed gives the same tokens.
+    pub sampling_seed: Option<i64>,
+    #[schema(ignore)]
+    json_schema: Option<Value>,
+    #[schema(ignore)]
+    regex: Option<Value>,
+    #[schema(ignore)]
+    ebnf: Option<Value>,
+    #[schema(ignore)]
+    structural_tag: Option<Value>,
+    #[schema(ignore)]
+    stop_regex: Option<Value>,
+    #[schema(ignore)]
+    custom_params: Option<Value>,
+}
+
+impl SamplingParams {
+    /// Checked, as the scheduler takes it; tokens and log probabilities are the caller's to set.
+    pub(in crate::serve) fn asked(&self, app: &App, token_ids: &[u32]) -> ApiResult<Asked> {
+        let plain = "answers are plain text";
+        let none = ("", None, "");
+        let sampling = Sampling {
+            n: self.n,
+            stream: None,
+            stream_options: None,
+            stop: self.stop.as_ref(),
+            stop_token_ids: self.stop_token_ids.as_deref(),
+            seed: self.sampling_seed,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            repetition_penalty: self.repetition_penalty,
+            logit_bias: self.logit_bias.as_ref(),
+            allowed_token_ids: None,
+            ignore_eos: self.ignore_eos,
+            min_tokens: self.min_new_tokens,
+            include_stop_str_in_output: self.no_stop_trim,
+            skip_special_tokens: self.skip_special_tokens,
+            prompt_logprobs: None,
+            logprob_token_ids: Some(token_ids),
+            unsupported: [
+                ("json_schema", self.json_schema.as_ref(), plain),
+                ("regex", self.regex.as_ref(), plain),
+                ("ebnf", self.ebnf.as_ref(), plain),
+                ("structural_tag", self.structural_tag.as_ref(), plain),
+                ("stop_regex", self.stop_regex.as_ref(), "stop texts are compared, not matched"),
+                ("custom_params", self.custom_params.as_ref(), "requests cannot bring code"),
+                none,
+                none,
+                none,
+                none,
+            ],
+        };
+        sampling.asked(app.options.max_logprobs, app.options.logprobs_mode)
+    }
+}

@@ -1,0 +1,358 @@
+//! `/inference/v1/generate`: tokens in, tokens out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use patchhost_runtime::scheduler::{Event, TokenLogprob};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::serve::error::{ApiError, ApiResult, ErrorBody};
+use crate::serve::generation::{Batch, Limit, Output, Running};
+use crate::serve::json::Json;
+use crate::serve::metrics::reason_name;
+use crate::serve::openai::prompt::{check, check_choices, max_tokens};
+use crate::serve::openai::request::{Asked, Sampling, Stop};
+use crate::serve::openai::sse::{self, Chunks};
+use crate::serve::openai::types::{Stopped, WeightVersion, weight_versions};
+use crate::serve::state::App;
+
+/// What stands for minus infinity, which JSON does not have; vLLM's number.
+const NEVER: f64 = -9999.0;
+
+/// Body of `/inference/v1/generate`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[allow(dead_code, reason = "for the OpenAPI document: some fields are accepted and ask for nothing here")]
+pub struct GenerateRequest {
+    /// Id of the request, for aborts; a fresh one if absent.
+    pub request_id: Option<String>,
+    /// Tokens of the prompt.
+    #[schema(min_items = 1)]
+    pub token_ids: Vec<u32>,
+    /// How tokens are chosen.
+    #[serde(default)]
+    pub sampling_params: SamplingParams,
+    /// The served model, or a loaded adapter.
+    pub model: Option<String>,
+    /// Send tokens as they come.
+    #[serde(default)]
+    pub stream: bool,
+    /// Accepted; sequences run in the order in which they come.
+    pub priority: Option<i64>,
+    /// Refused: prefixes are shared by all requests.
+    pub cache_salt: Option<String>,
+    #[schema(ignore)]
+    features: Option<Value>,
+    #[schema(ignore)]
+    kv_transfer_params: Option<Value>,
+}
+
+/// vLLM's sampling parameters.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct SamplingParams {
+    /// Sequences.
+    pub n: Option<u32>,
+    /// 0 is greedy; the default is 1.
+    pub temperature: Option<f32>,
+    /// Only the most likely tokens whose probabilities sum to this.
+    pub top_p: Option<f32>,
+    /// Only this many of the most likely tokens; 0 and -1 are all.
+    pub top_k: Option<i32>,
+    /// Only tokens at least this times as likely as the best.
+    pub min_p: Option<f32>,
+    /// The same seed gives the same tokens.
+    pub seed: Option<i64>,
+    /// Texts that end a sequence.
+    pub stop: Option<Stop>,
+    /// Tokens that end a sequence.
+    pub stop_token_ids: Option<Vec<u32>>,
+    /// Most tokens; the default is 16.
+    pub max_tokens: Option<u32>,
+    /// No end before this many tokens.
+    pub min_tokens: Option<u32>,
+    /// Log probabilities of the sampled tokens and of this many of the best.
+    pub logprobs: Option<u32>,
+    /// The same for the prompt.
+    pub prompt_logprobs: Option<u32>,
+    /// Log probabilities of these tokens at every position.
+    pub logprob_token_ids: Option<Vec<u32>>,
+    /// From -2 to 2.
+    pub presence_penalty: Option<f32>,
+    /// From -2 to 2.
+    pub frequency_penalty: Option<f32>,
+    /// Above 1, tokens that were there become less likely.
+    pub repetition_penalty: Option<f32>,
+    /// What is added to the logits of tokens, by id.
+    #[schema(value_type = Option<std::collections::HashMap<String, f32>>)]
+    pub logit_bias: Option<BTreeMap<String, f32>>,
+    /// Only these tokens are sampled.
+    pub allowed_token_ids: Option<Vec<u32>>,
+    /// Go on behind end tokens.
+    pub ignore_eos: Option<bool>,
+    /// The stop text is part of the text.
+    pub include_stop_str_in_output: Option<bool>,
+    /// Special tokens have no text.
+    pub skip_special_tokens: Option<bool>,
+    /// Refused.
+    #[schema(ignore)]
+    pub structured_outputs: Option<Value>,
+    /// Refused.
+    #[schema(ignore)]
+    pub guided_decoding: Option<Value>,
+    /// Refused.
+    #[schema(ignore)]
+    pub bad_words: Option<Value>,
+    /// Refused.
+    #[schema(ignore)]
+    pub logits_processors: Option<Value>,
+}
+
+impl SamplingParams {
+    /// Checked, as the scheduler takes it; `max_tokens` and `logprobs` are the caller's to set.
+    pub(in crate::serve) fn asked(&self, app: &App) -> ApiResult<Asked> {
+        let none = ("", None, "");
+        let sampling = Sampling {
+            n: self.n,
+            stream: None,
+            stream_options: None,
+            stop: self.stop.as_ref(),
+            stop_token_ids: self.stop_token_ids.as_deref(),
+            seed: self.seed,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            repetition_penalty: self.repetition_penalty,
+            logit_bias: self.logit_bias.as_ref(),
+            allowed_token_ids: self.allowed_token_ids.as_deref(),
+            ignore_eos: self.ignore_eos,
+            min_tokens: self.min_tokens,
+            include_stop_str_in_output: self.include_stop_str_in_output,
+            skip_special_tokens: self.skip_special_tokens,
+            prompt_logprobs: self.prompt_logprobs,
+            logprob_token_ids: self.logprob_token_ids.as_deref(),
+            unsupported: [
+                ("structured_outputs", self.structured_outputs.as_ref(), "answers are plain text"),
+                ("guided_decoding", self.guided_decoding.as_ref(), "answers are plain text"),
+                (
+                    "bad_words",
+                    self.bad_words.as_ref(),
+                    "single tokens can be forbidden by logit_bias -100, texts cannot",
+                ),
+                ("logits_processors", self.logits_processors.as_ref(), "requests cannot bring code"),
+                none,
+                none,
+                none,
+                none,
+                none,
+                none,
+            ],
+        };
+        sampling.asked(app.options.max_logprobs, app.options.logprobs_mode)
+    }
+}
+
+/// Answer of `/inference/v1/generate`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct GenerateResponse {
+    /// Id of the request.
+    pub request_id: String,
+    /// The sequences.
+    pub choices: Vec<GenerateChoice>,
+    /// Log probabilities of the prompt's tokens, none for the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<Vec<Option<Logprob>>>,
+}
+
+/// One sequence, or a piece of one.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct GenerateChoice {
+    /// Its number.
+    pub index: usize,
+    /// Its tokens.
+    pub token_ids: Vec<u32>,
+    /// Their log probabilities, where asked for.
+    pub logprobs: Option<Logprobs>,
+    /// Why it ended: `stop`, `length`, `abort`.
+    pub finish_reason: Option<&'static str>,
+    /// Which stop text or token ended it.
+    pub stop_reason: Option<Stopped>,
+    /// Which weights and patches made which of its tokens.
+    pub weight_versions: Vec<WeightVersion>,
+}
+
+/// Log probabilities of a sequence.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub struct Logprobs {
+    /// One per token.
+    pub content: Vec<Logprob>,
+}
+
+/// Log probability of a token.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Logprob {
+    /// The token.
+    pub token_id: u32,
+    /// Its log probability.
+    pub logprob: f64,
+    /// How many tokens are at least as likely.
+    pub rank: u32,
+    /// The best at its place, and those that were asked for by id.
+    pub top_logprobs: Vec<TopLogprob>,
+}
+
+/// Log probability of a token that could have been.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct TopLogprob {
+    /// The token.
+    pub token_id: u32,
+    /// Its log probability.
+    pub logprob: f64,
+}
+
+/// As JSON has it.
+pub fn number(logprob: f32) -> f64 {
+    if logprob.is_nan() { NEVER } else { f64::from(logprob).max(NEVER) }
+}
+
+impl From<&TokenLogprob> for Logprob {
+    fn from(l: &TokenLogprob) -> Self {
+        let top = |(id, logprob): &(u32, f32)| TopLogprob { token_id: *id, logprob: number(*logprob) };
+        Self {
+            token_id: l.token_id,
+            logprob: number(l.logprob),
+            rank: l.rank,
+            top_logprobs: l.top.iter().chain(&l.extra).map(top).collect(),
+        }
+    }
+}
+
+/// Tokens in, tokens out
+#[utoipa::path(post, path = "/inference/v1/generate", tag = "rl", request_body = GenerateRequest, responses(
+    (status = 200, description = "The tokens, or a stream of them", content(
+        (GenerateResponse = "application/json"),
+        (String = "text/event-stream"),
+    )),
+    (status = "4XX", description = "Refused", body = ErrorBody),
+    (status = 503, description = "Not now", body = ErrorBody),
+))]
+async fn generate(State(app): State<Arc<App>>, Json(request): Json<GenerateRequest>) -> ApiResult<Response> {
+    if request.cache_salt.as_deref().is_some_and(|s| !s.is_empty()) {
+        return Err(ApiError::unsupported("cache_salt", "prefixes are shared by all requests of the same weights"));
+    }
+    for (name, value) in [("features", &request.features), ("kv_transfer_params", &request.kv_transfer_params)] {
+        if value.is_some() {
+            return Err(ApiError::unsupported(
+                name,
+                "this server takes tokens of text only, and keeps its own KV cache",
+            ));
+        }
+    }
+    check(&app, &request.token_ids)?;
+    let mut asked = request.sampling_params.asked(&app)?;
+    let prompts = vec![request.token_ids];
+    check_choices(&app, 1, asked.n)?;
+    asked.params.max_tokens = max_tokens(&app, &prompts, Some(request.sampling_params.max_tokens.unwrap_or(16)))?;
+    asked.params.logprobs = logprobs(&app, request.sampling_params.logprobs)?;
+    let adapter = app.adapter(request.model.as_deref())?;
+    let id = app.claim("", request.request_id.as_deref())?;
+    let request_id = id.as_str().to_string();
+    let batch = Batch { prompts, n: asked.n, params: asked.params, adapter };
+    if request.stream {
+        let running = Running::start(&app, id, batch, Limit::Idle)?;
+        return Ok(sse::stream(running, Stream { request_id }));
+    }
+    let outputs = Running::start(&app, id, batch, Limit::Total)?.collect().await?;
+    let prompt_logprobs = outputs
+        .first()
+        .and_then(|o| o.prompt_logprobs.as_ref())
+        .map(|all| all.iter().map(|l| l.as_ref().map(Logprob::from)).collect());
+    let choices = outputs.into_iter().enumerate().map(choice).collect();
+    Ok(Json(GenerateResponse { request_id, choices, prompt_logprobs }).into_response())
+}
+
+/// How many log probabilities are wanted, within the server's limit.
+pub fn logprobs(app: &App, asked: Option<u32>) -> ApiResult<Option<usize>> {
+    crate::serve::openai::request::check_logprobs("logprobs", asked, app.options.max_logprobs)?;
+    Ok(asked.map(|n| n as usize))
+}
+
+fn choice((index, output): (usize, Output)) -> GenerateChoice {
+    let content: Vec<Logprob> = output.logprobs.iter().map(Logprob::from).collect();
+    GenerateChoice {
+        index,
+        token_ids: output.token_ids,
+        logprobs: (!content.is_empty()).then_some(Logprobs { content }),
+        finish_reason: Some(reason_name(output.finish_reason)),
+        stop_reason: output.stop_reason.map(Stopped::from),
+        weight_versions: weight_versions(&output.weight_versions),
+    }
+}
+
+struct Stream {
+    request_id: String,
+}
+
+impl Stream {
+    fn chunk(&self, choice: GenerateChoice, prompt: Option<Vec<Option<Logprob>>>) -> ApiResult<Vec<String>> {
+        let request_id = self.request_id.clone();
+        Ok(vec![sse::chunk(&GenerateResponse { request_id, choices: vec![choice], prompt_logprobs: prompt })?])
+    }
+}
+
+fn piece(index: usize) -> GenerateChoice {
+    GenerateChoice {
+        index,
+        token_ids: Vec::new(),
+        logprobs: None,
+        finish_reason: None,
+        stop_reason: None,
+        weight_versions: Vec::new(),
+    }
+}
+
+impl Chunks for Stream {
+    fn event(&mut self, index: usize, event: Event) -> ApiResult<Vec<String>> {
+        match event {
+            Event::Started(started) => match started.prompt_logprobs {
+                Some(all) if index == 0 => {
+                    let all = all.iter().map(|l| l.as_ref().map(Logprob::from)).collect();
+                    self.chunk(piece(index), Some(all))
+                }
+                _ => Ok(Vec::new()),
+            },
+            Event::Token(token) => {
+                let logprobs = token.logprob.as_ref().map(|l| Logprobs { content: vec![l.into()] });
+                self.chunk(GenerateChoice { token_ids: vec![token.token_id], logprobs, ..piece(index) }, None)
+            }
+            Event::Done(done) => {
+                if let Some(error) = done.error {
+                    return Err(error.into());
+                }
+                let last = GenerateChoice {
+                    finish_reason: Some(reason_name(done.finish_reason)),
+                    stop_reason: done.stop_reason.map(Stopped::from),
+                    weight_versions: weight_versions(&done.weight_versions),
+                    ..piece(index)
+                };
+                self.chunk(last, None)
+            }
+        }
+    }
+
+    fn end(&mut self) -> ApiResult<Vec<String>> {
+        Ok(Vec::new())
+    }
+}
+
+/// The route.
+pub fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new().routes(routes!(generate))
+}

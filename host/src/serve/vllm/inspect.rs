@@ -1,0 +1,239 @@
+//! What runs: `/weight_info`, `/update_weight_version`, `/weight_checker`, `/get_world_size`, `/server_info`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::weights::version_text;
+use crate::serve::auth::RlControl;
+use crate::serve::error::{ApiError, ApiResult, ErrorBody};
+use crate::serve::inspect;
+use crate::serve::json::Json;
+use crate::serve::state::App;
+use crate::serve::weight_sync::{blocking, version_name};
+
+/// What serves.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct WeightInfo {
+    /// What the trainer calls the weights.
+    pub weight_version: String,
+    /// Digest of the patch set that made them.
+    pub patch_set: String,
+    /// Counts publishes, from 1.
+    pub publish: u64,
+}
+
+/// What the live weights are called, and what made them
+#[utoipa::path(get, path = "/weight_info", tag = "rl", responses(
+    (status = 200, description = "The live weights", body = WeightInfo),
+    (status = "4XX", description = "None are live", body = ErrorBody),
+))]
+async fn weight_info(State(app): State<Arc<App>>) -> ApiResult<Json<WeightInfo>> {
+    let live = app.live.engine().live()?;
+    Ok(Json(WeightInfo {
+        weight_version: app.rl.version_of(&live),
+        patch_set: live.patches().to_string(),
+        publish: live.version(),
+    }))
+}
+
+/// Body of `/update_weight_version`.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct UpdateWeightVersion {
+    /// Text or a number.
+    #[schema(value_type = String)]
+    pub new_version: Value,
+    /// SGLang: end all requests first; the default is false.
+    pub abort_all_requests: Option<bool>,
+}
+
+/// The new name.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct VersionUpdated {
+    /// Always true; a refusal is an error.
+    pub success: bool,
+    /// In words.
+    pub message: String,
+    /// What the weights are called now.
+    pub new_version: String,
+}
+
+/// Call the live weights by another name
+#[utoipa::path(post, path = "/update_weight_version", tag = "rl", request_body = UpdateWeightVersion, responses(
+    (status = 200, description = "They are called so", body = VersionUpdated),
+    (status = "4XX", description = "Refused", body = ErrorBody),
+))]
+async fn update_weight_version(
+    _who: RlControl,
+    State(app): State<Arc<App>>,
+    Json(body): Json<UpdateWeightVersion>,
+) -> ApiResult<Json<VersionUpdated>> {
+    let name = version_name(version_text(Some(body.new_version))?)?;
+    let name = name.ok_or_else(|| {
+        ApiError::bad("`new_version`", "it is empty", "give a number or a short name").param("new_version")
+    })?;
+    if body.abort_all_requests == Some(true) {
+        blocking(&app, |app| Ok(app.scheduler.abort_all())).await?;
+    }
+    app.rl.rename(&*app.live.engine().live()?, name.clone());
+    let message = format!("Weight version updated to {name}");
+    Ok(Json(VersionUpdated { success: true, message, new_version: name }))
+}
+
+/// Body of `/weight_checker`.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct WeightChecker {
+    /// What to do.
+    pub action: Action,
+    /// Checksums by name, for `compare`; those of the last `reset` if absent.
+    pub baseline: Option<BTreeMap<String, String>>,
+}
+
+/// What the weight checker does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Give the SHA-256 of every tensor.
+    Checksum,
+    /// Remember the checksums as they are now, to compare with later.
+    #[serde(alias = "snapshot", alias = "reset_tensors")]
+    Reset,
+    /// Compare the checksums with the baseline.
+    Compare,
+}
+
+/// What the weight checker found.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Checked {
+    /// SHA-256 of every runtime tensor as it lies in memory, scales included.
+    Checksums {
+        /// By name.
+        checksums: BTreeMap<String, String>,
+        /// One digest of all weights.
+        digest: String,
+    },
+    /// The baseline is set.
+    Status {
+        /// `reset`.
+        status: &'static str,
+    },
+    /// The comparison.
+    Compared {
+        /// Whether all are equal.
+        r#match: bool,
+        /// Names of those that are not.
+        mismatches: Vec<String>,
+    },
+}
+
+/// Checksums of the live weights, and what changed
+///
+/// `reset` does not touch the weights, as it does in vLLM to find tensors that an update forgets: here every update is
+/// staged over NaN and must write every tensor, or it is refused.
+#[utoipa::path(post, path = "/weight_checker", tag = "rl", request_body = WeightChecker, responses(
+    (status = 200, description = "What was found", body = Checked),
+    (status = "4XX", description = "Refused", body = ErrorBody),
+))]
+async fn weight_checker(
+    _who: RlControl,
+    State(app): State<Arc<App>>,
+    Json(body): Json<WeightChecker>,
+) -> ApiResult<Json<Checked>> {
+    blocking(&app, move |app| check(app, body.action, body.baseline)).await.map(Json)
+}
+
+/// What the checkers of vLLM and SGLang do.
+pub fn check(app: &App, action: Action, baseline: Option<BTreeMap<String, String>>) -> ApiResult<Checked> {
+    let engine = app.live.engine();
+    let live = engine.live()?;
+    let now = inspect::checksums(engine, &live);
+    match action {
+        Action::Checksum => Ok(Checked::Checksums { checksums: now, digest: live.digest(engine.registry()) }),
+        Action::Reset => {
+            *app.rl.baseline() = Some(now);
+            Ok(Checked::Status { status: "reset" })
+        }
+        Action::Compare => {
+            let baseline = match baseline {
+                Some(given) => given,
+                None => app.rl.baseline().clone().ok_or_else(|| {
+                    ApiError::bad(
+                        "`compare`",
+                        "no baseline was given, and none was set",
+                        "give `baseline`, or ask for `reset` before the update",
+                    )
+                    .param("baseline")
+                })?,
+            };
+            let mismatches = inspect::differences(&now, &baseline);
+            Ok(Checked::Compared { r#match: mismatches.is_empty(), mismatches })
+        }
+    }
+}
+
+/// How many processes share the model.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct WorldSize {
+    /// Always 1.
+    pub world_size: usize,
+}
+
+/// How many processes share the model: one
+#[utoipa::path(get, path = "/get_world_size", tag = "rl",
+    params(("include_dp" = Option<bool>, Query, description = "Count data-parallel ranks too: there is one")),
+    responses((status = 200, description = "One", body = WorldSize)))]
+async fn get_world_size() -> Json<WorldSize> {
+    Json(WorldSize { world_size: 1 })
+}
+
+/// What the server is, as clients of vLLM and SGLang ask for it
+#[utoipa::path(get, path = "/server_info", tag = "rl", responses((status = 200, description = "What it is", body = Object)))]
+async fn server_info(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(info(&app))
+}
+
+/// What the server is.
+pub fn info(app: &App) -> Value {
+    let engine = app.live.engine();
+    let live = engine.live().ok();
+    json!({
+        "engine": "patchhost",
+        "version": env!("CARGO_PKG_VERSION"),
+        "model_path": app.served_name,
+        "tokenizer_path": app.served_name,
+        "served_model_name": app.served_name,
+        "architecture": engine.info().architecture,
+        "model_type": engine.info().model_type,
+        "device": "cpu",
+        "is_generation": true,
+        "context_length": engine.model().max_positions(),
+        "tp_size": 1,
+        "dp_size": 1,
+        "pp_size": 1,
+        "ep_size": 1,
+        "weight_version": live.as_ref().map(|w| app.rl.version_of(w)),
+        "patch_set": live.as_ref().map(|w| w.patches().to_string()),
+        "skip_tokenizer_init": false,
+        "enable_lora": app.live.board().active().set().lora().is_some(),
+        "weight_transports": ["safetensors", "bucket", "base64", "path"],
+        "roots": !app.roots.is_empty(),
+        "internal_states": [app.scheduler.load()],
+    })
+}
+
+/// The routes.
+pub fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .routes(routes!(weight_info))
+        .routes(routes!(update_weight_version))
+        .routes(routes!(weight_checker))
+        .routes(routes!(get_world_size))
+        .routes(routes!(server_info))
+}

@@ -1,0 +1,238 @@
+//! New weights: `/start_weight_update`, `/update_weights`, `/finish_weight_update`, `/abort_weight_update`, and the calls
+//! around them.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::serve::auth::RlControl;
+use crate::serve::error::{ApiError, ApiResult, ErrorBody};
+use crate::serve::json::Json;
+use crate::serve::rl_body::{OptionalJson, Payload};
+use crate::serve::state::App;
+use crate::serve::weight_sync::{self, Published, Received, begin_of, blocking};
+use crate::serve::weights_body::UpdateInfo;
+
+/// Transports that need no group of processes: their tensors come in requests.
+const BACKENDS: [&str; 5] = ["http", "safetensors", "disk", "none", ""];
+
+/// What happened.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Message {
+    /// In words.
+    pub message: String,
+}
+
+/// Body of `/init_weight_transfer_engine`.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct InitWeightTransfer {
+    /// The transport. Only those that need no group of processes: {} or {"backend": "http"}.
+    #[schema(value_type = Option<Object>)]
+    pub init_info: Value,
+}
+
+/// Prepare a transport: nothing is to be prepared for tensors in requests
+#[utoipa::path(post, path = "/init_weight_transfer_engine", tag = "rl", request_body = Option<InitWeightTransfer>, responses(
+    (status = 200, description = "Ready", body = Message),
+    (status = "4XX", description = "A transport that is not here", body = ErrorBody),
+))]
+async fn init_weight_transfer_engine(
+    _who: RlControl,
+    OptionalJson(body): OptionalJson<InitWeightTransfer>,
+) -> ApiResult<Json<Message>> {
+    let empty = serde_json::Map::new();
+    let info = body.init_info.as_object().unwrap_or(&empty);
+    let backend = info.get("backend").and_then(Value::as_str).unwrap_or_default();
+    if !BACKENDS.contains(&backend) || info.keys().any(|k| k != "backend") {
+        return Err(ApiError::unsupported(
+            "init_info",
+            "it asks for a group of processes (NCCL, IPC, RDMA), and this host has CPUs only: tensors come in requests",
+        ));
+    }
+    Ok(Json(Message { message: "Weight transfer initialized: send safetensors to /update_weights".to_string() }))
+}
+
+/// Give up a transport: there is none
+#[utoipa::path(post, path = "/shutdown_weight_transfer_engine", tag = "rl", responses(
+    (status = 200, description = "There is none", body = Message),
+    (status = "4XX", description = "Refused", body = ErrorBody),
+))]
+async fn shutdown_weight_transfer_engine(_who: RlControl) -> Json<Message> {
+    Json(Message { message: "Weight transfer shut down".to_string() })
+}
+
+/// Body of `/start_weight_update`.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct StartWeightUpdate {
+    /// What the new weights are called; `/finish_weight_update` can say it too.
+    pub weight_version: Option<Value>,
+    /// What will come: {"tensors": {NAME: {"dtype", "shape", "sha256"}}}; anything else is refused then.
+    #[schema(value_type = Option<Object>)]
+    pub manifest: Option<Value>,
+    /// vLLM: the tensors have the checkpoint's names. Always so here.
+    pub is_checkpoint_format: Option<bool>,
+    /// Take vectors in a narrower type than the live ones have.
+    pub allow_narrowing: bool,
+}
+
+/// Begin an update of the weights
+#[utoipa::path(post, path = "/start_weight_update", tag = "rl", request_body = Option<StartWeightUpdate>, responses(
+    (status = 200, description = "Send tensors", body = Message),
+    (status = 409, description = "Another update is open", body = ErrorBody),
+    (status = "4XX", description = "Refused", body = ErrorBody),
+))]
+async fn start_weight_update(
+    RlControl(actor): RlControl,
+    State(app): State<Arc<App>>,
+    OptionalJson(body): OptionalJson<StartWeightUpdate>,
+) -> ApiResult<Json<Message>> {
+    if body.is_checkpoint_format == Some(false) {
+        return Err(ApiError::unsupported(
+            "is_checkpoint_format",
+            "tensors come under the checkpoint's names; patches and the host decide where they go",
+        ));
+    }
+    let mut begin = begin_of(version_text(body.weight_version)?, body.manifest)?;
+    begin.allow_narrowing = body.allow_narrowing;
+    blocking(&app, move |app| weight_sync::begin(app, begin, false, &actor)).await?;
+    Ok(Json(Message { message: "Weight update started".to_string() }))
+}
+
+/// A version is text, or a number.
+pub fn version_text(value: Option<Value>) -> ApiResult<Option<String>> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(Value::Number(n)) => Ok(Some(n.to_string())),
+        Some(_) => {
+            Err(ApiError::bad("`weight_version`", "it is neither text nor a number", "give one")
+                .param("weight_version"))
+        }
+    }
+}
+
+/// Body of `/update_weights` as JSON.
+#[derive(Debug, Deserialize, ToSchema)]
+#[allow(dead_code, reason = "for the OpenAPI document: the body is read as a payload")]
+pub struct UpdateWeights {
+    /// One, or several.
+    #[schema(value_type = UpdateInfo)]
+    update_info: Value,
+}
+
+/// What came, or what was published.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Updated {
+    /// A part of an update that was begun.
+    Received(Received),
+    /// The whole update, which was not begun before.
+    Published(Published),
+}
+
+/// What happened to tensors.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct UpdateAnswer {
+    /// In words.
+    pub message: &'static str,
+    /// In numbers.
+    #[serde(flatten)]
+    pub updated: Updated,
+}
+
+/// Send tensors: a part of the update that was begun, or (where none was) all of them at once
+///
+/// The body is safetensors bytes (`application/octet-stream` or `application/x-safetensors`); or raw bytes described by
+/// the query or header (`update_info`, `bucket_meta`, or `name`, `dtype`, `shape`, `offset`); or `application/x-bucket`
+/// (eight bytes of length, JSON, raw bytes); or JSON with base64 or a path in a root. Pickles and IPC handles are refused.
+#[utoipa::path(post, path = "/update_weights", tag = "rl",
+    request_body(content(
+        (UpdateWeights = "application/json"),
+        (Vec<u8> = "application/octet-stream"),
+    )),
+    responses(
+        (status = 200, description = "They are here, or live", body = UpdateAnswer),
+        (status = 409, description = "Another update is open", body = ErrorBody),
+        (status = 422, description = "The weights were refused; the old ones serve on", body = ErrorBody),
+        (status = "4XX", description = "Refused", body = ErrorBody),
+    ))]
+async fn update_weights(
+    RlControl(actor): RlControl,
+    State(app): State<Arc<App>>,
+    payload: Payload,
+) -> ApiResult<Json<UpdateAnswer>> {
+    let version = payload.text("weight_version");
+    let updated = blocking(&app, move |app| {
+        let pieces = payload.pieces(app)?;
+        if app.rl.is_open() {
+            return Ok(Updated::Received(weight_sync::send(app, &pieces)?));
+        }
+        weight_sync::whole(app, begin_of(version, None)?, &pieces, &actor).map(Updated::Published)
+    })
+    .await?;
+    Ok(Json(UpdateAnswer { message: "Weights updated", updated }))
+}
+
+/// Body of `/finish_weight_update`.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct FinishWeightUpdate {
+    /// What the new weights are called.
+    pub weight_version: Option<Value>,
+}
+
+/// What was published.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FinishAnswer {
+    /// In words.
+    pub message: &'static str,
+    /// In numbers.
+    #[serde(flatten)]
+    pub published: Published,
+}
+
+/// End an update: all of it is proved, and live in one step
+#[utoipa::path(post, path = "/finish_weight_update", tag = "rl", request_body = Option<FinishWeightUpdate>, responses(
+    (status = 200, description = "The new weights are live", body = FinishAnswer),
+    (status = 409, description = "No update is open", body = ErrorBody),
+    (status = 422, description = "The weights were refused; the old ones serve on", body = ErrorBody),
+    (status = "4XX", description = "Refused", body = ErrorBody),
+))]
+async fn finish_weight_update(
+    _who: RlControl,
+    State(app): State<Arc<App>>,
+    OptionalJson(body): OptionalJson<FinishWeightUpdate>,
+) -> ApiResult<Json<FinishAnswer>> {
+    let version = version_text(body.weight_version)?;
+    let published = blocking(&app, move |app| weight_sync::finish(app, version)).await?;
+    Ok(Json(FinishAnswer { message: "Weight update finished", published }))
+}
+
+/// Give an update up: what came is forgotten
+#[utoipa::path(post, path = "/abort_weight_update", tag = "rl", responses(
+    (status = 200, description = "It is forgotten, or none was open", body = Message),
+    (status = "4XX", description = "Refused", body = ErrorBody),
+))]
+async fn abort_weight_update(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Message>> {
+    let was = blocking(&app, |app| Ok(weight_sync::abort(app))).await?;
+    let message = if was { "Weight update aborted" } else { "No weight update was open" };
+    Ok(Json(Message { message: message.to_string() }))
+}
+
+/// The routes.
+pub fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .routes(routes!(init_weight_transfer_engine))
+        .routes(routes!(shutdown_weight_transfer_engine))
+        .routes(routes!(start_weight_update))
+        .routes(routes!(update_weights))
+        .routes(routes!(finish_weight_update))
+        .routes(routes!(abort_weight_update))
+}
