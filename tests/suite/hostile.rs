@@ -109,7 +109,8 @@ fn every_evil_guest_is_tried() {
         .map(|q| q.0)
         .chain(LOADERS.iter().map(|l| l.0))
         .chain(ACTIVATION.iter().map(|a| a.0))
-        .chain(["any_hook"])
+        // `any_state` is tried in `state.rs`.
+        .chain(["any_hook", "any_state"])
         .map(str::to_string)
         .collect();
     assert_eq!(built, tried);
