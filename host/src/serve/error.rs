@@ -170,6 +170,8 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        // For routes whose clients read errors in another form.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -142,7 +142,8 @@ impl Running {
         }
         loop {
             match tokio::time::timeout_at(self.deadline.into(), self.receiver.recv()).await {
-                Ok(Some((choice, event))) => {
+                Ok(Some((choice, mut event))) => {
+                    self.named(&mut event);
                     if self.limit == Limit::Idle {
                         self.deadline = Instant::now() + self.app.options.request_timeout;
                     }
@@ -181,6 +182,15 @@ impl Running {
             outputs[choice].add(event)?;
         }
         Ok(outputs)
+    }
+
+    /// Weights that the trainer called by another name since they were published.
+    fn named(&self, event: &mut Event) {
+        match event {
+            Event::Started(started) => self.app.rl.name(&mut started.version),
+            Event::Token(_) => {}
+            Event::Done(done) => done.weight_versions.iter_mut().for_each(|v| self.app.rl.name(v)),
+        }
     }
 
     fn measure(&mut self, choice: usize, event: &Event) {

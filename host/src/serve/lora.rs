@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::middleware::map_response;
 use patchhost_runtime::lora::{Adapter, AdapterBuilder};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ use super::auth::RlControl;
 use super::error::{ApiError, ApiResult, ErrorBody};
 use super::json::{Json, parse};
 use super::rl_body::{Content, Payload};
-use super::sglang::{SgResult, Success, base64_pieces, refuse_pickles};
+use super::sglang::{SgResult, Success, base64_pieces, in_sglang_form, refuse_pickles};
 use super::state::App;
 use super::weight_sync::blocking;
 use super::weights_body::Piece;
@@ -300,10 +301,10 @@ fn verify(pieces: &[Piece], expected: &BTreeMap<String, String>) -> ApiResult<()
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new()
-        .routes(routes!(load_lora_adapter))
-        .routes(routes!(unload_lora_adapter))
+    let sglang = OpenApiRouter::new()
         .routes(routes!(load_lora_adapter_sglang))
         .routes(routes!(load_lora_adapter_from_tensors))
         .routes(routes!(unload_lora_adapter_sglang))
+        .layer(map_response(in_sglang_form));
+    OpenApiRouter::new().routes(routes!(load_lora_adapter)).routes(routes!(unload_lora_adapter)).merge(sglang)
 }

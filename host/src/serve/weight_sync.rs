@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use patchhost_runtime::error::RuntimeError;
+use patchhost_runtime::generate::TokenVersion;
 use patchhost_runtime::refit::{Begin, Manifest};
 use patchhost_runtime::weights::WeightSet;
 use serde::Serialize;
@@ -40,8 +41,8 @@ pub struct RlState {
     /// Largest body that holds weights or adapters.
     pub max_body: usize,
     open: Mutex<Option<Open>>,
-    /// Another name of weights (by the id of their set) than they were published with.
-    renamed: Mutex<Option<(u64, String)>>,
+    /// Another name of weights than they were published with.
+    renamed: Mutex<Option<Renamed>>,
     /// Checksums that `compare` compares with.
     baseline: Mutex<Option<BTreeMap<String, String>>>,
     asleep: Mutex<BTreeSet<Memory>>,
@@ -54,6 +55,16 @@ pub enum Memory {
     Weights,
     /// Keys and values, and the prefix cache: given back.
     KvCache,
+}
+
+/// Weights that were called by another name.
+struct Renamed {
+    /// Their set.
+    id: u64,
+    /// What they were published as.
+    label: String,
+    /// What they are called now.
+    name: String,
 }
 
 /// An open update.
@@ -134,14 +145,23 @@ impl RlState {
     /// What weights are called: as the trainer named them last.
     pub fn version_of(&self, weights: &WeightSet) -> String {
         match &*lock(&self.renamed) {
-            Some((id, name)) if *id == weights.id() => name.clone(),
+            Some(renamed) if renamed.id == weights.id() => renamed.name.clone(),
             _ => weights.label().to_string(),
         }
     }
 
     /// Calls the live weights by another name.
     pub fn rename(&self, weights: &WeightSet, name: String) {
-        *lock(&self.renamed) = Some((weights.id(), name));
+        *lock(&self.renamed) = Some(Renamed { id: weights.id(), label: weights.label().to_string(), name });
+    }
+
+    /// The name in what an answer says about its tokens.
+    pub fn name(&self, version: &mut TokenVersion) {
+        if let Some(renamed) = &*lock(&self.renamed)
+            && renamed.label == version.version
+        {
+            version.version.clone_from(&renamed.name);
+        }
     }
 
     /// The checksums to compare with.

@@ -240,5 +240,11 @@ fn the_weight_checker_sees_what_changed() {
     let renamed = server.json("/update_weight_version", &json!({ "new_version": "renamed" })).good();
     assert_eq!((&renamed["success"], &renamed["new_version"]), (&json!(true), &json!("renamed")));
     assert_eq!(server.get("/weight_info").good()["weight_version"], "renamed");
+    let body = json!({ "input_ids": [1, 2], "sampling_params": { "max_new_tokens": 2, "ignore_eos": true } });
+    let meta = server.json("/generate", &body).good()["meta_info"].clone();
+    assert_eq!(
+        (&meta["weight_version"], &meta["weight_versions"][0]["version"]),
+        (&json!("renamed"), &json!("renamed"))
+    );
     sglang(json!({ "action": "compare" })).good();
 }

@@ -37,6 +37,14 @@ impl Success {
 #[derive(Debug)]
 pub struct SgError(pub ApiError);
 
+/// Errors of what stands before a handler (who asks, the body) in SGLang's form.
+pub async fn in_sglang_form(response: Response) -> Response {
+    match response.extensions().get::<ApiError>() {
+        Some(error) => SgError(error.clone()).into_response(),
+        None => response,
+    }
+}
+
 /// What a handler gives.
 pub type SgResult<T> = Result<T, SgError>;
 

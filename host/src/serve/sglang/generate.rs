@@ -17,7 +17,7 @@ use utoipa_axum::routes;
 use super::answer::{SgResult, Success};
 use super::meta::{About, answer};
 use super::sampling::SamplingParams;
-use crate::serve::error::{ApiError, ApiResult, ErrorBody};
+use crate::serve::error::{ApiError, ApiResult};
 use crate::serve::generation::{Batch, Limit, Output, Running};
 use crate::serve::json::Json;
 use crate::serve::openai::prompt::{Prompt, check_choices, max_tokens};
@@ -372,7 +372,7 @@ async fn get_model_info(State(app): State<Arc<App>>) -> Json<Value> {
 /// Liveness by a token that is generated
 #[utoipa::path(get, path = "/health_generate", tag = "rl", responses(
     (status = 200, description = "A token came"),
-    (status = 503, description = "None came", body = ErrorBody),
+    (status = 503, description = "None came", body = Success),
 ))]
 async fn health_generate(State(app): State<Arc<App>>) -> ApiResult<StatusCode> {
     if app.scheduler.is_paused().is_some() || app.is_sleeping() {

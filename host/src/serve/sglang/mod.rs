@@ -8,11 +8,12 @@ mod refused;
 mod sampling;
 mod weights;
 
-pub use answer::{SgError, SgResult, Success};
+pub use answer::{SgError, SgResult, Success, in_sglang_form};
 pub use weights::{base64_pieces, refuse_pickles};
 
 use std::sync::Arc;
 
+use axum::middleware::map_response;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::state::App;
@@ -24,4 +25,5 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .merge(generate::routes())
         .merge(refused::routes())
         .merge(weights::routes())
+        .layer(map_response(in_sglang_form))
 }
