@@ -257,8 +257,8 @@ fn around(server: &Server) {
     let metrics = server.get("/metrics");
     assert!(metrics.headers["content-type"].to_str().unwrap().contains("openmetrics-text"));
     let value = |name: &str| -> f64 {
-        let line =
-            metrics.text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no {name}\n{}", metrics.text));
+        let line = metrics.text.lines().find(|l| name.split(' ').all(|part| l.contains(part)) && !l.starts_with('#'));
+        let line = line.unwrap_or_else(|| panic!("no {name}\n{}", metrics.text));
         line.rsplit(' ').next().unwrap().parse().unwrap()
     };
     assert!(value("vllm:prompt_tokens_total{model_name=\"bard\"}") > 100.0);
