@@ -35,7 +35,17 @@ impl Run {
     fn start(&self, steps: usize, resume: bool) -> Child {
         let component = self.component.display().to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_patchhost-under-test"));
-        command.args(["train", "--steps", &steps.to_string(), "--prompts-per-step", "2", "--samples", "2", "--max-tokens", "8"]);
+        command.args([
+            "train",
+            "--steps",
+            &steps.to_string(),
+            "--prompts-per-step",
+            "2",
+            "--samples",
+            "2",
+            "--max-tokens",
+            "8",
+        ]);
         command.args(["--component", &component, "--watch", &component, "--save-every", "1"]);
         command.args(["--checkpoint-dir", &self.path("checkpoints"), "--metrics-out", &self.path("metrics.jsonl")]);
         command.args(["--ledger", &self.path("ledger.jsonl")]);
