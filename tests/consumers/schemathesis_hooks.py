@@ -18,6 +18,12 @@ def fit(value):
     return value or "KING"
 
 
+def turn(message):
+    if isinstance(message, dict) and not message.get("content"):
+        return {**message, "content": "Who goes there?"}
+    return message
+
+
 @schemathesis.hook
 def map_body(context, body):
     if not isinstance(body, dict) or next(COUNT) % 3 == 0:
@@ -26,6 +32,9 @@ def map_body(context, body):
     body.pop("model", None)
     if isinstance(body.get("prompt"), (str, list)):
         body["prompt"] = fit(body["prompt"])
+        body.pop("messages", None)
+    if isinstance(body.get("messages"), list):
+        body["messages"] = [turn(m) for m in body["messages"]] or body["messages"]
     for name in IDS:
         if isinstance(body.get(name), list):
             body[name] = fit(body[name])
@@ -39,6 +48,10 @@ def map_body(context, body):
         body["logit_bias"] = {k: max(-100.0, min(100.0, v)) for k, v in bias.items()}
     if "stream" in body and not body["stream"]:
         body.pop("stream_options", None)
+    if body.get("stop") == "":
+        body["stop"] = "\n\n"
+    if not body.get("logprobs"):
+        body.pop("top_logprobs", None)
     if isinstance(body.get("stop"), list):
         body["stop"] = [s for s in body["stop"] if s] if all(isinstance(s, str) for s in body["stop"]) else body["stop"]
     return body

@@ -172,10 +172,12 @@ fn check_tensor(model: &Model, master: &Master, gradient: &[f32], sequences: &[&
         };
         (moved(1.0) - moved(-1.0)) / (2.0 * h)
     };
-    let h = 0.3 * scale;
-    let measured = (4.0 * at(h) - at(2.0 * h)) / 3.0;
+    // A step that moves a token to another expert measures a jump, and a tiny one measures rounding: the best of three
+    // counts. A wrong gradient agrees with none of them.
+    let off = |h: f64| ((4.0 * at(h) - at(2.0 * h)) / 3.0 - norm).abs() / norm.max(1e-3);
+    let best = [0.3, 0.1, 0.03].into_iter().map(|h| off(h * scale)).fold(f64::INFINITY, f64::min);
     master.set(old).unwrap();
-    (measured - norm).abs() / norm.max(1e-3)
+    best
 }
 
 #[test]
