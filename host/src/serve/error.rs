@@ -17,7 +17,8 @@ const MESSAGE: usize = 4096;
 #[error("{refusal}")]
 pub struct ApiError {
     status: StatusCode,
-    refusal: Refusal,
+    /// Boxed: a result must not be large for the sake of its errors.
+    refusal: Box<Refusal>,
     param: Option<String>,
     code: &'static str,
     retry_after: Option<u32>,
@@ -56,7 +57,7 @@ impl ApiError {
         why: impl Into<String>,
         next: impl Into<String>,
     ) -> Self {
-        Self { status, refusal: Refusal::new(what, why, next), param: None, code, retry_after: None }
+        Self { status, refusal: Box::new(Refusal::new(what, why, next)), param: None, code, retry_after: None }
     }
 
     /// 400: the request itself is wrong.
@@ -208,16 +209,26 @@ impl From<RuntimeError> for ApiError {
         match error {
             RuntimeError::Request(refusal) => {
                 let param = parameter(&refusal);
-                Self { status: StatusCode::BAD_REQUEST, refusal, param, code: "invalid_value", retry_after: None }
+                Self {
+                    status: StatusCode::BAD_REQUEST,
+                    refusal: Box::new(refusal),
+                    param,
+                    code: "invalid_value",
+                    retry_after: None,
+                }
             }
             RuntimeError::Tokenizer(refusal)
             | RuntimeError::Config(refusal)
             | RuntimeError::Checkpoint(refusal)
             | RuntimeError::Refit(refusal)
             | RuntimeError::NonFinite(refusal)
-            | RuntimeError::Contract(refusal) => {
-                Self { status: StatusCode::BAD_REQUEST, refusal, param: None, code: "invalid_value", retry_after: None }
-            }
+            | RuntimeError::Contract(refusal) => Self {
+                status: StatusCode::BAD_REQUEST,
+                refusal: Box::new(refusal),
+                param: None,
+                code: "invalid_value",
+                retry_after: None,
+            },
             RuntimeError::Hook(e) => {
                 let what = format!("patch `{}`, call `{}`", clean(&e.patch, 100), clean(&e.call, 100));
                 Self::new(StatusCode::BAD_REQUEST, "patch_failed", what, e.why, e.next)
