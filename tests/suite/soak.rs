@@ -15,6 +15,9 @@ use crate::support::tmp;
 const PROMPTS: [&str; 6] = ["ROMEO.\n", "KING.\nMy lord, ", "To be, or ", "What is ", "The queen", "O "];
 const SEEDS: u64 = 4;
 
+/// A set, and its text for each prompt and seed.
+type Answers = (String, BTreeMap<(usize, u64), String>);
+
 /// What clients saw.
 #[derive(Default)]
 struct Seen {
@@ -58,7 +61,7 @@ fn stream(url: &str, prompt: &str, seed: u64, gaps: &mut Vec<u64>) -> (String, V
 }
 
 /// Every answer under the set that is active now.
-fn expected(server: &Serving) -> (String, BTreeMap<(usize, u64), String>) {
+fn expected(server: &Serving) -> Answers {
     let mut set = String::new();
     let mut all = BTreeMap::new();
     for (i, prompt) in PROMPTS.iter().enumerate() {
@@ -90,12 +93,7 @@ fn distribution(what: &str, mut gaps: Vec<u64>) {
     );
 }
 
-fn load(
-    clients: usize,
-    during: impl FnOnce(&AtomicU64),
-    server: &Serving,
-    sets: &[(String, BTreeMap<(usize, u64), String>)],
-) -> Seen {
+fn load(clients: usize, during: impl FnOnce(&AtomicU64), server: &Serving, sets: &[Answers]) -> Seen {
     let stop = AtomicBool::new(false);
     let answers = AtomicU64::new(0);
     let mut seen = Seen::default();

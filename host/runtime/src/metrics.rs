@@ -51,6 +51,7 @@ fn normalizer(logits: &[f32]) -> (f64, f64) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

@@ -159,6 +159,7 @@ pub fn argmax(logits: &[f32]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
     use super::*;
 
     fn draws(params: SamplingParams, logits: &[f32]) -> Vec<usize> {

@@ -208,7 +208,10 @@ fn save(
 }
 
 /// What `--plot` makes, by the end of its name.
-fn renderer(path: &Path) -> Result<fn(&str, &[Point]) -> String, UsageError> {
+/// Draws the points of a run under a title.
+type Renderer = fn(&str, &[Point]) -> String;
+
+fn renderer(path: &Path) -> Result<Renderer, UsageError> {
     match path.extension().and_then(|e| e.to_str()) {
         Some("svg") => Ok(plot::svg),
         Some("html" | "htm") => Ok(plot::html),

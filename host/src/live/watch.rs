@@ -148,7 +148,7 @@ impl Inner {
         let mut done = Vec::new();
         let files = self.files();
         for path in &files {
-            let actor = by.cloned().unwrap_or_else(|| Actor::new(&format!("watch:{}", path.display())));
+            let actor = by.cloned().unwrap_or_else(|| Actor::new(format!("watch:{}", path.display())));
             let candidate = match settled(path) {
                 Ok(candidate) => candidate,
                 Err(error) => {

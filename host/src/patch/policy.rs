@@ -165,7 +165,7 @@ impl Policy {
         share("shadow.max_scales_changed", self.shadow.max_scales_changed)?;
         share("shadow.max_saturated", self.shadow.max_saturated)?;
         share("shadow.sample", self.shadow.sample)?;
-        if !(self.shadow.max_snr_loss_db >= 0.0) {
+        if self.shadow.max_snr_loss_db.is_nan() || self.shadow.max_snr_loss_db < 0.0 {
             return Err(format!("shadow.max_snr_loss_db is {}; it must be 0 or more", self.shadow.max_snr_loss_db));
         }
         if self.failure.restart_budget == 0 {
@@ -199,6 +199,7 @@ impl FailurePolicy {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

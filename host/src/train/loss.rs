@@ -102,11 +102,11 @@ fn responses(model: &Model, samples: &[Sample], masked: &[Range<u32>]) -> Result
 
 fn paired(samples: &[Sample], training: &[f32]) -> Vec<Vec<Token>> {
     let mut training = training.iter();
-    let mut of = |s: &Sample| {
+    let of = |s: &Sample| {
         let pairs = s.log_probs.iter().zip(training.by_ref());
         pairs.map(|(rollout, t)| Token { training: f64::from(*t), rollout: *rollout }).collect()
     };
-    samples.iter().map(|s| of(s)).collect()
+    samples.iter().map(of).collect()
 }
 
 #[cfg(test)]

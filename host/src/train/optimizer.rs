@@ -124,6 +124,8 @@ pub fn clip_grad_norm(gradients: &mut [Vec<f32>], most: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    // The digits are torch's own.
+    #![allow(clippy::excessive_precision)]
     use super::*;
 
     /// Values of `torch.optim.AdamW` (2.x, CPU, f32) after each of three steps.

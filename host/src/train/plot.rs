@@ -23,7 +23,8 @@ polyline { fill: none; stroke-width: 2; } polyline.s0 { stroke: var(--s0); } pol
 
 /// The chart as an SVG file.
 pub fn svg(title: &str, points: &[Point]) -> String {
-    let panels: [(&str, fn(&Point) -> f64); 2] = [
+    type Of = fn(&Point) -> f64;
+    let panels: [(&str, Of); 2] = [
         ("mean reward", |p| p.reward),
         ("mismatch of rollout engine and trainer: rollout_corr/k3_kl, nats per token", |p| p.k3_kl),
     ];

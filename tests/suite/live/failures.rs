@@ -33,7 +33,7 @@ fn closed_refuses_the_refit() {
     assert!(error.contains("patch `trap-nth` failed in `scales`"), "{error}");
     assert_eq!(rig.bits(), before, "the old weights serve on");
     assert_eq!(rig.last("patch.failure")["cause"], "trap");
-    assert_eq!(rig.last("refit.refused")["refit"].as_u64().is_some(), true);
+    assert!(rig.last("refit.refused")["refit"].as_u64().is_some());
 }
 
 #[test]

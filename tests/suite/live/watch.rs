@@ -21,7 +21,7 @@ fn a_replaced_file_takes_effect_at_the_next_refit_exactly() {
     let file = tmp.path().join("fp8_block.wasm");
     std::fs::copy(guest("fp8_block"), &file).unwrap();
     let rig = Rig::new("qwen3_moe", &[("fp8_block", &[])]);
-    let watcher = Watcher::start(&rig.live, &[file.clone()], none(), When::Refit).unwrap();
+    let watcher = Watcher::start(&rig.live, std::slice::from_ref(&file), none(), When::Refit).unwrap();
     let seen = watcher.sync();
     assert!(matches!(seen[0].outcome, Ok(Requested::AlreadyActive { .. })), "{seen:?}");
     for (round, name) in ["fp8_block_mse", "fp8_block", "fp8_block_mse"].iter().enumerate() {
@@ -71,7 +71,7 @@ fn broken_files_change_nothing_and_are_written_down_once() {
     std::fs::copy(guest("fp8_block"), &file).unwrap();
     let rig = Rig::new("qwen3_moe", &[("fp8_block", &[])]);
     let (before, active) = (rig.bits(), rig.active());
-    let watcher = Watcher::start(&rig.live, &[file.clone()], none(), When::Refit).unwrap();
+    let watcher = Watcher::start(&rig.live, std::slice::from_ref(&file), none(), When::Refit).unwrap();
     watcher.sync();
     let half = std::fs::read(guest("fp8_block")).unwrap();
     for bytes in [half[..half.len() / 2].to_vec(), b"hello".to_vec(), std::fs::read(evil("saturating")).unwrap()] {

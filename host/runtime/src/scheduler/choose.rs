@@ -116,6 +116,7 @@ impl Chooser {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
     use super::*;
     use crate::scheduler::LogprobsMode;
 

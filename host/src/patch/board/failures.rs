@@ -41,7 +41,7 @@ pub struct Reaction {
 impl Board {
     /// Counts a failure, writes it down, and says what the policy wants.
     pub fn failed(&self, failure: &Failure) -> Reaction {
-        let policy = *&self.policy.failure;
+        let policy = self.policy.failure;
         let on_failure = self.policy.on_failure(failure.hook);
         let now = Instant::now();
         let mut inner = self.lock();

@@ -105,7 +105,7 @@ impl Board {
     /// The candidate failed: the transition is reversed, the active set was never touched.
     pub fn reverse(&self, to: &Digest, refit: u64, why: &str) {
         let mut inner = self.lock();
-        if !inner.transition.as_ref().is_some_and(|t| t.to.digest() == *to) {
+        if inner.transition.as_ref().is_none_or(|t| t.to.digest() != *to) {
             return;
         }
         let Some(t) = inner.transition.take() else { return };
