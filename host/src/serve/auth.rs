@@ -1,7 +1,7 @@
 //! Who may do what.
 //!
 //! Three circles:
-//! - **Requests** (generate, tokenize, health, metrics): everybody who reaches a listener, or who has the API key.
+//! - **Requests** (generate, tokenize, health, metrics): everybody who reaches a listener.
 //! - **RL control** (weights, adapters, pauses, caches): with `--rl on`, everybody who reaches a listener, and so the
 //!   server starts only if all of them are loopback addresses or unix sockets, or a token is configured; with
 //!   `--rl token`, who has the token; with `--rl off`, nobody. A page in a browser is never let in.

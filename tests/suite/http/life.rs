@@ -41,6 +41,8 @@ fn a_full_queue_and_a_late_answer() {
     let mut never = long();
     never["n"] = json!(3);
     server.post("/v1/completions", &never).refused(400, Some("n"));
+    let chat = json!({ "messages": [{ "role": "user", "content": "a" }], "n": 3 });
+    server.post("/v1/chat/completions", &chat).refused(400, Some("n"));
     let mut stream = server.open("/v1/completions", long());
     let mut line = String::new();
     stream.read_line(&mut line).unwrap();

@@ -12,7 +12,7 @@ use utoipa_axum::routes;
 
 use super::logprobs::{ChatLogprobs, PromptLogprobs, Writer, chat as chat_logprob, prompt as prompt_logprobs};
 use super::messages::{ChatMessage, Conversation};
-use super::prompt::max_tokens;
+use super::prompt::{check_choices, max_tokens};
 use super::request::{Asked, check_logprobs, request};
 use super::sse::{self, Chunks};
 use super::types::{PATCH_SET, Stopped, Usage, WeightVersion, fingerprint, patch_set, weight_versions};
@@ -210,6 +210,7 @@ async fn chat(State(app): State<Arc<App>>, Json(request): Json<ChatRequest>) -> 
         more: request.chat_template_kwargs.clone().unwrap_or_default(),
     };
     let prompt = conversation.prompt(&app, request.truncate_prompt_tokens).await?;
+    check_choices(&app, 1, asked.n)?;
     let params = &mut asked.params;
     let asked_tokens = request.max_completion_tokens.or(request.max_tokens);
     params.max_tokens = max_tokens(&app, std::slice::from_ref(&prompt), asked_tokens)?;
