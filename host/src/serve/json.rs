@@ -139,6 +139,8 @@ fn log_unknown<T: PartialSchema>(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[derive(Debug, serde::Deserialize)]

@@ -163,6 +163,8 @@ impl fmt::Display for Listener {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
