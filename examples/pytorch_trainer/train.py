@@ -72,7 +72,7 @@ class Server:
         self.call("POST", "/update_weights", data=save(tensors), headers=headers)
 
     def status(self):
-        return self.call("GET", "/status")
+        return self.call("GET", "/status")["live"]
 
     def swap(self, component, settings, reason):
         """Stages a component and lets it land with the next weight update."""
