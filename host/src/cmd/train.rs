@@ -79,7 +79,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Learning rate of AdamW (betas 0.9 and 0.999, eps 1e-8)
-    #[arg(long, value_name = "F", default_value_t = 3e-4)]
+    #[arg(long, value_name = "F", default_value_t = 1e-3)]
     lr: f64,
     /// Decoupled weight decay
     #[arg(long, value_name = "F", default_value_t = 0.01)]

@@ -22,7 +22,7 @@ fn what_cannot_be_trained_is_refused_by_name() {
         (2, train(&path, &["--prompts", &empty])),
         (2, train(&path, &["--plot", "run.png"])),
         (2, train(&path, &base)),
-        (1, resumed(&["--lr", "0.001"])),
+        (1, resumed(&["--lr", "0.002"])),
         (1, resumed(&["--task", "question"])),
         (1, resumed(&["--seed", "1"])),
         (1, train(&notes, &["--steps", "2", "--checkpoint-dir", &dir, "--resume"])),
