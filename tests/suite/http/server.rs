@@ -1,5 +1,6 @@
 //! A server under test, and requests to it.
 
+use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -53,9 +54,16 @@ impl Server {
         read(self.agent.post(self.url(path)).send_json(body).unwrap())
     }
 
-    /// A body that may be no JSON, with a content type.
+    /// A body that may be no JSON, with a content type. A server that refuses a large body hangs up while it is still
+    /// being sent: whether this client sees the answer or a broken pipe is a race, so it tries again.
     pub fn post_raw(&self, path: &str, kind: &str, body: &[u8]) -> Answer {
-        read(self.agent.post(self.url(path)).header("content-type", kind).send(body).unwrap())
+        for _ in 0..50 {
+            match self.agent.post(self.url(path)).header("content-type", kind).send(body) {
+                Err(ureq::Error::Io(e)) if matches!(e.kind(), BrokenPipe | ConnectionReset | ConnectionAborted) => {}
+                answer => return read(answer.unwrap()),
+            }
+        }
+        panic!("{path}: the connection breaks every time");
     }
 
     /// The chunks of a stream; it must end with `[DONE]`.
