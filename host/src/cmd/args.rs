@@ -45,7 +45,8 @@ pub struct PatchArgs {
     /// The digest that the component's bytes must have; the n-th belongs to the n-th --component
     #[arg(long = "sha256", value_name = "HEX")]
     pub sha256: Vec<String>,
-    /// Do not load the bundled patches that are on by default (moe_loader; vocab_mask where text is sampled)
+    /// Do not load the bundled patches that are on by default (moe_loader; vocab_mask where text is sampled;
+    /// lora_tensors in serve)
     #[arg(long)]
     pub no_default_patches: bool,
 }

@@ -9,7 +9,6 @@ use arc_swap::ArcSwapOption;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::Engine;
 use patchhost_runtime::error::Result as RuntimeResult;
-use patchhost_runtime::hooks::LogitsMask;
 use patchhost_runtime::refit::{Begin, RefitReport};
 use patchhost_runtime::tokenizer::Tokenizer;
 use patchhost_runtime::weights::WeightSet;
@@ -174,11 +173,6 @@ impl LiveModel {
     /// Whether a refit or an update is under way.
     pub fn is_refitting(&self) -> bool {
         self.engine.is_refitting() || self.update_open.load(Ordering::Acquire)
-    }
-
-    /// The token ids that the active set masks, asked anew: for reports.
-    pub fn mask(&self) -> Option<Arc<dyn LogitsMask>> {
-        self.board.active().set().logits_mask()
     }
 
     /// Everything, as it stands now.

@@ -60,7 +60,20 @@ pub struct TensorFinding {
 impl ShadowReport {
     /// The same without its tensors.
     pub fn summary(&self) -> Self {
-        Self { tensors: Vec::new(), totals: self.totals.clone(), findings: self.findings.clone(), ..self.clone() }
+        Self {
+            refit: self.refit,
+            version: self.version.clone(),
+            live: self.live,
+            candidate: self.candidate,
+            mode: self.mode,
+            clean_refits: self.clean_refits,
+            report: self.report.clone(),
+            differing_tensors: self.differing_tensors,
+            totals: self.totals.clone(),
+            tensors: Vec::new(),
+            findings: self.findings.clone(),
+            more_findings: self.more_findings,
+        }
     }
 }
 

@@ -6,7 +6,6 @@ use patchhost_runtime::refit::{Origin, RefitHooks};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
 
 /// One patch set in one life of the host. A refit holds it from its start to its end, and the weights that it makes hold
 /// it until the last request that runs with them is done.
@@ -19,8 +18,6 @@ pub struct Generation {
     digest: Digest,
     /// Cloned into every set of weights: its count says who still uses the generation.
     pin: Arc<()>,
-    /// Made active for the last time.
-    since: Instant,
 }
 
 /// One patch of a generation, as reports show it.
@@ -53,7 +50,7 @@ impl Member {
 impl Generation {
     pub(crate) fn new(number: u64, set: PatchSet) -> Arc<Self> {
         let digest = set.digest();
-        Arc::new(Self { number, set, native: BTreeSet::new(), digest, pin: Arc::new(()), since: Instant::now() })
+        Arc::new(Self { number, set, native: BTreeSet::new(), digest, pin: Arc::new(()) })
     }
 
     /// A set that is tried and never activated.
@@ -68,8 +65,8 @@ impl Generation {
         native.insert(if hook == Hook::BlockQuantRows { Hook::BlockQuant } else { hook });
         let names: String = native.iter().map(|hook| format!("native {hook};")).collect();
         let digest = Digest::of_parts([self.set.digest().as_bytes().as_slice(), names.as_bytes()]);
-        let (number, set, since) = (self.number, self.set.clone(), self.since);
-        Arc::new(Self { number, set, native, digest, pin: Arc::new(()), since })
+        let (number, set) = (self.number, self.set.clone());
+        Arc::new(Self { number, set, native, digest, pin: Arc::new(()) })
     }
 
     /// Counts activations of this process, from 1.
@@ -100,11 +97,6 @@ impl Generation {
     /// What the weights that it made hold.
     pub(crate) fn pin(&self) -> Weak<()> {
         Arc::downgrade(&self.pin)
-    }
-
-    /// When it was activated.
-    pub fn since(&self) -> Instant {
-        self.since
     }
 
     /// The patches, as reports show them.

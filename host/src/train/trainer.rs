@@ -79,7 +79,12 @@ impl Trainer {
                 let shown = crate::abi::text::clean(text, 60);
                 return Err(usage(
                     format!("prompt `{shown}`"),
-                    format!("it has {} tokens; from 1 to {most} leave room for --max-tokens", ids.len()),
+                    format!(
+                        "it has {} tokens, --max-tokens is {}, and the model has {} positions",
+                        ids.len(),
+                        settings.max_tokens,
+                        engine.model().max_positions()
+                    ),
                     "shorten the prompt or --max-tokens",
                 ));
             }

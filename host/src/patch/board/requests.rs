@@ -172,7 +172,6 @@ impl Board {
         Ok(true)
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn begin(
         &self,
         inner: &mut Inner,
