@@ -7,6 +7,8 @@ pub mod cmd;
 pub mod compare;
 pub mod live;
 pub mod patch;
+pub mod probe;
 pub mod sandbox;
 pub mod serve;
 pub mod train;
+pub mod trust;

@@ -1,10 +1,11 @@
 //! Caps on what may reach the compiler. The compiler is where the cheap attacks are: a component of 587 bytes makes
 //! wasmtime 48 work for 20 s and take 2.2 GiB, and wasmtime says that this is not its vulnerability.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Static caps, with what each stops. Real guests need a tenth of most of them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Caps {
     /// Bytes of the file.
     pub bytes: usize,

@@ -3,14 +3,19 @@
 use super::input::Input;
 use super::report::{Finding, Kind, Report, Severity};
 use super::scan::{Scan, scan};
-use super::{Caps, Facts, rules, validate};
+use super::{AuditOptions, Facts, rules, validate};
 use crate::abi::{Hook, text};
 use crate::patch::Digest;
 
-/// Audits a file with the default caps. Never compiles, never panics on any bytes.
+/// Audits a file with the default options. Never compiles, never panics on any bytes.
 pub fn inspect(bytes: &[u8]) -> Report {
-    let caps = Caps::default();
-    let mut findings = Vec::new();
+    inspect_with(bytes, &AuditOptions::default())
+}
+
+/// Audits a file: the same code for the loader and for `patchhost audit`. Never compiles, never panics on any bytes.
+pub fn inspect_with(bytes: &[u8], options: &AuditOptions) -> Report {
+    let caps = options.policy.caps.clone();
+    let mut findings = options.more.clone();
     let kind = rules::file::kind(bytes);
     rules::file::check(bytes, kind, &caps, &mut findings);
     let mut found = Scan { facts: Facts::default(), imports: Vec::new(), exports: Vec::new() };

@@ -5,6 +5,7 @@ mod facts;
 mod input;
 mod inspect;
 mod names;
+mod policy;
 mod report;
 mod rules;
 mod scan;
@@ -12,7 +13,8 @@ mod validate;
 
 pub use caps::Caps;
 pub use facts::{Facts, FunctionCost, MemoryFacts, ModuleFacts};
-pub use inspect::inspect;
+pub use inspect::{inspect, inspect_with};
+pub use policy::{AuditOptions, AuditPolicy, Ignore, Level};
 pub use report::{Finding, Kind, Report, Severity};
 pub use rules::{Rule, catalogue};
 

@@ -5,7 +5,7 @@ use crate::abi::{
     Guest, Hook, Info, LayoutAdapter, LoaderAdapter, LoraAdapter, MaskAdapter, ObserverAdapter, QuantAdapter, Snapshot,
 };
 use crate::audit::Report;
-use crate::sandbox::Limits;
+use crate::sandbox::{Grants, Limits};
 use patchhost_runtime::hooks::{BlockQuant, HookError, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
 use semver::{Version, VersionReq};
 use serde::Serialize;
@@ -22,6 +22,7 @@ pub struct Patch {
     generation: Digest,
     hooks: Vec<Hook>,
     settings: Vec<(String, String)>,
+    grants: Grants,
 }
 
 /// Whether a patch is for a model. Never silence: the reason is shown.
@@ -42,15 +43,17 @@ impl Patch {
         guest: Guest,
         digest: Digest,
         report: &Report,
+        grants: Grants,
         settings: &[(String, String)],
         limits: &Limits,
     ) -> Self {
         Self {
             guest: Arc::new(guest),
             digest,
-            generation: generation(&digest, settings, limits, &report.imports),
+            generation: generation(&digest, settings, limits, &super::stage::granted(report, &grants)),
             hooks: report.hooks.clone(),
             settings: settings.to_vec(),
+            grants,
         }
     }
 
@@ -77,6 +80,11 @@ impl Patch {
     /// Its settings.
     pub fn settings(&self) -> &[(String, String)] {
         &self.settings
+    }
+
+    /// What it may reach.
+    pub fn grants(&self) -> &Grants {
+        &self.grants
     }
 
     /// Its limits.

@@ -22,6 +22,10 @@ pub struct Policy {
     pub shadow: ShadowPolicy,
     /// Swaps.
     pub swap: SwapPolicy,
+    /// Caps and rules of the audit.
+    pub audit: crate::audit::AuditPolicy,
+    /// Lock file, signers, revocations.
+    pub trust: crate::trust::TrustPolicy,
 }
 
 /// What happens when the patch of one hook fails.

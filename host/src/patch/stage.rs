@@ -4,8 +4,8 @@
 use super::lock::GuestsLock;
 use super::{Digest, Patch, StageError};
 use crate::abi::{Guest, Hook, text};
-use crate::audit::{self, Report};
-use crate::sandbox::{Limits, Sandbox, State, linker_for};
+use crate::audit::{self, AuditOptions, Report};
+use crate::sandbox::{Grants, Limits, Sandbox, State, linker_for};
 use std::borrow::Cow;
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -162,13 +162,18 @@ impl Verified {
         self.note.as_deref()
     }
 
-    /// Applies the rules of `patchhost audit`.
+    /// Applies the rules of `patchhost audit`, with nothing granted.
     pub fn audit(self) -> Result<Audited, StageError> {
-        let report = audit::inspect(&self.candidate.bytes);
+        self.audit_with(&AuditOptions::default())
+    }
+
+    /// Applies the rules of `patchhost audit`. What is granted there is what the component gets.
+    pub fn audit_with(self, options: &AuditOptions) -> Result<Audited, StageError> {
+        let report = audit::inspect_with(&self.candidate.bytes, options);
         if report.errors() > 0 {
             return Err(StageError::Audit { name: self.candidate.name, report: Box::new(report) });
         }
-        Ok(Audited { candidate: self.candidate, report })
+        Ok(Audited { candidate: self.candidate, report, grants: options.grants.clone() })
     }
 }
 
@@ -177,6 +182,7 @@ impl Verified {
 pub struct Audited {
     candidate: Candidate,
     report: Report,
+    grants: Grants,
 }
 
 impl Audited {
@@ -192,19 +198,19 @@ impl Audited {
 
     /// Digest of what would run with these settings and limits, before anything is compiled.
     pub fn generation(&self, settings: &[(String, String)], limits: &Limits) -> Digest {
-        super::live::generation(&self.candidate.digest, settings, limits, &self.report.imports)
+        super::live::generation(&self.candidate.digest, settings, limits, &granted(&self.report, &self.grants))
     }
 
     /// Compiles the audited bytes (or finds them compiled in the sandbox's cache), and links them. A panic of the compiler
     /// is an error like any other.
     pub fn compile(self, sandbox: &Sandbox) -> Result<Compiled, StageError> {
-        let Self { candidate, report } = self;
+        let Self { candidate, report, grants } = self;
         let compiled = catch_unwind(AssertUnwindSafe(|| {
             let component = sandbox.component(&candidate.bytes, candidate.digest.as_bytes())?;
             linker_for(sandbox, &component)?.instantiate_pre(&component)
         }));
         let why = match compiled {
-            Ok(Ok(pre)) => return Ok(Compiled { candidate, report, pre, sandbox: sandbox.clone() }),
+            Ok(Ok(pre)) => return Ok(Compiled { candidate, report, grants, pre, sandbox: sandbox.clone() }),
             Ok(Err(error)) => text::clean(&format!("{error:#}"), 512),
             Err(_) => "the compiler panicked; the host is unharmed".to_owned(),
         };
@@ -216,6 +222,7 @@ impl Audited {
 pub struct Compiled {
     candidate: Candidate,
     report: Report,
+    grants: Grants,
     pre: InstancePre<State>,
     sandbox: Sandbox,
 }
@@ -223,7 +230,7 @@ pub struct Compiled {
 impl Compiled {
     /// Starts it: instantiate, `describe`, `configure`. The exports were compared with the interface by the audit.
     pub fn ready(self, settings: &[(String, String)], limits: Limits) -> Result<Arc<Patch>, StageError> {
-        let Self { candidate: Candidate { name, digest, .. }, report, pre, sandbox } = self;
+        let Self { candidate: Candidate { name, digest, .. }, report, grants, pre, sandbox } = self;
         check_settings(settings).map_err(|why| StageError::Settings { name: name.clone(), why })?;
         let started = Guest::start(sandbox, pre, &report.hooks, report.has_state(), settings.to_vec(), limits.clone());
         let guest = started.map_err(|fault| StageError::Start {
@@ -232,8 +239,14 @@ impl Compiled {
             cause: fault.cause,
             why: fault.why,
         })?;
-        Ok(Arc::new(Patch::new(guest, digest, &report, settings, &limits)))
+        Ok(Arc::new(Patch::new(guest, digest, &report, grants, settings, &limits)))
     }
+}
+
+/// What it may reach: interfaces of the host, and grants.
+pub(super) fn granted(report: &Report, grants: &Grants) -> Vec<String> {
+    let interfaces = report.imports.iter().filter(|name| !name.starts_with("wasi:"));
+    interfaces.cloned().chain(grants.lines()).collect()
 }
 
 /// `identity.configure`: at most 64 pairs of at most 4 KiB.

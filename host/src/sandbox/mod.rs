@@ -4,6 +4,7 @@ mod budget;
 mod cache;
 mod engine;
 mod fault;
+mod grants;
 mod limiter;
 mod limits;
 mod linker;
@@ -14,6 +15,7 @@ mod store;
 pub use cache::{CACHE_VARIABLE, Cache, CacheStats};
 pub use engine::{Sandbox, TICK};
 pub use fault::Fault;
+pub use grants::{Dir, DirMode, Grants, Wasi};
 pub use limits::Limits;
 pub use stats::{CallStats, Function, FunctionStats};
 

