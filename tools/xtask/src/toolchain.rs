@@ -8,6 +8,9 @@ use std::process::Command;
 /// The target of every guest: no WASI, so no imports.
 pub const TARGET: &str = "wasm32-unknown-unknown";
 
+/// Most bytes of a guest's memory: what `Limits::memory_bytes` allows. Declared, so that `patchhost audit` can see it.
+const MAX_MEMORY: usize = 64 << 20;
+
 /// A compiler that can build guests.
 pub struct Toolchain {
     cargo: PathBuf,
@@ -75,7 +78,8 @@ impl Toolchain {
     pub fn cargo_build(&self, guests: &Path, target: &Path) -> Result<Command> {
         // Before the paths are looked up: on a fresh machine, the folder of the crates comes into being here.
         output(self.cargo(guests).args(["fetch", "--locked"]))?;
-        let mut flags = vec!["-Ctarget-feature=+simd128".to_string()];
+        let mut flags =
+            vec!["-Ctarget-feature=+simd128".to_string(), format!("-Clink-arg=--max-memory={MAX_MEMORY}")];
         flags.extend(self.remaps(guests)?);
         let mut cargo = self.cargo(guests);
         cargo

@@ -1,6 +1,6 @@
 //! What an audit found.
 
-use super::Facts;
+use crate::audit::Facts;
 use crate::abi::{Hook, is_state};
 use crate::patch::Digest;
 use serde::Serialize;

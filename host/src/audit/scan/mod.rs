@@ -1,0 +1,13 @@
+//! The one pass over the bytes: linear in them, whatever they are.
+
+mod code;
+mod component;
+mod data;
+mod links;
+mod marks;
+mod module;
+mod opcode;
+mod pass;
+mod stack;
+
+pub(super) use pass::{Scan, scan};
