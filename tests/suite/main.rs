@@ -27,4 +27,5 @@ mod state;
 mod support;
 mod train;
 mod transaction;
+mod wasi;
 mod wit;

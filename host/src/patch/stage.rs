@@ -5,7 +5,7 @@ use super::lock::GuestsLock;
 use super::{Digest, Patch, StageError};
 use crate::abi::{Guest, Hook, text};
 use crate::audit::{self, AuditOptions, Report};
-use crate::sandbox::{Grants, Limits, Sandbox, State, linker_for};
+use crate::sandbox::{Granted, Grants, Limits, Sandbox, State, linker_for};
 use std::borrow::Cow;
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -206,8 +206,9 @@ impl Audited {
     pub fn compile(self, sandbox: &Sandbox) -> Result<Compiled, StageError> {
         let Self { candidate, report, grants } = self;
         let compiled = catch_unwind(AssertUnwindSafe(|| {
-            let component = sandbox.component(&candidate.bytes, candidate.digest.as_bytes())?;
-            linker_for(sandbox, &component)?.instantiate_pre(&component)
+            let trusted = candidate.origin == Origin::Bundled;
+            let component = sandbox.component(&candidate.bytes, candidate.digest.as_bytes(), trusted)?;
+            linker_for(sandbox, &component, &grants)?.instantiate_pre(&component)
         }));
         let why = match compiled {
             Ok(Ok(pre)) => return Ok(Compiled { candidate, report, grants, pre, sandbox: sandbox.clone() }),
@@ -232,7 +233,10 @@ impl Compiled {
     pub fn ready(self, settings: &[(String, String)], limits: Limits) -> Result<Arc<Patch>, StageError> {
         let Self { candidate: Candidate { name, digest, .. }, report, grants, pre, sandbox } = self;
         check_settings(settings).map_err(|why| StageError::Settings { name: name.clone(), why })?;
-        let started = Guest::start(sandbox, pre, &report.hooks, report.has_state(), settings.to_vec(), limits.clone());
+        let granted = Granted::open(&grants)
+            .map_err(|e| StageError::Grants { name: name.clone(), why: text::clean(&e.to_string(), 400) })?;
+        let state = report.has_state();
+        let started = Guest::start(sandbox, pre, &report.hooks, state, settings.to_vec(), limits.clone(), granted);
         let guest = started.map_err(|fault| StageError::Start {
             name: name.clone(),
             call: fault.function.name(),
