@@ -27,5 +27,6 @@ mod state;
 mod support;
 mod train;
 mod transaction;
+mod trial;
 mod wasi;
 mod wit;
