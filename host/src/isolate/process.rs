@@ -70,6 +70,11 @@ impl Process {
         Ok((process, first))
     }
 
+    /// How it ended, if it has: nobody asked it anything then, and no call need fail for it.
+    pub(super) fn ended(&mut self) -> Option<String> {
+        self.child.try_wait().ok().flatten().map(said)
+    }
+
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -174,6 +174,9 @@ impl Remote {
         request: &Request,
     ) -> Result<(Answer, u64), HookError> {
         let mut held = lock(&slot.held);
+        if let Some(how) = held.process.as_mut().and_then(Process::ended) {
+            self.lost(slot, &mut held, function, &format!("the process that it runs in ended between calls: {how}"));
+        }
         if number.is_some_and(|number| number != held.number || held.process.is_none()) {
             let why = "the process that began this sequence of calls is gone".to_owned();
             return Err(self.error(function, subject, HookCause::Trap, why));
@@ -200,19 +203,22 @@ impl Remote {
             }),
             Ok(answer) => Ok((answer, number)),
             Err(Lost { why, late }) => {
-                let gone = held.process.take();
-                let mut past = lock(&self.past);
-                past.dropped += 1;
-                if let Some(gone) = gone {
-                    merge(&mut past, &gone.counters);
-                }
-                drop(past);
-                *lock(&slot.seen) = (Counters::default(), None);
-                tracing::error!(patch = self.info.name, %function, why, "a process with a patch in it is gone");
+                self.lost(slot, &mut held, function, &why);
                 let cause = if late { HookCause::Limit } else { HookCause::Trap };
                 Err(self.error(function, subject, cause, why))
             }
         }
+    }
+
+    /// What is known of a process that is gone is kept; the place is free.
+    fn lost(&self, slot: &Slot, held: &mut Held, function: Function, why: &str) {
+        if let Some(gone) = held.process.take() {
+            let mut past = lock(&self.past);
+            past.dropped += 1;
+            merge(&mut past, &gone.counters);
+        }
+        *lock(&slot.seen) = (Counters::default(), None);
+        tracing::error!(patch = self.info.name, %function, why, "a process with a patch in it is gone");
     }
 
     /// A process in the place of one that is gone. It must be the same patch.
