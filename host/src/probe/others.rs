@@ -17,11 +17,15 @@ const VOCABULARY: u32 = 500;
 
 /// All of them.
 pub(super) fn run(probe: &mut Probe<'_>, patch: &Arc<Patch>) {
+    if patch.has_state() && !probe.options.stateful {
+        probe.skip("answers", None, "the other hooks", "it remembers what it is asked");
+        return;
+    }
     if let Some(hook) = patch.loader_map() {
         let about = "the same tensors go to the same places, in any order, and fill a real model";
         match patch.applies_to(BUNDLED) {
             Applicability::Applies => {
-                probe.check("placements", Some(Hook::LoaderMap), about, |_| placements(&hook));
+                probe.check("placements", Some(Hook::LoaderMap), about, |_| remembering(patch, placements(&hook)));
             }
             Applicability::NotApplicable { reason } => {
                 probe.skip("placements", Some(Hook::LoaderMap), about, &format!("not for the bundled model: {reason}"));
@@ -30,15 +34,15 @@ pub(super) fn run(probe: &mut Probe<'_>, patch: &Arc<Patch>) {
     }
     if let Some(hook) = patch.layout() {
         let about = "the same tensors have the same layout, in any order";
-        probe.check("passes", Some(Hook::Layout), about, |_| passes(patch, &*hook));
+        probe.check("passes", Some(Hook::Layout), about, |_| remembering(patch, passes(patch, &*hook)));
     }
     if let Some(hook) = patch.lora() {
         let about = "an adapter's tensors adapt the same parts, in any order";
-        probe.check("adapter", Some(Hook::Lora), about, |_| adapter(patch, &*hook));
+        probe.check("adapter", Some(Hook::Lora), about, |_| remembering(patch, adapter(patch, &*hook)));
     }
     if let Some(hook) = patch.logits_mask() {
         let about = "the same ids are masked when it is asked again";
-        probe.check("mask", Some(Hook::LogitsMask), about, |_| mask(patch, &*hook));
+        probe.check("mask", Some(Hook::LogitsMask), about, |_| remembering(patch, mask(patch, &*hook)));
     }
     if !probe.options.stateful {
         return;
@@ -50,6 +54,16 @@ pub(super) fn run(probe: &mut Probe<'_>, patch: &Arc<Patch>) {
     if patch.has_state() {
         let about = "what it remembers comes back as it was given";
         probe.check("state", None, about, |_| state(patch));
+    }
+}
+
+/// A patch that exports `state` may answer by what it remembers: somebody should know, and it is no failure.
+fn remembering(patch: &Patch, found: Result<Found, String>) -> Result<Found, String> {
+    match found {
+        Err(why) if patch.has_state() && why.starts_with("asked") => {
+            Ok(Found { note: Some(format!("it exports `state`, and {why}")), ..Found::asked(2) })
+        }
+        other => other,
     }
 }
 
