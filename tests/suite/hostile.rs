@@ -110,7 +110,7 @@ fn every_evil_guest_is_tried() {
         .chain(LOADERS.iter().map(|l| l.0))
         .chain(ACTIVATION.iter().map(|a| a.0))
         // `any_state` is tried in `state.rs`.
-        .chain(["any_hook", "any_state"])
+        .chain(["any_hook", "any_state", "any_wasi"])
         .map(str::to_string)
         .collect();
     assert_eq!(built, tried);

@@ -17,6 +17,11 @@ pub fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(name)
 }
 
+/// The program under test.
+pub fn binary() -> PathBuf {
+    env!("CARGO_BIN_EXE_patchhost-under-test").into()
+}
+
 /// A guest that misbehaves.
 pub fn evil(name: &str) -> String {
     repo().join("guests/evil").join(format!("{name}.wasm")).display().to_string()

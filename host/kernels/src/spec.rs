@@ -2,7 +2,7 @@
 //! The same words as in `wit/patch/0.1.0/block-quant.wit`, which says what each means bit for bit.
 
 /// How the elements of a weight are stored before quantization.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Elem {
     /// IEEE binary32.
     F32,
@@ -23,7 +23,7 @@ impl Elem {
 }
 
 /// Values a stored scale may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum ScaleFormat {
     /// Any finite f32 greater than zero.
     F32,
@@ -32,7 +32,7 @@ pub enum ScaleFormat {
 }
 
 /// How the cast uses the number that a patch returned for a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum CastRule {
     /// The number is the stored scale `s`; `q = RN8(clamp(x / s))`.
     Divide,
@@ -43,7 +43,7 @@ pub enum CastRule {
 }
 
 /// What happens to blocks that hold NaN or infinity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Edges {
     /// The caller refuses the tensor; the cast never sees such a block.
     Strict,
@@ -54,7 +54,7 @@ pub enum Edges {
 }
 
 /// Which scales are right for small blocks.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Floor {
     /// `a = max(amax, eps)` takes the place of amax.
     pub eps: f32,
@@ -65,7 +65,7 @@ pub struct Floor {
 }
 
 /// What the cast proves about the stored scale `s` of each block, `a = max(amax, eps)`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Contract {
     /// `a / s` is 448 within 8 ulp.
     Amax,
@@ -76,7 +76,7 @@ pub enum Contract {
 }
 
 /// Everything the cast needs to know about one tensor.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct CastSpec {
     /// Values a stored scale may take.
     pub format: ScaleFormat,
@@ -93,7 +93,7 @@ pub struct CastSpec {
 }
 
 /// How activation scales follow from the amax of a 1×128 group: `s = max(amax, eps) / divisor`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ActivationRule {
     /// Smallest amax.
     pub eps: f32,

@@ -5,7 +5,7 @@ use crate::bytes::TensorBytes;
 pub use patchhost_kernels::spec::{ActivationRule, CastRule, CastSpec, Contract, Edges, Elem, Floor, ScaleFormat};
 
 /// How the elements of a tensor are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// IEEE binary32.
@@ -27,7 +27,7 @@ pub enum Dtype {
 }
 
 /// What a tensor is for, as the tensor registry sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Token embeddings.
@@ -53,7 +53,7 @@ pub enum Role {
 }
 
 /// One tensor, without its data.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TensorInfo {
     /// Full name.
     pub name: String,
@@ -66,7 +66,7 @@ pub struct TensorInfo {
 }
 
 /// The model that is being loaded.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct ModelInfo {
     /// `architectures[0]` of config.json.
     pub architecture: String,
@@ -81,7 +81,7 @@ pub struct ModelInfo {
 }
 
 /// Who will read the result.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Consumer {
     /// `patchhost`, `vllm`, `sglang`, `transformers`, …
     pub engine: String,
@@ -90,7 +90,7 @@ pub struct Consumer {
 }
 
 /// Which part of a runtime tensor is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)] // the names are vLLM's and explained in loader-map.wit
 pub enum Slot {
@@ -107,7 +107,7 @@ pub enum Slot {
 }
 
 /// Where one checkpoint tensor goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Placement {
     /// The host's own loader decides.
     Native,
@@ -127,7 +127,7 @@ pub enum Placement {
 }
 
 /// What the host computes or lends before it asks for scales.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Needs {
     /// amax per block.
     Amax,
@@ -138,7 +138,7 @@ pub enum Needs {
 }
 
 /// How one tensor is quantized.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Scheme {
     /// Rows of a block.
     pub block_rows: usize,
@@ -157,7 +157,7 @@ pub struct Scheme {
 }
 
 /// Whether one tensor becomes FP8.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Decision {
     /// Stays as it is, with the reason.
     Keep(String),
@@ -198,7 +198,7 @@ pub struct RowPanel {
 }
 
 /// Why a patch did not answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HookCause {
     /// It trapped.
@@ -214,7 +214,7 @@ pub enum HookCause {
 }
 
 /// A patch failed: what was asked, why it failed, what to do next.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error, serde::Serialize, serde::Deserialize)]
 #[error("patch `{patch}` failed in {call}\n  why: {why}\n  next: {next}")]
 pub struct HookError {
     /// Name of the patch.
@@ -266,7 +266,7 @@ pub trait BlockQuant: Send + Sync {
 }
 
 /// A layout pass after quantization: pure, invertible, from a closed set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LayoutPass {
     /// [gate; up] becomes [up; gate] per expert, on weight and scale.
@@ -291,7 +291,7 @@ pub trait Layout: Send + Sync {
 }
 
 /// Half of an adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LoraSide {
     /// lora_A [r, in].
@@ -301,7 +301,7 @@ pub enum LoraSide {
 }
 
 /// Where one adapter tensor goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LoraPlace {
     /// Name of the runtime tensor.
     pub target: String,
@@ -314,7 +314,7 @@ pub struct LoraPlace {
 }
 
 /// An adapter, resolved.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct LoraPlan {
     /// r.
     pub rank: u32,
@@ -347,7 +347,7 @@ pub trait LogitsMask: Send + Sync {
 }
 
 /// One tensor that arrived in a refit.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Arrival {
     /// Checkpoint name.
     pub name: String,
@@ -360,7 +360,7 @@ pub struct Arrival {
 }
 
 /// What an observer says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Verdict {
     /// Go on.
     Accept,

@@ -6,7 +6,9 @@ use super::bindings::{
 use super::identity::{Info, configure, describe};
 use super::state::Inherited;
 use super::{Hook, text};
-use crate::sandbox::{Budget, Fault, Function, Instances, Lease, Lent, Limits, Pool, Sandbox, State, Stats, run};
+use crate::sandbox::{
+    Budget, Fault, Function, Granted, Instances, Lease, Lent, Limits, Pool, Sandbox, State, Stats, run,
+};
 use patchhost_runtime::hooks::{HookCause, HookError};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -78,6 +80,7 @@ impl Guest {
         state: bool,
         settings: Vec<(String, String)>,
         limits: Limits,
+        granted: Granted,
     ) -> Result<Self, Fault> {
         let fault = |error: wasmtime::Error| Fault {
             function: Function::Instantiate,
@@ -105,7 +108,7 @@ impl Guest {
             Ok(exports)
         };
         let instances = if state { Instances::One } else { Instances::Many };
-        let pool = Pool::new(sandbox, pre, limits, instances, Box::new(setup))?;
+        let pool = Pool::new(sandbox, pre, limits, granted, instances, Box::new(setup))?;
         let info = first.get().cloned().unwrap_or_default();
         Ok(Self { info, pool, inherited })
     }

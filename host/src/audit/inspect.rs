@@ -26,6 +26,9 @@ pub fn inspect_with(bytes: &[u8], options: &AuditOptions) -> Report {
             Err(error) => findings.push(rules::file::invalid(&error)),
         }
         rules::before_validation(&Input::new(bytes, &caps, &found), &mut findings);
+        if options.grants.wasi.is_some() {
+            findings.retain(|finding| !["PH102", "PH104", "PH105"].contains(&finding.id));
+        }
         if !has_errors(&findings) {
             match validate::validate(bytes) {
                 Ok(types) => {

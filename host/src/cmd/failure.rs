@@ -147,7 +147,10 @@ fn live(error: &LiveError) -> u8 {
 
 fn stage(error: &StageError) -> u8 {
     match error {
-        StageError::NotFound { .. } | StageError::Unreadable { .. } | StageError::Settings { .. } => EXIT_USAGE,
+        StageError::NotFound { .. }
+        | StageError::Unreadable { .. }
+        | StageError::Grants { .. }
+        | StageError::Settings { .. } => EXIT_USAGE,
         // The patch answered `configure` with an error: the user's settings, not the patch, are wrong.
         StageError::Start { cause: HookCause::Refused, .. } => EXIT_USAGE,
         StageError::Start { .. } => EXIT_PATCH,

@@ -105,6 +105,13 @@ pub enum StageError {
         /// Why.
         why: String,
     },
+    /// What it was granted cannot be given.
+    Grants {
+        /// Name of the patch.
+        name: String,
+        /// Why.
+        why: String,
+    },
     /// The settings are more than the interface allows.
     Settings {
         /// Name of the patch.
@@ -122,7 +129,7 @@ impl StageError {
             Self::DigestMismatch { .. } | Self::NotLocked { .. } => Stage::Verify,
             Self::Audit { .. } => Stage::Audit,
             Self::Compile { .. } => Stage::Compile,
-            Self::Start { .. } | Self::Settings { .. } => Stage::Ready,
+            Self::Start { .. } | Self::Grants { .. } | Self::Settings { .. } => Stage::Ready,
         }
     }
 
@@ -137,6 +144,7 @@ impl StageError {
             | Self::Audit { name, .. }
             | Self::Compile { name, .. }
             | Self::Start { name, .. }
+            | Self::Grants { name, .. }
             | Self::Settings { name, .. } => name,
         }
     }
@@ -157,7 +165,10 @@ impl StageError {
             Self::DigestMismatch { pinned_by, expected, found, .. } => {
                 format!("{pinned_by} pins {expected}, the file is {found}")
             }
-            Self::NotLocked { why, .. } | Self::Compile { why, .. } | Self::Settings { why, .. } => why.clone(),
+            Self::NotLocked { why, .. }
+            | Self::Compile { why, .. }
+            | Self::Grants { why, .. }
+            | Self::Settings { why, .. } => why.clone(),
             Self::Audit { report, .. } => {
                 let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error);
                 let lines: Vec<String> = errors.take(8).map(|finding| finding.line()).collect();
@@ -186,6 +197,7 @@ impl StageError {
             Self::Compile { .. } => "rebuild it with the interface in `wit/patch/0.1.0`".into(),
             Self::Start { cause: HookCause::Refused, .. } => "change the settings as it says".into(),
             Self::Start { .. } => "fix the patch; the live set is unchanged".into(),
+            Self::Grants { .. } => "make the folder, or grant another one with `patchhost grant`".into(),
             Self::Settings { .. } => "give fewer or shorter `--set key=value`".into(),
         }
     }

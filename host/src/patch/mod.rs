@@ -15,7 +15,7 @@ mod set;
 mod stage;
 
 pub use crate::abi::{Hook, Info, Snapshot, Target};
-pub use crate::sandbox::{Cache, CacheStats, CallStats, Function, FunctionStats, Grants, Limits, Sandbox};
+pub use crate::sandbox::{Cache, CacheStats, CallStats, Function, FunctionStats, Grants, Limits, Sandbox, Trial};
 pub use attach::{AttachError, Attached, Attachments, Phase};
 pub use board::{
     Beside, Board, BoardStatus, DrainingStatus, Failure, Landing, Mode, QuarantineStatus, Reaction, RefitPlan,

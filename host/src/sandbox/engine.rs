@@ -1,7 +1,8 @@
 //! The one wasmtime engine of the process, and the clock that guards it.
 
-use super::Cache;
 use super::limits::{KEEP_RESIDENT, SLOT_MEMORY_BYTES, SLOT_TABLE_ELEMENTS, STACK_BYTES};
+use super::{Cache, Trial};
+use crate::isolate::Isolation;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,6 +17,8 @@ pub const TICK: Duration = Duration::from_millis(10);
 pub struct Sandbox {
     engine: Engine,
     cache: Option<Cache>,
+    trial: Option<Trial>,
+    isolation: Option<Isolation>,
     _ticker: Arc<Ticker>,
 }
 
@@ -24,7 +27,7 @@ impl Sandbox {
     pub fn new(threads: usize) -> wasmtime::Result<Self> {
         let engine = Engine::new(&config(threads))?;
         let ticker = Arc::new(Ticker::start(engine.clone())?);
-        Ok(Self { engine, cache: None, _ticker: ticker })
+        Ok(Self { engine, cache: None, trial: None, isolation: None, _ticker: ticker })
     }
 
     /// The same with a cache of compiled components, or with none.
@@ -32,14 +35,35 @@ impl Sandbox {
         Self { cache, ..self }
     }
 
+    /// The same, with a trial compile in a child before anything that is not bundled is compiled here.
+    pub fn with_trial(self, trial: Option<Trial>) -> Self {
+        Self { trial, ..self }
+    }
+
+    /// The same, with every patch in child processes: nothing of them is compiled or run in this one.
+    pub fn with_isolation(self, isolation: Option<Isolation>) -> Self {
+        Self { isolation, ..self }
+    }
+
+    /// Where patches run, if not in this process.
+    pub fn isolation(&self) -> Option<&Isolation> {
+        self.isolation.as_ref()
+    }
+
     /// Its cache of compiled components.
     pub fn cache(&self) -> Option<&Cache> {
         self.cache.as_ref()
     }
 
-    /// Compiles a component, or finds it compiled. `digest` is the SHA-256 of `bytes`.
-    pub(crate) fn component(&self, bytes: &[u8], digest: &[u8; 32]) -> wasmtime::Result<Component> {
-        let compile = || Component::from_binary(&self.engine, bytes);
+    /// Compiles a component, or finds it compiled. `digest` is the SHA-256 of `bytes`; `trusted` bytes, those inside this
+    /// binary, need no trial, and neither do those that were compiled before.
+    pub(crate) fn component(&self, bytes: &[u8], digest: &[u8; 32], trusted: bool) -> wasmtime::Result<Component> {
+        let compile = || {
+            if let Some(trial) = self.trial.as_ref().filter(|_| !trusted) {
+                trial.compile(bytes)?;
+            }
+            Component::from_binary(&self.engine, bytes)
+        };
         match &self.cache {
             Some(cache) => cache.component(&self.engine, digest, compile),
             None => compile(),
@@ -52,8 +76,22 @@ impl Sandbox {
     }
 }
 
-/// One line and one reason per setting.
+/// An engine that compiles as [`Sandbox`]'s does, and can do nothing else: no slots, no threads.
+pub(super) fn compile_only() -> wasmtime::Result<Engine> {
+    let mut config = code();
+    config.parallel_compilation(false); // its memory and time are bounded for the whole process
+    Engine::new(&config)
+}
+
 fn config(threads: usize) -> Config {
+    let mut config = code();
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(threads)));
+    // memory_reservation, guard size and signal-based traps stay at their defaults: anything else costs 1.5 to 1.7.
+    config
+}
+
+/// What the code that is compiled depends on. One line and one reason per setting.
+fn code() -> Config {
     let mut config = Config::new();
 
     // The language. Off is what no Rust guest needs and what has had most of the engine's bugs.
@@ -78,8 +116,6 @@ fn config(threads: usize) -> Config {
     // Cost of a call.
     config.concurrency_support(false); // synchronous only: async bookkeeping costs 3 to 8 times on a 0.5 us call
     config.cranelift_opt_level(OptLevel::Speed); // the quantize loop is the product
-    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(threads)));
-    // memory_reservation, guard size and signal-based traps stay at their defaults: anything else costs 1.5 to 1.7.
 
     // What a message can say.
     config.generate_address_map(true); // function names in trap messages
@@ -95,6 +131,7 @@ fn pooling(threads: usize) -> PoolingAllocationConfig {
     pooling.total_core_instances(slots * 4); // a component with an import holds a shim and a fixup module too
     pooling.total_memories(slots * 2);
     pooling.total_tables(slots * 4);
+    pooling.total_stacks(1); // no call is async; the default reserves 2 GiB for a thousand
     pooling.max_memory_size(SLOT_MEMORY_BYTES);
     pooling.table_elements(SLOT_TABLE_ELEMENTS);
     pooling.linear_memory_keep_resident(KEEP_RESIDENT);

@@ -3,12 +3,13 @@
 use super::Budget;
 use super::limiter::LimitReached;
 use super::stats::Function;
+use super::wasi::WaitedTooLong;
 use crate::abi::text;
 use patchhost_runtime::hooks::HookCause;
 use wasmtime::{Trap, WasmBacktrace};
 
 /// A guest failed in one function.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error, serde::Serialize, serde::Deserialize)]
 #[error("{function}: {why}")]
 pub struct Fault {
     /// The function that was called.
@@ -46,6 +47,12 @@ fn explain(error: &wasmtime::Error, budget: &Budget, denied: Option<(usize, usiz
     }
     if let Some(limit) = error.downcast_ref::<LimitReached>() {
         return (HookCause::Limit, limit.to_string());
+    }
+    if let Some(waited) = error.downcast_ref::<WaitedTooLong>() {
+        return (HookCause::Limit, format!("{waited}: {} ms", budget.wall.as_millis()));
+    }
+    if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {
+        return (HookCause::Trap, format!("it called `wasi:cli/exit` with {}", exit.0));
     }
     if error.is::<wasmtime::PoolConcurrencyLimitError>() {
         return (HookCause::Limit, format!("no free slot for another instance: {}", error.root_cause()));

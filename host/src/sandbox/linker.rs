@@ -1,15 +1,19 @@
-//! What a component can call: nothing, or `row-source` and nothing else.
+//! What a component can call: nothing; `row-source`; WASI, where it was granted.
 
-use super::{Sandbox, State};
+use super::{Grants, Sandbox, State, wasi};
 use crate::abi::row_source;
 use wasmtime::component::{Component, Linker};
 
-/// An empty linker; with `row-source` only where the component imports it, so that the grant is visible in the link.
-pub(crate) fn linker_for(sandbox: &Sandbox, component: &Component) -> wasmtime::Result<Linker<State>> {
+/// An empty linker; with `row-source` and WASI only where the component imports them, so that the grant is visible in the
+/// link. WASI without a grant is not linked, whatever the audit said.
+pub(crate) fn linker_for(sandbox: &Sandbox, component: &Component, grants: &Grants) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(sandbox.engine());
     let ty = component.component_type();
     if ty.imports(sandbox.engine()).any(|(name, _)| name == row_source::NAME) {
         row_source::add_to_linker(&mut linker)?;
+    }
+    if grants.wasi.is_some() && ty.imports(sandbox.engine()).any(|(name, _)| name.starts_with("wasi:")) {
+        wasi::add_to_linker(&mut linker)?;
     }
     Ok(linker)
 }

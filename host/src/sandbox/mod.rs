@@ -11,6 +11,8 @@ mod linker;
 mod pool;
 mod stats;
 mod store;
+pub mod trial;
+mod wasi;
 
 pub use cache::{CACHE_VARIABLE, Cache, CacheStats};
 pub use engine::{Sandbox, TICK};
@@ -24,4 +26,7 @@ pub(crate) use fault::ImportRefused;
 pub(crate) use linker::linker_for;
 pub(crate) use pool::{Instances, Lease, Pool};
 pub(crate) use stats::Stats;
+pub use trial::{Trial, TrialError};
+
 pub(crate) use store::{Lent, State, run};
+pub(crate) use wasi::Granted;

@@ -1,7 +1,8 @@
 //! Instances of one patch: one per worker at a time, or one in all; made again from `InstancePre` after a trap.
 
 use super::store::new_store;
-use super::{Budget, Fault, Function, Lent, Limits, Sandbox, State, Stats, run};
+use super::{Budget, Fault, Function, Granted, Lent, Limits, Sandbox, State, Stats, run};
+use crate::abi::text;
 use patchhost_runtime::hooks::HookCause;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use wasmtime::Store;
@@ -44,6 +45,7 @@ pub(crate) struct Pool<T> {
     sandbox: Sandbox,
     pre: InstancePre<State>,
     limits: Limits,
+    granted: Granted,
     instances: Instances,
     setup: Box<Setup<T>>,
     idle: Mutex<Idle<T>>,
@@ -86,11 +88,13 @@ impl<T> Pool<T> {
         sandbox: Sandbox,
         pre: InstancePre<State>,
         limits: Limits,
+        granted: Granted,
         instances: Instances,
         setup: Box<Setup<T>>,
     ) -> Result<Self, Fault> {
         let idle = Mutex::new(Idle { live: Vec::new(), taken: false, made: 0 });
-        let pool = Self { sandbox, pre, limits, instances, setup, idle, free: Condvar::new(), stats: Stats::default() };
+        let (free, stats) = (Condvar::new(), Stats::default());
+        let pool = Self { sandbox, pre, limits, granted, instances, setup, idle, free, stats };
         pool.renew()?;
         Ok(pool)
     }
@@ -213,7 +217,11 @@ impl<T> Pool<T> {
     }
 
     fn make(&self) -> Result<Box<Live<T>>, Fault> {
-        let mut store = new_store(&self.sandbox, &self.limits);
+        let mut store = new_store(&self.sandbox, &self.limits, &self.granted).map_err(|error| Fault {
+            function: Function::Instantiate,
+            cause: HookCause::Unsupported,
+            why: text::clean(&format!("its grants cannot be given: {error:#}"), 512),
+        })?;
         let budget = self.limits.setup_budget();
         let instance =
             run(&mut store, &self.stats, Function::Instantiate, &budget, |store| self.pre.instantiate(store))?;

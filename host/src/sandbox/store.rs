@@ -4,6 +4,7 @@ use super::fault::{Fault, classify};
 use super::limiter::Meter;
 use super::limits::Limits;
 use super::stats::{Function, Stats};
+use super::wasi::{Context, Granted};
 use super::{Budget, Sandbox, TICK};
 use patchhost_runtime::hooks::RowPanel;
 use std::time::Instant;
@@ -13,6 +14,8 @@ use wasmtime::Store;
 pub(crate) struct State {
     meter: Meter,
     pub(crate) lent: Option<Lent>,
+    /// Only where WASI was granted.
+    pub(super) wasi: Option<Box<Context>>,
 }
 
 /// A panel for the duration of one `panel-scales` call.
@@ -24,12 +27,12 @@ pub(crate) struct Lent {
 
 /// Makes a store. A store without a deadline traps at once and one without a limiter has no limits, so nothing else
 /// in this crate calls `Store::new`.
-pub(super) fn new_store(sandbox: &Sandbox, limits: &Limits) -> Store<State> {
-    let state = State { meter: Meter::new(limits), lent: None };
+pub(super) fn new_store(sandbox: &Sandbox, limits: &Limits, granted: &Granted) -> wasmtime::Result<Store<State>> {
+    let state = State { meter: Meter::new(limits), lent: None, wasi: granted.context()? };
     let mut store = Store::new(sandbox.engine(), state);
     store.limiter(|state| &mut state.meter);
     store.epoch_deadline_trap();
-    store
+    Ok(store)
 }
 
 /// Runs `f` in `store` under `budget`, and counts it. After an `Err` the store is poisoned and must be dropped.
@@ -53,5 +56,8 @@ fn arm(store: &mut Store<State>, budget: &Budget) -> wasmtime::Result<()> {
     let ticks = budget.wall.as_millis().div_ceil(TICK.as_millis()) + 1;
     store.set_epoch_deadline(u64::try_from(ticks).unwrap_or(u64::MAX >> 1));
     store.set_hostcall_fuel(budget.output);
+    if let Some(wasi) = &mut store.data_mut().wasi {
+        wasi.until = Instant::now() + budget.wall;
+    }
     Ok(())
 }

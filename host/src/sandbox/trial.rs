@@ -1,0 +1,196 @@
+//! A trial compile in a throw-away child. wasmtime does not count slow or hungry compilation as a vulnerability, so it is
+//! this host's to bound: what would take it down takes down a child that has little memory, little time and no files.
+
+use super::engine::compile_only;
+use crate::abi::text;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// First argument of the child.
+pub(crate) const ARGUMENT: &str = "__trial-compile";
+
+/// CPU seconds that a compile may take. An honest patch takes a tenth of one.
+const CPU_SECONDS: u64 = 5;
+/// Memory that a compile may write to: what it would take of this process later. The costliest that the audit lets through
+/// takes 60 MiB, an honest patch 10.
+const MEMORY_BYTES: u64 = 128 << 20;
+/// Address space besides: the program itself.
+#[cfg(target_os = "linux")]
+const ADDRESS_SPACE: u64 = 1 << 30;
+/// Wall time after which the child is killed, whatever it does. Below the ten seconds that no input may hang this host.
+const WALL: Duration = Duration::from_secs(9);
+/// Exit code of the child where the compiler said no.
+const REFUSED: i32 = 1;
+
+/// How trial compiles are made.
+#[derive(Debug, Clone)]
+pub struct Trial {
+    program: PathBuf,
+    cpu_seconds: u64,
+    memory_bytes: u64,
+    wall: Duration,
+}
+
+/// A component did not pass its trial compile.
+#[derive(Debug, thiserror::Error)]
+pub enum TrialError {
+    /// The compiler refused it.
+    #[error("{0}")]
+    Refused(String),
+    /// It reached a limit, or brought the compiler down.
+    #[error("the trial compile in a child process {0}")]
+    Ended(String),
+    /// The child could not be made.
+    #[error("the trial compile cannot start: {0}")]
+    Start(#[from] io::Error),
+}
+
+impl Trial {
+    /// Children are this very program, which must call [`child`] first thing in `main`.
+    pub fn this_program() -> io::Result<Self> {
+        // The program that runs, even if its file was replaced since.
+        let itself = PathBuf::from("/proc/self/exe");
+        let program = if itself.exists() { itself } else { std::env::current_exe()? };
+        Ok(Self::with_program(program))
+    }
+
+    /// Children are `program`, the `patchhost` binary: for tests and for hosts that are another program.
+    pub fn with_program(program: PathBuf) -> Self {
+        Self { program, cpu_seconds: CPU_SECONDS, memory_bytes: MEMORY_BYTES, wall: WALL }
+    }
+
+    /// The same with other limits.
+    pub fn limited(self, cpu_seconds: u64, memory_bytes: u64) -> Self {
+        Self { cpu_seconds, memory_bytes, ..self }
+    }
+
+    /// Compiles `bytes` in a child, and forgets the result: what a child made is never loaded.
+    pub fn compile(&self, bytes: &[u8]) -> Result<(), TrialError> {
+        let (mut child, mut ours) = self.start()?;
+        // A child that died early does not read: how it ended says why.
+        let _ = ours.write_all(bytes).and_then(|()| ours.shutdown(std::net::Shutdown::Write));
+        let status = wait(&mut child, Instant::now() + self.wall)?;
+        let Some(status) = status else {
+            let why = format!("took longer than {} s of wall time and was killed", self.wall.as_secs());
+            return Err(TrialError::Ended(why));
+        };
+        if status.success() {
+            return Ok(());
+        }
+        let mut said = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            // Invalid UTF-8 or a broken pipe: then it said nothing.
+            let _ = stdout.take(4096).read_to_string(&mut said);
+        }
+        Err(match status.code() {
+            Some(REFUSED) => TrialError::Refused(text::clean(said.trim_end(), 512)),
+            _ => TrialError::Ended(self.explain(status)),
+        })
+    }
+
+    fn start(&self) -> io::Result<(Child, std::os::unix::net::UnixStream)> {
+        // A socket and not a pipe: writing to a pipe that nobody reads ends a program that lets `head` end it.
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        let child = Command::new(&self.program)
+            .args([ARGUMENT, &self.cpu_seconds.to_string(), &self.memory_bytes.to_string()])
+            .env_clear()
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok((child, ours))
+    }
+
+    fn explain(&self, status: ExitStatus) -> String {
+        use std::os::unix::process::ExitStatusExt;
+        const ABORTED: i32 = 6;
+        const KILLED: i32 = 9;
+        const CPU_TIME: i32 = 24;
+        let cpu = || format!("took more than {} s of CPU time (`compile_cpu_s`)", self.cpu_seconds);
+        match status.signal() {
+            Some(CPU_TIME | KILLED) => cpu(),
+            Some(ABORTED) => {
+                format!("took more than {} MiB of memory (`compile_memory_bytes`)", self.memory_bytes >> 20)
+            }
+            Some(signal) => format!("ended by signal {signal}"),
+            None => format!("ended with {status}: the compiler panicked"),
+        }
+    }
+}
+
+/// The exit status, or none where the deadline came first; then the child is gone too.
+fn wait(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> {
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= deadline {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+/// What the child does, if this process is one: to be called before anything else.
+pub fn child() -> Option<ExitCode> {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next()? != ARGUMENT {
+        return None;
+    }
+    let mut number = || arguments.next().and_then(|text| text.parse().ok());
+    let (Some(cpu_seconds), Some(memory_bytes)) = (number(), number()) else { return Some(ExitCode::from(2)) };
+    Some(match confine(cpu_seconds, memory_bytes).map_err(|e| e.to_string()).and_then(|()| compile()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            // Nobody to tell if nobody listens.
+            let _ = io::stdout().write_all(why.as_bytes());
+            ExitCode::from(REFUSED as u8)
+        }
+    })
+}
+
+fn compile() -> Result<(), String> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    let engine = compile_only().map_err(|e| format!("{e:#}"))?;
+    engine.precompile_component(&bytes).map(|_| ()).map_err(|e| format!("{e:#}"))
+}
+
+/// Takes away what compiling does not need. Whether the kernel knows Landlock does not matter: limits come first.
+#[cfg(target_os = "linux")]
+pub(crate) fn confine(cpu_seconds: u64, memory_bytes: u64) -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let limit = |resource, most: u64| setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) });
+    limit(Resource::Core, 0)?;
+    limit(Resource::Fsize, 0)?;
+    limit(Resource::Data, memory_bytes)?;
+    limit(Resource::As, memory_bytes.saturating_add(ADDRESS_SPACE))?;
+    // The soft limit is a signal that says why; the hard one, a second later, cannot be ignored.
+    setrlimit(Resource::Cpu, Rlimit { current: Some(cpu_seconds), maximum: Some(cpu_seconds + 1) })?;
+    no_files();
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn confine(_: u64, _: u64) -> io::Result<()> {
+    Ok(())
+}
+
+/// No path can be opened any more, nor any port, where the kernel can see to that (Linux 5.13, 6.7).
+#[cfg(target_os = "linux")]
+pub(crate) fn no_files() -> bool {
+    use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetStatus};
+    let abi = ABI::V4;
+    let restricted = Ruleset::default()
+        .handle_access(AccessFs::from_all(abi))
+        .and_then(|rules| rules.handle_access(AccessNet::from_all(abi)))
+        .and_then(|rules| rules.create())
+        .and_then(|rules| rules.restrict_self());
+    restricted.is_ok_and(|status| status.ruleset != RulesetStatus::NotEnforced)
+}
