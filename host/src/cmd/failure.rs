@@ -43,11 +43,28 @@ impl UsageError {
     }
 }
 
+/// A verdict that was printed already: only the exit code is left to say.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "refused: {what}\n  why: findings that refuse, listed above\n  next: mend what they name; `patchhost audit --explain ID` says more"
+)]
+pub struct Refused {
+    what: String,
+}
+
+impl Refused {
+    pub(super) fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into() }
+    }
+}
+
 /// Prints the error (JSON on standard output if asked for, else text on standard error) and gives its exit code.
 pub(super) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
     let code = code(error);
     match format {
         Format::Text => eprintln!("error: {error}"),
+        // The one object of the verb says it.
+        Format::Json if error.is::<Refused>() => {}
         Format::Json => {
             let mut object = serde_json::json!({ "error": error.to_string(), "exit": code });
             if let Some(LedgerError::Broken { at, .. }) = error.downcast_ref() {
@@ -110,7 +127,7 @@ fn code(error: &anyhow::Error) -> u8 {
     if let Some(e) = error.downcast_ref::<LedgerError>() {
         return ledger(e);
     }
-    if error.is::<SetError>() || error.is::<AttachError>() {
+    if error.is::<SetError>() || error.is::<Refused>() || error.is::<AttachError>() {
         return EXIT_REFUSED;
     }
     if let Some(e) = error.downcast_ref::<super::admin_client::Refused>() {

@@ -2,6 +2,7 @@
 
 mod admin_client;
 mod args;
+mod audit;
 mod compare;
 mod explain;
 mod export;
@@ -61,6 +62,7 @@ enum Verb {
     Train(Box<train::Args>),
     Patches(patches::Args),
     Log(log::Args),
+    Audit(audit::Args),
 }
 
 /// Parses the command line, runs the verb and turns its error into the exit code.
@@ -82,7 +84,15 @@ pub fn main() -> ExitCode {
         // Fails only if the pool exists already, which nothing before this line can have caused.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
-    let format = cli.global.format;
+    let (format, sarif) = match cli.global.format {
+        args::AnyFormat::Text => (args::Format::Text, false),
+        args::AnyFormat::Json => (args::Format::Json, false),
+        args::AnyFormat::Sarif => (args::Format::Text, true),
+    };
+    if sarif && !matches!(cli.verb, Verb::Audit(_)) {
+        let error = failure::UsageError::new("--format sarif", "only `audit` writes SARIF", "use --format json");
+        return failure::report(&error.into(), format);
+    }
     let result = match cli.verb {
         Verb::Run(args) => run::run(args, format),
         Verb::Serve(args) => serve::run(*args, format),
@@ -98,6 +108,7 @@ pub fn main() -> ExitCode {
         Verb::Train(args) => train::run(*args, format),
         Verb::Patches(args) => patches::run(args, format),
         Verb::Log(args) => log::run(args, format),
+        Verb::Audit(args) => audit::run(args, format, sarif),
         Verb::VerifyRefit(args) => verify_refit::run(args, format),
     };
     match result {

@@ -78,8 +78,7 @@ impl Toolchain {
     pub fn cargo_build(&self, guests: &Path, target: &Path) -> Result<Command> {
         // Before the paths are looked up: on a fresh machine, the folder of the crates comes into being here.
         output(self.cargo(guests).args(["fetch", "--locked"]))?;
-        let mut flags =
-            vec!["-Ctarget-feature=+simd128".to_string(), format!("-Clink-arg=--max-memory={MAX_MEMORY}")];
+        let mut flags = vec!["-Ctarget-feature=+simd128".to_string(), format!("-Clink-arg=--max-memory={MAX_MEMORY}")];
         flags.extend(self.remaps(guests)?);
         let mut cargo = self.cargo(guests);
         cargo

@@ -5,8 +5,20 @@ use serde::Serialize;
 
 /// Classes of instructions, in the order of [`FunctionFacts::classes`].
 pub const CLASSES: [&str; 14] = [
-    "control", "call", "variable", "memory", "bulk", "table", "reference", "const", "integer", "float", "convert", "simd",
-    "atomic", "other",
+    "control",
+    "call",
+    "variable",
+    "memory",
+    "bulk",
+    "table",
+    "reference",
+    "const",
+    "integer",
+    "float",
+    "convert",
+    "simd",
+    "atomic",
+    "other",
 ];
 
 /// What one function costs to compile.

@@ -8,4 +8,5 @@ mod module;
 pub use component::{Facts, Lifted};
 pub use data::{DataFacts, Mark, MarkKind};
 pub use function::{CLASSES, FunctionCost, FunctionFacts};
+pub(crate) use module::readable;
 pub use module::{CoreExport, CoreImport, GlobalFacts, MemoryFacts, ModuleFacts, Producer};

@@ -1,7 +1,7 @@
 //! What an audit found.
 
-use crate::audit::Facts;
 use crate::abi::{Hook, is_state};
+use crate::audit::Facts;
 use crate::patch::Digest;
 use serde::Serialize;
 

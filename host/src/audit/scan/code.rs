@@ -49,7 +49,8 @@ impl<'a> Collector<'a> {
         for local in body.get_locals_reader()? {
             function.cost.locals += u64::from(local?.0);
         }
-        let read = if function.cost.bytes <= self.caps.body_bytes { self.operators(&mut function, body) } else { Ok(()) };
+        let read =
+            if function.cost.bytes <= self.caps.body_bytes { self.operators(&mut function, body) } else { Ok(()) };
         let facts = &mut self.scan.facts;
         facts.locals_x_blocks = facts.locals_x_blocks.saturating_add(function.cost.locals_x_blocks());
         keep(&mut facts.largest, &function.cost, |cost| cost.bytes as u64);

@@ -4,7 +4,6 @@ mod code;
 mod component;
 mod data;
 mod links;
-mod marks;
 mod module;
 mod opcode;
 mod pass;

@@ -7,8 +7,8 @@ use crate::audit::Caps;
 use crate::audit::facts::{CoreExport, CoreImport, Facts, GlobalFacts, MemoryFacts, ModuleFacts, Producer};
 use crate::audit::names;
 use wasmparser::{
-    BinaryReaderError, ConstExpr, CustomSectionReader, ElementItems, ExternalKind, KnownCustom, Name, Operator, Payload,
-    ProducersSectionReader, TypeRef,
+    BinaryReaderError, ConstExpr, CustomSectionReader, ElementItems, ExternalKind, KnownCustom, Name, Operator,
+    Payload, ProducersSectionReader, TypeRef,
 };
 
 /// More of anything than this is refused by its number, or not worth a line.

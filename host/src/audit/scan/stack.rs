@@ -2,7 +2,7 @@
 //! comparisons with a constant. Works on code that was not validated: what does not add up is unknown.
 
 use super::pass::ModuleFrame;
-use wasmparser::{BlockType, CompositeInnerType, ContType, FrameKind, FuncType, ModuleArity, Operator, RefType, SubType};
+use wasmparser::{BlockType, ContType, FrameKind, FuncType, ModuleArity, Operator, RefType, SubType};
 
 /// One open block.
 pub(super) struct Label {
@@ -126,13 +126,5 @@ impl ModuleArity for Stack<'_> {
     fn label_block(&self, depth: u32) -> Option<(BlockType, FrameKind)> {
         let at = self.labels.len().checked_sub(depth as usize + 1)?;
         Some((self.labels[at].ty, self.labels[at].kind))
-    }
-}
-
-/// A block's parameters and results.
-pub(super) fn function_type(module: &ModuleFrame, index: u32) -> Option<&FuncType> {
-    match &module.types.get(index as usize)?.composite_type.inner {
-        CompositeInnerType::Func(function) => Some(function),
-        _ => None,
     }
 }

@@ -1,0 +1,162 @@
+//! Data segments: what can be read in them, and what is worth a look.
+
+use crate::abi::text;
+use crate::audit::facts::{DataFacts, Mark, MarkKind};
+
+/// Shortest run of printable characters that counts as text.
+const RUN: usize = 8;
+/// Bytes of a window whose entropy is taken.
+const WINDOW: usize = 4096;
+/// Strings and marks that are kept of one segment.
+const KEPT: usize = 16;
+
+/// First bytes of other kinds of files.
+const MAGIC: [(&[u8], &str); 7] = [
+    (b"\x7fELF", "an ELF file"),
+    (b"\0asm", "a WebAssembly file"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x1f\x8b\x08", "gzip data"),
+    (b"\x28\xb5\x2f\xfd", "zstd data"),
+    (b"#!/bin/", "a script"),
+    (b"\xfe\xed\xfa\xcf", "a Mach-O file"),
+];
+
+/// Beginnings of keys and tokens, and how long the whole must be.
+const SECRETS: [(&str, usize, &str); 9] = [
+    ("-----BEGIN ", 20, "a PEM block"),
+    ("AKIA", 20, "an AWS key id"),
+    ("ghp_", 30, "a GitHub token"),
+    ("github_pat_", 30, "a GitHub token"),
+    ("glpat-", 20, "a GitLab token"),
+    ("xoxb-", 20, "a Slack token"),
+    ("sk-ant-", 20, "an API key"),
+    ("sk-proj-", 20, "an API key"),
+    ("hf_", 34, "a Hugging Face token"),
+];
+
+/// Beginnings of paths of the machine that something was built on. `/rustc/` is not: that is what paths are mapped to.
+const BUILD_PATHS: [&str; 6] = ["/home/", "/Users/", "/root/.", "/root/", "C:\\Users\\", "/.cargo/registry/"];
+
+/// Looks at one segment. `offset` is where its bytes begin in the file.
+pub(super) fn segment(data: &[u8], offset: usize, address: Option<u64>) -> DataFacts {
+    let mut facts = DataFacts { offset, size: data.len(), address, ..DataFacts::default() };
+    facts.entropy = data.chunks(WINDOW).filter(|chunk| chunk.len() >= 256).map(entropy).fold(entropy(data), f64::max);
+    for (magic, what) in MAGIC {
+        let found = data.windows(magic.len()).position(|window| window == magic);
+        if let Some(at) = found {
+            mark(&mut facts, MarkKind::Binary, what, offset + at);
+        }
+    }
+    let printable = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
+    let mut at = 0;
+    while at < data.len() {
+        let run = data[at..].iter().take_while(|byte| printable(byte)).count();
+        if run >= RUN {
+            facts.strings += 1;
+            string(&mut facts, &data[at..at + run], offset + at);
+        }
+        at += run.max(1);
+    }
+    facts
+}
+
+fn mark(facts: &mut DataFacts, kind: MarkKind, what: &str, offset: usize) {
+    if facts.marks.len() < KEPT {
+        facts.marks.push(Mark { kind, text: text::clean(what, 120), offset });
+    }
+}
+
+fn string(facts: &mut DataFacts, bytes: &[u8], offset: usize) {
+    // Printable ASCII, so this loses nothing.
+    let run = String::from_utf8_lossy(bytes);
+    if facts.sample.len() < KEPT {
+        facts.sample.push(text::clean(&run, 80));
+    }
+    for scheme in ["http://", "https://", "ftp://", "ws://", "wss://"] {
+        if let Some(at) = run.find(scheme) {
+            let url: String = run[at..].chars().take_while(|c| !c.is_whitespace() && *c != '"').take(100).collect();
+            if url.len() > scheme.len() + 3 {
+                mark(facts, MarkKind::Url, &url, offset + at);
+            }
+        }
+    }
+    if let Some((at, address)) = ip(&run) {
+        mark(facts, MarkKind::Url, address, offset + at);
+    }
+    for (begins, least, what) in SECRETS {
+        if let Some(at) = run.find(begins) {
+            let token = |c: char| c.is_ascii_alphanumeric() || "-_+/= ".contains(c);
+            if run[at..].chars().take_while(|c| token(*c)).count() >= least {
+                // What it is, and not the thing itself: reports are passed around.
+                mark(facts, MarkKind::Secret, what, offset + at);
+            }
+        }
+    }
+    if let Some(at) = BUILD_PATHS.iter().filter_map(|begins| run.find(begins)).min() {
+        let path: String = run[at..].chars().take_while(|c| !c.is_whitespace()).take(100).collect();
+        mark(facts, MarkKind::BuildPath, &path, offset + at);
+    }
+}
+
+/// The first dotted quad that is an address and not a version: four numbers below 256 with nothing like them around.
+fn ip(run: &str) -> Option<(usize, &str)> {
+    let in_quad = |c: char| c.is_ascii_digit() || c == '.';
+    let mut at = 0;
+    while let Some(start) = run[at..].find(|c: char| c.is_ascii_digit()).map(|found| at + found) {
+        let end = run[start..].find(|c: char| !in_quad(c)).map_or(run.len(), |length| start + length);
+        let quad = run[start..end].trim_end_matches('.');
+        let numbers: Vec<&str> = quad.split('.').collect();
+        let number = |text: &&str| text.len() <= 3 && text.parse::<u16>().is_ok_and(|n| n < 256);
+        let alone = start == 0 || !run[..start].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '-');
+        if alone && numbers.len() == 4 && numbers.iter().all(number) && !numbers.iter().all(|n| n.len() == 1) {
+            return Some((start, &run[start..start + quad.len()]));
+        }
+        at = end;
+    }
+    None
+}
+
+/// Shannon entropy in bits per byte.
+fn entropy(bytes: &[u8]) -> f64 {
+    let mut counts = [0u32; 256];
+    bytes.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
+    let total = bytes.len().max(1) as f64;
+    let bits = |count: u32| {
+        let share = f64::from(count) / total;
+        -share * share.log2()
+    };
+    counts.into_iter().filter(|count| *count > 0).map(bits).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kinds(data: &[u8]) -> Vec<MarkKind> {
+        segment(data, 0, None).marks.iter().map(|mark| mark.kind).collect()
+    }
+
+    #[test]
+    fn what_is_worth_a_look_is_found() {
+        assert_eq!(kinds(b"see https://evil.example/x for more"), [MarkKind::Url]);
+        assert_eq!(kinds(b"connect to 10.20.30.40:80"), [MarkKind::Url]);
+        assert_eq!(kinds(b"key AKIAIOSFODNN7EXAMPLE, secret"), [MarkKind::Secret]);
+        assert_eq!(kinds(b"-----BEGIN PRIVATE KEY-----"), [MarkKind::Secret]);
+        assert_eq!(kinds(b"abc\0\0\0asm\x01\0\0\0"), [MarkKind::Binary]);
+        assert_eq!(kinds(b"at /home/somebody/.cargo/registry/src/x.rs"), [MarkKind::BuildPath]);
+        assert!(kinds(b"/rustc/ac68faa20/library/core/src/fmt.rs version 1.2.3.4 of it").is_empty());
+        assert!(kinds(b"model.layers.0.mlp.experts.3 hf_config hf_ sk-1").is_empty());
+        let secret = segment(b"ghp_0123456789abcdefghijklmnopqrstuvwxyz", 7, None);
+        assert_eq!((secret.marks[0].text.as_str(), secret.marks[0].offset), ("a GitHub token", 7));
+    }
+
+    #[test]
+    fn entropy_is_of_the_densest_part() {
+        let mut data = vec![0u8; 64 << 10];
+        assert_eq!(segment(&data, 0, None).entropy, 0.0);
+        for (i, byte) in data[8192..12_288].iter_mut().enumerate() {
+            *byte = (i as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0];
+        }
+        assert!(segment(&data, 0, None).entropy > 7.2);
+    }
+}
