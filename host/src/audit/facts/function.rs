@@ -92,7 +92,10 @@ impl FunctionFacts {
     pub fn place(&self, module: &ModuleFacts) -> String {
         let FunctionCost { module: number, index, offset, .. } = self.cost;
         match module.name_of(index) {
-            Some(name) => format!("module {number} function {index} `{name}` at {offset:#x}"),
+            Some(name) => {
+                let name = crate::abi::text::clean(&name, 80);
+                format!("module {number} function {index} `{name}` at {offset:#x}")
+            }
             None => self.cost.place(),
         }
     }

@@ -81,6 +81,10 @@ fn finding(out: &mut String, finding: &Finding, all: &[Rule], style: Style) -> s
     writeln!(out, "  do     {}", finding.fix)
 }
 
+fn some(count: usize, one: &str) -> String {
+    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
+}
+
 fn or(text: String, otherwise: &str) -> String {
     if text.is_empty() { otherwise.to_owned() } else { text }
 }
@@ -105,7 +109,7 @@ fn memory(facts: &Facts) -> String {
     let tables: usize = facts.modules.iter().map(|module| module.tables.len()).sum();
     let elements: u64 = facts.modules.iter().flat_map(|m| &m.tables).map(|(min, _)| *min).fold(0, u64::saturating_add);
     let memories = or(memories.join(", "), "none");
-    format!("{memories}; {tables} tables of {elements}; {} memory.grow", facts.memory_grows)
+    format!("{memories}; {} of {elements}; {} memory.grow", some(tables, "table"), facts.memory_grows)
 }
 
 fn code(facts: &Facts) -> String {
@@ -115,11 +119,11 @@ fn code(facts: &Facts) -> String {
     let classes = facts.classes();
     let of = |class: &str| classes.get(class).copied().unwrap_or(0);
     format!(
-        "{} bytes, {} functions in {} modules, {loops} loops ({endless} without an end), {} indirect calls; {} integer, {} \
+        "{} bytes, {} functions in {}, {loops} loops ({endless} without an end), {} indirect calls; {} integer, {} \
          float, {} SIMD instructions",
         facts.code_bytes(),
         facts.functions,
-        facts.modules.len(),
+        some(facts.modules.len(), "module"),
         facts.indirect_calls,
         of("integer"),
         of("float"),
@@ -134,6 +138,6 @@ fn data(facts: &Facts) -> String {
     format!(
         "{} bytes in {} segments, {strings} texts, at most {entropy:.1} bits per byte",
         facts.data_bytes(),
-        segments.len()
+        some(segments.len(), "segment")
     )
 }

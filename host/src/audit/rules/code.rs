@@ -2,6 +2,7 @@
 //! bound every call, and the cast proves every scale.
 
 use super::Rule;
+use crate::abi::text;
 use crate::audit::facts::{FunctionFacts, ModuleFacts};
 use crate::audit::graph::{Graph, cycles};
 use crate::audit::input::Input;
@@ -96,15 +97,14 @@ fn recursion(index: usize, module: &ModuleFacts, graph: &Graph, out: &mut Vec<Fi
         let names: Vec<String> =
             group.iter().map(|f| module.name_of(*f).unwrap_or_else(|| format!("function {f}"))).collect();
         // What Rust's own library does is known, and bounded by the depth of what is formatted.
-        let library = names
-            .iter()
-            .all(|name| ["core::", "alloc::", "std::", "<core::", "<alloc::"].iter().any(|p| name.starts_with(p)));
+        let library = names.iter().all(|name| is_library(name));
         let rule = if library { &FORMATTING } else { &RECURSION };
         named += 1;
         if named > NAMED {
             break;
         }
-        let shown = names.iter().take(3).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" → ");
+        let shown =
+            names.iter().take(3).map(|name| format!("`{}`", text::clean(name, 80))).collect::<Vec<_>>().join(" → ");
         let place = module.function(group[0]).map(|f| f.place(module)).unwrap_or_default();
         out.push(rule.found_at(
             place,
@@ -115,7 +115,8 @@ fn recursion(index: usize, module: &ModuleFacts, graph: &Graph, out: &mut Vec<Fi
 }
 
 fn rare(module: &ModuleFacts, hooks: &[&FunctionFacts], out: &mut Vec<Finding>) {
-    let all = hooks.iter().flat_map(|f| f.rare.iter().map(move |found| (f, found)));
+    let own = hooks.iter().filter(|f| !module.name_of(f.cost.index).is_some_and(|name| is_library(&name)));
+    let all = own.flat_map(|f| f.rare.iter().map(move |found| (f, found)));
     for (function, (constant, offset)) in all.take(NAMED) {
         let message = format!("compares with {constant:#x} at {offset:#x}");
         out.push(RARE.found_at(function.place(module), message, "say in the review what the number is"));
@@ -136,6 +137,7 @@ fn stateful(module: &ModuleFacts, hooks: &[&FunctionFacts], out: &mut Vec<Findin
         .filter(|f| !f.static_stores.is_empty())
         .map(|f| module.name_of(f.cost.index).unwrap_or_else(|| format!("function {}", f.cost.index)))
         .filter(|name| !ALLOCATOR.iter().any(|part| name.contains(part)))
+        .map(|name| text::clean(&name, 80))
         .collect();
     if !names.is_empty() {
         let shown = names.iter().take(3).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
@@ -145,6 +147,12 @@ fn stateful(module: &ModuleFacts, hooks: &[&FunctionFacts], out: &mut Vec<Findin
             STATEFUL.finding(format!("writes to fixed addresses: {shown}{tail}"), "answer from the arguments alone"),
         );
     }
+}
+
+/// Whether a name is of Rust's own library, or of what it does when something panics.
+fn is_library(name: &str) -> bool {
+    let begins = ["core::", "alloc::", "std::", "__rustc::", "rust_", "dlmalloc", "<core::", "<alloc::", "<std::"];
+    begins.iter().any(|begin| name.starts_with(begin)) || (name.starts_with('<') && name.contains(" as core::"))
 }
 
 /// Allocators keep books between calls; that is what they are for.

@@ -40,7 +40,7 @@ const BUILD_PATHS: [&str; 6] = ["/home/", "/Users/", "/root/.", "/root/", "C:\\U
 /// Looks at one segment. `offset` is where its bytes begin in the file.
 pub(super) fn segment(data: &[u8], offset: usize, address: Option<u64>) -> DataFacts {
     let mut facts = DataFacts { offset, size: data.len(), address, ..DataFacts::default() };
-    facts.entropy = data.chunks(WINDOW).filter(|chunk| chunk.len() >= 256).map(entropy).fold(entropy(data), f64::max);
+    facts.entropy = densest(data);
     for (magic, what) in MAGIC {
         let found = data.windows(magic.len()).position(|window| window == magic);
         if let Some(at) = found {
@@ -58,6 +58,26 @@ pub(super) fn segment(data: &[u8], offset: usize, address: Option<u64>) -> DataF
         at += run.max(1);
     }
     facts
+}
+
+/// Tables that Rust programs carry to read and print floats: first bytes, length.
+const KNOWN_TABLES: [([u8; 16], usize); 2] = [
+    // The 651 powers of five of `core::num::imp::dec2flt::table`.
+    ([0x5a, 0xd6, 0x3b, 0x92, 0xd6, 0x53, 0xf4, 0xee, 0x3f, 0x3b, 0xa1, 0x06, 0x29, 0xaa, 0x3f, 0x11], 651 * 16),
+    // The powers of ten from 1 to 1e308 of `serde_json`.
+    ([0, 0, 0, 0, 0, 0, 0xf0, 0x3f, 0, 0, 0, 0, 0, 0, 0x24, 0x40], 309 * 8),
+];
+
+/// Entropy of the whole, or of its densest window, but for tables that are known.
+fn densest(data: &[u8]) -> f64 {
+    let mut rest = data.to_vec();
+    for (begins, length) in KNOWN_TABLES {
+        if let Some(at) = rest.windows(begins.len()).position(|window| window == begins) {
+            let end = (at + length).min(rest.len());
+            rest.drain(at..end);
+        }
+    }
+    rest.chunks(WINDOW).filter(|chunk| chunk.len() >= 256).map(entropy).fold(entropy(&rest), f64::max)
 }
 
 fn mark(facts: &mut DataFacts, kind: MarkKind, what: &str, offset: usize) {
