@@ -1,9 +1,9 @@
-//! Function bodies in a form that does not depend on where things lie: callees by name, types by signature, addresses of
-//! data by what lies there.
+//! Function bodies in a form that does not depend on where things lie: callees by name, types by signature, addresses and
+//! positions in the table kept apart.
 
 use crate::abi::text;
 use crate::audit::facts::readable;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use wasmparser::{
     BlockType, CompositeInnerType, ElementItems, FuncType, FunctionBody, KnownCustom, Name, Operator, Parser, Payload,
     TypeRef,
@@ -11,8 +11,29 @@ use wasmparser::{
 
 /// More of anything than this is not compared: the caps of the audit are below it.
 const MANY: usize = 50_000;
-/// Printable bytes that make an address one of a text.
-const TEXT: usize = 6;
+
+/// Texts of instructions, each kept once: a component of a megabyte has a million instructions and few different ones.
+#[derive(Default)]
+pub(super) struct Words {
+    known: HashMap<String, u32>,
+    texts: Vec<String>,
+}
+
+impl Words {
+    fn of(&mut self, text: String) -> u32 {
+        if let Some(known) = self.known.get(&text) {
+            return *known;
+        }
+        let number = self.texts.len() as u32;
+        self.texts.push(text.clone());
+        self.known.insert(text, number);
+        number
+    }
+
+    pub(super) fn text(&self, number: u32) -> &str {
+        self.texts.get(number as usize).map_or("", String::as_str)
+    }
+}
 
 /// One function.
 #[derive(Debug, Clone, Default)]
@@ -21,28 +42,83 @@ pub(super) struct Body {
     pub(super) name: String,
     /// Module, index, byte offset: for people.
     pub(super) place: String,
-    /// One text per instruction.
-    pub(super) tokens: Vec<String>,
-    /// Constants that may be positions in the table: token, position, name of the function there.
-    pub(super) pointers: HashMap<usize, String>,
+    /// Its module.
+    pub(super) module: usize,
+    /// Instructions.
+    pub(super) words: Vec<u32>,
+    /// Addresses of data: instruction, address.
+    pub(super) addresses: Vec<(usize, u64)>,
+    /// Constants that may be positions in the table: instruction, function there.
+    pub(super) pointers: Vec<(usize, u32)>,
+}
+
+/// What lies in the memory of a module before it runs.
+#[derive(Default)]
+pub(super) struct Image {
+    segments: Vec<(u64, Vec<u8>)>,
+    pages: u64,
+    /// Addresses that code or data names: where one thing ends and the next begins.
+    pub(super) named: BTreeSet<u64>,
+}
+
+impl Image {
+    fn lowest(&self) -> Option<u64> {
+        self.segments.iter().map(|(address, _)| *address).min()
+    }
+
+    /// Whether a number is an address: Rust puts data at 1 MiB, and nothing else is that large and that small.
+    pub(super) fn has(&self, value: u64) -> bool {
+        self.lowest().is_some_and(|low| low >= 1024 && value >= low && value < self.pages.saturating_mul(1 << 16))
+    }
+
+    /// What lies at an address, up to the next thing that anything names, and to `most`. Empty: memory that begins as zeros.
+    pub(super) fn at(&self, address: u64, most: usize) -> &[u8] {
+        for (start, bytes) in &self.segments {
+            let Some(at) = address.checked_sub(*start).and_then(|at| usize::try_from(at).ok()) else { continue };
+            let Some(there) = bytes.get(at..) else { continue };
+            let next = self.named.range(address + 1..).next().map_or(u64::MAX, |next| next - address);
+            let length = there.len().min(most).min(usize::try_from(next).unwrap_or(usize::MAX));
+            return &there[..length];
+        }
+        &[]
+    }
+
+    /// All of it.
+    pub(super) fn bytes(&self) -> impl Iterator<Item = u8> + '_ {
+        self.segments.iter().flat_map(|(_, bytes)| bytes.iter().copied())
+    }
+
+    fn name_pointers(&mut self) {
+        let words = self.segments.iter().flat_map(|(_, bytes)| bytes.as_chunks::<4>().0);
+        let found: Vec<u64> =
+            words.map(|word| u64::from(u32::from_le_bytes(*word))).filter(|word| self.has(*word)).collect();
+        self.named.extend(found);
+    }
+}
+
+/// One version.
+#[derive(Default)]
+pub(super) struct Side {
+    pub(super) bodies: Vec<Body>,
+    /// Per module.
+    pub(super) images: Vec<Image>,
 }
 
 #[derive(Default)]
 struct Module<'a> {
-    types: Vec<Option<FuncType>>,
+    types: Vec<String>,
     /// Type of each function, imported ones first.
     functions: Vec<u32>,
     imports: Vec<String>,
     exports: HashMap<u32, String>,
     names: HashMap<u32, String>,
     elements: Vec<u32>,
-    data: Vec<(u64, &'a [u8])>,
-    pages: u64,
+    image: Image,
     bodies: Vec<FunctionBody<'a>>,
 }
 
-/// All data of all modules, and their functions.
-pub(super) fn read(bytes: &[u8]) -> (Vec<u8>, Vec<Body>) {
+/// Reads one version.
+pub(super) fn read(bytes: &[u8], words: &mut Words) -> Side {
     let mut modules: Vec<Module<'_>> = Vec::new();
     for payload in Parser::new(0).parse_all(bytes) {
         // What cannot be read ends the comparison there: the audit says what is wrong.
@@ -54,10 +130,17 @@ pub(super) fn read(bytes: &[u8]) -> (Vec<u8>, Vec<Body>) {
             let _ = module.section(payload);
         }
     }
-    let data =
-        modules.iter().flat_map(|module| module.data.iter().flat_map(|(_, bytes)| bytes.iter().copied())).collect();
-    let bodies = modules.iter().enumerate().flat_map(|(index, module)| module.bodies(index)).take(MANY).collect();
-    (data, bodies)
+    let mut side = Side::default();
+    for (number, module) in modules.iter_mut().enumerate() {
+        module.image.name_pointers();
+        let bodies = module.bodies(number, words);
+        let named: Vec<u64> =
+            bodies.iter().flat_map(|body| body.addresses.iter().map(|(_, address)| *address)).collect();
+        module.image.named.extend(named);
+        side.bodies.extend(bodies);
+        side.images.push(std::mem::take(&mut module.image));
+    }
+    side
 }
 
 impl<'a> Module<'a> {
@@ -66,9 +149,9 @@ impl<'a> Module<'a> {
             Payload::TypeSection(section) => {
                 for group in section.into_iter().take(MANY) {
                     for ty in group?.into_types() {
-                        self.types.push(match ty.composite_type.inner {
-                            CompositeInnerType::Func(func) => Some(func),
-                            _ => None,
+                        self.types.push(match &ty.composite_type.inner {
+                            CompositeInnerType::Func(func) => signature(func),
+                            _ => String::new(),
                         });
                     }
                 }
@@ -89,7 +172,7 @@ impl<'a> Module<'a> {
             }
             Payload::MemorySection(section) => {
                 for memory in section {
-                    self.pages = self.pages.max(memory?.initial);
+                    self.image.pages = self.image.pages.max(memory?.initial);
                 }
             }
             Payload::ExportSection(section) => {
@@ -121,7 +204,7 @@ impl<'a> Module<'a> {
                         }
                         wasmparser::DataKind::Passive => u64::MAX,
                     };
-                    self.data.push((address, segment.data));
+                    self.image.segments.push((address, segment.data.to_vec()));
                 }
             }
             Payload::CodeSectionEntry(body) if self.bodies.len() < MANY => self.bodies.push(body),
@@ -140,17 +223,18 @@ impl<'a> Module<'a> {
         Ok(())
     }
 
-    fn bodies(&self, number: usize) -> Vec<Body> {
+    fn bodies(&self, module: usize, words: &mut Words) -> Vec<Body> {
         let first = self.imports.len() as u32;
-        let one = |(at, body): (usize, &FunctionBody<'a>)| {
+        let mut all = Vec::with_capacity(self.bodies.len());
+        for (at, body) in self.bodies.iter().enumerate() {
             let index = first + at as u32;
-            let place = format!("module {number} function {index} at {:#x}", body.range().start);
-            let mut out = Body { name: self.own_name(index), place, ..Body::default() };
+            let place = format!("module {module} function {index} at {:#x}", body.range().start);
+            let mut out = Body { name: self.own_name(index), place, module, ..Body::default() };
             // A body that does not decode ends there: what was read is compared.
-            let _ = self.body(index, body, &mut out);
-            out
-        };
-        self.bodies.iter().enumerate().map(one).collect()
+            let _ = self.body(index, body, words, &mut out);
+            all.push(out);
+        }
+        all
     }
 
     fn own_name(&self, index: u32) -> String {
@@ -166,52 +250,35 @@ impl<'a> Module<'a> {
         if name.is_empty() { format!("?{}", self.signature_of(index)) } else { name }
     }
 
-    fn signature_of(&self, function: u32) -> String {
-        self.functions.get(function as usize).map(|ty| self.signature(*ty)).unwrap_or_default()
+    fn signature_of(&self, function: u32) -> &str {
+        self.functions.get(function as usize).map_or("", |ty| self.signature(*ty))
     }
 
-    fn signature(&self, ty: u32) -> String {
-        self.types.get(ty as usize).and_then(Option::as_ref).map(|func| format!("{func:?}")).unwrap_or_default()
+    fn signature(&self, ty: u32) -> &str {
+        self.types.get(ty as usize).map_or("", String::as_str)
     }
 
     fn block(&self, ty: BlockType) -> String {
         match ty {
-            BlockType::FuncType(index) => self.signature(index),
+            BlockType::FuncType(index) => self.signature(index).to_owned(),
             other => format!("{other:?}"),
         }
     }
 
-    /// What an address means: text, some other data, or memory that begins as zeros; none: no address.
-    fn address(&self, value: u64) -> Option<String> {
-        let lowest = self.data.iter().map(|(address, _)| *address).min()?;
-        if value < lowest || value >= self.pages.saturating_mul(1 << 16) || lowest < 1024 {
-            return None;
-        }
-        for (address, bytes) in &self.data {
-            let Some(at) = value.checked_sub(*address).and_then(|at| usize::try_from(at).ok()) else { continue };
-            let Some(there) = bytes.get(at..) else { continue };
-            if !there.is_empty() {
-                let text: Vec<u8> =
-                    there.iter().copied().take(TEXT).take_while(|b| b.is_ascii_graphic() || *b == b' ').collect();
-                let is_text = text.len() == TEXT;
-                return Some(if is_text {
-                    format!("data {}", String::from_utf8_lossy(&text))
-                } else {
-                    "data".to_owned()
-                });
-            }
-        }
-        Some("zeros".to_owned())
-    }
-
-    fn body(&self, index: u32, body: &FunctionBody<'_>, out: &mut Body) -> Result<(), wasmparser::BinaryReaderError> {
-        out.tokens.push(format!("func {}", self.signature_of(index)));
+    fn body(
+        &self,
+        index: u32,
+        body: &FunctionBody<'_>,
+        words: &mut Words,
+        out: &mut Body,
+    ) -> Result<(), wasmparser::BinaryReaderError> {
+        out.words.push(words.of(format!("func {}", self.signature_of(index))));
         for local in body.get_locals_reader()? {
-            out.tokens.push(format!("local {:?}", local?));
+            out.words.push(words.of(format!("local {:?}", local?)));
         }
         for operator in body.get_operators_reader()? {
             let operator = operator?;
-            let token = match &operator {
+            let word = match &operator {
                 Operator::Call { function_index } => format!("call {}", self.callee(*function_index)),
                 Operator::ReturnCall { function_index } => format!("return_call {}", self.callee(*function_index)),
                 Operator::RefFunc { function_index } => format!("ref.func {}", self.callee(*function_index)),
@@ -219,35 +286,45 @@ impl<'a> Module<'a> {
                 Operator::Block { blockty } => format!("block {}", self.block(*blockty)),
                 Operator::Loop { blockty } => format!("loop {}", self.block(*blockty)),
                 Operator::If { blockty } => format!("if {}", self.block(*blockty)),
-                Operator::I32Const { value } => self.constant(*value, out),
-                other => self.memory(other),
+                Operator::I32Const { value } => self.constant(*value, words, out),
+                other => self.memory(other, out),
             };
-            out.tokens.push(token);
+            out.words.push(words.of(word));
         }
         Ok(())
     }
 
-    fn constant(&self, value: i32, out: &mut Body) -> String {
-        if let Some(meaning) = self.address(u64::from(value as u32)) {
-            return format!("const {meaning}");
+    fn constant(&self, value: i32, words: &mut Words, out: &mut Body) -> String {
+        let at = out.words.len();
+        if self.image.has(u64::from(value as u32)) {
+            out.addresses.push((at, u64::from(value as u32)));
+            return "const address".to_owned();
         }
         // Tables of Rust begin at 1: position 0 is null.
         let entry = usize::try_from(value).ok().and_then(|at| self.elements.get(at.checked_sub(1)?));
         if let Some(function) = entry {
-            out.pointers.insert(out.tokens.len(), self.callee(*function));
+            out.pointers.push((at, words.of(self.callee(*function))));
         }
         format!("const {value}")
     }
 
     /// Loads and stores whose offset is a whole address.
-    fn memory(&self, operator: &Operator<'_>) -> String {
+    fn memory(&self, operator: &Operator<'_>, out: &mut Body) -> String {
         let plain = format!("{operator:?}");
         let Some(at) = plain.find("offset: ") else { return plain };
         let digits: String = plain[at + 8..].chars().take_while(char::is_ascii_digit).collect();
-        let meaning = digits.parse().ok().and_then(|offset| self.address(offset));
-        match meaning {
-            Some(meaning) => plain.replacen(&format!("offset: {digits}"), &format!("offset: {meaning}"), 1),
-            None => plain,
+        match digits.parse() {
+            Ok(offset) if self.image.has(offset) => {
+                out.addresses.push((out.words.len(), offset));
+                plain.replacen(&format!("offset: {digits}"), "offset: address", 1)
+            }
+            _ => plain,
         }
     }
+}
+
+/// What a function takes and gives, in few characters: long ones by their digest.
+fn signature(func: &FuncType) -> String {
+    let text = format!("{:?}", (func.params(), func.results()));
+    if text.len() <= 120 { text } else { crate::patch::Digest::of(text.as_bytes()).short() }
 }

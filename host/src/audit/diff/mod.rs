@@ -31,6 +31,9 @@ const OPERATORS: Rule = Rule::info(
 pub(super) const RULES: [Rule; 10] =
     [IMPORTS, EXPORTS, FUNCTIONS, SIMILARITY, FEATURES, DATA, TOOLCHAIN, LIMITS, REPACKED, OPERATORS];
 
+/// Rules whose findings say that a file is not worth reading twice.
+const COSTLY: [&str; 7] = ["PH001", "PH003", "PH005", "PH506", "PH801", "PH802", "PH803"];
+
 /// Everything that differs.
 #[derive(Debug, Clone, Serialize)]
 pub struct Diff {
@@ -68,8 +71,15 @@ pub struct Diff {
 pub fn diff(old: &[u8], new: &[u8]) -> Diff {
     let (before, now) = (inspect(old), inspect(new));
     let missing = |a: &[String], b: &[String]| a.iter().filter(|name| !b.contains(name)).cloned().collect::<Vec<_>>();
-    let (old_data, old_functions) = body::read(old);
-    let (new_data, new_functions) = body::read(new);
+    let mut words = body::Words::default();
+    // What the cost rules refuse is not read a second time.
+    let costly = |report: &Report| report.findings.iter().any(|f| COSTLY.contains(&f.id));
+    let read = |bytes: &[u8], report: &Report, words: &mut body::Words| {
+        if costly(report) { body::Side::default() } else { body::read(bytes, words) }
+    };
+    let (old_side, new_side) = (read(old, &before, &mut words), read(new, &now, &mut words));
+    let data = |side: &body::Side| side.images.iter().flat_map(body::Image::bytes).collect::<Vec<u8>>();
+    let (old_data, new_data) = (data(&old_side), data(&new_side));
     let tools = |report: &Report| {
         let all = report.facts.all_producers();
         all.iter().map(|p| format!("{} {}", p.name, p.version)).collect::<Vec<_>>().join(", ")
@@ -78,7 +88,7 @@ pub fn diff(old: &[u8], new: &[u8]) -> Diff {
     Diff {
         old: (before.digest, before.size),
         new: (now.digest, now.size),
-        functions: functions::compare(&old_functions, &new_functions),
+        functions: functions::compare(&old_side, &new_side, &words),
         imports_added: missing(&now.imports, &before.imports),
         imports_removed: missing(&before.imports, &now.imports),
         exports_added: missing(&now.exports, &before.exports),

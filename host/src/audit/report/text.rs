@@ -136,7 +136,7 @@ fn data(facts: &Facts) -> String {
     let strings: usize = segments.iter().map(|segment| segment.strings).sum();
     let entropy = segments.iter().map(|segment| segment.entropy).fold(0.0, f64::max);
     format!(
-        "{} bytes in {} segments, {strings} texts, at most {entropy:.1} bits per byte",
+        "{} bytes in {}, {strings} texts, at most {entropy:.1} bits per byte",
         facts.data_bytes(),
         some(segments.len(), "segment")
     )

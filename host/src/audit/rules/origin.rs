@@ -20,8 +20,24 @@ pub(super) const RULES: [Rule; 6] = [NO_PRODUCERS, TOOLCHAIN, STRIPPED, DEBUG_IN
 const LOOKED_THROUGH: u64 = 20_785;
 /// Days after which it is old.
 const OLD: u64 = 90;
-/// Advisories that affect a version of the engine that this crate could be built with: id, first fixed version.
-const ADVISORIES: &[(&str, &str)] = &[];
+/// Advisories that affect the release line of the engine that this crate is built with.
+const ADVISORIES: &[Advisory] = &[Advisory {
+    id: "RUSTSEC-2026-0570 (GHSA-rc4p-x33f-vpr2)",
+    what: "abort of builds without the cargo feature `gc`",
+    first: "47.0.0",
+    fixed: "48.0.9",
+    // Low (2.2), and only for embedders with privileges; a trial compile and `--isolate` keep an abort out of this process.
+    severity: crate::audit::Severity::Info,
+}];
+
+/// One advisory about the engine, for one of its release lines.
+struct Advisory {
+    id: &'static str,
+    what: &'static str,
+    first: &'static str,
+    fixed: &'static str,
+    severity: crate::audit::Severity,
+}
 /// The engine, as Cargo.toml has it.
 pub(in crate::audit) const ENGINE: &str = "48.0.8";
 
@@ -56,9 +72,13 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
     if !facts.customs.iter().any(|(name, _)| name == ".dep-v0") {
         out.push(DEPENDENCIES.finding("no list of crates (`.dep-v0`)", "build with `cargo auditable`"));
     }
-    for (advisory, fixed) in ADVISORIES.iter().filter(|(_, fixed)| older(ENGINE, fixed)) {
-        let message = format!("{advisory} affects wasmtime {ENGINE}; it is mended in {fixed}");
-        out.push(HOST.finding(message, "update patchhost"));
+    for advisory in ADVISORIES.iter().filter(|a| older(ENGINE, a.fixed) && !older(ENGINE, a.first)) {
+        let Advisory { id, what, fixed, severity, .. } = advisory;
+        let message = format!("{id}: {what}; affects wasmtime {ENGINE}, mended in {fixed}");
+        out.push(Finding {
+            severity: *severity,
+            ..HOST.finding(message, "update patchhost when it has the mended engine")
+        });
     }
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let days = (now / 86_400).saturating_sub(LOOKED_THROUGH);

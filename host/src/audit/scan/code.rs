@@ -19,13 +19,15 @@ pub(super) struct Collector<'a> {
 
 /// What is known of an open block.
 struct Open {
-    is_loop: bool,
+    kind: FrameKind,
     offset: usize,
-    /// Whether its end can be reached from here, or by a jump.
+    /// Whether code that runs enters it, and whether its end is reached from here.
+    entered: bool,
     reachable: bool,
+    /// Whether a jump goes to its label.
     branched: bool,
-    /// Whether anything inside leaves it, for loops.
-    left: bool,
+    /// The outermost block that anything inside jumps to: kept, so that no jump has to walk the open blocks.
+    lowest: usize,
     calls: bool,
 }
 
@@ -182,8 +184,14 @@ struct Blocks {
 
 impl Blocks {
     fn new() -> Self {
-        let body = Open { is_loop: false, offset: 0, reachable: true, branched: false, left: false, calls: false };
-        Self { open: vec![body], deepest: 0 }
+        let mut blocks = Self { open: Vec::new(), deepest: 0 };
+        blocks.push(FrameKind::Block, 0, true);
+        blocks
+    }
+
+    fn push(&mut self, kind: FrameKind, offset: usize, entered: bool) {
+        let lowest = usize::MAX;
+        self.open.push(Open { kind, offset, entered, reachable: entered, branched: false, lowest, calls: false });
     }
 
     fn step(
@@ -193,15 +201,14 @@ impl Blocks {
         function: &mut FunctionFacts,
     ) -> Result<(), BinaryReaderError> {
         match operator {
-            Operator::Block { .. } | Operator::If { .. } | Operator::TryTable { .. } => {
-                self.enter(FrameKind::Block, offset, function);
-            }
+            Operator::Block { .. } | Operator::TryTable { .. } => self.enter(FrameKind::Block, offset, function),
+            Operator::If { .. } => self.enter(FrameKind::If, offset, function),
             Operator::Loop { .. } => self.enter(FrameKind::Loop, offset, function),
             Operator::Else => {
-                // The first arm ends here; without the second one, too, the end is reached by it.
                 if let Some(block) = self.open.last_mut() {
                     block.branched |= block.reachable;
-                    block.reachable = true;
+                    block.reachable = block.entered;
+                    block.kind = FrameKind::Else;
                 }
             }
             Operator::End => self.leave(function),
@@ -235,46 +242,50 @@ impl Blocks {
 
     fn enter(&mut self, kind: FrameKind, offset: usize, function: &mut FunctionFacts) {
         function.cost.blocks += 1;
-        let is_loop = kind == FrameKind::Loop;
-        function.loops += u32::from(is_loop);
-        let reachable = self.open.last().is_none_or(|outer| outer.reachable);
-        self.open.push(Open { is_loop, offset, reachable, branched: false, left: false, calls: false });
+        function.loops += u32::from(kind == FrameKind::Loop);
+        let entered = self.open.last().is_none_or(|outer| outer.reachable);
+        self.push(kind, offset, entered);
         self.deepest = self.deepest.max(self.open.len() - 1);
     }
 
     fn leave(&mut self, function: &mut FunctionFacts) {
         let Some(done) = self.open.pop() else { return };
-        let goes_on = done.reachable || (done.branched && !done.is_loop);
-        if done.is_loop {
+        let goes_on = match done.kind {
+            FrameKind::Loop => done.reachable,
+            // Without a second arm, the condition alone reaches the end.
+            FrameKind::If => done.entered,
+            _ => done.reachable || done.branched,
+        };
+        if done.kind == FrameKind::Loop {
             function.loops_without_calls += u32::from(!done.calls);
-            if !goes_on && !done.left && !done.calls && function.endless.len() < MANY {
+            let left = goes_on || done.calls || done.lowest < self.open.len();
+            if done.entered && !left && function.endless.len() < MANY {
                 function.endless.push(done.offset);
             }
         }
         if let Some(outer) = self.open.last_mut() {
             outer.reachable = goes_on;
             outer.calls |= done.calls;
+            outer.lowest = outer.lowest.min(done.lowest);
         }
     }
 
-    /// A jump to the label `depth` leaves every loop inside it.
+    /// A jump to the label `depth`: it leaves every block inside that label.
     fn jump(&mut self, depth: u32) {
-        let Some(target) = self.open.len().checked_sub(depth as usize + 1) else {
-            self.out();
-            return;
-        };
-        self.open[target].branched = true;
-        for block in &mut self.open[target + 1..] {
-            block.left = true;
+        let target = self.open.len().saturating_sub((depth as usize).saturating_add(1));
+        if let Some(block) = self.open.get_mut(target) {
+            block.branched = true;
         }
-        // The label of a function's body is its return.
-        if target == 0 {
-            self.open[0].left = true;
+        if let Some(block) = self.open.last_mut() {
+            block.lowest = block.lowest.min(target);
         }
     }
 
+    /// Out of the function.
     fn out(&mut self) {
-        self.open.iter_mut().for_each(|block| block.left = true);
+        if let Some(block) = self.open.last_mut() {
+            block.lowest = 0;
+        }
     }
 
     fn called(&mut self) {

@@ -22,8 +22,10 @@ const MAGIC: [(&[u8], &str); 7] = [
 ];
 
 /// Beginnings of keys and tokens, and how long the whole must be.
-const SECRETS: [(&str, usize, &str); 9] = [
-    ("-----BEGIN ", 20, "a PEM block"),
+const SECRETS: [(&str, usize, &str); 11] = [
+    ("-----BEGIN PRIVATE KEY", 22, "a private key"),
+    ("-----BEGIN RSA PRIVATE KEY", 26, "a private key"),
+    ("-----BEGIN OPENSSH PRIVATE KEY", 30, "a private key"),
     ("AKIA", 20, "an AWS key id"),
     ("ghp_", 30, "a GitHub token"),
     ("github_pat_", 30, "a GitHub token"),
@@ -35,7 +37,8 @@ const SECRETS: [(&str, usize, &str); 9] = [
 ];
 
 /// Beginnings of paths of the machine that something was built on. `/rustc/` is not: that is what paths are mapped to.
-const BUILD_PATHS: [&str; 6] = ["/home/", "/Users/", "/root/.", "/root/", "C:\\Users\\", "/.cargo/registry/"];
+const BUILD_PATHS: [&str; 8] =
+    ["/home/", "/Users/", "/root/", "C:\\Users\\", "/.cargo/registry/", "/tmp/", "/build/", "/workspace/"];
 
 /// Looks at one segment. `offset` is where its bytes begin in the file.
 pub(super) fn segment(data: &[u8], offset: usize, address: Option<u64>) -> DataFacts {
@@ -81,7 +84,8 @@ fn densest(data: &[u8]) -> f64 {
 }
 
 fn mark(facts: &mut DataFacts, kind: MarkKind, what: &str, offset: usize) {
-    if facts.marks.len() < KEPT {
+    // Per kind: many of one kind must not hide one of another.
+    if facts.marks.iter().filter(|mark| mark.kind == kind).count() < KEPT {
         facts.marks.push(Mark { kind, text: text::clean(what, 120), offset });
     }
 }
@@ -93,7 +97,7 @@ fn string(facts: &mut DataFacts, bytes: &[u8], offset: usize) {
         facts.sample.push(text::clean(&run, 80));
     }
     for scheme in ["http://", "https://", "ftp://", "ws://", "wss://"] {
-        if let Some(at) = run.find(scheme) {
+        for (at, _) in run.match_indices(scheme).take(KEPT) {
             let url: String = run[at..].chars().take_while(|c| !c.is_whitespace() && *c != '"').take(100).collect();
             if url.len() > scheme.len() + 3 {
                 mark(facts, MarkKind::Url, &url, offset + at);
@@ -104,15 +108,16 @@ fn string(facts: &mut DataFacts, bytes: &[u8], offset: usize) {
         mark(facts, MarkKind::Url, address, offset + at);
     }
     for (begins, least, what) in SECRETS {
-        if let Some(at) = run.find(begins) {
-            let token = |c: char| c.is_ascii_alphanumeric() || "-_+/= ".contains(c);
-            if run[at..].chars().take_while(|c| token(*c)).count() >= least {
-                // What it is, and not the thing itself: reports are passed around.
-                mark(facts, MarkKind::Secret, what, offset + at);
-            }
+        let token = |c: char| c.is_ascii_alphanumeric() || "-_+/= ".contains(c);
+        let long = |at: usize| run[at..].chars().take(least).filter(|c| token(*c)).count() == least;
+        // Only the first that is one: what looks like the beginning of one must not hide it.
+        if let Some((at, _)) = run.match_indices(begins).find(|(at, _)| long(*at)) {
+            // What it is, and not the thing itself: reports are passed around.
+            mark(facts, MarkKind::Secret, what, offset + at);
         }
     }
-    if let Some(at) = BUILD_PATHS.iter().filter_map(|begins| run.find(begins)).min() {
+    let paths = BUILD_PATHS.iter().flat_map(|begins| run.match_indices(begins).take(KEPT)).map(|(at, _)| at);
+    if let Some(at) = paths.min() {
         let path: String = run[at..].chars().take_while(|c| !c.is_whitespace()).take(100).collect();
         mark(facts, MarkKind::BuildPath, &path, offset + at);
     }
@@ -165,6 +170,11 @@ mod tests {
         assert_eq!(kinds(b"abc\0\0\0asm\x01\0\0\0"), [MarkKind::Binary]);
         assert_eq!(kinds(b"at /home/somebody/.cargo/registry/src/x.rs"), [MarkKind::BuildPath]);
         assert!(kinds(b"/rustc/ac68faa20/library/core/src/fmt.rs version 1.2.3.4 of it").is_empty());
+        assert!(kinds(b"-----BEGIN CERTIFICATE-----").is_empty());
+        let decoy = b"ghp_short. ghp_0123456789abcdefghijklmnopqrstuvwxyz";
+        assert_eq!(kinds(decoy), [MarkKind::Secret]);
+        let many = format!("{} ghp_0123456789abcdefghijklmnopqrstuvwxyz", "http://a.b/cdef ".repeat(40));
+        assert!(kinds(many.as_bytes()).contains(&MarkKind::Secret), "urls hide no token");
         assert!(kinds(b"model.layers.0.mlp.experts.3 hf_config hf_ sk-1").is_empty());
         let secret = segment(b"ghp_0123456789abcdefghijklmnopqrstuvwxyz", 7, None);
         assert_eq!((secret.marks[0].text.as_str(), secret.marks[0].offset), ("a GitHub token", 7));
