@@ -24,6 +24,7 @@ pub struct SwapOutcome {
 impl LiveModel {
     /// Asks for a swap. With [`When::Now`] the weights are loaded again at once, from where they came.
     pub fn swap(&self, request: &SwapRequest, actor: &Actor) -> Result<SwapOutcome, LiveError> {
+        self.heed_revocations();
         let requested = self.board.request(request, actor).inspect_err(|error| {
             let why = crate::abi::text::clean(&error.why, 600);
             self.board.event("swap.refused", actor, json!({ "to": request.to, "mode": request.mode, "why": why }));
@@ -33,6 +34,7 @@ impl LiveModel {
 
     /// Goes back to the set before.
     pub fn rollback(&self, when: When, reason: Option<String>, actor: &Actor) -> Result<SwapOutcome, LiveError> {
+        self.heed_revocations();
         let requested = self.board.rollback(when, reason, actor)?;
         self.canary_ends();
         self.settle(requested, when, actor)
@@ -40,6 +42,7 @@ impl LiveModel {
 
     /// Moves a candidate to another mode: shadow, canary, or live, which only somebody can decide.
     pub fn set_mode(&self, mode: Mode, when: When, actor: &Actor) -> Result<SwapOutcome, LiveError> {
+        self.heed_revocations();
         let requested = self.board.set_mode(mode, when, actor)?;
         if !matches!(mode, Mode::Canary(_)) {
             self.canary_ends();
@@ -59,6 +62,19 @@ impl LiveModel {
     /// Requests that come from now on get the live set.
     fn canary_ends(&self) {
         self.canary.store(None);
+    }
+
+    /// What was revoked while it was staged, retained or active goes into quarantine: nobody swaps or rolls back to it.
+    fn heed_revocations(&self) {
+        for patch in self.board.patches() {
+            let why = [*patch.digest(), patch.generation()].iter().find_map(|d| self.options.gate.revoked(d));
+            if let Some(why) = why.filter(|_| self.board.quarantined(patch.digest()).is_none()) {
+                let why = format!("PH714 revoked: {}", crate::abi::text::clean(&why, 300));
+                if let Err(error) = self.board.quarantine(*patch.digest(), &why, &Actor::policy()) {
+                    tracing::error!(%error, "a revoked patch is not in quarantine");
+                }
+            }
+        }
     }
 
     fn settle(&self, requested: Requested, when: When, actor: &Actor) -> Result<SwapOutcome, LiveError> {

@@ -38,6 +38,11 @@ pub(super) fn read(path: &Path, kind: &str, next: &str) -> Result<Option<String>
     String::from_utf8(bytes).map(Some).map_err(|e| bad(&format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to())))
 }
 
+/// The same for files that are only read, where the error need not say what else to do.
+pub(crate) fn read_small(path: &Path, kind: &str) -> Result<Option<String>, TrustError> {
+    read(path, kind, "give a file that can be read")
+}
+
 /// The right to write a file, until it is dropped. Held by a lock on a file beside it, since the file itself is replaced.
 pub(super) struct Guard {
     _lock: File,

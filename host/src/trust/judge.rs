@@ -4,7 +4,7 @@ use super::command::{LockCommand, limit_words};
 use super::gate::State;
 use super::lock::{Entry, Setting};
 use super::verdict::{Judge, Verdict};
-use super::{Facts, Gate, Revocation, Revoked, Signature, Signatures, Summary, limits};
+use super::{Facts, Gate, Revocation, Revoked, Signature, Signatures, Summary, TrustError, limits};
 use crate::abi::text::clean;
 use crate::audit::trust_rules::{BAD_SIGNATURE, DIGEST_MISMATCH, NO_REVIEW, NOT_IN_LOCK, REVOKED, found, found_as};
 use crate::audit::{Finding, Severity, inspect};
@@ -205,6 +205,19 @@ impl Gate {
             policy: places.policy.as_deref(),
         };
         format!("if it is meant, review it and accept it: {}", command.line())
+    }
+
+    /// What the signatures of a candidate are worth, whatever the lock says.
+    pub fn signatures_of(&self, candidate: &Candidate) -> Result<Verdict, TrustError> {
+        let state = self.state()?;
+        let mut findings: Vec<Finding> = revoked_digest(candidate.digest(), &state.revoked).into_iter().collect();
+        let signatures = self.signatures(&state, candidate, &mut findings);
+        let hooks = || inspect(candidate.bytes()).hooks;
+        let judge =
+            Judge { policy: &self.policy, revoked: &state.revoked, hooks: &hooks, vouched: false, now: self.now() };
+        let mut verdict = judge.judge(candidate.bytes(), &signatures);
+        verdict.findings.splice(0..0, findings);
+        Ok(verdict)
     }
 
     /// The limits that a command has to name: of an entry as it was locked its own, else all that are not the policy's.

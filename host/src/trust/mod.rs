@@ -13,6 +13,7 @@ mod lock;
 mod policy;
 pub mod provenance;
 mod record;
+mod revoke;
 mod revoked;
 mod signature;
 mod summary;
@@ -26,12 +27,14 @@ pub use key::{PublicKey, SecretKey};
 pub use lock::{AuditRecord, Change, Entry, LOCK_FILE, LockFile, Review, Setting, changes, config_digest};
 pub use record::{Decision, GrantChange, RecordError, Recorded};
 pub use policy::{Revocation, Revoked, Signer, TrustPolicy};
+pub use revoke::Revoking;
 pub use revoked::{REVOKED_FILE, Revocations};
 pub use signature::{Signature, Signatures};
 pub use summary::{LockState, Summary};
 pub use verdict::{Judge, Signed, Verdict};
 
 pub(crate) use explain::{explain, nearest};
+pub(crate) use file::read_small;
 use lock::fields as lock_fields;
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Detached signatures: `X.wasm.sig` beside `X.wasm`. What is signed is the whole file and everything that the signature
 //! says about itself, under a name of its own, so that no signature made for something else fits.
 
+use super::file::{self, Guard};
 use super::key::{ALGORITHM, PublicKey, SecretKey, bytes};
 use super::{Day, TrustError, explain::explain, stamp};
 use crate::abi::text::clean;
@@ -15,6 +16,7 @@ use std::time::SystemTime;
 
 /// First line of what is signed.
 const DOMAIN: &str = "patchhost signature v1";
+const KIND: &str = "signature file";
 /// Version of the file.
 const VERSION: u32 = 1;
 /// Largest signature file.
@@ -151,6 +153,21 @@ impl Signatures {
             return Err(format!("{} signatures, at most {MOST} are read", file.all.len()));
         }
         Ok(file)
+    }
+
+    /// Adds a signature to a file, and says how many it has then.
+    pub fn update(path: &Path, signature: Signature) -> Result<usize, TrustError> {
+        let _guard = Guard::take(path, KIND)?;
+        let mut file = Self::read(path)?;
+        file.add(signature);
+        let what = || file::shown(KIND, path);
+        if file.all.len() > MOST {
+            let why = format!("it would have more than {MOST} signatures");
+            return Err(TrustError::refused(what(), why, "remove signatures that nobody needs"));
+        }
+        let text = file.to_text().map_err(|e| TrustError::refused(what(), e.to_string(), "give a plain --comment"))?;
+        file::write(path, KIND, &text)?;
+        Ok(file.all.len())
     }
 
     /// Adds a signature; one by the same key goes, and those of other bytes go too.
