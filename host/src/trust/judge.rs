@@ -173,6 +173,13 @@ impl Gate {
         if super::lock::config_digest(&entry.pairs()) != entry.config {
             return format!("settings {} have another digest than its `config`", settings_text(&entry.pairs()));
         }
+        let with = |limits: &Limits, grants: &Grants| Entry { limits: limits.clone(), grants: grants.clone(), ..entry.clone() };
+        if !entry.grants.is_none() && with(&entry.limits, &Grants::default()).is_untouched() {
+            return format!("it was locked without grants, and now has {}", clean(&entry.grants.lines().join(", "), 300));
+        }
+        if with(&self.limits, &entry.grants).is_untouched() {
+            return format!("it was locked with the policy's limits, and now has {} of its own", clean(&entry.limits_set.join(", "), 300));
+        }
         let grants = entry.grants.lines();
         let grants = if grants.is_empty() { "none".to_owned() } else { clean(&grants.join(", "), 300) };
         let own: Vec<String> = entry.limits_set.iter().filter_map(|name| Some(format!("{name}={}", limits::get(&entry.limits, name)?))).collect();

@@ -16,7 +16,7 @@ const HEAD: &str = "# What may not run any more. Written by `patchhost revoke`; 
 pub struct Revocations {
     version: u32,
     /// In the order in which they came.
-    #[serde(default, rename = "revoked")]
+    #[serde(default, rename = "revoked", skip_serializing_if = "Vec::is_empty")]
     pub all: Vec<Revocation>,
 }
 

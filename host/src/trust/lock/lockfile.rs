@@ -27,7 +27,7 @@ const NEXT: &str = "restore it from your version control; or move it away and lo
 pub struct LockFile {
     version: u32,
     /// Sorted by name.
-    #[serde(default, rename = "patch")]
+    #[serde(default, rename = "patch", skip_serializing_if = "Vec::is_empty")]
     pub patches: Vec<Entry>,
 }
 
