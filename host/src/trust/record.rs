@@ -87,7 +87,11 @@ impl GrantChange {
                 wasi.dirs.retain(|old| old.guest != dir.guest);
                 wasi.dirs.push(dir.clone());
             }
-            wasi.env.extend(env.iter().filter(|name| !wasi.env.contains(name)).cloned().collect::<Vec<_>>());
+            for name in env {
+                if !wasi.env.contains(name) {
+                    wasi.env.push(name.clone());
+                }
+            }
             wasi.clocks |= clocks;
             wasi.random |= random;
         }
