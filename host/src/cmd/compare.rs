@@ -10,10 +10,10 @@ use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::hooks::{Decision, ModelInfo};
 
 use super::args::{Format, Fp8Activation, ReadingArgs};
-use super::trust_args::TrustArgs;
 use super::failure::UsageError;
 use super::output::json;
 use super::session::{LedgerRow, Model, progress_bar};
+use super::trust_args::TrustArgs;
 use crate::checkpoint::write::write_file;
 use crate::compare::{
     self, Report, RolloutCorr, Runs, TensorRow, Trainer, Unit, compare_unit, of_file, of_model, rollout_corr,

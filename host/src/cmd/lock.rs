@@ -64,7 +64,8 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     };
     let gate = args.files.for_writing()?;
     let settings = args.settings.iter().map(|s| parse_setting(s)).collect::<Result<Vec<_>, _>>()?;
-    let review = args.note.as_ref().map(|note| Ok::<_, UsageError>((who(args.by.as_deref())?, note.clone()))).transpose()?;
+    let review =
+        args.note.as_ref().map(|note| Ok::<_, UsageError>((who(args.by.as_deref())?, note.clone()))).transpose()?;
     let mut decision = Decision {
         name: args.name.clone(),
         settings: (!settings.is_empty()).then_some(settings),
@@ -119,9 +120,10 @@ pub(super) fn show(lock: &str, recorded: &Recorded, format: Format) -> anyhow::R
 
 fn who(by: Option<&str>) -> Result<String, UsageError> {
     let user = || std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok();
-    by.map(str::to_owned).or_else(user).filter(|who| !who.trim().is_empty()).ok_or_else(|| {
-        UsageError::new("--note without --by", "$USER does not say who reviewed it", "add --by NAME")
-    })
+    by.map(str::to_owned)
+        .or_else(user)
+        .filter(|who| !who.trim().is_empty())
+        .ok_or_else(|| UsageError::new("--note without --by", "$USER does not say who reviewed it", "add --by NAME"))
 }
 
 fn read(files: &TrustFiles) -> anyhow::Result<(String, LockFile)> {
@@ -150,9 +152,22 @@ fn list(files: &TrustFiles, format: Format) -> anyhow::Result<()> {
 
 fn print_entry(entry: &Entry) {
     let list = |items: Vec<String>| if items.is_empty() { "none".to_owned() } else { clean(&items.join(", "), 400) };
-    println!("{} {}  sha256:{}  {}", clean(&entry.name, 120), entry.version, entry.digest.short(), list(entry.hooks.clone()));
+    println!(
+        "{} {}  sha256:{}  {}",
+        clean(&entry.name, 120),
+        entry.version,
+        entry.digest.short(),
+        list(entry.hooks.clone())
+    );
     println!("  settings {}", list(entry.settings.iter().map(ToString::to_string).collect()));
-    println!("  limits   {}", if entry.limits_set.is_empty() { "the policy's".to_owned() } else { list(entry.limits_set.clone()) + " of its own" });
+    println!(
+        "  limits   {}",
+        if entry.limits_set.is_empty() {
+            "the policy's".to_owned()
+        } else {
+            list(entry.limits_set.clone()) + " of its own"
+        }
+    );
     println!("  grants   {}", list(entry.grants.lines()));
     println!("  signed   {}", list(entry.signatures.iter().map(|s| s.key.short()).collect()));
     if let Some(review) = &entry.review {

@@ -54,7 +54,11 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
     // Other tools may give other bytes and be right: that would say nothing.
     if here.toolchain != statement.toolchain {
-        let why = format!("not compared: the tools here are {}, the statement says {}", clean(&here.toolchain, 200), clean(&statement.toolchain, 200));
+        let why = format!(
+            "not compared: the tools here are {}, the statement says {}",
+            clean(&here.toolchain, 200),
+            clean(&statement.toolchain, 200)
+        );
         return Err(TrustError::usage(what(), why, "install those versions, then try again").into());
     }
     let rebuilt = build(&source, file)?;
@@ -85,7 +89,10 @@ fn sources(given: Option<&Path>) -> Result<PathBuf, TrustError> {
         return is_it(folder).then(|| folder.to_path_buf()).ok_or_else(|| missing(format!("source folder `{shown}`")));
     }
     let here = std::env::current_dir().unwrap_or_default();
-    here.ancestors().find(|folder| is_it(folder)).map(Path::to_path_buf).ok_or_else(|| missing("source folder".to_owned()))
+    here.ancestors()
+        .find(|folder| is_it(folder))
+        .map(Path::to_path_buf)
+        .ok_or_else(|| missing("source folder".to_owned()))
 }
 
 fn describe(source: &Path) -> Result<Here, TrustError> {

@@ -47,4 +47,3 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     println!("written to {}", clean(&done.file, 200));
     Ok(())
 }
-

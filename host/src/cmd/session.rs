@@ -142,11 +142,10 @@ impl Patches {
         }
         // Before anything is loaded: a broken policy or lock must not be found out half way.
         let (policy, gate) = args.trust.gate()?;
-        let sandbox = sandbox(rayon::current_num_threads())?
-            .with_isolation(match args.isolate {
-                true => Some(Isolation::this_program(rayon::current_num_threads())?),
-                false => None,
-            });
+        let sandbox = sandbox(rayon::current_num_threads())?.with_isolation(match args.isolate {
+            true => Some(Isolation::this_program(rayon::current_num_threads())?),
+            false => None,
+        });
         let mut patches = Vec::new();
         let settings = Settings::parse(&args.settings)?;
         for (i, component) in args.components.iter().enumerate() {
@@ -322,15 +321,16 @@ pub fn sandbox(threads: usize) -> anyhow::Result<Sandbox> {
 
 /// A setting for one patch: KEY=VALUE.
 pub fn parse_setting(arg: &str) -> Result<(String, String), UsageError> {
-    arg.split_once('=').filter(|(key, _)| !key.is_empty()).map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(
-        || {
+    arg.split_once('=')
+        .filter(|(key, _)| !key.is_empty())
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .ok_or_else(|| {
             UsageError::new(
                 format!("--set {}", arg.escape_debug()),
                 "a setting is KEY=VALUE",
                 "write for example --set profile=deepseek",
             )
-        },
-    )
+        })
 }
 
 fn parse_digest(hex: &str) -> Result<Digest, UsageError> {

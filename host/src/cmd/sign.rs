@@ -43,7 +43,9 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let now = SystemTime::now();
     if let Some(day) = args.not_after.filter(|day| day.is_over(now)) {
         let what = format!("signature of `{}`", name());
-        return Err(TrustError::usage(what, format!("{day} is over"), "give a --not-after that is still to come").into());
+        return Err(
+            TrustError::usage(what, format!("{day} is over"), "give a --not-after that is still to come").into()
+        );
     }
     let signature = Signature::make(candidate.bytes(), &key, args.not_after, args.comment.as_deref(), now);
     let path = Signatures::path_of(&args.component);
@@ -56,6 +58,10 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
     let until = args.not_after.map(|day| format!(", until {day}")).unwrap_or_default();
     println!("signed {} with {}{until}", candidate.digest(), key.public());
-    println!("written to {}, which has {}", clean(&path.display().to_string(), 200), super::output::plural(count, "signature"));
+    println!(
+        "written to {}, which has {}",
+        clean(&path.display().to_string(), 200),
+        super::output::plural(count, "signature")
+    );
     Ok(())
 }

@@ -122,7 +122,8 @@ fn folder(text: &str) -> Result<Dir, UsageError> {
     let bad = |why: &str| {
         UsageError::new(format!("--dir {}", text.escape_debug()), why, "write for example --dir /srv/tables=/tables:ro")
     };
-    let (host, guest) = text.rsplit_once('=').filter(|(host, _)| !host.is_empty()).ok_or_else(|| bad("a folder is HOST=GUEST"))?;
+    let (host, guest) =
+        text.rsplit_once('=').filter(|(host, _)| !host.is_empty()).ok_or_else(|| bad("a folder is HOST=GUEST"))?;
     let (guest, mode) = match guest.rsplit_once(':') {
         None => (guest, DirMode::Ro),
         Some((guest, "ro")) => (guest, DirMode::Ro),

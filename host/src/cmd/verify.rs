@@ -39,7 +39,10 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         let next = "name keys with --signer ed25519:…, or a policy with [[trust.signers]]";
         return Err(TrustError::usage("verify", "nobody says whose signatures count", next).into());
     }
-    policy.trust.check().map_err(|why| TrustError::usage("verify", why, "change --threshold, --signer or the policy"))?;
+    policy
+        .trust
+        .check()
+        .map_err(|why| TrustError::usage("verify", why, "change --threshold, --signer or the policy"))?;
     let TrustPolicy { threshold, signers, .. } = policy.trust.clone();
     let gate = Gate::for_writing(&policy, places);
     let candidate = Candidate::from_file(&args.component)?;
@@ -78,7 +81,12 @@ fn signer(word: &str) -> Result<Signer, TrustError> {
         let next = "give ed25519:…, or the .pub file that `patchhost keygen` wrote";
         TrustError::usage(format!("--signer {}", clean(word, 100)), why, next)
     };
-    let named = |name: &str, key: PublicKey| Signer { name: name.to_owned(), key, hooks: vec!["*".to_owned()], not_after: None };
+    let named = |name: &str, key: PublicKey| Signer {
+        name: name.to_owned(),
+        key,
+        hooks: vec!["*".to_owned()],
+        not_after: None,
+    };
     if word.starts_with("ed25519:") {
         return word.parse().map(|key: PublicKey| named(&key.short(), key)).map_err(bad);
     }

@@ -150,7 +150,8 @@ impl Policy {
             return Err(fail(format!("it has {size} bytes, at most {MOST_BYTES} are read"), "give the policy file"));
         }
         let text = std::fs::read_to_string(path).map_err(unreadable)?;
-        Self::parse(&text).map_err(|why| fail(why, "correct the key or value; docs/trust.md and the README name every key"))
+        Self::parse(&text)
+            .map_err(|why| fail(why, "correct the key or value; docs/trust.md and the README name every key"))
     }
 
     /// From text.

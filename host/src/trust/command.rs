@@ -110,7 +110,8 @@ mod tests {
     /// What bash makes of it is what went in.
     #[test]
     fn a_shell_reads_the_words_back() {
-        let words = ["plain", "", "two words", "it's", "a\nb", "$(reboot)", "`x`", "ü", "\u{202e}x", "a\\b'c\u{7}", "*"];
+        let words =
+            ["plain", "", "two words", "it's", "a\nb", "$(reboot)", "`x`", "ü", "\u{202e}x", "a\\b'c\u{7}", "*"];
         for word in words {
             let out = std::process::Command::new("bash")
                 .args(["-c", &format!("printf %s {}", quoted(OsStr::new(word)))])

@@ -61,7 +61,11 @@ impl Guard {
                 return Err(TrustError::usage(shown(kind, path), "it is not a file", next));
             }
             if data.permissions().readonly() {
-                return Err(TrustError::usage(shown(kind, path), "it is read-only", "make it writable if it may change"));
+                return Err(TrustError::usage(
+                    shown(kind, path),
+                    "it is read-only",
+                    "make it writable if it may change",
+                ));
             }
         }
         let mut beside = OsString::from(path);

@@ -47,7 +47,11 @@ enum Locked<'a> {
 pub(super) fn revoked_digest(digest: &Digest, revoked: &[Revocation]) -> Option<Finding> {
     let one = revoked.iter().find(|revoked| revoked.what == Revoked::Digest(*digest))?;
     let message = format!("{digest} is revoked: {}", clean(&one.reason, 300));
-    Some(found(&REVOKED, message, "use another version; a revocation is lifted only by taking it out of its file by hand"))
+    Some(found(
+        &REVOKED,
+        message,
+        "use another version; a revocation is lifted only by taking it out of its file by hand",
+    ))
 }
 
 /// The finding for a component that would run as another generation than the one that was locked.
@@ -70,8 +74,7 @@ impl Gate {
         let signatures = self.signatures(state, candidate, &mut findings);
         let vouched = candidate.origin() == Origin::Bundled;
         let hooks = || inspect(candidate.bytes()).hooks;
-        let judge =
-            Judge { policy: &self.policy, revoked: &state.revoked, hooks: &hooks, vouched, now: self.now() };
+        let judge = Judge { policy: &self.policy, revoked: &state.revoked, hooks: &hooks, vouched, now: self.now() };
         let Verdict { good, findings: mut about } = judge.judge(candidate.bytes(), &signatures);
         findings.append(&mut about);
         let entry = match &locked {
@@ -92,7 +95,9 @@ impl Gate {
             Locked::No(finding) if finding.id == NOT_IN_LOCK.id => super::LockState::NotInLock,
             Locked::No(_) => super::LockState::Differs,
         };
-        let bad = findings.iter().any(|f| f.severity == Severity::Error && f.id != NOT_IN_LOCK.id && f.id != DIGEST_MISMATCH.id);
+        let bad = findings
+            .iter()
+            .any(|f| f.severity == Severity::Error && f.id != NOT_IN_LOCK.id && f.id != DIGEST_MISMATCH.id);
         let summary = Summary {
             lock: lock_state,
             signers: good.iter().map(|signed| signed.name.clone()).collect(),
@@ -113,18 +118,15 @@ impl Gate {
         Judgement { findings, summary, entry, limits, grants, facts, signatures }
     }
 
-    fn locked<'a>(
-        &self,
-        state: &'a State,
-        candidate: &Candidate,
-        settings: Option<&[(String, String)]>,
-    ) -> Locked<'a> {
+    fn locked<'a>(&self, state: &'a State, candidate: &Candidate, settings: Option<&[(String, String)]>) -> Locked<'a> {
         let Some((lock, _)) = &state.lock else { return Locked::NoLock };
         let digest = candidate.digest();
         let stem = candidate.stem();
         let same: Vec<&Entry> = lock.patches.iter().filter(|entry| entry.digest == *digest).collect();
         let fits = |entry: &&&Entry| settings.is_none_or(|settings| entry.pairs() == settings);
-        let fitting: Vec<&Entry> = same.iter().filter(fits).copied().collect();
+        let mut fitting: Vec<&Entry> = same.iter().filter(fits).copied().collect();
+        // Of several, which may have other limits, the one that is called like the file.
+        fitting.sort_by_key(|entry| entry.name != stem);
         if let Some(entry) = fitting.iter().find(|entry| self.is_as_locked(entry)) {
             return Locked::As(entry);
         }
@@ -135,7 +137,11 @@ impl Gate {
         let name = clean(&stem, 80);
         if let Some(entry) = fitting.first() {
             // The run would be what stands in the lock now, were it as it was locked.
-            let message = format!("the lock's entry `{}` is not as it was locked: {}", clean(&entry.name, 80), self.touched(entry));
+            let message = format!(
+                "the lock's entry `{}` is not as it was locked: {}",
+                clean(&entry.name, 80),
+                self.touched(entry)
+            );
             return Locked::No(found(&DIGEST_MISMATCH, message, self.accept(candidate, &entry.pairs(), Some(entry))));
         }
         let nearest = same.iter().find(|entry| entry.name == stem).or(same.first());
@@ -173,16 +179,30 @@ impl Gate {
         if super::lock::config_digest(&entry.pairs()) != entry.config {
             return format!("settings {} have another digest than its `config`", settings_text(&entry.pairs()));
         }
-        let with = |limits: &Limits, grants: &Grants| Entry { limits: limits.clone(), grants: grants.clone(), ..entry.clone() };
+        let with = |limits: &Limits, grants: &Grants| Entry {
+            limits: limits.clone(),
+            grants: grants.clone(),
+            ..entry.clone()
+        };
         if !entry.grants.is_none() && with(&entry.limits, &Grants::default()).is_untouched() {
-            return format!("it was locked without grants, and now has {}", clean(&entry.grants.lines().join(", "), 300));
+            return format!(
+                "it was locked without grants, and now has {}",
+                clean(&entry.grants.lines().join(", "), 300)
+            );
         }
         if with(&self.limits, &entry.grants).is_untouched() {
-            return format!("it was locked with the policy's limits, and now has {} of its own", clean(&entry.limits_set.join(", "), 300));
+            return format!(
+                "it was locked with the policy's limits, and now has {} of its own",
+                clean(&entry.limits_set.join(", "), 300)
+            );
         }
         let grants = entry.grants.lines();
         let grants = if grants.is_empty() { "none".to_owned() } else { clean(&grants.join(", "), 300) };
-        let own: Vec<String> = entry.limits_set.iter().filter_map(|name| Some(format!("{name}={}", limits::get(&entry.limits, name)?))).collect();
+        let own: Vec<String> = entry
+            .limits_set
+            .iter()
+            .filter_map(|name| Some(format!("{name}={}", limits::get(&entry.limits, name)?)))
+            .collect();
         let own = if own.is_empty() { "the policy's".to_owned() } else { clean(&own.join(", "), 300) };
         format!(
             "settings, limits ({own}), grants ({grants}) and imports give {}, it says {}",

@@ -63,8 +63,10 @@ impl FromStr for PublicKey {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let shown = || clean(text, 80);
-        let coded = text.strip_prefix("ed25519:").ok_or_else(|| format!("`{}` is no key: it begins with ed25519:", shown()))?;
-        let bytes = bytes::<32>(coded).ok_or_else(|| format!("`{}` is no key: 32 bytes in base64 follow ed25519:", shown()))?;
+        let coded =
+            text.strip_prefix("ed25519:").ok_or_else(|| format!("`{}` is no key: it begins with ed25519:", shown()))?;
+        let bytes =
+            bytes::<32>(coded).ok_or_else(|| format!("`{}` is no key: 32 bytes in base64 follow ed25519:", shown()))?;
         let key = VerifyingKey::from_bytes(&bytes).map_err(|_| format!("`{}` is no point of the curve", shown()))?;
         if key.is_weak() {
             return Err(format!("`{}` is a weak key: it would accept signatures that nobody made", shown()));
@@ -160,8 +162,9 @@ impl SecretKey {
             public: self.public(),
             secret: STANDARD.encode(self.key.as_bytes()),
         };
-        let text = toml::to_string(&file)
-            .map_err(|e| TrustError::refused(format!("key file `{}`", shown(path)), e.to_string(), "give a plain --name"))?;
+        let text = toml::to_string(&file).map_err(|e| {
+            TrustError::refused(format!("key file `{}`", shown(path)), e.to_string(), "give a plain --name")
+        })?;
         let text = format!("# A secret key of patchhost: whoever has it can sign. Keep it to yourself.\n{text}");
         let mut options = std::fs::OpenOptions::new();
         options.write(true).create_new(true);

@@ -15,7 +15,8 @@ pub fn set(limits: &mut Limits, text: &str) -> Result<String, String> {
         let known = fields.keys().cloned().collect::<Vec<_>>().join(", ");
         return Err(format!("`{}` is no limit{}; limits are {known}", clean(name, 60), hint.unwrap_or_default()));
     }
-    let number = number(value).ok_or_else(|| format!("`{}` is no whole number (KiB, MiB, GiB may follow it)", clean(value, 60)))?;
+    let number = number(value)
+        .ok_or_else(|| format!("`{}` is no whole number (KiB, MiB, GiB may follow it)", clean(value, 60)))?;
     fields.insert(name.to_owned(), number.into());
     let new: Limits = serde_json::from_value(Value::Object(fields)).map_err(|e| clean(&e.to_string(), 200))?;
     new.check()?;

@@ -157,7 +157,10 @@ impl TrustPolicy {
             for hook in signer.hooks.iter().filter(|hook| *hook != "*" && !hooks.contains(&hook.as_str())) {
                 let hint = nearest(hook, hooks.iter().copied()).map(|k| format!(" (did you mean `{k}`?)"));
                 let (hook, hint) = (clean(hook, 60), hint.unwrap_or_default());
-                return Err(format!("signer `{name}` is for `{hook}`, which is no hook{hint}; hooks are {}", hooks.join(", ")));
+                return Err(format!(
+                    "signer `{name}` is for `{hook}`, which is no hook{hint}; hooks are {}",
+                    hooks.join(", ")
+                ));
             }
         }
         if self.require_signature && self.signers.len() < self.threshold {

@@ -90,8 +90,13 @@ impl Provenance {
                 return Self::parse(&text).map(Some).map_err(bad);
             }
         }
-        let bundled = Self::parse(BUNDLED)
-            .map_err(|why| TrustError::usage("provenance of the bundled patches", why, "run `cargo xtask guests` and build the host anew"))?;
+        let bundled = Self::parse(BUNDLED).map_err(|why| {
+            TrustError::usage(
+                "provenance of the bundled patches",
+                why,
+                "run `cargo xtask guests` and build the host anew",
+            )
+        })?;
         Ok(bundled.subject(digest).is_some().then_some(bundled))
     }
 

@@ -110,7 +110,12 @@ impl Gate {
     }
 
     /// Audits and starts a component as decided, and writes its entry.
-    pub fn record(&self, read: &dyn Fn() -> Result<Candidate, StageError>, decision: &Decision, sandbox: &Sandbox) -> Result<Recorded, RecordError> {
+    pub fn record(
+        &self,
+        read: &dyn Fn() -> Result<Candidate, StageError>,
+        decision: &Decision,
+        sandbox: &Sandbox,
+    ) -> Result<Recorded, RecordError> {
         for _ in 0..TRIES {
             let state = self.state()?;
             let candidate = read()?;
@@ -149,10 +154,14 @@ impl Gate {
             return Err(TrustError::usage(format!("name `{}`", clean(name, 120)), why, "give a plain --name").into());
         }
         let digest = *candidate.digest();
-        if decision.same_bytes && let Some(old) = old.filter(|old| old.digest != digest || !old.is_untouched()) {
+        if decision.same_bytes
+            && let Some(old) = old.filter(|old| old.digest != digest || !old.is_untouched())
+        {
             let why = match old.digest == digest {
                 true => "its entry was changed by hand".to_owned(),
-                false => format!("grants belong to the bytes: the lock has it with {}, the file is {digest}", old.digest),
+                false => {
+                    format!("grants belong to the bytes: the lock has it with {}, the file is {digest}", old.digest)
+                }
             };
             let next = self.accept(&candidate, &old.pairs(), None);
             return Err(TrustError::refused(format!("grant to `{}`", clean(name, 120)), why, next).into());
@@ -218,10 +227,12 @@ impl Gate {
 
     fn limits_of(&self, same: Option<&Entry>, given: &[String]) -> Result<(Limits, Vec<String>), TrustError> {
         let mut names = same.map(|old| old.limits_set.clone()).unwrap_or_default();
-        let mut own = same.map_or_else(|| self.limits.clone(), |old| limits::with_own(&self.limits, &old.limits, &names));
+        let mut own =
+            same.map_or_else(|| self.limits.clone(), |old| limits::with_own(&self.limits, &old.limits, &names));
         for text in given {
             let set = limits::set(&mut own, text);
-            let name = set.map_err(|why| TrustError::usage(format!("--limit {}", clean(text, 80)), why, "write it so"))?;
+            let name =
+                set.map_err(|why| TrustError::usage(format!("--limit {}", clean(text, 80)), why, "write it so"))?;
             if !names.contains(&name) {
                 names.push(name);
             }
@@ -262,7 +273,8 @@ fn no_downgrade(name: &str, old: Option<&Entry>, version: &str, decision: &Decis
     if now >= before {
         return Ok(());
     }
-    let finding = found(&DOWNGRADE, format!("{now} < {before}, which the lock has"), "if it is meant, add --allow-downgrade");
+    let finding =
+        found(&DOWNGRADE, format!("{now} < {before}, which the lock has"), "if it is meant, add --allow-downgrade");
     Err(StageError::Trust { name: name.to_owned(), why: finding.line(), next: finding.fix })
 }
 

@@ -22,7 +22,10 @@ impl Gate {
         let shown = clean(word, 100);
         if word.starts_with("sha256:") || word.starts_with("ed25519:") || word.parse::<Digest>().is_ok() {
             let next = "give a digest sha256:…, a key ed25519:…, the name of a lock entry, or a file";
-            return word.parse().map(|one| vec![one]).map_err(|why| TrustError::usage(format!("revoke {shown}"), why, next));
+            return word
+                .parse()
+                .map(|one| vec![one])
+                .map_err(|why| TrustError::usage(format!("revoke {shown}"), why, next));
         }
         let lock = LockFile::read(self.lock_path())?.map(|(lock, _)| lock).unwrap_or_default();
         if let Some(entry) = lock.get(word) {
@@ -57,7 +60,8 @@ impl Gate {
                     let digests = [Revoked::Digest(entry.digest), Revoked::Digest(entry.generation)];
                     let signed = !entry.signatures.is_empty();
                     entry.signatures.retain(|signature| !what.contains(&Revoked::Key(signature.key)));
-                    let void = digests.iter().any(|digest| what.contains(digest)) || signed && entry.signatures.is_empty();
+                    let void =
+                        digests.iter().any(|digest| what.contains(digest)) || signed && entry.signatures.is_empty();
                     if void {
                         removed.push(entry.name.clone());
                     }

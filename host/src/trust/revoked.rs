@@ -57,8 +57,9 @@ impl Revocations {
         if all.all.len() == before {
             return Ok(false);
         }
-        let text = toml::to_string(&all)
-            .map_err(|e| TrustError::refused(file::shown("revocations", path), e.to_string(), "give a plain --reason"))?;
+        let text = toml::to_string(&all).map_err(|e| {
+            TrustError::refused(file::shown("revocations", path), e.to_string(), "give a plain --reason")
+        })?;
         file::write(path, "revocations", &format!("{HEAD}{text}"))?;
         Ok(true)
     }

@@ -53,13 +53,16 @@ impl Summary {
             LockState::Differs => "lock ✗ (differs)",
         };
         let names = self.signers.iter().map(|name| clean(name, 60)).collect::<Vec<_>>().join(", ");
-        let of = if self.threshold > 1 { format!(" ({} of {})", self.signers.len(), self.threshold) } else { String::new() };
+        let of =
+            if self.threshold > 1 { format!(" ({} of {})", self.signers.len(), self.threshold) } else { String::new() };
         let enough = self.signers.len() >= self.threshold;
         let signed = match (self.signers.is_empty(), self.signatures, self.required) {
             (false, ..) => format!("signed: {names}{of} {}", if enough && !self.refused { '✓' } else { '✗' }),
             (true, 0, false) => "unsigned".to_owned(),
             (true, 0, true) => "unsigned ✗".to_owned(),
-            (true, ..) => format!("signed by none that counts{of}{}", if self.required || self.refused { " ✗" } else { "" }),
+            (true, ..) => {
+                format!("signed by none that counts{of}{}", if self.required || self.refused { " ✗" } else { "" })
+            }
         };
         format!("{signed}  {lock}")
     }

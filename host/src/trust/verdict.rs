@@ -100,7 +100,10 @@ impl Judge<'_> {
         }
         if let Some(revoked) = self.revoked.iter().find(|revoked| revoked.what == Revoked::Key(key)) {
             let message = format!("{who} signed it, whose key {key} is revoked: {}", clean(&revoked.reason, 200));
-            return Err((found(&REVOKED, message, "have somebody review and sign it with a key that is not revoked"), true));
+            return Err((
+                found(&REVOKED, message, "have somebody review and sign it with a key that is not revoked"),
+                true,
+            ));
         }
         if let Some(day) = signature.not_after.filter(|day| day.is_over(self.now)) {
             let message = format!("the signature of {who} ended on {day}");
@@ -126,7 +129,9 @@ impl Judge<'_> {
     fn stranger(&self, key: &PublicKey) -> Finding {
         let fix = "have it signed by a signer of the policy, or add the key to [[trust.signers]]";
         match self.policy.signers.is_empty() {
-            true => found_as(Severity::Info, &SIGNER_NOT_ALLOWED, format!("{key} signed it; no policy names signers"), fix),
+            true => {
+                found_as(Severity::Info, &SIGNER_NOT_ALLOWED, format!("{key} signed it; no policy names signers"), fix)
+            }
             false => found(&SIGNER_NOT_ALLOWED, format!("signed by {key}, which is none of the policy's signers"), fix),
         }
     }

@@ -50,7 +50,8 @@ pub(super) fn run(files: &TrustFiles, format: Format) -> anyhow::Result<()> {
     if format == Format::Json {
         return Err(super::super::failure::Said(super::super::failure::EXIT_REFUSED).into());
     }
-    Err(TrustError::refused(format!("lock file `{path}`"), why, "see above; each has the command that would accept it").into())
+    Err(TrustError::refused(format!("lock file `{path}`"), why, "see above; each has the command that would accept it")
+        .into())
 }
 
 fn row(gate: &Gate, base: &Path, entry: &crate::trust::Entry) -> anyhow::Result<Row> {
@@ -60,7 +61,9 @@ fn row(gate: &Gate, base: &Path, entry: &crate::trust::Entry) -> anyhow::Result<
     let bad = |why: String, next: String| Row { name: name.clone(), file: file.clone(), good: false, why, next };
     let candidate = match resolve(&given) {
         Ok(candidate) => candidate,
-        Err(error) => return Ok(bad(error.why(), "bring the file back, or `patchhost lock --remove` the entry".to_owned())),
+        Err(error) => {
+            return Ok(bad(error.why(), "bring the file back, or `patchhost lock --remove` the entry".to_owned()));
+        }
     };
     let judgement = gate.judge(&candidate, Some(&entry.pairs()))?;
     let error = judgement.findings.iter().find(|finding| finding.severity == crate::audit::Severity::Error);

@@ -43,7 +43,9 @@ pub fn changes(before: Option<&Entry>, after: &Entry) -> Vec<Change> {
     all.extend(limits(before, after));
     all.extend(part("grants", &|e| e.grants.lines().join(", ")));
     all.extend(part("signers", &|e| list(&e.signatures.iter().map(|s| s.key).collect::<Vec<_>>())));
-    all.extend(part("review", &|e| e.review.as_ref().map(|r| format!("{} {}: {}", r.who, r.date, r.note)).unwrap_or_default()));
+    all.extend(part("review", &|e| {
+        e.review.as_ref().map(|r| format!("{} {}: {}", r.who, r.date, r.note)).unwrap_or_default()
+    }));
     all
 }
 

@@ -19,7 +19,8 @@ const HEAD: &str = "\
 # Which patches may run, with which settings, limits and grants. Written by `patchhost lock`, `grant` and `revoke`;
 # `generation` is the digest over all four, so a change by hand is refused. See docs/trust.md.
 ";
-const NEXT: &str = "restore it from your version control; or move it away and lock each patch anew with `patchhost lock`";
+const NEXT: &str =
+    "restore it from your version control; or move it away and lock each patch anew with `patchhost lock`";
 
 /// A lock.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -72,7 +73,11 @@ impl LockFile {
         let result = change(&mut lock)?;
         lock.patches.sort_by(|a, b| a.name.cmp(&b.name));
         if before.as_ref() != Some(&lock) {
-            file::write(path, KIND, &lock.to_text().map_err(|why| TrustError::refused(file::shown(KIND, path), why, NEXT))?)?;
+            file::write(
+                path,
+                KIND,
+                &lock.to_text().map_err(|why| TrustError::refused(file::shown(KIND, path), why, NEXT))?,
+            )?;
         }
         Ok(result)
     }

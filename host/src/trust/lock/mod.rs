@@ -4,7 +4,7 @@ mod diff;
 mod entry;
 mod lockfile;
 
+pub(super) use diff::fields;
 pub use diff::{Change, changes};
 pub use entry::{AuditRecord, Entry, Review, Setting, config_digest};
-pub(super) use diff::fields;
 pub use lockfile::{LOCK_FILE, LockFile};

@@ -68,7 +68,7 @@ fn limits_and_grants_of_the_lock_are_what_runs() {
     assert!(fresh.entry.grants.is_none() && fresh.entry.limits_set.is_empty());
     assert_eq!(fresh.entry.limits.memory_bytes, 64 << 20);
     let parts: Vec<_> = fresh.changes.iter().map(|change| change.part).collect();
-    assert_eq!(parts, ["wasm", "size", "imports", "config", "limits", "grants"], "{:?}", fresh.changes);
+    assert_eq!(parts, ["wasm", "size", "hooks", "imports", "config", "limits", "grants"]);
 }
 
 /// One byte of each part of the identity, changed by hand in the lock or in the policy.
@@ -96,7 +96,10 @@ fn every_part_of_the_identity_is_compared() {
         let error = error(rig.admit("fp8_block", &[("profile", "deepseek")]));
         assert!(error.contains(why), "{to}: {error}");
         if !why.is_empty() {
-            assert!(error.contains("PH710") && error.contains("patchhost lock") && error.contains(flag), "{to}: {error}");
+            assert!(
+                error.contains("PH710") && error.contains("patchhost lock") && error.contains(flag),
+                "{to}: {error}"
+            );
         }
     }
     let mut rig = Rig::new("");

@@ -4,7 +4,11 @@ use crate::audit::Severity;
 /// A policy with the signers a, b and c.
 fn policy(keys: &[SecretKey; 3], more: &str, signer: &str) -> String {
     let signers = keys.iter().zip(["a", "b", "c"]).map(|(key, name)| {
-        format!("[[trust.signers]]\nname = \"{name}\"\nkey = \"{}\"\n{}", key.public(), if name == "a" { signer } else { "" })
+        format!(
+            "[[trust.signers]]\nname = \"{name}\"\nkey = \"{}\"\n{}",
+            key.public(),
+            if name == "a" { signer } else { "" }
+        )
     });
     format!("[trust]\nrequire_signature = true\n{more}\n{}", signers.collect::<String>())
 }
@@ -155,7 +159,10 @@ fn policies_that_contradict_themselves_are_refused() {
         ("[[trust.revoked]]\nreason = \"x\"\n".to_owned(), "exactly one of"),
         (format!("[[trust.revoked]]\nkey = \"{key}\"\nreason = \" \"\n"), "without a reason"),
         ("[trust]\nrequire_sgnature = true\n".to_owned(), "line 2, column 1: unknown field `require_sgnature`"),
-        ("[trust]\nthreshold = \"2\"\n".to_owned(), "line 2, column 13: invalid type: string \"2\", expected a whole number"),
+        (
+            "[trust]\nthreshold = \"2\"\n".to_owned(),
+            "line 2, column 13: invalid type: string \"2\", expected a whole number",
+        ),
         ("[hooks.block-qant]\n".to_owned(), "did you mean `block-quant`"),
         ("[limits]\nmemory_bytes = 99999999999\n".to_owned(), "limits.memory_bytes"),
         ("[limts]\n".to_owned(), "did you mean `limits`"),
