@@ -1,11 +1,13 @@
 //! Swaps and rollbacks, with those that are to land at once.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde_json::json;
 
 use super::refit::Swapped;
 use super::{LiveError, LiveModel};
-use crate::patch::{Actor, Digest, Mode, Requested, SwapRequest, When};
+use crate::patch::{Actor, Digest, Mode, Patch, Requested, SwapError, SwapErrorKind, SwapRequest, When};
 
 /// What became of a request.
 #[derive(Debug, Clone, Serialize)]
@@ -25,7 +27,8 @@ impl LiveModel {
     /// Asks for a swap. With [`When::Now`] the weights are loaded again at once, from where they came.
     pub fn swap(&self, request: &SwapRequest, actor: &Actor) -> Result<SwapOutcome, LiveError> {
         self.heed_revocations();
-        let requested = self.board.request(request, actor).inspect_err(|error| {
+        let asked = self.not_revoked(&request.to).and_then(|()| self.board.request(request, actor));
+        let requested = asked.inspect_err(|error| {
             let why = crate::abi::text::clean(&error.why, 600);
             self.board.event("swap.refused", actor, json!({ "to": request.to, "mode": request.mode, "why": why }));
         })?;
@@ -64,15 +67,31 @@ impl LiveModel {
         self.canary.store(None);
     }
 
-    /// What was revoked while it was staged, retained or active goes into quarantine: nobody swaps or rolls back to it.
-    fn heed_revocations(&self) {
+    /// A component that was revoked while it was staged, retained or active goes into quarantine: nobody swaps or rolls back
+    /// to it, and the next refit asks it nothing.
+    pub(super) fn heed_revocations(&self) {
         for patch in self.board.patches() {
-            let why = [*patch.digest(), patch.generation()].iter().find_map(|d| self.options.gate.revoked(d));
-            if let Some(why) = why.filter(|_| self.board.quarantined(patch.digest()).is_none()) {
+            let revoked = || self.options.gate.revoked(patch.digest());
+            let Some(why) = (self.board.quarantined(patch.digest()).is_none()).then(revoked).flatten() else {
+                continue;
+            };
+            let why = format!("PH714 revoked: {}", crate::abi::text::clean(&why, 300));
+            if let Err(error) = self.board.quarantine(*patch.digest(), &why, &Actor::policy()) {
+                tracing::error!(%error, "a revoked patch is not in quarantine");
+            }
+        }
+    }
+
+    /// A generation can be revoked without its component: these settings, limits and grants.
+    fn not_revoked(&self, to: &Digest) -> Result<(), SwapError> {
+        let asked = |patch: &Arc<Patch>| patch.generation() == *to || patch.digest() == to;
+        let generations = self.board.patches().into_iter().filter(asked).map(|patch| patch.generation());
+        match generations.into_iter().find_map(|generation| self.options.gate.revoked(&generation)) {
+            None => Ok(()),
+            Some(why) => {
                 let why = format!("PH714 revoked: {}", crate::abi::text::clean(&why, 300));
-                if let Err(error) = self.board.quarantine(*patch.digest(), &why, &Actor::policy()) {
-                    tracing::error!(%error, "a revoked patch is not in quarantine");
-                }
+                let next = "swap to a generation that is not revoked";
+                Err(SwapError::new(SwapErrorKind::Forbidden, format!("swap to {to}"), why, next))
             }
         }
     }

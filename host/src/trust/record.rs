@@ -231,8 +231,13 @@ impl Gate {
             same.map_or_else(|| self.limits.clone(), |old| limits::with_own(&self.limits, &old.limits, &names));
         for text in given {
             let set = limits::set(&mut own, text);
-            let name =
-                set.map_err(|why| TrustError::usage(format!("--limit {}", clean(text, 80)), why, "write it so"))?;
+            let name = set.map_err(|why| {
+                TrustError::usage(
+                    format!("--limit {}", clean(text, 80)),
+                    why,
+                    "write for example --limit memory_bytes=32MiB",
+                )
+            })?;
             if !names.contains(&name) {
                 names.push(name);
             }

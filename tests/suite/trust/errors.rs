@@ -58,7 +58,7 @@ fn a_decision_is_shown_with_what_it_changes() {
     say("grant fp8_block.wasm --wasi none");
     std::fs::copy(super::guest("fp8_block_mse"), desk.path("fp8_block.wasm")).unwrap();
     say("lock fp8_block.wasm");
-    say("lock fp8_block.wasm --name second --set observer=mse");
+    say("lock fp8_block.wasm --name second --set candidates=8");
     say("lock --remove second");
     insta::assert_snapshot!(said.join("\n"));
     let json = desk.run("--format json lock fp8_block.wasm --note again").good().json();

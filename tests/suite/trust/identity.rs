@@ -90,16 +90,17 @@ fn in_every_verb() {
     desk.run("lock gpu_layout.wasm").good();
     let tensors = crate::support::matrix_file(desk.folder(), 256, 256).display().to_string();
     let out = desk.path("out").display().to_string();
+    let model = crate::support::data("oracle/qwen3_moe").display().to_string();
     for line in [
         "run --component fp8_block.wasm --max-tokens 1".to_owned(),
-        "refit --component fp8_block.wasm".to_owned(),
+        format!("refit {model} --from {model} --component fp8_block.wasm"),
         "verify-refit --component fp8_block.wasm".to_owned(),
         "explain --component fp8_block.wasm".to_owned(),
         "patches --component fp8_block.wasm".to_owned(),
         format!("quantize {tensors} {out} --component fp8_block.wasm"),
         format!("train --component fp8_block.wasm --steps 1 --metrics-out {out}.m"),
         "serve --component fp8_block.wasm --listen 127.0.0.1:0".to_owned(),
-        format!("compare fp8_block.wasm fp8_block --against {tensors}"),
+        format!("compare fp8_block.wasm fp8_block {tensors}"),
     ] {
         let refused = desk.run(&line);
         assert!(refused.stderr.contains("PH709 not-in-lock"), "{line}: {} {}", refused.stdout, refused.stderr);

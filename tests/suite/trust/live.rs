@@ -63,6 +63,19 @@ fn what_is_revoked_meanwhile_is_neither_swapped_nor_rolled_back_to() {
     assert!(error.contains("PH714 revoked: wrong scales"), "{error}");
     assert!(rig.live.stage(candidate("fp8_block"), None, &[], &me()).is_err());
     assert_eq!(rig.last("patch.quarantined")["reason"], "PH714 revoked: wrong scales");
+    // These settings only: the component itself is not revoked.
+    let hf = rig.stage("fp8_block_mse", &[("candidates", "8")]);
+    gate.revoke(&[Revoked::Digest(hf)], "with these settings").unwrap();
+    let request = patchhost::patch::SwapRequest::to(hf);
+    assert!(rig.live.swap(&request, &me()).unwrap_err().to_string().contains("with these settings"));
+    rig.refit();
+    // The patch that is active: the next refit does not ask it, and the weights that serve serve on.
+    let before = rig.bits();
+    gate.revoke(&[Revoked::Digest(*candidate("fp8_block_mse").digest())], "these too").unwrap();
+    let error =
+        rig.live.refit(rig.checkpoint.clone(), Default::default(), &me(), &|_, _, _| {}).unwrap_err().to_string();
+    assert!(error.contains("PH714 revoked: these too"), "{error}");
+    assert_eq!(rig.bits(), before);
 }
 
 #[test]
