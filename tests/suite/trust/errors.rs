@@ -49,7 +49,7 @@ fn a_decision_is_shown_with_what_it_changes() {
         let ran = desk.run(line).good();
         let shown: Vec<&str> =
             ran.stdout.lines().filter(|l| !l.contains("generation") && !l.contains("audit:")).collect();
-        let hidden = shown.join("\n").split(' ').map(hide).collect::<Vec<_>>().join(" ");
+        let hidden = shown.join("\n").split_inclusive([' ', '\n']).map(hide).collect::<String>();
         said.push(format!("$ patchhost {line}\n{hidden}\n"));
     };
     say("lock fp8_block.wasm --set profile=hf");
@@ -71,9 +71,10 @@ fn a_decision_is_shown_with_what_it_changes() {
 
 /// Digests and sizes change whenever a guest is rebuilt.
 fn hide(word: &str) -> String {
-    match word.find("sha256:") {
-        Some(at) => format!("{}[digest]{}", &word[..at], word[at..].find('\n').map_or("", |end| &word[at + end..])),
-        None if word.len() > 4 && word.bytes().all(|b| b.is_ascii_digit()) => "[size]".to_owned(),
-        None => word.to_owned(),
+    let bare = word.trim_end();
+    let number = bare.len() > 4 && bare.bytes().all(|b| b.is_ascii_digit());
+    match bare.starts_with("sha256:") || number {
+        true => word.replace(bare, if number { "[size]" } else { "[digest]" }),
+        false => word.to_owned(),
     }
 }

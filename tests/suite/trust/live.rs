@@ -72,8 +72,8 @@ fn what_is_revoked_meanwhile_is_neither_swapped_nor_rolled_back_to() {
     // The patch that is active: the next refit does not ask it, and the weights that serve serve on.
     let before = rig.bits();
     gate.revoke(&[Revoked::Digest(*candidate("fp8_block_mse").digest())], "these too").unwrap();
-    let error =
-        rig.live.refit(rig.checkpoint.clone(), Default::default(), &me(), &|_, _, _| {}).unwrap_err().to_string();
+    let refit = rig.live.refit(rig.checkpoint.clone(), Default::default(), &me(), &|_, _, _| {});
+    let error = refit.err().unwrap().to_string();
     assert!(error.contains("PH714 revoked: these too"), "{error}");
     assert_eq!(rig.bits(), before);
 }
