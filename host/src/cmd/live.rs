@@ -90,7 +90,6 @@ impl LiveArgs {
             reports: self.shadow_reports.clone(),
             hash_weights: needs.hash_weights,
             gate: loaded.gate().clone(),
-            ..LiveOptions::default()
         };
         let folder = model.folder().map(std::path::Path::to_path_buf);
         let Model { name, engine, checkpoint, .. } = model;

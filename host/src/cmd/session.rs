@@ -1,5 +1,7 @@
 //! What most verbs start with: the model, the patches, and the patches' ledger.
 
+mod settings;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,6 +24,8 @@ use crate::patch::{
     Sandbox, Trial, resolve,
 };
 use crate::trust::Gate;
+use settings::Settings;
+pub use settings::parse_setting;
 
 /// Bundled patches that do not change numbers and are on by default in every verb that loads a model.
 const DEFAULT_PATCHES: [&str; 1] = ["moe_loader"];
@@ -319,20 +323,6 @@ pub fn sandbox(threads: usize) -> anyhow::Result<Sandbox> {
         .with_trial(Some(Trial::this_program()?)))
 }
 
-/// A setting for one patch: KEY=VALUE.
-pub fn parse_setting(arg: &str) -> Result<(String, String), UsageError> {
-    arg.split_once('=')
-        .filter(|(key, _)| !key.is_empty())
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .ok_or_else(|| {
-            UsageError::new(
-                format!("--set {}", arg.escape_debug()),
-                "a setting is KEY=VALUE",
-                "write for example --set profile=deepseek",
-            )
-        })
-}
-
 fn parse_digest(hex: &str) -> Result<Digest, UsageError> {
     let bare = hex.strip_prefix("sha256:").unwrap_or(hex);
     bare.parse().map_err(|_| {
@@ -344,57 +334,8 @@ fn parse_digest(hex: &str) -> Result<Digest, UsageError> {
     })
 }
 
-fn stem(component: &str) -> String {
+pub(super) fn stem(component: &str) -> String {
     Path::new(component).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// `--set`, taken apart: KEY=VALUE for the patches that the user named, NAME.KEY=VALUE for one patch.
-#[derive(Debug, Clone)]
-struct Settings(Vec<(Option<String>, String, String)>);
-
-impl Settings {
-    fn parse(args: &[String]) -> Result<Self, UsageError> {
-        let mut all = Vec::new();
-        for arg in args {
-            let (key, value) = parse_setting(arg)?;
-            let (name, key) = match key.split_once('.') {
-                Some((name, key)) => (Some(name.to_string()), key),
-                None => (None, key.as_str()),
-            };
-            all.push((name, key.to_string(), value));
-        }
-        Ok(Self(all))
-    }
-
-    fn for_patch(&self, name: &str, named_by_user: bool) -> Vec<(String, String)> {
-        let mine = |(n, _, _): &&(Option<String>, String, String)| match n {
-            Some(n) => n == name,
-            None => named_by_user,
-        };
-        self.0.iter().filter(mine).map(|(_, k, v)| (k.clone(), v.clone())).collect()
-    }
-
-    /// A setting that no patch got is an error: it would silently do nothing.
-    fn check_used(&self, patches: &[Arc<Patch>], args: &PatchArgs, watches: bool) -> Result<(), UsageError> {
-        if watches {
-            return Ok(());
-        }
-        let stems: Vec<String> = args.components.iter().map(|c| stem(c)).collect();
-        for (name, key, _) in &self.0 {
-            let used = match name {
-                None => !args.components.is_empty(),
-                Some(n) => stems.contains(n) || patches.iter().any(|p| p.info().name == *n),
-            };
-            if !used {
-                let why = match name {
-                    Some(n) => format!("no patch `{n}` is loaded"),
-                    None => "no patch is named by --component".to_string(),
-                };
-                return Err(UsageError::new(format!("--set {key}"), why, "name the patch with --component"));
-            }
-        }
-        Ok(())
-    }
 }
 
 /// A progress bar on standard error; nothing where that is not a terminal.

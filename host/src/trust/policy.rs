@@ -154,7 +154,8 @@ impl TrustPolicy {
             if before.iter().any(|other| other.key == signer.key) {
                 return Err(format!("signer `{name}` has a key that another one has too: he would count twice"));
             }
-            for hook in signer.hooks.iter().filter(|hook| *hook != "*" && !hooks.contains(&hook.as_str())) {
+            let unknown = |hook: &&String| *hook != "*" && !hooks.contains(&hook.as_str());
+            if let Some(hook) = signer.hooks.iter().find(unknown) {
                 let hint = nearest(hook, hooks.iter().copied()).map(|k| format!(" (did you mean `{k}`?)"));
                 let (hook, hint) = (clean(hook, 60), hint.unwrap_or_default());
                 return Err(format!(
