@@ -31,5 +31,6 @@ mod support;
 mod train;
 mod transaction;
 mod trial;
+mod trust;
 mod wasi;
 mod wit;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::trust_args::TrustArgs;
 use clap::{Args, ValueEnum};
 use patchhost_runtime::activation::ActivationMode;
 
@@ -63,6 +64,8 @@ pub struct PatchArgs {
     /// lora_tensors in serve)
     #[arg(long)]
     pub no_default_patches: bool,
+    #[command(flatten)]
+    pub trust: TrustArgs,
 }
 
 /// The model.

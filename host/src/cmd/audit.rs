@@ -1,15 +1,18 @@
 //! `patchhost audit`: what a reviewer reads before a patch may run.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::json;
 
 use super::args::Format;
 use super::failure::{Refused, UsageError};
-use crate::audit::{self, AuditOptions, Report, Severity, Style, catalogue, diff};
-use crate::patch::{Candidate, Policy, resolve};
+use super::session::{parse_setting, progress_bar, sandbox};
+use super::trust_args::TrustFiles;
+use crate::audit::{self, AuditOptions, Finding, Report, Severity, Style, catalogue, diff};
+use crate::patch::{Candidate, Policy, StageError, resolve};
+use crate::probe::{self, ProbeOptions, ProbeReport, Verdict};
+use crate::trust::Gate;
 
 /// Says what a component is and what is wrong with it, without running or compiling it
 ///
@@ -20,9 +23,14 @@ pub struct Args {
     /// Components: paths, or names of bundled patches
     #[arg(value_name = "X.wasm", required_unless_present_any = ["rules", "explain"])]
     pub files: Vec<String>,
-    /// The policy: caps, severities, accepted findings
-    #[arg(long, value_name = "FILE")]
-    pub policy: Option<PathBuf>,
+    /// Also start it and ask it: golden vectors, properties, bounds (docs/probe.md)
+    #[arg(long)]
+    pub probe: bool,
+    /// A setting that it is asked with, and that the lock must have: KEY=VALUE; can be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    #[command(flatten)]
+    pub trust: TrustFiles,
     /// What changed since this version
     #[arg(long, value_name = "OLD.wasm")]
     pub diff: Option<String>,
@@ -40,6 +48,7 @@ struct Audited {
     report: Report,
     more: Vec<(&'static str, String)>,
     diff: Option<diff::Diff>,
+    probe: Option<ProbeReport>,
     wit: String,
     milliseconds: f64,
 }
@@ -49,11 +58,14 @@ pub fn run(args: Args, format: Format, sarif: bool) -> anyhow::Result<()> {
     if args.rules || args.explain.is_some() {
         return rules(args.explain.as_deref(), format);
     }
-    let policy = args.policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
-    let old = args.diff.as_deref().map(read).transpose()?;
+    let (policy, places) = args.trust.read()?;
+    let settings = args.settings.iter().map(|s| parse_setting(s)).collect::<Result<Vec<_>, _>>()?;
+    let gate = Gate::for_writing(&policy, places);
+    let old = args.diff.as_deref().map(resolve).transpose()?;
     let mut audited = Vec::new();
     for file in &args.files {
-        audited.push(one(&read(file)?, &policy, old.as_ref())?);
+        let with = With { policy: &policy, gate: &gate, settings: &settings, old: old.as_ref(), probe: args.probe };
+        audited.push(one(resolve(file)?, &with)?);
     }
     if sarif {
         let files: Vec<(String, &Report)> = audited.iter().map(|one| (one.name.clone(), &one.report)).collect();
@@ -71,6 +83,9 @@ pub fn run(args: Args, format: Format, sarif: bool) -> anyhow::Result<()> {
             if let Some(diff) = &one.diff {
                 print_diff(diff);
             }
+            if let Some(probe) = &one.probe {
+                print_probe(probe);
+            }
             println!("({:.0} ms)", one.milliseconds);
         }
     }
@@ -84,21 +99,83 @@ fn refused(audited: &[Audited]) -> usize {
     audited.iter().filter(|one| one.report.errors() > 0).count()
 }
 
-/// Any file: one that is no component, or too large for one, has a report too.
-fn read(name: &str) -> anyhow::Result<Candidate> {
-    Ok(resolve(name)?)
+/// What every file is looked at with.
+struct With<'a> {
+    policy: &'a Policy,
+    gate: &'a Gate,
+    settings: &'a [(String, String)],
+    old: Option<&'a Candidate>,
+    probe: bool,
 }
 
-fn one(candidate: &Candidate, policy: &Policy, old: Option<&Candidate>) -> anyhow::Result<Audited> {
+fn one(candidate: Candidate, with: &With<'_>) -> anyhow::Result<Audited> {
     let began = Instant::now();
-    let mut options = AuditOptions { policy: policy.audit.clone(), ..AuditOptions::default() };
-    let diff = old.map(|old| diff::diff(old.bytes(), candidate.bytes()));
+    let judgement = with.gate.judge(&candidate, (!with.settings.is_empty()).then_some(with.settings))?;
+    let mut options = AuditOptions {
+        policy: with.policy.audit.clone(),
+        grants: judgement.grants.clone(),
+        more: judgement.findings.into_iter().map(before_the_decision).collect(),
+    };
+    let diff = with.old.map(|old| diff::diff(old.bytes(), candidate.bytes()));
     options.more.extend(diff.iter().flat_map(diff::Diff::findings));
     let report = audit::inspect_with(candidate.bytes(), &options);
-    let milliseconds = began.elapsed().as_secs_f64() * 1e3;
+    let name = candidate.name().to_owned();
     // Only where the cost rules and the validator let it through.
     let wit = if report.validated { diff::wit(candidate.bytes()) } else { String::new() };
-    Ok(Audited { name: candidate.name().to_owned(), report, more: Vec::new(), diff, wit, milliseconds })
+    let more = vec![("trust", judgement.summary.line())];
+    let mut audited = Audited { name, report, more, diff, probe: None, wit, milliseconds: 0.0 };
+    if with.probe && audited.report.errors() == 0 {
+        let settings = judgement.entry.map_or_else(|| with.settings.to_vec(), |entry| entry.pairs());
+        ask(candidate, &options, &settings, &judgement.limits, &mut audited)?;
+    }
+    audited.milliseconds = began.elapsed().as_secs_f64() * 1e3;
+    Ok(audited)
+}
+
+/// That the lock does not have it yet is what a review is for, and not a reason against it.
+fn before_the_decision(finding: Finding) -> Finding {
+    match finding.id {
+        "PH709" | "PH710" => Finding { severity: Severity::Warn, ..finding },
+        _ => finding,
+    }
+}
+
+/// Starts it in a sandbox of its own and asks it everything. What fails there is a finding too.
+fn ask(
+    candidate: Candidate,
+    options: &AuditOptions,
+    settings: &[(String, String)],
+    limits: &crate::patch::Limits,
+    audited: &mut Audited,
+) -> anyhow::Result<()> {
+    let bar = progress_bar("probe");
+    let shown = bar.clone();
+    let started = || {
+        let verification = candidate.default_verification();
+        candidate
+            .verify(&verification)?
+            .audit_with(options)?
+            .compile(&sandbox(2).map_err(host)?)?
+            .ready(settings, limits.clone())
+    };
+    match started() {
+        Ok(patch) => {
+            let progress = move |check: &str| shown.set_message(check.to_owned());
+            let all = ProbeOptions { progress: Some(std::sync::Arc::new(progress)), ..ProbeOptions::thorough() };
+            let report = probe::run(&patch, &all);
+            audited.report.findings.splice(0..0, audit::probe_findings(&report));
+            audited.probe = Some(report);
+        }
+        Err(error) => audited.report.findings.insert(0, audit::not_started(&error.why())),
+    }
+    audited.report.sort();
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// A sandbox that cannot be made is nobody's finding; it ends the audit of this file all the same.
+fn host(error: anyhow::Error) -> StageError {
+    StageError::Compile { name: "sandbox".to_owned(), why: error.to_string() }
 }
 
 fn json(one: &Audited) -> serde_json::Value {
@@ -108,6 +185,7 @@ fn json(one: &Audited) -> serde_json::Value {
         "verdict": if one.report.errors() > 0 { "refused" } else { "accepted" },
         "notes": one.more.iter().map(|(what, value)| (*what, value)).collect::<std::collections::BTreeMap<_, _>>(),
         "diff": one.diff,
+        "probe": one.probe,
         "interface": one.wit,
         "milliseconds": one.milliseconds,
     })
@@ -148,6 +226,24 @@ fn print_diff(diff: &diff::Diff) {
         println!("  interface");
         for line in &diff.wit {
             println!("    {line}");
+        }
+    }
+}
+
+fn print_probe(report: &ProbeReport) {
+    let of = report.profile.as_deref().map(|profile| format!(", profile {profile}")).unwrap_or_default();
+    println!("\nasked {}{of}: {} answers in {:.1} s", report.patch, report.asked(), report.seconds);
+    for check in &report.checks {
+        let word = match check.verdict {
+            Verdict::Passed => "ok",
+            Verdict::Failed => "FAILED",
+            Verdict::Note => "note",
+            Verdict::Skipped => "-",
+        };
+        let worst = check.worst.as_deref().map(|worst| format!("  ({worst})")).unwrap_or_default();
+        println!("  {word:<7}{:<28}{:>8}  {}{worst}", check.title(), check.asked, check.about);
+        if let Some(why) = &check.why {
+            println!("         {}", why.replace('\n', "\n         "));
         }
     }
 }

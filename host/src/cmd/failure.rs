@@ -13,6 +13,7 @@ use crate::compare::CompareError;
 use crate::live::{LiveError, WatchError};
 use crate::patch::{AttachError, LedgerError, PolicyError, SetError, StageError, SwapError, SwapErrorKind};
 use crate::train::TrainError;
+use crate::trust::{RecordError, TrustError, TrustErrorKind};
 
 /// Refused: by the audit, a digest, a conflict, or because weights and patches do not cover the model.
 pub const EXIT_REFUSED: u8 = 1;
@@ -57,10 +58,17 @@ impl Refused {
         Self { what: what.into() }
     }
 }
+/// Everything was printed already; only the exit code is left.
+#[derive(Debug, thiserror::Error)]
+#[error("see above")]
+pub struct Said(pub(super) u8);
 
 /// Prints the error (JSON on standard output if asked for, else text on standard error) and gives its exit code.
 pub(super) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
     let code = code(error);
+    if error.is::<Said>() {
+        return ExitCode::from(code);
+    }
     match format {
         Format::Text => eprintln!("error: {error}"),
         // The one object of the verb says it.
@@ -102,6 +110,18 @@ fn code(error: &anyhow::Error) -> u8 {
     if let Some(e) = error.downcast_ref::<SwapError>() {
         return swap(e);
     }
+    if let Some(Said(code)) = error.downcast_ref() {
+        return *code;
+    }
+    if let Some(e) = error.downcast_ref::<TrustError>() {
+        return trust(e);
+    }
+    if let Some(e) = error.downcast_ref::<RecordError>() {
+        return match e {
+            RecordError::Stage(e) => stage(e),
+            RecordError::Trust(e) => trust(e),
+        };
+    }
     if error.is::<PolicyError>() || error.is::<WatchError>() {
         return EXIT_USAGE;
     }
@@ -138,6 +158,14 @@ fn code(error: &anyhow::Error) -> u8 {
         return EXIT_USAGE;
     }
     error.downcast_ref::<WriteError>().map_or(EXIT_HOST, write)
+}
+
+fn trust(error: &TrustError) -> u8 {
+    match error.kind {
+        TrustErrorKind::Usage => EXIT_USAGE,
+        TrustErrorKind::Refused => EXIT_REFUSED,
+        TrustErrorKind::Host => EXIT_HOST,
+    }
 }
 
 fn write(error: &WriteError) -> u8 {

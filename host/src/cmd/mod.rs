@@ -7,21 +7,29 @@ mod compare;
 mod explain;
 mod export;
 mod failure;
+mod grant;
+mod keygen;
 mod live;
+mod lock;
 mod log;
 mod logits;
 mod lora;
 mod output;
 mod patches;
 mod quantize;
+mod rebuild;
 mod refit;
+mod revoke;
 mod rollback;
 mod run;
 mod serve;
 mod session;
+mod sign;
 mod status;
 mod swap;
 mod train;
+mod trust_args;
+mod verify;
 mod verify_refit;
 
 use std::io::IsTerminal;
@@ -63,6 +71,13 @@ enum Verb {
     Patches(patches::Args),
     Log(log::Args),
     Audit(audit::Args),
+    Lock(Box<lock::Args>),
+    Grant(Box<grant::Args>),
+    Revoke(revoke::Args),
+    Keygen(keygen::Args),
+    Sign(sign::Args),
+    Verify(verify::Args),
+    Rebuild(rebuild::Args),
 }
 
 /// Parses the command line, runs the verb and turns its error into the exit code.
@@ -109,6 +124,13 @@ pub fn main() -> ExitCode {
         Verb::Patches(args) => patches::run(args, format),
         Verb::Log(args) => log::run(args, format),
         Verb::Audit(args) => audit::run(args, format, sarif),
+        Verb::Lock(args) => lock::run(*args, format),
+        Verb::Grant(args) => grant::run(*args, format),
+        Verb::Revoke(args) => revoke::run(args, format),
+        Verb::Keygen(args) => keygen::run(args, format),
+        Verb::Sign(args) => sign::run(args, format),
+        Verb::Verify(args) => verify::run(args, format),
+        Verb::Rebuild(args) => rebuild::run(args, format),
         Verb::VerifyRefit(args) => verify_refit::run(args, format),
     };
     match result {

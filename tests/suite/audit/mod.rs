@@ -14,7 +14,7 @@ fn bundled_patches_have_notes_only() {
         let report = inspect(bytes);
         let worse: Vec<_> = report.findings.iter().filter(|f| f.severity != Severity::Info).collect();
         assert!(worse.is_empty(), "{name}: {worse:#?}");
-        let imports: &[&str] = if *name == "fp8_block_mse" { &["patchhost:patch/row-source@0.1.0"] } else { &[] };
+        let imports: &[&str] = if name == "fp8_block_mse" { &["patchhost:patch/row-source@0.1.0"] } else { &[] };
         assert_eq!(report.imports, imports, "{name}");
         patchhost(["audit", name]).good();
     }

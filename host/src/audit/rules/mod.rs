@@ -2,6 +2,8 @@
 
 pub(super) mod features;
 pub(super) mod file;
+pub(crate) mod probe;
+pub(crate) mod trust;
 
 mod code;
 mod cost;
@@ -75,7 +77,7 @@ impl Rule {
 
 /// Every rule there is, in order of id.
 pub fn catalogue() -> Vec<Rule> {
-    let groups: [&[Rule]; 12] = [
+    let groups: [&[Rule]; 14] = [
         &file::RULES,
         &imports::RULES,
         &world::RULES,
@@ -88,6 +90,8 @@ pub fn catalogue() -> Vec<Rule> {
         &origin::RULES,
         &super::diff::RULES,
         &super::levels::RULES,
+        &trust::RULES,
+        &probe::RULES,
     ];
     let mut rules: Vec<Rule> = groups.concat();
     rules.sort_by_key(|rule| rule.id);

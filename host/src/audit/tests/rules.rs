@@ -21,6 +21,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("PH714", "needs revocations: the tests of `trust`"),
     ("PH715", "depends on the engine that is linked; the comparison of versions has its own test"),
     ("PH717", "needs a policy: the tests of `levels`"),
+    ("PH950", "needs an answer: the tests of the probe"),
+    ("PH951", "needs an answer: the tests of the probe"),
     ("PH901", "needs two versions: the tests of `diff`"),
     ("PH902", "needs two versions: the tests of `diff`"),
     ("PH903", "needs two versions: the tests of `diff`"),
