@@ -5,6 +5,7 @@ pub mod audit;
 pub mod checkpoint;
 pub mod cmd;
 pub mod compare;
+pub mod isolate;
 pub mod live;
 pub mod patch;
 pub mod probe;

@@ -12,6 +12,7 @@ mod http;
 mod http_admin;
 mod http_client;
 mod http_rl;
+mod isolate;
 mod ledger;
 mod list;
 mod live;

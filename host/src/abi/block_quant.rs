@@ -65,11 +65,27 @@ impl QuantAdapter {
         answer: Vec<f32>,
         expected: usize,
     ) -> Result<Vec<f32>, HookError> {
-        if answer.len() != expected {
-            let why = format!("it returned {} numbers for {expected} blocks", answer.len());
-            return Err(self.error(function, subject, HookCause::BadOutput, why));
-        }
+        check_count(&answer, expected).map_err(|why| self.error(function, subject, HookCause::BadOutput, why))?;
         Ok(answer)
+    }
+}
+
+/// One number per block.
+pub(crate) fn check_count(answer: &[f32], expected: usize) -> Result<(), String> {
+    if answer.len() == expected {
+        return Ok(());
+    }
+    Err(format!("it returned {} numbers for {expected} blocks", answer.len()))
+}
+
+/// One finite scale greater than zero per group. (Weight scales are proved by the cast, block by block.)
+pub(crate) fn check_activation(answer: &[f32], amax: &[f32]) -> Result<(), String> {
+    check_count(answer, amax.len())?;
+    match answer.iter().position(|scale| !(scale.is_finite() && *scale > 0.0)) {
+        None => Ok(()),
+        Some(at) => {
+            Err(format!("scale {at} is {}, for amax {}; scales are finite and greater than 0", answer[at], amax[at]))
+        }
     }
 }
 
@@ -180,17 +196,8 @@ impl BlockQuant for QuantAdapter {
                 Some(exports) => exports.call_activation_scales(store, amax),
                 None => Ok(Err("no export `block-quant`".into())),
             })?;
-        let answer = self.check_count(function, &subject, answer, amax.len())?;
-        match answer.iter().position(|scale| !(scale.is_finite() && *scale > 0.0)) {
-            None => Ok(answer),
-            Some(at) => {
-                let why = format!(
-                    "scale {at} is {}, for amax {}; scales are finite and greater than 0",
-                    answer[at], amax[at]
-                );
-                Err(self.error(function, &subject, HookCause::BadOutput, why))
-            }
-        }
+        check_activation(&answer, amax).map_err(|why| self.error(function, &subject, HookCause::BadOutput, why))?;
+        Ok(answer)
     }
 }
 

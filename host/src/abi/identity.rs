@@ -4,7 +4,7 @@ use super::bindings::identity as wit;
 use super::text;
 use crate::sandbox::{Budget, Fault, Function, State, Stats, run};
 use patchhost_runtime::hooks::HookCause;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use wasmtime::Store;
 
 const NAME_BYTES: usize = 64;
@@ -13,7 +13,7 @@ const TARGETS: usize = 16;
 const ARCHITECTURES: usize = 64;
 
 /// Where a patch applies.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// `patchhost` for the embedded runtime.
     pub engine: String,
@@ -24,7 +24,7 @@ pub struct Target {
 }
 
 /// What a patch says about itself. Bounds are checked, control characters escaped.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Info {
     /// Name, `[a-z0-9_-]`.
     pub name: String,
@@ -106,7 +106,7 @@ fn convert(info: wit::Info) -> Result<Info, String> {
 }
 
 /// What the interface says about `name`, `version` and `versions`, beyond lengths.
-fn check(info: &Info) -> Result<(), String> {
+pub(crate) fn check(info: &Info) -> Result<(), String> {
     let name_ok = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_' || c == b'-';
     let Info { name, version, .. } = info;
     if name.is_empty() || name.len() > NAME_BYTES || !name.bytes().all(name_ok) {

@@ -36,22 +36,25 @@ impl Layout for LayoutAdapter {
             exports.call_passes(store, lower::model(model), consumer, &lower::tensors(tensors))
         })?;
 
-        if answer.len() != tensors.len() {
-            let why = format!("it returned {} lists of passes for {} tensors", answer.len(), tensors.len());
-            return Err(fail(HookCause::BadOutput, why));
-        }
-        let converted = answer.into_iter().zip(tensors).map(|(passes, tensor)| {
-            let passes: Vec<LayoutPass> = passes.into_iter().map(pass).collect();
-            match passes.iter().enumerate().find(|(i, p)| passes[..*i].contains(p)) {
-                None => Ok(passes),
-                Some((_, twice)) => {
-                    let name = text::clean(&tensor.name, 120);
-                    Err(fail(HookCause::BadOutput, format!("pass {twice:?} stands twice in the list of `{name}`")))
-                }
-            }
-        });
-        converted.collect()
+        let answer: Vec<Vec<LayoutPass>> =
+            answer.into_iter().map(|passes| passes.into_iter().map(pass).collect()).collect();
+        check(&answer, tensors).map_err(|why| fail(HookCause::BadOutput, why))?;
+        Ok(answer)
     }
+}
+
+/// What the interface says of an answer.
+pub(crate) fn check(answer: &[Vec<LayoutPass>], tensors: &[TensorInfo]) -> Result<(), String> {
+    if answer.len() != tensors.len() {
+        return Err(format!("it returned {} lists of passes for {} tensors", answer.len(), tensors.len()));
+    }
+    for (passes, tensor) in answer.iter().zip(tensors) {
+        if let Some((_, twice)) = passes.iter().enumerate().find(|(i, p)| passes[..*i].contains(p)) {
+            let name = text::clean(&tensor.name, 120);
+            return Err(format!("pass {twice:?} stands twice in the list of `{name}`"));
+        }
+    }
+    Ok(())
 }
 
 fn pass(pass: wit::Pass) -> LayoutPass {

@@ -36,7 +36,7 @@ impl LogitsMask for MaskAdapter {
 }
 
 /// What the interface says of an answer.
-fn check(ranges: &[Range<u32>], rows: u32) -> Result<(), String> {
+pub(crate) fn check(ranges: &[Range<u32>], rows: u32) -> Result<(), String> {
     if ranges.len() > RANGES {
         return Err(format!("{} ranges; the interface allows {RANGES}", ranges.len()));
     }

@@ -53,20 +53,26 @@ impl Lora for LoraAdapter {
             exports.call_admit(store, lower::model(model), peft_config, &registry, &adapter)
         })?;
 
-        let why = if plan.places.len() != adapter.len() {
-            format!("it returned {} places for {} tensors", plan.places.len(), adapter.len())
-        } else if !(1..=RANK).contains(&plan.rank) {
-            format!("rank {} is not from 1 to {RANK}", plan.rank)
-        } else if !plan.scaling.is_finite() {
-            format!("scaling {} is not finite", plan.scaling)
-        } else if let Some(place) = plan.places.iter().find(|p| p.target.len() > NAME_BYTES) {
-            format!("a target has {} bytes; the interface allows {NAME_BYTES}", place.target.len())
-        } else {
-            let places = plan.places.into_iter().map(place).collect();
-            return Ok(LoraPlan { rank: plan.rank, scaling: plan.scaling, places });
-        };
-        Err(fail(HookCause::BadOutput, why))
+        let places = plan.places.into_iter().map(place).collect();
+        let plan = LoraPlan { rank: plan.rank, scaling: plan.scaling, places };
+        check(&plan, adapter.len()).map_err(|why| fail(HookCause::BadOutput, why))?;
+        Ok(plan)
     }
+}
+
+/// What the interface says of an answer about so many tensors.
+pub(crate) fn check(plan: &LoraPlan, tensors: usize) -> Result<(), String> {
+    Err(if plan.places.len() != tensors {
+        format!("it returned {} places for {tensors} tensors", plan.places.len())
+    } else if !(1..=RANK).contains(&plan.rank) {
+        format!("rank {} is not from 1 to {RANK}", plan.rank)
+    } else if !plan.scaling.is_finite() {
+        format!("scaling {} is not finite", plan.scaling)
+    } else if let Some(place) = plan.places.iter().find(|p| p.target.len() > NAME_BYTES) {
+        format!("a target has {} bytes; the interface allows {NAME_BYTES}", place.target.len())
+    } else {
+        return Ok(());
+    })
 }
 
 fn place(place: wit::Place) -> LoraPlace {

@@ -2,19 +2,19 @@
 
 #[allow(missing_docs, clippy::all, unreachable_pub)] // written by a macro
 mod bindings;
-mod block_quant;
+pub(crate) mod block_quant;
 pub mod diff;
 mod guest;
 mod hook;
-mod identity;
-mod layout;
+pub(crate) mod identity;
+pub(crate) mod layout;
 mod loader_map;
-mod logits_mask;
-mod lora;
+pub(crate) mod logits_mask;
+pub(crate) mod lora;
 mod model;
 mod refit_observer;
 pub(crate) mod row_source;
-mod scheme;
+pub(crate) mod scheme;
 mod state;
 pub mod text;
 mod typediff;

@@ -7,7 +7,7 @@ use patchhost_runtime::hooks::{
     ActivationRule, CastRule, CastSpec, Contract, Decision, Edges, Floor, Needs, ScaleFormat, Scheme,
 };
 
-const BLOCK_SIZE: std::ops::RangeInclusive<u32> = 1..=4096;
+const BLOCK_SIZE: std::ops::RangeInclusive<usize> = 1..=4096;
 const SUFFIX_BYTES: usize = 32;
 const PROFILE_BYTES: usize = 64;
 /// The largest eps of a published profile is 1e-4. A larger floor could flush every weight and still keep its contract.
@@ -36,6 +36,13 @@ pub(super) fn activation(rule: wit::ActivationRule) -> ActivationRule {
 }
 
 fn convert(scheme: wit::Scheme) -> Result<Scheme, String> {
+    let scheme = raise(scheme);
+    check(&scheme)?;
+    Ok(Scheme { rule: text::clean(&scheme.rule, 4 * REASON_BYTES), ..scheme })
+}
+
+/// What the interface says of a scheme, wherever it comes from.
+pub(crate) fn check(scheme: &Scheme) -> Result<(), String> {
     for (what, size) in [("block-rows", scheme.block_rows), ("block-cols", scheme.block_cols)] {
         if !BLOCK_SIZE.contains(&size) {
             return Err(format!("`{what}` is {size}; the interface allows 1 to 4096"));
@@ -54,7 +61,12 @@ fn convert(scheme: wit::Scheme) -> Result<Scheme, String> {
     if scheme.rule.len() > REASON_BYTES {
         return Err(format!("`rule` has {} bytes; the interface allows {REASON_BYTES}", scheme.rule.len()));
     }
-    Ok(Scheme {
+    floor(scheme.cast.floor)?;
+    contract(scheme.cast.contract)
+}
+
+fn raise(scheme: wit::Scheme) -> Scheme {
+    Scheme {
         block_rows: scheme.block_rows as usize,
         block_cols: scheme.block_cols as usize,
         needs: match scheme.needs {
@@ -77,18 +89,25 @@ fn convert(scheme: wit::Scheme) -> Result<Scheme, String> {
                 wit::Edges::PropagateNan => Edges::PropagateNan,
                 wit::Edges::IgnoreNan => Edges::IgnoreNan,
             },
-            floor: floor(scheme.floor)?,
-            contract: contract(scheme.contract)?,
+            floor: {
+                let wit::Floor { eps, zero_below, zero_scale } = scheme.floor;
+                Floor { eps, zero_below, zero_scale }
+            },
+            contract: match scheme.contract {
+                wit::Contract::Amax => Contract::Amax,
+                wit::Contract::Pow2 => Contract::Pow2,
+                wit::Contract::Clip(share) => Contract::Clip(share),
+            },
             round_bf16: scheme.round_bf16,
         },
-        rule: text::clean(&scheme.rule, 4 * REASON_BYTES),
+        rule: scheme.rule,
         scale_suffix: scheme.scale_suffix,
         profile: scheme.profile,
-    })
+    }
 }
 
-fn floor(floor: wit::Floor) -> Result<Floor, String> {
-    let wit::Floor { eps, zero_below, zero_scale } = floor;
+fn floor(floor: Floor) -> Result<(), String> {
+    let Floor { eps, zero_below, zero_scale } = floor;
     for (what, value) in [("eps", eps), ("zero-below", zero_below), ("zero-scale", zero_scale)] {
         if !(value.is_finite() && value >= 0.0) {
             return Err(format!("`floor.{what}` is {value}; it must be finite and at least 0"));
@@ -102,18 +121,16 @@ fn floor(floor: wit::Floor) -> Result<Floor, String> {
     if zero_scale == 0.0 {
         return Err("`floor.zero-scale` is 0; it must be greater".into());
     }
-    Ok(Floor { eps, zero_below, zero_scale })
+    Ok(())
 }
 
-fn contract(contract: wit::Contract) -> Result<Contract, String> {
-    Ok(match contract {
-        wit::Contract::Amax => Contract::Amax,
-        wit::Contract::Pow2 => Contract::Pow2,
-        wit::Contract::Clip(share) if (0.0..=MOST_CLIPPED).contains(&share) => Contract::Clip(share),
-        wit::Contract::Clip(share) => {
-            return Err(format!("`contract` is clip({share}); the interface allows 0 to {MOST_CLIPPED}"));
+fn contract(contract: Contract) -> Result<(), String> {
+    match contract {
+        Contract::Clip(share) if !(0.0..=MOST_CLIPPED).contains(&share) => {
+            Err(format!("`contract` is clip({share}); the interface allows 0 to {MOST_CLIPPED}"))
         }
-    })
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub(crate) fn is_state(full_name: &str) -> bool {
 }
 
 /// What a patch remembered. Only the patch knows what is in it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Snapshot {
     schema: String,
     version: u32,

@@ -45,6 +45,9 @@ pub struct PatchArgs {
     /// The digest that the component's bytes must have; the n-th belongs to the n-th --component
     #[arg(long = "sha256", value_name = "HEX")]
     pub sha256: Vec<String>,
+    /// Run each patch in child processes of its own: what takes one down does not take this process down
+    #[arg(long)]
+    pub isolate: bool,
     /// Do not load the bundled patches that are on by default (moe_loader; vocab_mask where text is sampled;
     /// lora_tensors in serve)
     #[arg(long)]

@@ -65,7 +65,7 @@ enum Verb {
 
 /// Parses the command line, runs the verb and turns its error into the exit code.
 pub fn main() -> ExitCode {
-    if let Some(code) = crate::sandbox::trial::child() {
+    if let Some(code) = crate::sandbox::trial::child().or_else(crate::isolate::child) {
         return code;
     }
     // `patchhost run | head` must end quietly, not with a panic about a broken pipe.

@@ -41,6 +41,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     // Each by itself: two that claim one hook can be listed, though not loaded, together.
     for (i, component) in components.into_iter().enumerate() {
         let one = PatchArgs {
+            isolate: args.patches.isolate,
             components: vec![component],
             sha256: args.patches.sha256.get(i).cloned().into_iter().collect(),
             settings: args.patches.settings.clone(),

@@ -16,6 +16,7 @@ use super::args::{ModelArgs, PatchArgs};
 use super::failure::UsageError;
 use super::output::{count, duration};
 use crate::checkpoint::bundled;
+use crate::isolate::Isolation;
 use crate::patch::{
     Applicability, Attached, Attachments, Cache, Candidate, Digest, Hook, HookOptions, Limits, Patch, PatchSet, Phase,
     Sandbox, Trial, Verification, resolve,
@@ -139,7 +140,11 @@ impl Patches {
         let sandbox = Sandbox::new(rayon::current_num_threads())
             .map_err(|e| anyhow::anyhow!("the sandbox cannot start: {e:#}"))?
             .with_cache(Cache::from_env())
-            .with_trial(Some(Trial::this_program()?));
+            .with_trial(Some(Trial::this_program()?))
+            .with_isolation(match args.isolate {
+                true => Some(Isolation::this_program(rayon::current_num_threads())?),
+                false => None,
+            });
         let mut patches = Vec::new();
         let settings = Settings::parse(&args.settings)?;
         for (i, component) in args.components.iter().enumerate() {

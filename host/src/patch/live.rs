@@ -5,6 +5,7 @@ use crate::abi::{
     Guest, Hook, Info, LayoutAdapter, LoaderAdapter, LoraAdapter, MaskAdapter, ObserverAdapter, QuantAdapter, Snapshot,
 };
 use crate::audit::Report;
+use crate::isolate::{Hooked, Remote};
 use crate::sandbox::{Grants, Limits};
 use patchhost_runtime::hooks::{BlockQuant, HookError, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
 use semver::{Version, VersionReq};
@@ -17,12 +18,30 @@ const ENGINE: &str = "patchhost";
 
 /// A patch that was described and configured, with its instances.
 pub struct Patch {
-    guest: Arc<Guest>,
+    guest: Home,
     digest: Digest,
     generation: Digest,
     hooks: Vec<Hook>,
     settings: Vec<(String, String)>,
     grants: Grants,
+}
+
+/// Where a patch runs.
+pub(super) enum Home {
+    /// In this process.
+    Here(Arc<Guest>),
+    /// In child processes.
+    Child(Arc<Remote>),
+}
+
+/// The same question to whichever it is.
+macro_rules! ask {
+    ($home:expr, $guest:ident => $answer:expr) => {
+        match $home {
+            Home::Here($guest) => $answer,
+            Home::Child($guest) => $answer,
+        }
+    };
 }
 
 /// Whether a patch is for a model. Never silence: the reason is shown.
@@ -40,7 +59,7 @@ pub enum Applicability {
 
 impl Patch {
     pub(super) fn new(
-        guest: Guest,
+        guest: Home,
         digest: Digest,
         report: &Report,
         grants: Grants,
@@ -48,7 +67,7 @@ impl Patch {
         limits: &Limits,
     ) -> Self {
         Self {
-            guest: Arc::new(guest),
+            guest,
             digest,
             generation: generation(&digest, settings, limits, &super::stage::granted(report, &grants)),
             hooks: report.hooks.clone(),
@@ -59,7 +78,7 @@ impl Patch {
 
     /// What it says about itself.
     pub fn info(&self) -> &Info {
-        self.guest.info()
+        ask!(&self.guest, guest => guest.info())
     }
 
     /// Digest of the component.
@@ -89,28 +108,36 @@ impl Patch {
 
     /// Its limits.
     pub fn limits(&self) -> &Limits {
-        self.guest.limits()
+        ask!(&self.guest, guest => guest.limits())
+    }
+
+    /// Processes that it runs in; none: it runs in this one.
+    pub fn processes(&self) -> Vec<u32> {
+        match &self.guest {
+            Home::Here(_) => Vec::new(),
+            Home::Child(remote) => remote.pids(),
+        }
     }
 
     /// Its counters.
     pub fn stats(&self) -> CallStats {
-        self.guest.stats()
+        ask!(&self.guest, guest => guest.stats())
     }
 
     /// Whether it exports `state`: it remembers something, has one instance at a time, and can hand over what it knows.
     pub fn has_state(&self) -> bool {
-        self.guest.has_state()
+        ask!(&self.guest, guest => guest.has_state())
     }
 
     /// What it remembers now, for its successor. None: it has no state. Ends by its limits (`wall_state_ms`, fuel).
     pub fn export_state(&self) -> Result<Option<Snapshot>, HookError> {
-        self.guest.export_state()
+        ask!(&self.guest, guest => guest.export_state())
     }
 
     /// Starts it anew with what its predecessor remembered; instances made later get the same. After an error it has no
     /// state, and should not be swapped in.
     pub fn import_state(&self, snapshot: Snapshot) -> Result<(), HookError> {
-        self.guest.import_state(snapshot)
+        ask!(&self.guest, guest => guest.import_state(snapshot))
     }
 
     /// Whether one of its targets is this host and this architecture.
@@ -121,38 +148,57 @@ impl Patch {
     /// It as the runtime's loader map, if it claims that hook.
     pub fn loader_map(self: &Arc<Self>) -> Option<Arc<dyn LoaderMap>> {
         let has = self.hooks.contains(&Hook::LoaderMap);
-        has.then(|| Arc::new(LoaderAdapter(Arc::clone(&self.guest))) as Arc<dyn LoaderMap>)
+        has.then(|| match &self.guest {
+            Home::Here(guest) => Arc::new(LoaderAdapter(guest.clone())) as Arc<dyn LoaderMap>,
+            Home::Child(remote) => Arc::new(Hooked(remote.clone())),
+        })
     }
 
     /// It as the runtime's layout, if it claims that hook.
     pub fn layout(self: &Arc<Self>) -> Option<Arc<dyn Layout>> {
         let has = self.hooks.contains(&Hook::Layout);
-        has.then(|| Arc::new(LayoutAdapter(Arc::clone(&self.guest))) as Arc<dyn Layout>)
+        has.then(|| match &self.guest {
+            Home::Here(guest) => Arc::new(LayoutAdapter(guest.clone())) as Arc<dyn Layout>,
+            Home::Child(remote) => Arc::new(Hooked(remote.clone())),
+        })
     }
 
     /// It as the runtime's admission of adapters, if it claims that hook.
     pub fn lora(self: &Arc<Self>) -> Option<Arc<dyn Lora>> {
         let has = self.hooks.contains(&Hook::Lora);
-        has.then(|| Arc::new(LoraAdapter(Arc::clone(&self.guest))) as Arc<dyn Lora>)
+        has.then(|| match &self.guest {
+            Home::Here(guest) => Arc::new(LoraAdapter(guest.clone())) as Arc<dyn Lora>,
+            Home::Child(remote) => Arc::new(Hooked(remote.clone())),
+        })
     }
 
     /// It as the runtime's mask of token ids, if it claims that hook.
     pub fn logits_mask(self: &Arc<Self>) -> Option<Arc<dyn LogitsMask>> {
         let has = self.hooks.contains(&Hook::LogitsMask);
-        has.then(|| Arc::new(MaskAdapter(Arc::clone(&self.guest))) as Arc<dyn LogitsMask>)
+        has.then(|| match &self.guest {
+            Home::Here(guest) => Arc::new(MaskAdapter(guest.clone())) as Arc<dyn LogitsMask>,
+            Home::Child(remote) => Arc::new(Hooked(remote.clone())),
+        })
     }
 
     /// It as an observer of refits, if it claims that hook.
     pub fn refit_observer(self: &Arc<Self>) -> Option<Arc<dyn RefitObserver>> {
         let has = self.hooks.contains(&Hook::RefitObserver);
-        has.then(|| Arc::new(ObserverAdapter(Arc::clone(&self.guest))) as Arc<dyn RefitObserver>)
+        has.then(|| match &self.guest {
+            Home::Here(guest) => Arc::new(ObserverAdapter(guest.clone())) as Arc<dyn RefitObserver>,
+            Home::Child(remote) => Arc::new(Hooked(remote.clone())),
+        })
     }
 
     /// It as the runtime's block quantizer, if it claims that hook.
     pub fn block_quant(self: &Arc<Self>) -> Option<Arc<dyn BlockQuant>> {
         let has = self.hooks.contains(&Hook::BlockQuant);
-        let adapter = || QuantAdapter { guest: Arc::clone(&self.guest), hooks: self.hooks.clone() };
-        has.then(|| Arc::new(adapter()) as Arc<dyn BlockQuant>)
+        has.then(|| match &self.guest {
+            Home::Here(guest) => {
+                Arc::new(QuantAdapter { guest: guest.clone(), hooks: self.hooks.clone() }) as Arc<dyn BlockQuant>
+            }
+            Home::Child(remote) => Arc::new(Hooked(remote.clone())),
+        })
     }
 }
 

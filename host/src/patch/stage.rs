@@ -1,11 +1,13 @@
 //! Candidate → Verified → Audited → Compiled → Patch. Every step consumes the one before, so the order cannot be
 //! broken, and the bytes that were audited are the bytes that are compiled.
 
+use super::live::Home;
 use super::lock::GuestsLock;
 use super::{Digest, Patch, StageError};
 use crate::abi::{Guest, Hook, text};
 use crate::audit::{self, AuditOptions, Report};
-use crate::sandbox::{Granted, Grants, Limits, Sandbox, State, linker_for};
+use crate::isolate::{NotStarted, Remote};
+use crate::sandbox::{Fault, Granted, Grants, Limits, Sandbox, State, linker_for};
 use std::borrow::Cow;
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -205,13 +207,19 @@ impl Audited {
     /// is an error like any other.
     pub fn compile(self, sandbox: &Sandbox) -> Result<Compiled, StageError> {
         let Self { candidate, report, grants } = self;
+        if sandbox.isolation().is_some() {
+            return Ok(Compiled { candidate, report, grants, code: Code::Elsewhere, sandbox: sandbox.clone() });
+        }
         let compiled = catch_unwind(AssertUnwindSafe(|| {
             let trusted = candidate.origin == Origin::Bundled;
             let component = sandbox.component(&candidate.bytes, candidate.digest.as_bytes(), trusted)?;
             linker_for(sandbox, &component, &grants)?.instantiate_pre(&component)
         }));
         let why = match compiled {
-            Ok(Ok(pre)) => return Ok(Compiled { candidate, report, grants, pre, sandbox: sandbox.clone() }),
+            Ok(Ok(pre)) => {
+                let code = Code::Here(pre);
+                return Ok(Compiled { candidate, report, grants, code, sandbox: sandbox.clone() });
+            }
             Ok(Err(error)) => text::clean(&format!("{error:#}"), 512),
             Err(_) => "the compiler panicked; the host is unharmed".to_owned(),
         };
@@ -219,30 +227,56 @@ impl Audited {
     }
 }
 
+/// Where the machine code is.
+enum Code {
+    /// In this process, linked.
+    Here(InstancePre<State>),
+    /// In child processes, which compile it themselves.
+    Elsewhere,
+}
+
 /// Machine code, linked, not yet running.
 pub struct Compiled {
     candidate: Candidate,
     report: Report,
     grants: Grants,
-    pre: InstancePre<State>,
+    code: Code,
     sandbox: Sandbox,
 }
 
 impl Compiled {
     /// Starts it: instantiate, `describe`, `configure`. The exports were compared with the interface by the audit.
     pub fn ready(self, settings: &[(String, String)], limits: Limits) -> Result<Arc<Patch>, StageError> {
-        let Self { candidate: Candidate { name, digest, .. }, report, grants, pre, sandbox } = self;
+        let Self { candidate: Candidate { name, digest, bytes, .. }, report, grants, code, sandbox } = self;
         check_settings(settings).map_err(|why| StageError::Settings { name: name.clone(), why })?;
-        let granted = Granted::open(&grants)
-            .map_err(|e| StageError::Grants { name: name.clone(), why: text::clean(&e.to_string(), 400) })?;
-        let state = report.has_state();
-        let started = Guest::start(sandbox, pre, &report.hooks, state, settings.to_vec(), limits.clone(), granted);
-        let guest = started.map_err(|fault| StageError::Start {
+        let hooks = &report.hooks;
+        let fault = |fault: Fault| StageError::Start {
             name: name.clone(),
             call: fault.function.name(),
             cause: fault.cause,
             why: fault.why,
-        })?;
+        };
+        let state = report.has_state();
+        let guest = match (code, sandbox.isolation().cloned()) {
+            (Code::Here(pre), _) => {
+                let granted = Granted::open(&grants)
+                    .map_err(|e| StageError::Grants { name: name.clone(), why: text::clean(&e.to_string(), 400) })?;
+                let guest = Guest::start(sandbox, pre, hooks, state, settings.to_vec(), limits.clone(), granted);
+                Home::Here(Arc::new(guest.map_err(fault)?))
+            }
+            (Code::Elsewhere, Some(isolation)) => {
+                let started =
+                    Remote::start(isolation, &bytes, *digest.as_bytes(), hooks, state, settings, &limits, &grants);
+                Home::Child(Arc::new(started.map_err(|error| match error {
+                    NotStarted::Fault(f) => fault(f),
+                    NotStarted::NotCompiled(why) => StageError::Compile { name: name.clone(), why },
+                })?))
+            }
+            (Code::Elsewhere, None) => {
+                let why = "it was to run in a child process, and there are none".to_owned();
+                return Err(StageError::Compile { name, why });
+            }
+        };
         Ok(Arc::new(Patch::new(guest, digest, &report, grants, settings, &limits)))
     }
 }

@@ -2,6 +2,7 @@
 
 use super::limits::{KEEP_RESIDENT, SLOT_MEMORY_BYTES, SLOT_TABLE_ELEMENTS, STACK_BYTES};
 use super::{Cache, Trial};
+use crate::isolate::Isolation;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,6 +18,7 @@ pub struct Sandbox {
     engine: Engine,
     cache: Option<Cache>,
     trial: Option<Trial>,
+    isolation: Option<Isolation>,
     _ticker: Arc<Ticker>,
 }
 
@@ -25,7 +27,7 @@ impl Sandbox {
     pub fn new(threads: usize) -> wasmtime::Result<Self> {
         let engine = Engine::new(&config(threads))?;
         let ticker = Arc::new(Ticker::start(engine.clone())?);
-        Ok(Self { engine, cache: None, trial: None, _ticker: ticker })
+        Ok(Self { engine, cache: None, trial: None, isolation: None, _ticker: ticker })
     }
 
     /// The same with a cache of compiled components, or with none.
@@ -36,6 +38,16 @@ impl Sandbox {
     /// The same, with a trial compile in a child before anything that is not bundled is compiled here.
     pub fn with_trial(self, trial: Option<Trial>) -> Self {
         Self { trial, ..self }
+    }
+
+    /// The same, with every patch in child processes: nothing of them is compiled or run in this one.
+    pub fn with_isolation(self, isolation: Option<Isolation>) -> Self {
+        Self { isolation, ..self }
+    }
+
+    /// Where patches run, if not in this process.
+    pub fn isolation(&self) -> Option<&Isolation> {
+        self.isolation.as_ref()
     }
 
     /// Its cache of compiled components.
@@ -119,6 +131,7 @@ fn pooling(threads: usize) -> PoolingAllocationConfig {
     pooling.total_core_instances(slots * 4); // a component with an import holds a shim and a fixup module too
     pooling.total_memories(slots * 2);
     pooling.total_tables(slots * 4);
+    pooling.total_stacks(1); // no call is async; the default reserves 2 GiB for a thousand
     pooling.max_memory_size(SLOT_MEMORY_BYTES);
     pooling.table_elements(SLOT_TABLE_ELEMENTS);
     pooling.linear_memory_keep_resident(KEEP_RESIDENT);

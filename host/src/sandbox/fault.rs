@@ -9,7 +9,7 @@ use patchhost_runtime::hooks::HookCause;
 use wasmtime::{Trap, WasmBacktrace};
 
 /// A guest failed in one function.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error, serde::Serialize, serde::Deserialize)]
 #[error("{function}: {why}")]
 pub struct Fault {
     /// The function that was called.

@@ -1,13 +1,13 @@
 //! How often each function of a patch was called and what it cost: "applied but never called" must be visible.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// What the host does with a guest, by its WIT name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)] // the names are those of the WIT functions
 pub enum Function {
@@ -53,6 +53,11 @@ impl Function {
         Function::ImportState,
     ];
 
+    /// The function of this name in the WIT.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|function| function.name() == name)
+    }
+
     /// Its name in the WIT.
     pub const fn name(self) -> &'static str {
         match self {
@@ -85,7 +90,7 @@ impl fmt::Display for Function {
 }
 
 /// Counters of one function.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionStats {
     /// Calls, failed ones included.
     pub calls: u64,

@@ -2,6 +2,7 @@
 
 mod candidates;
 mod failures;
+mod isolated;
 mod state;
 mod swaps;
 mod update;
@@ -48,9 +49,19 @@ impl Rig {
     }
 
     pub fn with(model: &str, components: &[(&str, &[(&str, &str)])], policy: Policy, options: LiveOptions) -> Self {
+        Self::inside(Sandbox::new(2).unwrap(), model, components, policy, options)
+    }
+
+    /// The same in a given sandbox.
+    pub fn inside(
+        sandbox: Sandbox,
+        model: &str,
+        components: &[(&str, &[(&str, &str)])],
+        policy: Policy,
+        options: LiveOptions,
+    ) -> Self {
         let folder = data("oracle").join(model);
         let engine = Engine::open(&folder, EngineOptions::default()).unwrap();
-        let sandbox = Sandbox::new(2).unwrap();
         let mut start = Attachments::default();
         for (name, pairs) in [("moe_loader", [].as_slice())].iter().chain(components) {
             let candidate = if *name == "moe_loader" { resolve(name).unwrap() } else { candidate(name) };

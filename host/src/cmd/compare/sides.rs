@@ -111,6 +111,7 @@ impl Side {
         }
         let own = if side == 0 { &args.set_a } else { &args.set_b };
         let patch_args = PatchArgs {
+            isolate: false,
             components: named.component(side).map(str::to_string).into_iter().collect(),
             settings: merged(&args.set, own),
             sha256: args.sha256.get(side).cloned().into_iter().collect(),

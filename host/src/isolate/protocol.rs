@@ -1,0 +1,218 @@
+//! What host and child say to each other: frames of postcard, each behind its length. The child is not trusted: what it says
+//! is bounded before it is read, and its answers are checked like those of a guest in this process.
+
+use crate::abi::{Hook, Info, Snapshot};
+use crate::sandbox::{Fault, Function, FunctionStats, Grants, Limits};
+use patchhost_runtime::hooks::{
+    ActivationRule, Arrival, Blocks, Consumer, Decision, Elem, HookError, LayoutPass, LoraPlan, ModelInfo, Placement,
+    TensorInfo, Verdict,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io::{self, Read, Write};
+
+/// Most bytes of a frame: a component, a panel of rows, the names of all tensors.
+const FRAME: usize = 256 << 20;
+
+/// What the host wants.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Request {
+    /// The first one, and only that.
+    Start(Box<Start>),
+    Resolve {
+        model: ModelInfo,
+        registry: Vec<TensorInfo>,
+        checkpoint: Vec<TensorInfo>,
+    },
+    Decide {
+        model: ModelInfo,
+        reader: Consumer,
+        tensors: Vec<TensorInfo>,
+    },
+    Activation(ModelInfo),
+    Scales(Panel, Vec<f32>),
+    ScalesWithMoments(Panel, Vec<f32>, Vec<f32>),
+    PanelScales {
+        panel: Panel,
+        elem: Elem,
+        cols: usize,
+        rows: usize,
+        bytes: Vec<u8>,
+        amax: Vec<f32>,
+    },
+    ActivationScales(Vec<f32>),
+    Passes {
+        model: ModelInfo,
+        reader: Consumer,
+        tensors: Vec<TensorInfo>,
+    },
+    Admit {
+        model: ModelInfo,
+        config: String,
+        registry: Vec<TensorInfo>,
+        adapter: Vec<TensorInfo>,
+    },
+    Masked {
+        model: ModelInfo,
+        rows: u32,
+        vocabulary: u32,
+    },
+    Begin {
+        version: String,
+        expected: Option<Vec<String>>,
+    },
+    Tensors {
+        watch: u64,
+        batch: Vec<Arrival>,
+    },
+    Finish {
+        watch: u64,
+        total: u32,
+    },
+    /// The refit is over.
+    Forget {
+        watch: u64,
+    },
+    ExportState,
+    ImportState(Snapshot),
+}
+
+/// A patch to start.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Start {
+    pub(super) bytes: Vec<u8>,
+    pub(super) digest: [u8; 32],
+    /// By their WIT names.
+    pub(super) hooks: Vec<String>,
+    pub(super) state: bool,
+    pub(super) settings: Vec<(String, String)>,
+    pub(super) limits: Limits,
+    /// As TOML: frames carry no type, and how grants are read depends on it.
+    pub(super) grants: String,
+    /// What the state of an earlier child was.
+    pub(super) inherited: Option<Snapshot>,
+}
+
+impl Start {
+    pub(super) fn hooks(&self) -> Vec<Hook> {
+        Hook::ALL.into_iter().filter(|hook| self.hooks.iter().any(|name| name == hook.name())).collect()
+    }
+
+    pub(super) fn grants(&self) -> Result<Grants, String> {
+        toml::from_str(&self.grants).map_err(|e| e.to_string())
+    }
+}
+
+/// [`Blocks`] that own their name.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Panel {
+    tensor: String,
+    numbers: [usize; 5],
+}
+
+impl Panel {
+    pub(super) fn of(b: &Blocks<'_>) -> Self {
+        Self { tensor: b.tensor.to_owned(), numbers: [b.rows, b.cols, b.block_rows, b.block_cols, b.first_block] }
+    }
+
+    pub(super) fn blocks(&self) -> Blocks<'_> {
+        let [rows, cols, block_rows, block_cols, first_block] = self.numbers;
+        Blocks { tensor: &self.tensor, rows, cols, block_rows, block_cols, first_block }
+    }
+}
+
+/// What the child answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Answer {
+    Started(Box<Info>),
+    /// It does not compile, link, or get its grants.
+    NotCompiled(String),
+    /// It failed while it was started.
+    NotStarted(Fault),
+    Placements(Vec<Placement>),
+    Decisions(Vec<Decision>),
+    Activation(Option<ActivationRule>),
+    Numbers(Vec<f32>),
+    Passes(Vec<Vec<LayoutPass>>),
+    Plan(LoraPlan),
+    Ranges(Vec<(u32, u32)>),
+    Begun(Verdict, u64),
+    Verdict(Verdict),
+    State(Option<Snapshot>),
+    Done,
+    /// The patch failed, or said no.
+    Error(HookError),
+    /// The host asked for something that makes no sense.
+    Nonsense(String),
+}
+
+/// An answer, and the counters of the child so far.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Reply {
+    pub(super) answer: Answer,
+    pub(super) counters: Counters,
+}
+
+/// Counters of one child.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Counters {
+    pub(super) functions: Vec<(Function, FunctionStats)>,
+    pub(super) made: u64,
+    pub(super) dropped: u64,
+}
+
+/// Writes a frame.
+pub(super) fn write<T: Serialize>(to: &mut impl Write, value: &T) -> io::Result<()> {
+    let bytes = postcard::to_stdvec(value).map_err(io::Error::other)?;
+    let length = u32::try_from(bytes.len()).ok().filter(|length| *length as usize <= FRAME);
+    let length = length.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidInput, format!("a question of {} bytes; at most {FRAME}", bytes.len()))
+    })?;
+    to.write_all(&length.to_le_bytes())?;
+    to.write_all(&bytes)?;
+    to.flush()
+}
+
+/// Reads a frame.
+pub(super) fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > FRAME {
+        let why = format!("a frame of {length} bytes; at most {FRAME}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    let mut bytes = Vec::new();
+    // Grows as the bytes come: a length alone allocates nothing.
+    from.take(length as u64).read_to_end(&mut bytes)?;
+    if bytes.len() < length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    postcard::from_bytes(&bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn frames_there_and_back() {
+        let mut bytes = Vec::new();
+        write(&mut bytes, &Request::ActivationScales(vec![1.0, f32::NAN, f32::INFINITY])).unwrap();
+        let Request::ActivationScales(back) = read(&mut bytes.as_slice()).unwrap() else { panic!() };
+        assert!(back[0] == 1.0 && back[1].is_nan() && back[2].is_infinite());
+    }
+
+    #[test]
+    fn what_a_child_says_is_not_trusted() {
+        let huge = u32::MAX.to_le_bytes();
+        assert!(read::<Reply>(&mut huge.as_slice()).unwrap_err().to_string().contains("at most"));
+        let cut = [100, 0, 0, 0, 1, 2, 3];
+        assert_eq!(read::<Reply>(&mut cut.as_slice()).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        for byte in 0..=255u8 {
+            let noise = [&[8, 0, 0, 0][..], &[byte; 8]].concat();
+            let _ = read::<Reply>(&mut noise.as_slice());
+        }
+    }
+}
