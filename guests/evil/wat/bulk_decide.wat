@@ -1,5 +1,5 @@
 ;; world: quant-patch
-;; Copies half of its memory for ever in `decide`: an instruction costs one unit of fuel, however much it copies.
+;; Copies half of its memory for ever in `decide`: few instructions, much work. Fuel counts the bytes.
 (memory $memory (export "memory") 1024 1024)
 (func $decide (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)
   (loop $more

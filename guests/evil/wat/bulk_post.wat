@@ -1,5 +1,5 @@
 ;; world: quant-patch
-;; Fills its memory for ever after it was asked for scales.
+;; Fills its memory for ever after it was asked for scales. Fuel counts the bytes.
 (memory $memory (export "memory") 1024 1024)
 (func $post_scales (param i32)
   (loop $more

@@ -1,5 +1,5 @@
 ;; world: quant-patch
-;; `cabi_realloc` copies memory for ever, which costs hardly any fuel.
+;; `cabi_realloc` copies memory for ever. Fuel counts the bytes.
 (func $realloc (param $old i32) (param $old_size i32) (param $align i32) (param $size i32) (result i32)
   (drop (memory.grow (i32.const 512))) (loop $more (memory.fill (i32.const 65536) (i32.const 0) (i32.const 0x1000000)) (br $more)) (i32.const 0))
 (func $decide (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)

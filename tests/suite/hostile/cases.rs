@@ -47,23 +47,45 @@ impl Case {
 
 /// Tries all of a group in this process.
 pub fn inside(cases: &[Case]) {
-    for case in cases {
-        let (name, text) = (case.name, outcome(case.name));
-        match (&text, case.at) {
+    each(cases, |case| {
+        match (outcome(case.name), case.at) {
             (None, "nothing") => {}
+            (None, expected) => panic!("nothing refuses it; `{expected}` should"),
             (Some((at, text)), expected) => {
-                assert_eq!(at, expected, "{name}: {text}");
-                assert!(text.contains("\n  why: ") && text.contains("\n  next: "), "{name}: not three parts: {text}");
-                assert!(text.len() < 8192, "{name}: {} bytes of text", text.len());
-                child::plain(name, text);
+                assert_eq!(at, expected, "{text}");
+                assert!(text.contains("\n  why: ") && text.contains("\n  next: "), "not three parts: {text}");
+                assert!(text.len() < 8192, "{} bytes of text", text.len());
+                child::plain(case.name, &text);
                 for word in case.words {
-                    assert!(text.contains(word), "{name}: no `{word}` in {text}");
+                    assert!(text.contains(word), "no `{word}` in {text}");
                 }
             }
-            (None, expected) => panic!("{name}: nothing refuses it; `{expected}` should"),
         }
         inside::host_lives();
-    }
+    });
+}
+
+/// Tries all of a group through the command line.
+pub fn through_the_command_line(cases: &[Case]) {
+    let place = child::Place::new();
+    each(cases, |case| {
+        let (bytes, world) = (wat::guest(case.name), wat::world_name(case.name));
+        if case.code == 0 {
+            child::harmless(&place, case.name, world, &bytes, case.mib << 10);
+        } else {
+            child::refused(&place, case.name, world, &bytes, case.code, case.words, case.mib << 10);
+        }
+    });
+}
+
+/// All of them, whatever the first ones come to.
+fn each(cases: &[Case], check: impl Fn(&Case)) {
+    let failed = cases.iter().filter_map(|case| {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(case)));
+        result.is_err().then_some(case.name)
+    });
+    let failed: Vec<_> = failed.collect();
+    assert!(failed.is_empty(), "see above: {}", failed.join(", "));
 }
 
 /// Where a guest fails first, and with which words.
@@ -85,17 +107,4 @@ fn outcome(name: &str) -> Option<(String, String)> {
         let absent = call == "panel-scales" && !patch.hooks().contains(&patchhost::patch::Hook::BlockQuantRows);
         (!absent).then(|| (call.to_string(), error.to_string()))
     })
-}
-
-/// Tries all of a group through the command line.
-pub fn through_the_command_line(cases: &[Case]) {
-    let place = child::Place::new();
-    for case in cases {
-        let (bytes, world) = (wat::guest(case.name), wat::world_name(case.name));
-        if case.code == 0 {
-            child::harmless(&place, case.name, world, &bytes, case.mib << 10);
-        } else {
-            child::refused(&place, case.name, world, &bytes, case.code, case.words, case.mib << 10);
-        }
-    }
 }

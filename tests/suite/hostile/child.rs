@@ -69,13 +69,19 @@ fn high_water(status_file: &str) -> u64 {
 pub struct Place {
     pub folder: tempfile::TempDir,
     input: PathBuf,
+    /// A model without experts, and ids for it.
+    model: PathBuf,
+    ids: PathBuf,
 }
 
 impl Place {
     pub fn new() -> Self {
         let folder = crate::support::tmp();
-        let input = matrix_file(folder.path(), 1024, 300);
-        Self { folder, input }
+        let input = matrix_file(folder.path(), 1024, 600);
+        let model = crate::support::copy_model("llama", folder.path());
+        std::fs::remove_file(model.join("golden.safetensors")).unwrap();
+        let ids = crate::support::ids_file(folder.path(), &[1, 2, 3]);
+        Self { folder, input, model, ids }
     }
 
     /// Writes a component, and gives its path.
@@ -94,6 +100,11 @@ impl Place {
         let words: Vec<&str> = match world {
             "quant-patch" | "quant-rows-patch" => {
                 vec!["quantize", self.input.to_str().unwrap(), "OUT", "--component", component]
+            }
+            // The bundled model needs a loader that knows experts.
+            "loader-patch" => {
+                let (model, ids) = (self.model.to_str().unwrap(), self.ids.to_str().unwrap());
+                vec!["logits", model, "--ids", ids, "--out", "OUT", "--component", component]
             }
             "layout-patch" => {
                 vec!["run", "--max-tokens", "2", "--no-kl", "--component", "fp8_block", "--component", component]
@@ -126,6 +137,7 @@ pub fn honest_peak(world: &'static str) -> u64 {
 /// with nothing left behind. `allowed_kib`: what the policy lets the component itself have.
 pub fn refused(place: &Place, name: &str, world: &'static str, bytes: &[u8], code: i32, words: &[&str], allowed_kib: u64) {
     let component = place.file(name, bytes);
+    let _ = std::fs::remove_file(place.out());
     let ended = run(name, place.verb(world, &component));
     let text = ended.ran.refused(code, place.folder.path());
     for word in words {

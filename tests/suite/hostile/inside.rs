@@ -48,10 +48,11 @@ pub fn ask(patch: &Arc<Patch>) -> Vec<(&'static str, Result<(), HookError>)> {
         answers.push(("scales", quant.scales(&blocks, &[1.0, 2.0]).map(drop)));
         answers.push(("moments", quant.scales_with_moments(&blocks, &[1.0, 2.0], &[3.0, 4.0]).map(drop)));
         answers.push(("activation-scales", quant.activation_scales(&[1.0, 2.0]).map(drop)));
-        let bytes = vec![0x3f; 128 * 256 * 2];
+        // Wide: a whole panel is more than one read may ask for.
+        let bytes = vec![0x3f; 128 * 1024 * 2];
         let length = bytes.len();
         let data = TensorBytes::new(Arc::new(bytes), 0..length).unwrap();
-        let panel = RowPanel { data, elem: Elem::Bf16, cols: 256, first_row: 0, rows: 128 };
+        let panel = RowPanel { data, elem: Elem::Bf16, cols: 1024, first_row: 0, rows: 128 };
         answers.push(("panel-scales", quant.panel_scales(&blocks, &panel, &[1.0, 2.0]).map(drop)));
     }
     if let Some(loader) = patch.loader_map() {
