@@ -1,6 +1,7 @@
 //! `guests/evil`, mirrored: whatever a component, a model file or a text does, the host lives, answers in time, stays
 //! within its memory, says in three parts what it refused, and leaves the live model as it was.
 
+mod bombs;
 mod cases;
 mod child;
 mod groups;
