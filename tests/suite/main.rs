@@ -19,6 +19,7 @@ mod live;
 mod lora;
 mod malformed;
 mod oracle;
+mod probe;
 mod quantize;
 mod refit;
 mod scheduler;

@@ -29,13 +29,13 @@ fn a_bomb_ends_in_the_child() {
     let error = trial().compile(&bomb()).unwrap_err().to_string();
     assert!(error.contains("trial compile in a child process took more than"), "{error}");
     assert!(error.contains("compile_memory_bytes") || error.contains("compile_cpu_s"), "{error}");
-    let starved = trial().limited(5, 200 << 20).compile(&bomb()).unwrap_err().to_string();
-    assert!(starved.contains("200 MiB"), "{starved}");
+    let starved = trial().limited(5, 40 << 20).compile(&bomb()).unwrap_err().to_string();
+    assert!(starved.contains("40 MiB"), "{starved}");
 }
 
 #[test]
 fn the_pipeline_makes_one_and_says_so() {
-    let sandbox = Sandbox::new(1).unwrap().with_trial(Some(trial().limited(5, 32 << 20)));
+    let sandbox = Sandbox::new(1).unwrap().with_trial(Some(trial().limited(5, 4 << 20)));
     let start = |candidate: Candidate| {
         let verification = candidate.default_verification();
         candidate.verify(&verification)?.audit()?.compile(&sandbox)?.ready(&[], Limits::default())

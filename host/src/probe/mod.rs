@@ -1,1 +1,14 @@
-//! What a patch does when it is asked: golden vectors, properties, bounds and recorded calls.
+//! What a patch does when it is asked: golden vectors of the profile that it declares, properties that its own contract
+//! implies, and bounds. A probe cannot prove that a patch is right for every input: that is what the native cast does, on
+//! every block, for ever. It finds what is wrong before anything depends on it, and says what it has not looked at.
+
+mod ask;
+mod others;
+mod quant;
+mod report;
+mod run;
+mod synthetic;
+mod vectors;
+
+pub use report::{Check, ProbeReport, Verdict};
+pub use run::{ProbeOptions, run};

@@ -13,8 +13,12 @@ pub(crate) const ARGUMENT: &str = "__trial-compile";
 
 /// CPU seconds that a compile may take. An honest patch takes a tenth of one.
 const CPU_SECONDS: u64 = 5;
-/// Address space that a compile may take, this program's own included.
-const MEMORY_BYTES: u64 = 1 << 30;
+/// Memory that a compile may write to: what it would take of this process later. The costliest that the audit lets through
+/// takes 60 MiB, an honest patch 10.
+const MEMORY_BYTES: u64 = 128 << 20;
+/// Address space besides: the program itself.
+#[cfg(target_os = "linux")]
+const ADDRESS_SPACE: u64 = 1 << 30;
 /// Wall time after which the child is killed, whatever it does. Below the ten seconds that no input may hang this host.
 const WALL: Duration = Duration::from_secs(9);
 /// Exit code of the child where the compiler said no.
@@ -165,7 +169,8 @@ pub(crate) fn confine(cpu_seconds: u64, memory_bytes: u64) -> io::Result<()> {
     let limit = |resource, most: u64| setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) });
     limit(Resource::Core, 0)?;
     limit(Resource::Fsize, 0)?;
-    limit(Resource::As, memory_bytes)?;
+    limit(Resource::Data, memory_bytes)?;
+    limit(Resource::As, memory_bytes.saturating_add(ADDRESS_SPACE))?;
     // The soft limit is a signal that says why; the hard one, a second later, cannot be ignored.
     setrlimit(Resource::Cpu, Rlimit { current: Some(cpu_seconds), maximum: Some(cpu_seconds + 1) })?;
     no_files();

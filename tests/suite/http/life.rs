@@ -28,7 +28,7 @@ fn who_hangs_up_ends_his_sequences() {
     assert_eq!(status["load"]["aborted"], 4, "{status}");
     assert!(status["load"]["generation_tokens"].as_u64().unwrap() < 2000, "{status}");
     // The same for one who waits for a whole answer.
-    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_millis(300))).build();
+    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_millis(100))).build();
     let impatient = config.new_agent().post(server.url("/v1/completions")).send_json(long());
     assert!(impatient.is_err());
     server.until("aborted", |s| s["load"]["running"] == 0 && s["load"]["aborted"] == 5);

@@ -74,7 +74,8 @@ fn native_has_the_settings_of_the_patch_it_stands_in_for() {
 fn last_good_goes_to_the_set_before() {
     let rig = Rig::with("qwen3_moe", &[("fp8_block", &[])], policy("last-good", 100), LiveOptions::default());
     let (good, bits) = (rig.active(), rig.bits());
-    let to = rig.stage("trap_nth", LATER);
+    // Beyond what the probe of a candidate asks.
+    let to = rig.stage("trap_nth", &[("n", "1500")]);
     rig.swap(to, When::Now);
     assert_ne!(rig.active(), good);
     let done = until_it_fails(&rig).unwrap();

@@ -27,7 +27,7 @@ fn kill_all(rig: &Rig) -> usize {
 }
 
 fn native() -> Policy {
-    let text = "[hooks.block-quant]\non_failure = \"native\"\n[failure]\nrestart_budget = 1000\nbackoff_ms = 1\n";
+    let text = "[hooks.block-quant]\non_failure = \"native\"\n[failure]\nrestart_budget = 1000\nbackoff_ms = 1\nbackoff_max_ms = 5\n";
     Policy::parse(text).unwrap()
 }
 

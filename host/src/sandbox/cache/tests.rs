@@ -16,7 +16,7 @@ fn sandbox(folder: &Path) -> Sandbox {
 fn ask(sandbox: &Sandbox) -> (u64, u64) {
     let bytes = wat::parse_str(WAT).expect("valid text");
     let digest: [u8; 32] = <Sha256 as sha2::Digest>::digest(&bytes).into();
-    let component = sandbox.component(&bytes, &digest).expect("compiled");
+    let component = sandbox.component(&bytes, &digest, true).expect("compiled");
     let mut store = wasmtime::Store::new(sandbox.engine(), ());
     store.set_fuel(1_000).expect("fuel");
     store.set_epoch_deadline(1_000);
@@ -154,7 +154,7 @@ fn cold_and_warm_give_the_same_component() {
     let sandbox = sandbox(&tmp.path().join("aot"));
     let timed = || {
         let started = std::time::Instant::now();
-        let component = sandbox.component(bytes, &digest).expect("compiled");
+        let component = sandbox.component(bytes, &digest, true).expect("compiled");
         (started.elapsed(), component)
     };
     let (cold, compiled) = timed();
