@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Ran, binary, matrix_file};
 
-/// No input may hang the host for longer. A guard, not a measurement: what is killed here has failed.
-pub const HANG: Duration = Duration::from_secs(10);
+/// No input may keep the host busy for longer, its children included.
+pub const BUSY: Duration = Duration::from_secs(10);
+
+/// No input may make it wait for longer, however busy the machine is. A guard, not a measurement: what is killed has failed.
+pub const HANG: Duration = Duration::from_secs(60);
 
 /// What an attack may take beyond the policy's own limit.
 pub const SLACK_KIB: u64 = 64 << 10;
@@ -40,23 +43,31 @@ pub fn run<S: AsRef<std::ffi::OsStr>>(what: &str, args: impl IntoIterator<Item =
     };
     let stdout = drain(Box::new(child.stdout.take().unwrap()));
     let stderr = drain(Box::new(child.stderr.take().unwrap()));
-    let status_file = format!("/proc/{}/status", child.id());
+    let (status_file, stat_file) = (format!("/proc/{}/status", child.id()), format!("/proc/{}/stat", child.id()));
     let (start, mut peak_kib) = (Instant::now(), 0);
     let status = loop {
         peak_kib = peak_kib.max(high_water(&status_file));
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
-        if start.elapsed() > HANG {
+        if start.elapsed() > HANG || cpu_time(&stat_file) > BUSY {
             child.kill().unwrap();
             child.wait().unwrap();
-            panic!("{what}: it still ran after {HANG:?}: {}", stderr.join().unwrap());
+            panic!("{what}: it still ran after {:?}: {}", start.elapsed(), stderr.join().unwrap());
         }
         std::thread::sleep(Duration::from_millis(1));
     };
-    let ran =
-        Ran { code: status.code().unwrap_or(-1), stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() };
+    let ran = Ran { code: status.code().unwrap_or(-1), stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() };
     Ended { ran, peak_kib }
+}
+
+/// Of the process and of those of its children that ended.
+fn cpu_time(stat_file: &str) -> Duration {
+    let text = std::fs::read_to_string(stat_file).unwrap_or_default();
+    // After the name, which is in parentheses and may hold anything: fields 14 to 17 of proc(5), in hundredths of a second.
+    let after = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let hundredths: u64 = after.split_whitespace().skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(hundredths * 10)
 }
 
 fn high_water(status_file: &str) -> u64 {
@@ -135,7 +146,15 @@ pub fn honest_peak(world: &'static str) -> u64 {
 
 /// One attack through the command line: refused in three parts with these words, in time, in bounded memory and text,
 /// with nothing left behind. `allowed_kib`: what the policy lets the component itself have.
-pub fn refused(place: &Place, name: &str, world: &'static str, bytes: &[u8], code: i32, words: &[&str], allowed_kib: u64) {
+pub fn refused(
+    place: &Place,
+    name: &str,
+    world: &'static str,
+    bytes: &[u8],
+    code: i32,
+    words: &[&str],
+    allowed_kib: u64,
+) {
     let component = place.file(name, bytes);
     let _ = std::fs::remove_file(place.out());
     let ended = run(name, place.verb(world, &component));
@@ -168,7 +187,10 @@ pub fn harmless(place: &Place, name: &str, world: &'static str, bytes: &[u8], al
 /// No control characters but line ends, and nothing that turns the direction of text.
 #[track_caller]
 pub fn plain(name: &str, text: &str) {
-    let odd = |c: &char| (c.is_control() && *c != '\n') || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let odd = |c: &char| {
+        (c.is_control() && *c != '\n')
+            || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
     if let Some(c) = text.chars().find(odd) {
         panic!("{name}: {c:?} reaches the terminal: {text:?}");
     }

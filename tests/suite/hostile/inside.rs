@@ -5,9 +5,7 @@ use std::sync::{Arc, OnceLock};
 use patchhost::patch::{Candidate, Limits, Patch, Sandbox, StageError, Verification};
 use patchhost_kernels::spec::Elem;
 use patchhost_runtime::bytes::TensorBytes;
-use patchhost_runtime::hooks::{
-    Arrival, Blocks, Consumer, Dtype, HookError, ModelInfo, Role, RowPanel, TensorInfo,
-};
+use patchhost_runtime::hooks::{Arrival, Blocks, Consumer, Dtype, HookError, ModelInfo, Role, RowPanel, TensorInfo};
 
 /// One engine for all attacks: what one of them breaks, the next one meets.
 pub fn sandbox() -> &'static Sandbox {

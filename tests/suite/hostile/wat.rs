@@ -35,7 +35,8 @@ pub fn guest(name: &str) -> Vec<u8> {
 /// The world of a text guest; a whole component is tried as if it quantized.
 pub fn world_name(name: &str) -> &'static str {
     let text = std::fs::read_to_string(folder().join(format!("{name}.wat"))).unwrap();
-    let world = text.lines().find_map(|line| line.strip_prefix(";; world: ")).unwrap_or("quant-patch").trim().to_string();
+    let world =
+        text.lines().find_map(|line| line.strip_prefix(";; world: ")).unwrap_or("quant-patch").trim().to_string();
     WORLDS.into_iter().find(|known| **known == world).unwrap()
 }
 
