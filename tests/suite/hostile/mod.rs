@@ -6,7 +6,7 @@ mod cases;
 mod child;
 mod groups;
 mod guests;
-mod inside;
+pub mod inside;
 pub mod wat;
 
 #[test]
