@@ -8,6 +8,7 @@ mod crash;
 mod delta;
 mod export;
 mod fp8;
+mod generated;
 mod hostile;
 mod http;
 mod http_admin;

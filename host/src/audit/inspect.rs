@@ -3,7 +3,7 @@
 use super::input::Input;
 use super::report::{Finding, Kind, Report, Severity};
 use super::scan::{Scan, scan};
-use super::{AuditOptions, levels, rules, validate};
+use super::{AuditOptions, burden, levels, rules, validate};
 use crate::abi::{Hook, text};
 use crate::patch::Digest;
 
@@ -30,12 +30,14 @@ pub fn inspect_with(bytes: &[u8], options: &AuditOptions) -> Report {
         }
         let mut own = Vec::new();
         rules::before_validation(&Input::new(bytes, options, &found), &mut own);
+        own.extend(burden::before_validation(bytes, caps).into_iter().map(rules::costs_too_much));
         if !has_errors(&own) && !has_errors_of_ours(&findings, options) {
             match validate::validate(bytes) {
                 Ok(types) => {
                     validated = true;
                     found.facts.type_depth = validate::type_depth(&types);
                     found.facts.leaks = validate::leaks(&types, &found.facts.lifted);
+                    own.extend(burden::after_validation(bytes, caps).into_iter().map(rules::costs_too_much));
                     rules::after_validation(&Input::new(bytes, options, &found), &mut own);
                 }
                 Err(error) => rules::features::explain(bytes, &error, &mut own),
