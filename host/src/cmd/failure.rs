@@ -12,6 +12,7 @@ use crate::checkpoint::write::WriteError;
 use crate::compare::CompareError;
 use crate::live::{LiveError, WatchError};
 use crate::patch::{AttachError, LedgerError, PolicyError, SetError, StageError, SwapError, SwapErrorKind};
+use crate::record::RecordingError;
 use crate::train::TrainError;
 
 /// Refused: by the audit, a digest, a conflict, or because weights and patches do not cover the model.
@@ -43,9 +44,17 @@ impl UsageError {
     }
 }
 
+/// Everything was printed already; only the exit code is left.
+#[derive(Debug, thiserror::Error)]
+#[error("see above")]
+pub struct Said(pub(super) u8);
+
 /// Prints the error (JSON on standard output if asked for, else text on standard error) and gives its exit code.
 pub(super) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
     let code = code(error);
+    if error.is::<Said>() {
+        return ExitCode::from(code);
+    }
     match format {
         Format::Text => eprintln!("error: {error}"),
         Format::Json => {
@@ -84,6 +93,16 @@ fn code(error: &anyhow::Error) -> u8 {
     }
     if let Some(e) = error.downcast_ref::<SwapError>() {
         return swap(e);
+    }
+    if let Some(Said(code)) = error.downcast_ref() {
+        return *code;
+    }
+    if let Some(e) = error.downcast_ref::<RecordingError>() {
+        return match e {
+            RecordingError::NoPatch { .. } | RecordingError::NoHook { .. } => EXIT_REFUSED,
+            RecordingError::Stage(e) => stage(e),
+            _ => EXIT_USAGE,
+        };
     }
     if error.is::<PolicyError>() || error.is::<WatchError>() {
         return EXIT_USAGE;

@@ -13,7 +13,9 @@ mod lora;
 mod output;
 mod patches;
 mod quantize;
+mod record;
 mod refit;
+mod replay;
 mod rollback;
 mod run;
 mod serve;
@@ -61,6 +63,7 @@ enum Verb {
     Train(Box<train::Args>),
     Patches(patches::Args),
     Log(log::Args),
+    Replay(replay::Args),
 }
 
 /// Parses the command line, runs the verb and turns its error into the exit code.
@@ -98,6 +101,7 @@ pub fn main() -> ExitCode {
         Verb::Train(args) => train::run(*args, format),
         Verb::Patches(args) => patches::run(args, format),
         Verb::Log(args) => log::run(args, format),
+        Verb::Replay(args) => replay::run(&args, format),
         Verb::VerifyRefit(args) => verify_refit::run(args, format),
     };
     match result {

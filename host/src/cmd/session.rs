@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::args::{ModelArgs, PatchArgs};
 use super::failure::UsageError;
 use super::output::{count, duration};
+use super::record::Recorded;
 use crate::checkpoint::bundled;
 use crate::isolate::Isolation;
 use crate::patch::{
@@ -92,6 +93,7 @@ pub struct Patches {
     sandbox: Sandbox,
     settings: Settings,
     named: Vec<String>,
+    recorded: Option<Recorded>,
 }
 
 /// One line of the ledger.
@@ -118,7 +120,18 @@ impl Patches {
 
     /// The same, with more bundled patches that the verb needs where the user names none for their hooks.
     pub fn load_with(args: &PatchArgs, architecture: &str, more: &[&str], phase: Phase) -> anyhow::Result<Self> {
-        Self::load_for(args, architecture, more, phase, false)
+        Self::load_for(args, architecture, more, phase, false, None)
+    }
+
+    /// The same, with every call of the patches written down.
+    pub fn load_recorded(
+        args: &PatchArgs,
+        architecture: &str,
+        more: &[&str],
+        phase: Phase,
+        recorded: Option<Recorded>,
+    ) -> anyhow::Result<Self> {
+        Self::load_for(args, architecture, more, phase, false, recorded)
     }
 
     /// The same for a verb that also `watches` files: a setting may be for a component that comes later.
@@ -128,6 +141,7 @@ impl Patches {
         more: &[&str],
         phase: Phase,
         watches: bool,
+        recorded: Option<Recorded>,
     ) -> anyhow::Result<Self> {
         if args.sha256.len() > args.components.len() {
             return Err(UsageError::new(
@@ -144,7 +158,8 @@ impl Patches {
             .with_isolation(match args.isolate {
                 true => Some(Isolation::this_program(rayon::current_num_threads())?),
                 false => None,
-            });
+            })
+            .with_recorder(recorded.as_ref().map(|r| Arc::clone(r.recorder())));
         let mut patches = Vec::new();
         let settings = Settings::parse(&args.settings)?;
         for (i, component) in args.components.iter().enumerate() {
@@ -173,7 +188,7 @@ impl Patches {
             }
         }
         let named = args.components.iter().map(|c| stem(c)).collect();
-        Ok(Self { attachments, sandbox, settings, named })
+        Ok(Self { attachments, sandbox, settings, named, recorded })
     }
 
     /// The hooks of the patches that apply.
@@ -195,6 +210,11 @@ impl Patches {
     /// Where they run.
     pub fn sandbox(&self) -> &Sandbox {
         &self.sandbox
+    }
+
+    /// The recording, for who keeps the sandbox longer than this.
+    pub fn take_recorded(&mut self) -> Option<Recorded> {
+        self.recorded.take()
     }
 
     /// The settings of a component that comes later, by the stem of its file: as if it had been named at the start.

@@ -55,9 +55,7 @@ impl Player {
                 let loader = patch.loader_map().ok_or_else(|| self.without(Hook::LoaderMap))?;
                 Answer::Placements(loader.resolve(model, registry, checkpoint)?)
             }
-            Question::Decide { model, reader, tensors } => {
-                Answer::Decisions(quant()?.decide(model, reader, tensors)?)
-            }
+            Question::Decide { model, reader, tensors } => Answer::Decisions(quant()?.decide(model, reader, tensors)?),
             Question::Activation(model) => Answer::Activation(quant()?.activation(model)?),
             Question::Scales { blocks, amax } => Answer::Numbers(quant()?.scales(&blocks.lend(), amax)?),
             Question::ScalesWithMoments { blocks, amax, sum_squares } => {

@@ -84,11 +84,8 @@ impl Recorder {
         head.extend(VERSION.to_le_bytes());
         let mut model = model.to_owned();
         model.truncate(model.floor_char_boundary(1024));
-        let host = Event::Host {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            model,
-            config: Digest::of(config.as_bytes()),
-        };
+        let host =
+            Event::Host { version: env!("CARGO_PKG_VERSION").to_owned(), model, config: Digest::of(config.as_bytes()) };
         let mut frame = format::encode(&host).map_err(failed)?;
         format::seal(&mut frame, 0);
         head.append(&mut frame);

@@ -101,9 +101,8 @@ impl BlockQuant for Recorded<dyn BlockQuant> {
     }
 
     fn decide(&self, model: &ModelInfo, reader: &Consumer, tensors: &[TensorInfo]) -> Result<Vec<Decision>, HookError> {
-        let question = || {
-            Some(Question::Decide { model: model.clone(), reader: reader.clone(), tensors: tensors.to_vec() })
-        };
+        let question =
+            || Some(Question::Decide { model: model.clone(), reader: reader.clone(), tensors: tensors.to_vec() });
         let ask = || self.inner.decide(model, reader, tensors);
         self.tape.call(ask, question, |decisions| Answer::Decisions(decisions.clone()))
     }
@@ -131,12 +130,7 @@ impl BlockQuant for Recorded<dyn BlockQuant> {
         self.tape.call(|| self.inner.scales_with_moments(blocks, amax, sum_squares), question, numbers)
     }
 
-    fn panel_scales(
-        &self,
-        blocks: &hooks::Blocks<'_>,
-        panel: &RowPanel,
-        amax: &[f32],
-    ) -> Result<Vec<f32>, HookError> {
+    fn panel_scales(&self, blocks: &hooks::Blocks<'_>, panel: &RowPanel, amax: &[f32]) -> Result<Vec<f32>, HookError> {
         let question = || {
             let (blocks, rows) = (Blocks::of(blocks), Rows::of(panel)?);
             Some(Question::PanelScales { blocks, rows, amax: amax.to_vec() })
@@ -165,9 +159,8 @@ impl Layout for Recorded<dyn Layout> {
         reader: &Consumer,
         tensors: &[TensorInfo],
     ) -> Result<Vec<Vec<LayoutPass>>, HookError> {
-        let question = || {
-            Some(Question::Passes { model: model.clone(), reader: reader.clone(), tensors: tensors.to_vec() })
-        };
+        let question =
+            || Some(Question::Passes { model: model.clone(), reader: reader.clone(), tensors: tensors.to_vec() });
         let ask = || self.inner.passes(model, reader, tensors);
         self.tape.call(ask, question, |passes| Answer::Passes(passes.clone()))
     }
@@ -216,8 +209,7 @@ impl RefitObserver for Recorded<dyn RefitObserver> {
         let question =
             || Some(Question::Begin { version: version.to_owned(), expected: expected.map(<[String]>::to_vec) });
         let ask = || self.inner.begin(version, expected);
-        let (verdict, inner) =
-            self.tape.call(ask, question, |(verdict, _)| Answer::Begun(verdict.clone(), watch))?;
+        let (verdict, inner) = self.tape.call(ask, question, |(verdict, _)| Answer::Begun(verdict.clone(), watch))?;
         let forget = Forget { tape: Arc::clone(&self.tape), watch };
         Ok((verdict, Box::new(Watched { forget, inner })))
     }
