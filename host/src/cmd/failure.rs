@@ -12,6 +12,7 @@ use crate::checkpoint::write::WriteError;
 use crate::compare::CompareError;
 use crate::live::{LiveError, WatchError};
 use crate::patch::{AttachError, LedgerError, PolicyError, SetError, StageError, SwapError, SwapErrorKind};
+use crate::record::RecordingError;
 use crate::train::TrainError;
 use crate::trust::{RecordError, TrustError, TrustErrorKind};
 
@@ -120,6 +121,13 @@ fn code(error: &anyhow::Error) -> u8 {
         return match e {
             RecordError::Stage(e) => stage(e),
             RecordError::Trust(e) => trust(e),
+        };
+    }
+    if let Some(e) = error.downcast_ref::<RecordingError>() {
+        return match e {
+            RecordingError::NoPatch { .. } | RecordingError::NoHook { .. } => EXIT_REFUSED,
+            RecordingError::Stage(e) => stage(e),
+            _ => EXIT_USAGE,
         };
     }
     if error.is::<PolicyError>() || error.is::<WatchError>() {

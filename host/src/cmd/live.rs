@@ -6,6 +6,7 @@ use std::sync::Arc;
 use patchhost_runtime::checkpoint::Checkpoint;
 
 use super::args::{Fp8Activation, PatchArgs};
+use super::record::{RecordArgs, Recorded};
 use super::session::{Model, Patches, advance, progress_bar};
 use crate::live::{CanaryUnit, LiveModel, LiveOptions, Refitted, Watcher};
 use crate::patch::{Actor, HookOptions, Ledger, LedgerOptions, Phase, When};
@@ -29,6 +30,8 @@ pub struct LiveArgs {
     /// Activations before FP8 matrices
     #[arg(long, value_enum, default_value = "dynamic-128")]
     pub fp8_activation: Fp8Activation,
+    #[command(flatten)]
+    pub record: RecordArgs,
 }
 
 fn when(text: &str) -> Result<When, String> {
@@ -60,6 +63,8 @@ pub struct Started {
     pub watcher: Option<Watcher>,
     /// Looks at `--watch` and `--component` files when somebody asks (SIGHUP).
     pub files: Watcher,
+    /// Closed when everything else is gone.
+    _recorded: Option<Recorded>,
 }
 
 impl LiveArgs {
@@ -83,7 +88,9 @@ impl LiveArgs {
         };
         let watches = !self.watch.is_empty();
         let architecture = model.engine.info().architecture.clone();
-        let loaded = Patches::load_for(patches, &architecture, needs.patches, Phase::of(Some(&model.engine)), watches)?;
+        let recorded = self.record.start(&model.name, &model.engine.info().config)?;
+        let phase = Phase::of(Some(&model.engine));
+        let mut loaded = Patches::load_for(patches, &architecture, needs.patches, phase, watches, recorded)?;
         let options = LiveOptions {
             hooks: HookOptions { activation: self.fp8_activation.into(), vocabulary: None },
             canary: needs.canary,
@@ -110,7 +117,7 @@ impl LiveArgs {
         let given = patches.components.iter().map(PathBuf::from).filter(|path| path.is_file());
         let files: Vec<PathBuf> = given.chain(self.watch.iter().cloned()).collect();
         let files = Watcher::by_hand(&live, &files, settings, self.watch_when);
-        Ok(Started { name, folder, live, checkpoint, watcher, files })
+        Ok(Started { name, folder, live, checkpoint, watcher, files, _recorded: loaded.take_recorded() })
     }
 }
 

@@ -18,7 +18,9 @@ mod output;
 mod patches;
 mod quantize;
 mod rebuild;
+mod record;
 mod refit;
+mod replay;
 mod revoke;
 mod rollback;
 mod run;
@@ -78,6 +80,7 @@ enum Verb {
     Sign(sign::Args),
     Verify(verify::Args),
     Rebuild(rebuild::Args),
+    Replay(replay::Args),
 }
 
 /// Parses the command line, runs the verb and turns its error into the exit code.
@@ -131,6 +134,7 @@ pub fn main() -> ExitCode {
         Verb::Sign(args) => sign::run(args, format),
         Verb::Verify(args) => verify::run(args, format),
         Verb::Rebuild(args) => rebuild::run(args, format),
+        Verb::Replay(args) => replay::run(&args, format),
         Verb::VerifyRefit(args) => verify_refit::run(args, format),
     };
     match result {

@@ -15,8 +15,10 @@ use safetensors::tensor::Dtype;
 use super::args::{Format, PatchArgs};
 use super::failure::UsageError;
 use super::output::{bytes, json, plural};
+use super::record::RecordArgs;
 use super::session::{Patches, progress_bar};
 use crate::checkpoint::write::{Out, safetensors};
+use crate::patch::Phase;
 
 /// Quantize the matrices of a safetensors file to block FP8
 #[derive(Debug, clap::Args)]
@@ -29,6 +31,8 @@ pub struct Args {
     output: PathBuf,
     #[command(flatten)]
     patches: PatchArgs,
+    #[command(flatten)]
+    record: RecordArgs,
     /// Only tensors whose name matches; the others are copied
     #[arg(long, value_name = "GLOB")]
     tensors: Option<String>,
@@ -41,7 +45,8 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     let glob = args.tensors.as_deref().map(parse_glob).transpose()?;
     refuse_same_file(&args.input, &args.output)?;
     let checkpoint = Checkpoint::open(&args.input)?;
-    let patches = Patches::load(&args.patches, "")?;
+    let recorded = args.record.start(&args.input.display().to_string(), "{}")?;
+    let patches = Patches::load_recorded(&args.patches, "", &[], Phase::EngineUp, recorded)?;
     let patch = patches.require_quant("quantize")?;
     let Some(quant) = patch.block_quant() else {
         anyhow::bail!("patch `{}` has no block-quant hook", patch.info().name);

@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::args::{ModelArgs, PatchArgs};
 use super::failure::UsageError;
 use super::output::{count, duration};
+use super::record::Recorded;
 use crate::checkpoint::bundled;
 use crate::isolate::Isolation;
 use crate::patch::{
@@ -99,6 +100,7 @@ pub struct Patches {
     named: Vec<String>,
     policy: Policy,
     gate: Arc<Gate>,
+    recorded: Option<Recorded>,
 }
 
 /// One line of the ledger.
@@ -125,7 +127,18 @@ impl Patches {
 
     /// The same, with more bundled patches that the verb needs where the user names none for their hooks.
     pub fn load_with(args: &PatchArgs, architecture: &str, more: &[&str], phase: Phase) -> anyhow::Result<Self> {
-        Self::load_for(args, architecture, more, phase, false)
+        Self::load_for(args, architecture, more, phase, false, None)
+    }
+
+    /// The same, with every call of the patches written down.
+    pub fn load_recorded(
+        args: &PatchArgs,
+        architecture: &str,
+        more: &[&str],
+        phase: Phase,
+        recorded: Option<Recorded>,
+    ) -> anyhow::Result<Self> {
+        Self::load_for(args, architecture, more, phase, false, recorded)
     }
 
     /// The same for a verb that also `watches` files: a setting may be for a component that comes later.
@@ -135,6 +148,7 @@ impl Patches {
         more: &[&str],
         phase: Phase,
         watches: bool,
+        recorded: Option<Recorded>,
     ) -> anyhow::Result<Self> {
         if args.sha256.len() > args.components.len() {
             return Err(UsageError::new(
@@ -146,10 +160,13 @@ impl Patches {
         }
         // Before anything is loaded: a broken policy or lock must not be found out half way.
         let (policy, gate) = args.trust.gate()?;
-        let sandbox = sandbox(rayon::current_num_threads())?.with_isolation(match args.isolate {
+        let isolation = match args.isolate {
             true => Some(Isolation::this_program(rayon::current_num_threads())?),
             false => None,
-        });
+        };
+        let sandbox = sandbox(rayon::current_num_threads())?
+            .with_isolation(isolation)
+            .with_recorder(recorded.as_ref().map(|r| Arc::clone(r.recorder())));
         let mut patches = Vec::new();
         let settings = Settings::parse(&args.settings)?;
         for (i, component) in args.components.iter().enumerate() {
@@ -178,7 +195,7 @@ impl Patches {
             }
         }
         let named = args.components.iter().map(|c| stem(c)).collect();
-        Ok(Self { attachments, sandbox, settings, named, policy, gate })
+        Ok(Self { attachments, sandbox, settings, named, policy, gate, recorded })
     }
 
     /// The hooks of the patches that apply.
@@ -210,6 +227,11 @@ impl Patches {
     /// Where they run.
     pub fn sandbox(&self) -> &Sandbox {
         &self.sandbox
+    }
+
+    /// The recording, for who keeps the sandbox longer than this.
+    pub fn take_recorded(&mut self) -> Option<Recorded> {
+        self.recorded.take()
     }
 
     /// The settings of a component that comes later, by the stem of its file: as if it had been named at the start.

@@ -274,6 +274,7 @@ impl Compiled {
             why: fault.why,
         };
         let state = report.has_state();
+        let recorder = sandbox.recorder().cloned();
         let guest = match (code, sandbox.isolation().cloned()) {
             (Code::Here(pre), _) => {
                 let granted = Granted::open(&grants)
@@ -294,7 +295,7 @@ impl Compiled {
                 return Err(StageError::Compile { name, why });
             }
         };
-        Ok(Arc::new(Patch::new(guest, digest, &report, grants, settings, &limits)))
+        Ok(Arc::new(Patch::new(guest, digest, &report, grants, settings, &limits, recorder.as_ref())))
     }
 }
 
