@@ -42,6 +42,9 @@ pub struct Changed {
 
 type Pair<'a> = (&'a Body, &'a Body);
 
+/// Per module and address: where functions say that it is in the other version, and how many.
+type Votes = HashMap<(usize, u64), BTreeMap<u64, usize>>;
+
 /// Compares the functions of two versions: by name where they have names, else by body.
 pub(super) fn compare(old: &Side, new: &Side, words: &Words) -> FunctionDiff {
     let mut by_name: BTreeMap<&str, (Vec<&Body>, Vec<&Body>)> = BTreeMap::new();
@@ -62,7 +65,7 @@ pub(super) fn compare(old: &Side, new: &Side, words: &Words) -> FunctionDiff {
     pair(&mut gone, &mut come, &mut alike);
     diff.removed = gone.iter().map(|body| name(body)).collect();
     diff.added = come.iter().map(|body| name(body)).collect();
-    let moved = Moved::of(&alike);
+    let moved = Moved::of(&alike, old, new);
     for (before, now) in alike {
         match moved.elsewhere(before, now, old, new) {
             None => diff.same += 1,
@@ -128,8 +131,8 @@ struct Moved {
 }
 
 impl Moved {
-    fn of(alike: &[Pair<'_>]) -> Self {
-        let mut to: HashMap<(usize, u64), BTreeMap<u64, usize>> = HashMap::new();
+    fn of(alike: &[Pair<'_>], before: &Side, now: &Side) -> Self {
+        let mut to = Votes::new();
         let mut from = to.clone();
         for (old, new) in alike {
             for ((_, a), (_, b)) in old.addresses.iter().zip(&new.addresses) {
@@ -137,12 +140,20 @@ impl Moved {
                 *from.entry((new.module, *b)).or_default().entry(*a).or_default() += 1;
             }
         }
-        let most = |votes: HashMap<(usize, u64), BTreeMap<u64, usize>>| {
-            let best =
-                |votes: BTreeMap<u64, usize>| votes.into_iter().max_by_key(|(_, count)| *count).map(|(to, _)| to);
-            votes.into_iter().filter_map(|(key, votes)| Some((key, best(votes)?))).collect()
+        // Where the same thing lies counts more than any number of votes for another one.
+        let same = |module: usize, a: u64, b: u64| match (before.images.get(module), now.images.get(module)) {
+            (Some(old), Some(new)) => same_thing(old, a, new, b),
+            _ => false,
         };
-        Self { to: most(to), from: most(from) }
+        let most = |votes: Votes, forward: bool| {
+            let best = |(module, key): (usize, u64), votes: BTreeMap<u64, usize>| {
+                let pair = |other: u64| if forward { (key, other) } else { (other, key) };
+                let worth = |(other, count): &(u64, usize)| (same(module, pair(*other).0, pair(*other).1), *count);
+                votes.into_iter().max_by_key(worth).map(|(to, _)| to)
+            };
+            votes.into_iter().filter_map(|(key, votes)| Some((key, best(key, votes)?))).collect()
+        };
+        Self { to: most(to, true), from: most(from, false) }
     }
 
     /// What a function points to that is another thing than before, before and now.
