@@ -39,7 +39,7 @@ pub enum Verification {
 }
 
 /// Bytes, read once.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Candidate {
     name: String,
     bytes: Cow<'static, [u8]>,
@@ -154,6 +154,11 @@ pub struct Verified {
 }
 
 impl Verified {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.candidate.bytes
+    }
+
     /// What pinned the digest, if anything did.
     pub fn pinned_by(&self) -> Option<&'static str> {
         self.pinned_by
@@ -180,7 +185,7 @@ impl Verified {
 }
 
 /// Bytes that no rule forbids.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Audited {
     candidate: Candidate,
     report: Report,
@@ -188,6 +193,11 @@ pub struct Audited {
 }
 
 impl Audited {
+    /// Name or path, as messages show it.
+    pub fn name(&self) -> &str {
+        &self.candidate.name
+    }
+
     /// What the audit found.
     pub fn report(&self) -> &Report {
         &self.report
