@@ -16,6 +16,7 @@ pub use facts::{Facts, FunctionCost, MemoryFacts, ModuleFacts};
 pub use inspect::{inspect, inspect_with};
 pub use policy::{AuditOptions, AuditPolicy, Ignore, Level};
 pub use report::{Finding, Kind, Report, Severity};
+pub(crate) use rules::probe::of_probe;
 pub use rules::{Rule, catalogue};
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub(super) mod features;
 pub(super) mod file;
+pub(crate) mod probe;
 
 mod cost;
 mod imports;
@@ -57,7 +58,7 @@ impl Rule {
 
 /// Every rule there is, in order of id.
 pub fn catalogue() -> Vec<Rule> {
-    let groups: [&[Rule]; 7] = [
+    let groups: [&[Rule]; 8] = [
         &file::RULES,
         &imports::RULES,
         &world::RULES,
@@ -65,6 +66,7 @@ pub fn catalogue() -> Vec<Rule> {
         &features::RULES,
         &cost::RULES,
         &structure::RULES,
+        &probe::RULES,
     ];
     let mut rules: Vec<Rule> = groups.concat();
     rules.sort_by_key(|rule| rule.id);
