@@ -3,7 +3,7 @@
 use super::input::Input;
 use super::report::{Finding, Kind, Report, Severity};
 use super::scan::{Scan, scan};
-use super::{AuditOptions, Facts, rules, validate};
+use super::{AuditOptions, Facts, burden, rules, validate};
 use crate::abi::{Hook, text};
 use crate::patch::Digest;
 
@@ -26,6 +26,7 @@ pub fn inspect_with(bytes: &[u8], options: &AuditOptions) -> Report {
             Err(error) => findings.push(rules::file::invalid(&error)),
         }
         rules::before_validation(&Input::new(bytes, &caps, &found), &mut findings);
+        findings.extend(burden::before_validation(bytes, &caps).into_iter().map(rules::costs_too_much));
         if options.grants.wasi.is_some() {
             findings.retain(|finding| !["PH102", "PH104", "PH105"].contains(&finding.id));
         }
@@ -34,6 +35,7 @@ pub fn inspect_with(bytes: &[u8], options: &AuditOptions) -> Report {
                 Ok(types) => {
                     validated = true;
                     found.facts.type_depth = validate::type_depth(&types);
+                    findings.extend(burden::after_validation(bytes, &caps).into_iter().map(rules::costs_too_much));
                     rules::after_validation(&Input::new(bytes, &caps, &found), &mut findings);
                 }
                 Err(error) => rules::features::explain(bytes, &error, &mut findings),

@@ -1,5 +1,6 @@
 //! What can be said about a component without compiling it. The loader and `patchhost audit` run this very code.
 
+mod burden;
 mod caps;
 mod facts;
 mod input;

@@ -18,6 +18,11 @@ pub(super) const RULES: [Rule; 3] = [START, INDIRECT, COST];
 
 const SPLIT: &str = "split the function, or build it with opt-level = \"s\"";
 
+/// A finding about the sum of what is to be compiled.
+pub(super) fn too_much(message: String) -> Finding {
+    COST.finding(message, "make the component smaller and simpler; an honest patch stays a tenth below each cap")
+}
+
 pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
     let (facts, caps) = (input.facts, input.caps);
     let mut sum = |what: &str, found: u64, cap: u64| {

@@ -73,6 +73,11 @@ pub fn catalogue() -> Vec<Rule> {
     rules
 }
 
+/// PH506 about what the compiler would have to do.
+pub(super) fn costs_too_much(message: String) -> Finding {
+    cost::too_much(message)
+}
+
 /// Rules that need nothing but counting. What they refuse is not validated.
 pub(super) fn before_validation(input: &Input<'_>, out: &mut Vec<Finding>) {
     structure::check(input, out);
