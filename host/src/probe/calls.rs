@@ -10,12 +10,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
 /// From several threads, so that there are several instances.
-pub(super) fn instances(
-    patch: &Patch,
-    quant: &dyn BlockQuant,
-    scheme: &Scheme,
-    seed: u64,
-) -> Result<Found, String> {
+pub(super) fn instances(patch: &Patch, quant: &dyn BlockQuant, scheme: &Scheme, seed: u64) -> Result<Found, String> {
     const THREADS: usize = 4;
     const TIMES: usize = 3;
     let amax = vectors::random(seed ^ 0x1457, 8_192);
@@ -106,11 +101,7 @@ pub(super) fn fuel(patch: &Patch, quant: &dyn BlockQuant, scheme: &Scheme) -> Re
 }
 
 /// Scales of activations.
-pub(super) fn activation(
-    patch: &Patch,
-    quant: &Arc<dyn BlockQuant>,
-    random: usize,
-) -> Result<Found, String> {
+pub(super) fn activation(patch: &Patch, quant: &Arc<dyn BlockQuant>, random: usize) -> Result<Found, String> {
     let rule = quant.activation(&synthetic::model(patch)).map_err(|e| e.to_string())?;
     if let Some(rule) = rule {
         Activation::from_rule(quant.name(), rule).map_err(|e| e.to_string())?;

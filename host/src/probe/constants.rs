@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use wasmparser::{Operator, Parser, Payload};
 
-/// Most numbers.
-const WORDS: usize = 8_192;
+/// Most numbers of code, and of data.
+const WORDS: usize = 4_096;
 /// Most words, and their length in bytes.
 const NAMES: usize = 512;
 const NAME_BYTES: std::ops::RangeInclusive<usize> = 4..=120;
@@ -13,8 +13,10 @@ const NAME_BYTES: std::ops::RangeInclusive<usize> = 4..=120;
 /// What stands in a component.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Constants {
-    /// 32-bit words of code and data, ascending.
-    pub words: Vec<u32>,
+    /// 32-bit words of code, ascending.
+    pub code: Vec<u32>,
+    /// 32-bit words of data segments that code does not have, ascending.
+    pub data: Vec<u32>,
     /// Runs of printable ASCII in data segments.
     pub names: Vec<String>,
 }
@@ -46,13 +48,13 @@ pub fn constants(component: &[u8]) -> Constants {
             Err(_) => break,
         }
     }
-    // What code compares with comes first; tables of data fill the rest.
-    let mut words: Vec<u32> = code.into_iter().take(WORDS).collect();
-    let more: Vec<u32> = data.into_iter().filter(|word| words.binary_search(word).is_err()).collect();
-    let left = WORDS - words.len();
-    words.extend(more.iter().step_by(more.len().div_ceil(left.max(1)).max(1)).take(left));
-    words.sort_unstable();
-    Constants { words, names: names.into_iter().take(NAMES).collect() }
+    let data: BTreeSet<u32> = data.difference(&code).copied().collect();
+    Constants { code: spread(&code), data: spread(&data), names: names.into_iter().collect() }
+}
+
+/// As many as there may be, from the whole range.
+fn spread(words: &BTreeSet<u32>) -> Vec<u32> {
+    words.iter().step_by(words.len().div_ceil(WORDS).max(1)).copied().collect()
 }
 
 fn operand(operator: &Operator<'_>, words: &mut BTreeSet<u32>) {
@@ -81,21 +83,18 @@ fn printable(data: &[u8], names: &mut BTreeSet<String>) {
     }
 }
 
-impl Constants {
-    /// The values of amax that a condition on one of the words could mean: its bits, its neighbors, the half of it that
-    /// bf16 keeps, and the number itself.
-    pub(super) fn values(&self) -> Vec<f32> {
-        let of = |word: u32| {
-            let (exact, whole) = (f32::from_bits(word), word as f32);
-            let halves = [word << 16, word & 0xffff_0000].map(f32::from_bits);
-            [exact, exact.next_up(), exact.next_down(), -exact, whole, halves[0], halves[1]]
-        };
-        let mut values: Vec<f32> =
-            self.words.iter().flat_map(|word| of(*word)).filter(|x| x.is_finite() && *x > 0.0).collect();
-        values.sort_by(f32::total_cmp);
-        values.dedup();
-        values
-    }
+/// The values of amax that a condition on one of these words could mean: its bits, its neighbors, the half of it that
+/// bf16 keeps, and the number itself.
+pub(super) fn values(words: &[u32]) -> Vec<f32> {
+    let of = |word: u32| {
+        let (exact, whole) = (f32::from_bits(word), word as f32);
+        let halves = [word << 16, word & 0xffff_0000].map(f32::from_bits);
+        [exact, exact.next_up(), exact.next_down(), -exact, whole, halves[0], halves[1]]
+    };
+    let mut values: Vec<f32> = words.iter().flat_map(|word| of(*word)).filter(|x| x.is_finite() && *x > 0.0).collect();
+    values.sort_by(f32::total_cmp);
+    values.dedup();
+    values
 }
 
 #[cfg(test)]
@@ -114,12 +113,13 @@ mod tests {
                     (f32.eq (local.get 0) (f32.const 1.75))))))"#;
         let found = constants(&wat::parse_str(text).unwrap());
         for word in [0xC0_FFEE, 1.75f32.to_bits(), 77] {
-            assert!(found.words.contains(&word), "{word:#x}");
+            assert!(found.code.contains(&word), "{word:#x}");
         }
         assert_eq!(found.names, ["model.layers.17"]);
-        let values = found.values();
-        for value in [f32::from_bits(0xC0_FFEE), 12_648_430.0, 1.75, f32::from_bits(0xFFEE_0000 & 0x7fff_ffff)] {
-            assert!(values.contains(&value) || value.is_nan(), "{value:e}");
+        assert!(found.data.contains(&u32::from_le_bytes(*b"mode")));
+        let values = values(&found.code);
+        for value in [f32::from_bits(0xC0_FFEE), 12_648_430.0, 1.75, f32::from_bits(0xC0_0000)] {
+            assert!(values.contains(&value), "{value:e}");
         }
     }
 

@@ -2,7 +2,7 @@
 //! question. What a probe does not happen to ask it cannot find; the native cast proves every scale all the same.
 
 use super::ask::{TENSOR, all, differ, scales, shown};
-use super::constants::Constants;
+use super::constants::{self, Constants};
 use super::reference::Reference;
 use super::run::Found;
 use super::{synthetic, vectors};
@@ -48,6 +48,25 @@ fn prove(scheme: &Scheme, amax: &[f32], given: &[f32]) -> Result<(), String> {
         .map_err(|violation| violation.to_string())
 }
 
+/// Whether an answer is the one that it was under other circumstances. A recipe of its own may have another, if that keeps
+/// its contract too: that is a remark.
+pub(super) fn alike(
+    what: &str,
+    scheme: &Scheme,
+    reference: Option<&Reference>,
+    amax: &[f32],
+    (first, got): (&[f32], &[f32]),
+    note: &mut Option<String>,
+) -> Result<(), String> {
+    let Err(why) = differ(what, amax, first, got) else { return Ok(()) };
+    if reference.is_some() || first.len() != got.len() {
+        return Err(why);
+    }
+    prove(scheme, amax, got).map_err(|broken| format!("{why}: {broken}"))?;
+    note.get_or_insert(why);
+    Ok(())
+}
+
 /// Every number that stands in the component, as amax, as a place, and every word of it as a name.
 pub(super) fn constants(
     quant: &dyn BlockQuant,
@@ -55,36 +74,46 @@ pub(super) fn constants(
     reference: Option<&Reference>,
     known: &Constants,
 ) -> Result<Found, String> {
-    let mut asked = 0;
-    for amax in known.values().chunks(MANY) {
+    let (mut asked, mut note) = (0, None);
+    let (code, data) = (constants::values(&known.code), constants::values(&known.data));
+    // What code compares with, one at a time: it may look at the first block only.
+    for amax in code.chunks(1).chain(data.chunks(MANY)) {
         let got = all(quant, scheme, amax)?;
         right(scheme, reference, amax, &got)?;
         asked += amax.len();
     }
     let amax = vectors::random(0xc057, FEW);
     let first = all(quant, scheme, &amax)?;
-    // Places and sizes are u32 and small: most words are neither.
-    for word in known.words.iter().filter(|word| **word < 1 << 20) {
+    // Places are small: most words are none.
+    for word in known.code.iter().filter(|word| **word < 1 << 20) {
         let total = *word as usize + FEW;
         let got = scales(quant, scheme, TENSOR, *word as usize, total, &amax)?;
-        differ(&format!("from block {word} on"), &amax, &first, &got)?;
+        alike(&format!("from block {word} on"), scheme, reference, &amax, (&first, &got), &mut note)?;
         asked += FEW;
     }
     for name in &known.names {
         let got = scales(quant, scheme, name, 0, FEW, &amax)?;
-        differ(&format!("for a tensor called `{}`", crate::abi::text::clean(name, 80)), &amax, &first, &got)?;
+        let what = format!("for a tensor called `{}`", crate::abi::text::clean(name, 80));
+        alike(&what, scheme, reference, &amax, (&first, &got), &mut note)?;
         asked += FEW;
     }
-    let worst = format!("{} numbers and {} words of the component", known.words.len(), known.names.len());
-    Ok(Found { worst: Some(worst), ..Found::asked(asked) })
+    let worst =
+        format!("{} numbers of code, {} of data, {} words", known.code.len(), known.data.len(), known.names.len());
+    Ok(Found { worst: Some(worst), note, ..Found::asked(asked) })
 }
 
 /// Every layer of a deep model, every expert of a wide one, every size of a question up to a hundred blocks.
-pub(super) fn places(quant: &dyn BlockQuant, scheme: &Scheme, layers: usize, seed: u64) -> Result<Found, String> {
+pub(super) fn places(
+    quant: &dyn BlockQuant,
+    scheme: &Scheme,
+    reference: Option<&Reference>,
+    layers: usize,
+    seed: u64,
+) -> Result<Found, String> {
     let amax = vectors::random(seed ^ 0x91ace, 96);
     let few = &amax[..FEW];
     let first = all(quant, scheme, &amax)?;
-    let mut asked = first.len();
+    let (mut asked, mut note) = (first.len(), None);
     let names = |layer: usize| {
         let expert = |e: usize| format!("model.layers.{layer}.mlp.experts.{e}.down_proj.weight");
         let dense = ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"];
@@ -93,23 +122,33 @@ pub(super) fn places(quant: &dyn BlockQuant, scheme: &Scheme, layers: usize, see
     };
     for name in (0..layers).flat_map(names) {
         let got = scales(quant, scheme, &name, 0, FEW, few)?;
-        differ(&format!("for `{name}`"), few, &first[..FEW], &got)?;
+        alike(&format!("for `{name}`"), scheme, reference, few, (&first[..FEW], &got), &mut note)?;
+        asked += FEW;
+    }
+    // Every last letter and every length that a name may have.
+    let endings = (b'!'..=b'~').map(|letter| format!("model.layers.0.mlp.{}", char::from(letter)));
+    let lengths = (1..=120).map(|length| "model.layers.0.".chars().cycle().take(length).collect());
+    for name in endings.chain(lengths) {
+        let got = scales(quant, scheme, &name, 0, FEW, few)?;
+        alike(&format!("for `{name}`"), scheme, reference, few, (&first[..FEW], &got), &mut note)?;
         asked += FEW;
     }
     for blocks in 1..=amax.len() {
-        let got = all(quant, scheme, &amax[..blocks])?;
-        differ(&format!("{blocks} blocks at once"), &amax, &first[..blocks], &got)?;
+        let some = &amax[..blocks];
+        let got = all(quant, scheme, some)?;
+        alike(&format!("{blocks} blocks at once"), scheme, reference, some, (&first[..blocks], &got), &mut note)?;
         asked += blocks;
     }
-    Ok(Found { worst: Some(format!("{layers} layers, 1 to {} blocks at once", amax.len())), ..Found::asked(asked) })
+    let worst = format!("{layers} layers, 1 to {} blocks at once", amax.len());
+    Ok(Found { worst: Some(worst), note, ..Found::asked(asked) })
 }
 
 /// Questions that no refit asks: they may be refused, and must not change what is answered, nor end in a trap.
 pub(super) fn lies(quant: &dyn BlockQuant, scheme: &Scheme, seed: u64) -> Result<Found, String> {
     let amax = vectors::random(seed ^ 0x11e5, FEW);
+    let before = all(quant, scheme, &amax)?;
     let (rows, cols) = (scheme.block_rows, scheme.block_cols * FEW);
-    let honest =
-        Blocks { tensor: TENSOR, rows, cols, block_rows: rows, block_cols: scheme.block_cols, first_block: 0 };
+    let honest = Blocks { tensor: TENSOR, rows, cols, block_rows: rows, block_cols: scheme.block_cols, first_block: 0 };
     let long = "x".repeat(512);
     let questions: [(&str, Blocks<'_>, &[f32]); 9] = [
         ("no blocks", honest, &[]),
@@ -139,8 +178,8 @@ pub(super) fn lies(quant: &dyn BlockQuant, scheme: &Scheme, seed: u64) -> Result
     if scheme.cast.edges == Edges::Strict {
         // The host never asks about these under strict edges.
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0] {
-            match all_with(&ask, &honest, value) {
-                Ok(got) if got.iter().all(|s| s.is_finite() && *s > 0.0) => {
+            match ask(&honest, &[value; FEW]) {
+                Ok(got) if value.is_nan() && got.iter().all(|s| s.is_finite() && *s > 0.0) => {
                     odd.push(format!("amax {value}: it gives an ordinary scale"));
                 }
                 Ok(_) => {}
@@ -150,26 +189,13 @@ pub(super) fn lies(quant: &dyn BlockQuant, scheme: &Scheme, seed: u64) -> Result
         }
     }
     // Whatever that did, what it says about honest questions is the same as before.
-    let before = all(quant, scheme, &amax)?;
     differ("after odd questions", &amax, &before, &all(quant, scheme, &amax)?)?;
     let note = (!odd.is_empty()).then(|| odd.join("; ").replace('\n', " "));
     Ok(Found { worst: Some(format!("{refused} refused")), note, ..Found::asked(questions.len() + 4) })
 }
 
-fn all_with(
-    ask: &dyn Fn(&Blocks<'_>, &[f32]) -> Result<Vec<f32>, patchhost_runtime::hooks::HookError>,
-    honest: &Blocks<'_>,
-    value: f32,
-) -> Result<Vec<f32>, patchhost_runtime::hooks::HookError> {
-    ask(honest, &[value; FEW])
-}
-
 /// Tensors that are alike but for their layer or expert, and are treated apart: no error, and worth a look.
-pub(super) fn apart(
-    patch: &crate::patch::Patch,
-    quant: &dyn BlockQuant,
-    layers: usize,
-) -> Result<Found, String> {
+pub(super) fn apart(patch: &crate::patch::Patch, quant: &dyn BlockQuant, layers: usize) -> Result<Found, String> {
     let tensors = synthetic::tensors_of(layers);
     let decided = quant.decide(&synthetic::model_of(patch, layers), &synthetic::reader(), &tensors);
     let decided = decided.map_err(|e| e.to_string())?;
@@ -178,7 +204,9 @@ pub(super) fn apart(
         let kind: String = tensor.name.chars().filter(|c| !c.is_ascii_digit()).collect();
         let quantized = match decision {
             patchhost_runtime::hooks::Decision::Keep(_) => None,
-            patchhost_runtime::hooks::Decision::Quantize(scheme) => Some(Scheme { rule: String::new(), ..scheme.clone() }),
+            patchhost_runtime::hooks::Decision::Quantize(scheme) => {
+                Some(Scheme { rule: String::new(), ..scheme.clone() })
+            }
         };
         let (name, first) = known.entry(kind).or_insert_with(|| (tensor.name.clone(), quantized.clone()));
         if *first != quantized {

@@ -81,7 +81,9 @@ impl Asked<'_> {
                 let about = "bit for bit what the named profile gives, for every class of edges and for random values";
                 probe.check("vectors", HOOK, about, |options| scalar::golden(quant, scheme, profile, options));
             }
-            None => probe.skip("vectors", HOOK, "golden vectors", "it has a recipe of its own, without a named profile"),
+            None => {
+                probe.skip("vectors", HOOK, "golden vectors", "it has a recipe of its own, without a named profile")
+            }
         }
         self.differential(probe);
         let about = "scales are finite, positive, grow with amax, and double when it doubles";
@@ -90,18 +92,15 @@ impl Asked<'_> {
         });
         let about = "a block's scale depends on that block: not on its neighbors, its place, or how calls are cut";
         probe.check("locality", HOOK, about, |options| scalar::locality(quant, scheme, options.seed));
-        let named = reference.is_some();
         let about = "the same amax gets the same scale whatever the tensor is called";
-        probe.check("names", HOOK, about, |options| scalar::names(quant, scheme, named, options.seed));
+        probe.check("names", HOOK, about, |options| scalar::names(quant, scheme, reference, options.seed));
         let about = "no layer, no expert and no number of blocks is special";
         probe.check("places", HOOK, about, |options| {
-            hidden::places(quant, scheme, options.layers, options.seed).or_else(|why| own_recipe(named, why))
+            hidden::places(quant, scheme, reference, options.layers, options.seed)
         });
         if let Some(known) = &probe.options.constants {
             let about = "no number and no word that stands in the component is special";
-            probe.check("constants", HOOK, about, |_| {
-                hidden::constants(quant, scheme, reference, known).or_else(|why| own_recipe(named, why))
-            });
+            probe.check("constants", HOOK, about, |_| hidden::constants(quant, scheme, reference, known));
         }
         let about = "questions that no refit asks are answered or refused, without a trap, and change nothing";
         probe.check("odd questions", HOOK, about, |options| hidden::lies(quant, scheme, options.seed));
@@ -110,9 +109,8 @@ impl Asked<'_> {
         self.twin(probe);
         let until = probe.until();
         let about = "the answers after many calls are the first ones";
-        probe.check("history", HOOK, about, |options| {
-            calls::history(quant, scheme, options.calls, options.seed, until)
-        });
+        probe
+            .check("history", HOOK, about, |options| calls::history(quant, scheme, options.calls, options.seed, until));
         let about = "fuel grows in proportion to the blocks, and stays below its limit";
         probe.check("fuel", HOOK, about, |_| calls::fuel(patch, quant, scheme));
     }
@@ -125,30 +123,22 @@ impl Asked<'_> {
                 let about = "bit for bit what its own source gives natively, for values that mislead a search";
                 probe.check("vectors", HOOK, about, |options| rows::vectors(quant, scheme, reference, options));
             }
-            None => probe.skip("vectors", HOOK, "golden vectors", "it has a recipe of its own, without a named profile"),
+            None => {
+                probe.skip("vectors", HOOK, "golden vectors", "it has a recipe of its own, without a named profile")
+            }
         }
         self.contract(probe);
         self.differential(probe);
         let about = "a scale is of magnitudes, grows fourfold with them, and is of its own block";
         probe.check("properties", HOOK, about, |options| rows::properties(quant, scheme, named, options));
         let about = "the same rows get the same scales when they are asked about again";
-        probe.check("determinism", HOOK, about, |options| {
-            matrix::again(quant, scheme, options.matrix, options.seed)
-        });
+        probe.check("determinism", HOOK, about, |options| matrix::again(quant, scheme, options.matrix, options.seed));
         self.twin(probe);
         let about = "what the tensor is called, and what was asked before, does not matter";
         probe.check("history", HOOK, about, |options| rows::history(quant, scheme, named, options));
         let about = "fuel stays below its limit";
         probe.check("fuel", HOOK, about, |_| rows::fuel(patch, quant, scheme));
     }
-}
-
-/// A recipe of its own may treat tensors and places apart: then it is a remark. A call that failed is no recipe.
-fn own_recipe(named: bool, why: String) -> Result<Found, String> {
-    if named || why.starts_with("patch ") || why.starts_with("block column ") {
-        return Err(why);
-    }
-    Ok(Found { note: Some(why), ..Found::default() })
 }
 
 /// Also gives the different schemes that were decided.

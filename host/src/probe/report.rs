@@ -86,7 +86,10 @@ impl fmt::Display for ProbeReport {
         let against = self.profile.as_ref().map_or_else(|| "no named profile".to_owned(), |p| format!("profile {p}"));
         let (passed, all) = (self.count(Verdict::Passed), self.checks.len());
         let (patch, asked, seconds) = (&self.patch, self.asked(), self.seconds);
-        writeln!(f, "probe of `{patch}`, {against}: {passed} of {all} checks passed, {asked} answers in {seconds:.1} s")?;
+        writeln!(
+            f,
+            "probe of `{patch}`, {against}: {passed} of {all} checks passed, {asked} answers in {seconds:.1} s"
+        )?;
         for check in &self.checks {
             let mark = match check.verdict {
                 Verdict::Passed => "ok",

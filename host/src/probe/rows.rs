@@ -1,6 +1,7 @@
 //! Scales of patches that see the rows themselves.
 
 use super::ask::differ;
+use super::constants;
 use super::matrix::{Cast, cast, cast_named, weights};
 use super::reference::Reference;
 use super::run::{Found, ProbeOptions};
@@ -42,9 +43,27 @@ fn values(kind: usize, (rows, cols): (usize, usize), seed: u64) -> Vec<bf16> {
         match kind {
             0 => x * 0.04,
             1 => x.powi(7) * 3.0,
-            2 => if i == last { -50.0 } else { x * 0.1 },
-            3 => if rng.random_range(0..20) == 0 { x } else { 0.0 },
-            4 => if rng.random() { 0.75 } else { -0.031 },
+            2 => {
+                if i == last {
+                    -50.0
+                } else {
+                    x * 0.1
+                }
+            }
+            3 => {
+                if rng.random_range(0..20) == 0 {
+                    x
+                } else {
+                    0.0
+                }
+            }
+            4 => {
+                if rng.random() {
+                    0.75
+                } else {
+                    -0.031
+                }
+            }
             5 => 0.3,
             6 => power.copysign(x),
             7 => power * if x > 0.0 { 1.0 + 1.0 / 128.0 } else { 1.0 - 1.0 / 256.0 },
@@ -89,7 +108,25 @@ pub(super) fn vectors(
             asked += got.1.len();
         }
     }
-    Ok(Found { worst: Some(format!("0 ulp, {} kinds of values, {} shapes", KINDS.len(), SHAPES.len())), ..Found::asked(asked) })
+    if let Some(known) = &options.constants {
+        let numbers: Vec<bf16> = constants::values(&known.code)
+            .into_iter()
+            .map(bf16::from_f32)
+            .filter(|x| x.is_finite() && x.to_f32().abs() < 1e30)
+            .collect();
+        for row in numbers.chunks(256) {
+            for values in [row.to_vec(), row.iter().rev().copied().collect()] {
+                let shape = (1, values.len());
+                let (got, expected) = (ask(quant, scheme, &values, shape)?, ask(reference, scheme, &values, shape)?);
+                differ("numbers of the component, native code and the patch", &[], &expected.1, &got.1)?;
+                asked += got.1.len();
+            }
+        }
+    }
+    Ok(Found {
+        worst: Some(format!("0 ulp, {} kinds of values, {} shapes", KINDS.len(), SHAPES.len())),
+        ..Found::asked(asked)
+    })
 }
 
 /// A scale is of magnitudes, doubles with them, and is of its own block. Recipes of their own need not be so: for those
@@ -111,7 +148,8 @@ pub(super) fn properties(
         let signs = differ("with all signs turned", &[], &whole, &other);
         let doubled: Vec<bf16> = values.iter().map(|x| *x * bf16::from_f32(4.0)).collect();
         let (_, four) = ask(quant, scheme, &doubled, shape)?;
-        let expected: Vec<f32> = whole.iter().zip(&four).map(|(s, f)| if is_zero(scheme, *s) { *f } else { s * 4.0 }).collect();
+        let expected: Vec<f32> =
+            whole.iter().zip(&four).map(|(s, f)| if is_zero(scheme, *s) { *f } else { s * 4.0 }).collect();
         let powers = differ("four times as large", &[], &expected, &four);
         let mut beside = values.clone();
         for row in beside.chunks_mut(shape.1) {

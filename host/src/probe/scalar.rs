@@ -1,6 +1,8 @@
 //! Scales from amax alone: bit for bit those of the named profile, and properties that every recipe has.
 
 use super::ask::{TENSOR, all, differ, scales, shown, stored};
+use super::hidden::alike;
+use super::reference::Reference;
 use super::run::{Found, ProbeOptions};
 use super::{synthetic, vectors};
 use patchhost_kernels::profile::Profile;
@@ -114,17 +116,19 @@ pub(super) fn locality(quant: &dyn BlockQuant, scheme: &Scheme, seed: u64) -> Re
 }
 
 /// The name does not matter.
-pub(super) fn names(quant: &dyn BlockQuant, scheme: &Scheme, named: bool, seed: u64) -> Result<Found, String> {
+pub(super) fn names(
+    quant: &dyn BlockQuant,
+    scheme: &Scheme,
+    reference: Option<&Reference>,
+    seed: u64,
+) -> Result<Found, String> {
     let amax = vectors::random(seed ^ 0xa3e5, BLOCKS);
     let first = all(quant, scheme, &amax)?;
-    let mut asked = 0;
+    let (mut asked, mut note) = (0, None);
     for tensor in synthetic::tensors().iter().filter(|t| t.shape.len() == 2) {
         let got = scales(quant, scheme, &tensor.name, 0, BLOCKS, &amax)?;
         asked += got.len();
-        if let Err(why) = differ(&format!("for `{}`", tensor.name), &amax, &first, &got) {
-            // Its own recipe may treat tensors apart; the contract holds all the same.
-            return if named { Err(why) } else { Ok(Found { note: Some(why), ..Found::asked(asked) }) };
-        }
+        alike(&format!("for `{}`", tensor.name), scheme, reference, &amax, (&first, &got), &mut note)?;
     }
-    Ok(Found::asked(asked))
+    Ok(Found { note, ..Found::asked(asked) })
 }

@@ -5,6 +5,8 @@ use patchhost::audit::{AuditOptions, Severity};
 use patchhost::patch::Verification;
 use patchhost::probe::examine;
 
+use crate::hostile::wat;
+
 fn examined(bytes: Vec<u8>, settings: &[(&str, &str)], options: &ProbeOptions) -> ProbeReport {
     let settings: Vec<_> = settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
     let verified = Candidate::from_bytes("x.wasm", bytes).unwrap().verify(&Verification::Unpinned).unwrap();
@@ -13,7 +15,13 @@ fn examined(bytes: Vec<u8>, settings: &[(&str, &str)], options: &ProbeOptions) -
 }
 
 fn options() -> ProbeOptions {
-    ProbeOptions { calls: 2_000, matrix: (130, 260), random: 250, budget: std::time::Duration::from_secs(60), ..ProbeOptions::thorough() }
+    ProbeOptions {
+        calls: 2_000,
+        matrix: (130, 260),
+        random: 250,
+        budget: std::time::Duration::from_secs(60),
+        ..ProbeOptions::thorough()
+    }
 }
 
 #[test]
@@ -45,15 +53,106 @@ fn settings_of_the_search_have_a_reference_too() {
     }
 }
 
+/// `$scales` of the honest text guest, and then a thousandth more for the first block where `condition` holds.
+fn sleeper(condition: &str) -> Vec<u8> {
+    let text = format!(
+        r#"(global $calls (mut i32) (i32.const 0))
+        (func $scales (param $name i32) (param $name_len i32) (param $rows i32) (param $cols i32) (param i32 i32)
+            (param $first i32) (param $amax i32) (param $count i32) (result i32)
+          (local $answer i32) (local $x f32)
+          (global.set $calls (i32.add (global.get $calls) (i32.const 1)))
+          (local.set $x (f32.load (local.get $amax)))
+          (local.set $answer (call $honest (local.get $amax) (local.get $count)))
+          (if {condition}
+            (then (f32.store (local.get $amax) (f32.mul (f32.load (local.get $amax)) (f32.const 1.001)))))
+          (local.get $answer))"#
+    );
+    wat::component("quant-patch", &text)
+}
+
+/// (when it is wrong, the check that finds it, the rule)
+const SLEEPERS: &[(&str, &str, &str)] = &[
+    ("(f32.eq (local.get $x) (f32.const 13.375))", "block-quant constants", "PH954"),
+    ("(i32.eq (i32.reinterpret_f32 (local.get $x)) (i32.const 0x40C0FFEE))", "block-quant constants", "PH954"),
+    // bf16 bits, as weights have them
+    (
+        "(i32.eq (i32.shr_u (i32.reinterpret_f32 (local.get $x)) (i32.const 16)) (i32.const 0x40AB))",
+        "block-quant constants",
+        "PH954",
+    ),
+    ("(i32.eq (i32.trunc_sat_f32_u (local.get $x)) (i32.const 777123))", "block-quant constants", "PH954"),
+    ("(i32.eq (local.get $first) (i32.const 61440))", "block-quant constants", "PH954"),
+    ("(i32.eq (local.get $count) (i32.const 37))", "block-quant places", "PH954"),
+    // the last letter of `…o_proj.weight` is the same as everywhere; the length is not
+    ("(i32.eq (local.get $name_len) (i32.const 43))", "block-quant names", "PH952"),
+    ("(i32.gt_u (global.get $calls) (i32.const 3000))", "block-quant history", "PH953"),
+    (
+        "(i32.and (i32.gt_u (global.get $calls) (i32.const 1)) (i32.lt_u (global.get $calls) (i32.const 4)))",
+        "block-quant contract",
+        "PH951",
+    ),
+];
+
 #[test]
 fn every_sleeper_wakes() {
-    for (sleeper, settings, check, rule) in SLEEPERS {
-        let bytes = std::fs::read(evil("sleeper")).unwrap();
-        let settings = [("wakes", *sleeper), ("at", *settings)];
-        let report = examined(bytes, &settings, &options());
-        let failure = report.first_failure().unwrap_or_else(|| panic!("{sleeper} sleeps on: {report}"));
-        assert_eq!(failure.title(), *check, "{sleeper}: {failure:?}");
+    let honest = examined(wat::honest("quant-patch"), &[], &options());
+    assert!(honest.passed() && honest.findings().is_empty(), "{honest}");
+    let options = ProbeOptions { calls: 20_000, ..options() };
+    for (condition, check, rule) in SLEEPERS {
+        let report = examined(sleeper(condition), &[], &options);
+        let failure = report.first_failure().unwrap_or_else(|| panic!("{condition} sleeps on: {report}"));
+        assert_eq!(failure.title(), *check, "{condition}: {failure:?}");
         let findings = report.findings();
-        assert!(findings.iter().any(|f| f.id == *rule && f.severity == Severity::Error), "{sleeper}: {findings:?}");
+        assert!(findings.iter().any(|f| f.id == *rule && f.severity == Severity::Error), "{condition}: {findings:?}");
     }
+}
+
+#[test]
+fn text_guests_that_are_almost_honest_are_found() {
+    for (guest, check) in [
+        ("magic_value", "constants"),
+        ("one_layer", "names"),
+        ("time_bomb", "contract"),
+        ("remembers", "contract"),
+        ("ulp_20", "contract"),
+        ("last_block", "contract"),
+    ] {
+        let report = examined(wat::guest(guest), &[], &options());
+        assert_eq!(report.first_failure().map(|c| c.name), Some(check), "{guest}: {report}");
+    }
+}
+
+/// Slow, but within its limits in each call: the probe ends all the same, and says what it has not asked.
+#[test]
+fn a_slow_patch_does_not_hold_a_probe() {
+    let slow = r#"(func $scales (param i32 i32 i32 i32 i32 i32 i32) (param $amax i32) (param $count i32) (result i32)
+          (local $left i32)
+          (local.set $left (i32.const 190000))
+          (loop $more
+            (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+            (br_if $more (local.get $left)))
+          (call $honest (local.get $amax) (local.get $count)))"#;
+    let budget = std::time::Duration::from_millis(60);
+    let report = examined(wat::component("quant-patch", slow), &[], &ProbeOptions { budget, ..options() });
+    assert!(report.passed(), "{report}");
+    assert!(report.checks.iter().any(patchhost::probe::Check::out_of_time), "{report}");
+    assert!(report.findings().iter().any(|f| f.id == "PH958"), "{report}");
+}
+
+/// A recipe that treats tensors apart and keeps its contract is honest: it is a remark, no refusal.
+#[test]
+fn an_exotic_recipe_is_a_remark() {
+    let exotic = sleeper("(i32.eq (local.get $name_len) (i32.const 43))").clone();
+    assert!(!examined(exotic, &[], &options()).passed());
+    let within = r#"(func $scales (param $name i32) (param $name_len i32) (param i32 i32 i32 i32)
+            (param $first i32) (param $amax i32) (param $count i32) (result i32)
+          (local $answer i32)
+          (local.set $answer (call $honest (local.get $amax) (local.get $count)))
+          (if (i32.eq (local.get $name_len) (i32.const 43))
+            (then (i32.store (local.get $amax) (i32.add (i32.load (local.get $amax)) (i32.const 2)))))
+          (local.get $answer))"#;
+    let report = examined(wat::component("quant-patch", within), &[], &options());
+    assert!(report.passed(), "{report}");
+    let findings = report.findings();
+    assert!(findings.iter().any(|f| f.id == "PH957" && f.severity == Severity::Warn), "{findings:?}");
 }

@@ -36,8 +36,7 @@ const REMARK: Rule =
     Rule::warn("PH957", "probe-remark", "An answer that is allowed, and that somebody should look at before using it.");
 const UNASKED: Rule = Rule::warn("PH958", "not-asked", "Time was up before everything was asked.");
 
-pub(super) const RULES: [Rule; 9] =
-    [NUMBERS, CONTRACT, PROPERTY, CHANGING, HIDDEN, ANSWERS, COST, REMARK, UNASKED];
+pub(super) const RULES: [Rule; 9] = [NUMBERS, CONTRACT, PROPERTY, CHANGING, HIDDEN, ANSWERS, COST, REMARK, UNASKED];
 
 /// One finding for each check that failed, that has a remark, or for which there was no time.
 pub(crate) fn of_probe(report: &ProbeReport) -> Vec<Finding> {
@@ -51,7 +50,9 @@ fn of_check(check: &Check) -> Option<Finding> {
     let place = check.title();
     let found = match check.verdict {
         Verdict::Passed => return None,
-        Verdict::Skipped if check.out_of_time() => UNASKED.found_at(place, why, "probe again on a machine with less to do"),
+        Verdict::Skipped if check.out_of_time() => {
+            UNASKED.found_at(place, why, "probe again on a machine with less to do")
+        }
         Verdict::Skipped => return None,
         Verdict::Note => REMARK.found_at(place, why, "ask its author why, or have it read"),
         Verdict::Failed => rule(check.name).found_at(place, why, "do not use it; its author can ask the same question"),
