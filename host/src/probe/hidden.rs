@@ -36,7 +36,7 @@ fn right(scheme: &Scheme, reference: Option<&Reference>, amax: &[f32], got: &[f3
 }
 
 /// The cast's own proof, of blocks of one value each. Nothing where the contract is about a share of many values.
-fn prove(scheme: &Scheme, amax: &[f32], given: &[f32]) -> Result<(), String> {
+pub(super) fn prove(scheme: &Scheme, amax: &[f32], given: &[f32]) -> Result<(), String> {
     if matches!(scheme.cast.contract, Contract::Clip(_)) || amax.is_empty() {
         return Ok(());
     }
@@ -45,7 +45,7 @@ fn prove(scheme: &Scheme, amax: &[f32], given: &[f32]) -> Result<(), String> {
     let (mut q, mut stored) = (vec![0; amax.len()], vec![0.0; amax.len()]);
     cast_panel(&source, 0, 1, 1, given, amax, &scheme.cast, false, &mut q, &mut stored)
         .map(|_| ())
-        .map_err(|violation| violation.to_string())
+        .map_err(|violation| format!("scale contract broken: {violation}"))
 }
 
 /// Whether an answer is the one that it was under other circumstances. A recipe of its own may have another, if that keeps

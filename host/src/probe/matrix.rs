@@ -1,12 +1,13 @@
 //! Whole matrices through the native cast: what a refit does with a patch's scales, and what it proves about them.
 
-use super::ask::{TENSOR, differ};
+use super::ask::{TENSOR, all, differ};
+use super::hidden::prove;
 use super::reference::Reference;
 use super::run::{Found, ProbeOptions};
 use super::vectors;
 use half::bf16;
 use patchhost_runtime::bytes::TensorBytes;
-use patchhost_runtime::hooks::{BlockQuant, Elem, Scheme};
+use patchhost_runtime::hooks::{BlockQuant, Contract, Elem, Needs, Scheme};
 use patchhost_runtime::quantize::{Input, quantize};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -15,9 +16,12 @@ use std::sync::Arc;
 /// FP8 bytes and stored scales.
 pub(super) type Cast = Result<(Vec<u8>, Vec<f32>), String>;
 
+/// Rows of a matrix that is made for its blocks' largest magnitudes: a last row of blocks may be as low as this.
+const ROWS: usize = 16;
+
 /// f32 rows whose blocks have these largest magnitudes.
 fn matrix_of(scheme: &Scheme, amax: &[f32], seed: u64) -> (Vec<u8>, usize, usize) {
-    let (rows, block_cols) = (scheme.block_rows, scheme.block_cols);
+    let (rows, block_cols) = (scheme.block_rows.min(ROWS), scheme.block_cols);
     let cols = block_cols * amax.len();
     let mut rng = StdRng::seed_from_u64(seed);
     // One pattern for all blocks: what a patch sees of a block is its amax.
@@ -72,25 +76,35 @@ pub(super) fn weights(rows: usize, cols: usize, seed: u64) -> Vec<u8> {
     (0..rows * cols).flat_map(|_| bf16::from_f32(normal()).to_le_bytes()).collect()
 }
 
-/// The contract that the scheme declares, on every class of edges.
+/// The contract that the scheme declares, on every class of edges: block by block where a block's amax decides, and
+/// else on matrices.
 pub(super) fn contract(quant: &dyn BlockQuant, scheme: &Scheme, options: &ProbeOptions) -> Result<Found, String> {
     let (seed, random) = (options.seed, options.random);
+    let by_amax = scheme.needs != Needs::Rows && !matches!(scheme.cast.contract, Contract::Clip(_));
     // What is not finite is refused before any patch is asked; rounding up to bf16 must not make it so.
     let most = f32::from_bits(0x7f7f_0000);
     let finite = |amax: &f32| amax.is_finite() && *amax <= most;
     let some = |amax: Vec<f32>| {
-        let step = amax.len().div_ceil(options.edges.max(1)).max(1);
+        let few = if by_amax { amax.len() } else { options.edges };
+        let step = amax.len().div_ceil(few.max(1)).max(1);
         amax.into_iter().step_by(step)
     };
     let mut amax: Vec<f32> =
         vectors::edges(scheme).into_iter().flat_map(|(_, amax)| some(amax)).filter(finite).collect();
     amax.extend(vectors::random(seed ^ 0xc0de, random.min(256)).into_iter().filter(finite));
-    let per_matrix = (1usize << 20) / (scheme.block_rows * scheme.block_cols).max(1);
-    for (i, amax) in amax.chunks(per_matrix.clamp(1, 64)).enumerate() {
+    let asked = amax.len();
+    if by_amax {
+        for amax in amax.chunks(64) {
+            prove(scheme, amax, &all(quant, scheme, amax)?)?;
+        }
+        // The way of a refit once: the same proof, of blocks of many values.
+        amax.truncate(16);
+    }
+    for (i, amax) in amax.chunks(64).enumerate() {
         let (bytes, rows, cols) = matrix_of(scheme, amax, seed.wrapping_add(i as u64));
         cast(quant, scheme, bytes, Elem::F32, rows, cols)?;
     }
-    Ok(Found::asked(amax.len()))
+    Ok(Found::asked(asked))
 }
 
 /// The same matrix twice.

@@ -118,6 +118,7 @@ impl Asked<'_> {
     fn rows(&self, probe: &mut Probe<'_>) {
         let Self { patch, quant, scheme, reference } = *self;
         let named = reference.is_some();
+        self.contract(probe);
         match reference {
             Some(reference) => {
                 let about = "bit for bit what its own source gives natively, for values that mislead a search";
@@ -127,7 +128,6 @@ impl Asked<'_> {
                 probe.skip("vectors", HOOK, "golden vectors", "it has a recipe of its own, without a named profile")
             }
         }
-        self.contract(probe);
         self.differential(probe);
         let about = "a scale is of magnitudes, grows fourfold with them, and is of its own block";
         probe.check("properties", HOOK, about, |options| rows::properties(quant, scheme, named, options));

@@ -111,7 +111,7 @@ fn every_sleeper_wakes() {
 fn text_guests_that_are_almost_honest_are_found() {
     for (guest, check) in [
         ("magic_value", "constants"),
-        ("one_layer", "names"),
+        ("one_layer", "places"),
         ("time_bomb", "contract"),
         ("remembers", "contract"),
         ("ulp_20", "contract"),
@@ -155,4 +155,27 @@ fn an_exotic_recipe_is_a_remark() {
     assert!(report.passed(), "{report}");
     let findings = report.findings();
     assert!(findings.iter().any(|f| f.id == "PH957" && f.severity == Severity::Warn), "{findings:?}");
+}
+
+/// The other hooks: a second instance without optimization answers as the first does.
+#[test]
+fn other_patches_have_twins_too() {
+    for name in ["moe_loader", "gpu_layout", "lora_tensors", "vocab_mask", "refit_guard"] {
+        let report = examined(resolve(name).unwrap().bytes().to_vec(), &[], &options());
+        passes(&report);
+        assert_eq!(report.findings(), [], "{name}");
+        assert!(name == "refit_guard" || report.checks.iter().any(|c| c.name == "twin answers"), "{name}: {report}");
+    }
+}
+
+/// Beside a refit it must be short. How long depends on the machine; that it is a few thousand answers does not.
+#[test]
+fn the_quick_probe_is_small() {
+    for name in ["fp8_block", "fp8_block_mse", "moe_loader"] {
+        let patch = bundled(name, &[]);
+        let report = patchhost::probe::before_activation(&patch).unwrap();
+        println!("{report}");
+        let calls = patch.stats().hook_calls();
+        assert!(calls < 2_500, "{name}: {calls} calls");
+    }
 }

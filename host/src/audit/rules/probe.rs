@@ -66,7 +66,7 @@ fn rule(check: &str) -> &'static Rule {
         "vectors" | "differential" => &NUMBERS,
         "contract" => &CONTRACT,
         "properties" | "locality" | "names" => &PROPERTY,
-        "determinism" | "instances" | "history" | "twin" | "twin decisions" => &CHANGING,
+        "determinism" | "instances" | "history" | "twin" | "twin decisions" | "twin answers" => &CHANGING,
         "places" | "constants" | "odd questions" => &HIDDEN,
         "fuel" => &COST,
         _ => &ANSWERS,
