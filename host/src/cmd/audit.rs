@@ -10,7 +10,7 @@ use super::failure::{Refused, UsageError};
 use super::session::{parse_setting, progress_bar, sandbox};
 use super::trust_args::TrustFiles;
 use crate::audit::{self, AuditOptions, Finding, Report, Severity, Style, catalogue, diff};
-use crate::patch::{Candidate, Policy, StageError, resolve};
+use crate::patch::{Candidate, Policy, resolve};
 use crate::probe::{self, ProbeOptions, ProbeReport, Verdict};
 use crate::trust::Gate;
 
@@ -148,34 +148,25 @@ fn ask(
     limits: &crate::patch::Limits,
     audited: &mut Audited,
 ) -> anyhow::Result<()> {
+    let sandbox = sandbox(2)?;
     let bar = progress_bar("probe");
     let shown = bar.clone();
-    let started = || {
-        let verification = candidate.default_verification();
-        candidate
-            .verify(&verification)?
-            .audit_with(options)?
-            .compile(&sandbox(2).map_err(host)?)?
-            .ready(settings, limits.clone())
-    };
-    match started() {
-        Ok(patch) => {
-            let progress = move |check: &str| shown.set_message(check.to_owned());
-            let all = ProbeOptions { progress: Some(std::sync::Arc::new(progress)), ..ProbeOptions::thorough() };
-            let report = probe::run(&patch, &all);
-            audited.report.findings.splice(0..0, audit::probe_findings(&report));
+    let verification = candidate.default_verification();
+    let progress = move |check: &str| shown.set_message(check.to_owned());
+    let thorough = ProbeOptions { progress: Some(std::sync::Arc::new(progress)), ..ProbeOptions::thorough() };
+    let asked = candidate
+        .verify(&verification)
+        .and_then(|verified| probe::examine(verified, options, &sandbox, settings, limits, &thorough));
+    match asked {
+        Ok((_, report)) => {
+            audited.report.findings.extend(audit::of_probe(&report));
             audited.probe = Some(report);
         }
-        Err(error) => audited.report.findings.insert(0, audit::not_started(&error.why())),
+        Err(error) => audited.report.findings.push(audit::not_started(&error.why())),
     }
     audited.report.sort();
     bar.finish_and_clear();
     Ok(())
-}
-
-/// A sandbox that cannot be made is nobody's finding; it ends the audit of this file all the same.
-fn host(error: anyhow::Error) -> StageError {
-    StageError::Compile { name: "sandbox".to_owned(), why: error.to_string() }
 }
 
 fn json(one: &Audited) -> serde_json::Value {

@@ -39,7 +39,7 @@ pub enum Verification {
 }
 
 /// Bytes, read once.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Candidate {
     name: String,
     bytes: Cow<'static, [u8]>,
@@ -171,6 +171,11 @@ impl Verified {
         &self.candidate
     }
 
+    /// The bytes themselves.
+    pub fn bytes(&self) -> &[u8] {
+        &self.candidate.bytes
+    }
+
     /// What pinned the digest, if anything did.
     pub fn pinned_by(&self) -> Option<&'static str> {
         self.pinned_by
@@ -197,7 +202,7 @@ impl Verified {
 }
 
 /// Bytes that no rule forbids.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Audited {
     candidate: Candidate,
     report: Report,
@@ -205,6 +210,11 @@ pub struct Audited {
 }
 
 impl Audited {
+    /// Name or path, as messages show it.
+    pub fn name(&self) -> &str {
+        &self.candidate.name
+    }
+
     /// What the audit found.
     pub fn report(&self) -> &Report {
         &self.report
