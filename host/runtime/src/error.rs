@@ -15,8 +15,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Three parts, in order. Names out of files go into them: what would move a terminal's cursor or turn the direction of
-    /// text is escaped, and what is longer than any message needs is cut.
+    /// Three parts, in order, made plain: names out of files go into them.
     pub fn new(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
         Self { what: plain(what.into()), why: plain(why.into()), next: plain(next.into()) }
     }
@@ -25,7 +24,9 @@ impl Refusal {
 /// Longest part of a refusal, in bytes.
 const MOST_BYTES: usize = 4 << 10;
 
-fn plain(text: String) -> String {
+/// Text out of a file as it may be printed: without what moves a cursor, ends a line or turns the direction of text, and cut
+/// where it is longer than any message needs.
+pub fn plain(text: String) -> String {
     let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let odd = |c: char| c.is_control() || turns(c);
     if text.len() <= MOST_BYTES && !text.contains(odd) {

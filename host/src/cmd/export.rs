@@ -189,7 +189,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
         None => None,
     };
     for warning in &plan.warnings {
-        eprintln!("warning: {warning}");
+        eprintln!("warning: {}", patchhost_runtime::error::plain(warning.to_string()));
     }
     let config = config_json(&info.config, &plan).map_err(plain)?;
     let companions = match model.folder() {

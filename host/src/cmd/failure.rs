@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use patchhost_runtime::error::RuntimeError;
+use patchhost_runtime::error::{RuntimeError, plain};
 use patchhost_runtime::hooks::{HookCause, HookError};
 
 use super::args::Format;
@@ -36,7 +36,8 @@ pub struct UsageError {
 
 impl UsageError {
     pub(super) fn new(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { what: what.into(), why: why.into(), next: next.into() }
+        // Names out of files go into them.
+        Self { what: plain(what.into()), why: plain(why.into()), next: plain(next.into()) }
     }
 
     /// The same with other advice, where a verb takes its arguments in another way.

@@ -15,6 +15,8 @@ pub fn count(small: u64, full: u64) -> u64 {
 pub enum Outcome {
     /// It was taken, and whatever it did stayed within its limits.
     Accepted,
+    /// The same for a patch whose hooks were asked: calls that answered, and calls that failed.
+    Asked(u64, u64),
     /// It was refused, with a reason.
     Refused(String),
     /// The generator made nothing of the seed.
@@ -25,6 +27,7 @@ pub enum Outcome {
 pub struct Tally {
     name: &'static str,
     accepted: u64,
+    calls: (u64, u64),
     refused: u64,
     reasons: BTreeMap<String, u64>,
     wrong: Vec<String>,
@@ -41,6 +44,7 @@ impl Tally {
         let mut tally = Self {
             name,
             accepted: 0,
+            calls: (0, 0),
             refused: 0,
             reasons: BTreeMap::new(),
             wrong: Vec::new(),
@@ -65,6 +69,10 @@ impl Tally {
     fn add(&mut self, seed: u64, outcome: Outcome) {
         match outcome {
             Outcome::Accepted => self.accepted += 1,
+            Outcome::Asked(answered, failed) => {
+                self.accepted += 1;
+                self.calls = (self.calls.0 + answered, self.calls.1 + failed);
+            }
             Outcome::Nothing => {}
             Outcome::Refused(reason) => {
                 self.refused += 1;
@@ -84,9 +92,11 @@ impl Tally {
     fn finish(self) {
         let (slowest, seed) = self.slowest;
         eprintln!(
-            "{}: {} accepted, {} refused, {} wrong, {:.1?}; the slowest, seed {seed}, took {slowest:.1?}; peak {} MiB",
+            "{}: {} accepted (calls: {} answered, {} failed), {} refused, {} wrong, {:.1?}; the slowest, seed {seed}, took {slowest:.1?}; peak {} MiB",
             self.name,
             self.accepted,
+            self.calls.0,
+            self.calls.1,
             self.refused,
             self.wrong.len(),
             self.started.elapsed(),
