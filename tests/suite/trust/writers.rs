@@ -56,7 +56,7 @@ fn files_lie_where_the_policy_says() {
     desk.run("lock fp8_block.wasm --policy conf/policy.toml").good();
     assert!(desk.path("conf/locks/my.lock").is_file());
     let load = |more: &str| {
-        desk.load(&format!("--component fp8_block.wasm --policy conf/policy.toml {more}").trim().to_owned())
+        desk.load(&format!("--component fp8_block.wasm --policy conf/policy.toml {more}").trim())
     };
     load("").good();
     let refused = load("--set profile=hf");
