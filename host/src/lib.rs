@@ -9,6 +9,7 @@ pub mod isolate;
 pub mod live;
 pub mod patch;
 pub mod probe;
+pub mod record;
 pub mod sandbox;
 pub mod serve;
 pub mod train;

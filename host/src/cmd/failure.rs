@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use patchhost_runtime::error::RuntimeError;
+use patchhost_runtime::error::{RuntimeError, plain};
 use patchhost_runtime::hooks::{HookCause, HookError};
 
 use super::args::Format;
@@ -12,7 +12,9 @@ use crate::checkpoint::write::WriteError;
 use crate::compare::CompareError;
 use crate::live::{LiveError, WatchError};
 use crate::patch::{AttachError, LedgerError, PolicyError, SetError, StageError, SwapError, SwapErrorKind};
+use crate::record::RecordingError;
 use crate::train::TrainError;
+use crate::trust::{RecordError, TrustError, TrustErrorKind};
 
 /// Refused: by the audit, a digest, a conflict, or because weights and patches do not cover the model.
 pub const EXIT_REFUSED: u8 = 1;
@@ -34,7 +36,8 @@ pub struct UsageError {
 
 impl UsageError {
     pub(super) fn new(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { what: what.into(), why: why.into(), next: next.into() }
+        // Names out of files go into them.
+        Self { what: plain(what.into()), why: plain(why.into()), next: plain(next.into()) }
     }
 
     /// The same with other advice, where a verb takes its arguments in another way.
@@ -43,11 +46,35 @@ impl UsageError {
     }
 }
 
+/// A verdict that was printed already: only the exit code is left to say.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "refused: {what}\n  why: findings that refuse, listed above\n  next: mend what they name; `patchhost audit --explain ID` says more"
+)]
+pub struct Refused {
+    what: String,
+}
+
+impl Refused {
+    pub(super) fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into() }
+    }
+}
+/// Everything was printed already; only the exit code is left.
+#[derive(Debug, thiserror::Error)]
+#[error("see above")]
+pub struct Said(pub(super) u8);
+
 /// Prints the error (JSON on standard output if asked for, else text on standard error) and gives its exit code.
 pub(super) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
     let code = code(error);
+    if error.is::<Said>() {
+        return ExitCode::from(code);
+    }
     match format {
         Format::Text => eprintln!("error: {error}"),
+        // The one object of the verb says it.
+        Format::Json if error.is::<Refused>() => {}
         Format::Json => {
             let mut object = serde_json::json!({ "error": error.to_string(), "exit": code });
             if let Some(LedgerError::Broken { at, .. }) = error.downcast_ref() {
@@ -85,6 +112,25 @@ fn code(error: &anyhow::Error) -> u8 {
     if let Some(e) = error.downcast_ref::<SwapError>() {
         return swap(e);
     }
+    if let Some(Said(code)) = error.downcast_ref() {
+        return *code;
+    }
+    if let Some(e) = error.downcast_ref::<TrustError>() {
+        return trust(e);
+    }
+    if let Some(e) = error.downcast_ref::<RecordError>() {
+        return match e {
+            RecordError::Stage(e) => stage(e),
+            RecordError::Trust(e) => trust(e),
+        };
+    }
+    if let Some(e) = error.downcast_ref::<RecordingError>() {
+        return match e {
+            RecordingError::NoPatch { .. } | RecordingError::NoHook { .. } => EXIT_REFUSED,
+            RecordingError::Stage(e) => stage(e),
+            _ => EXIT_USAGE,
+        };
+    }
     if error.is::<PolicyError>() || error.is::<WatchError>() {
         return EXIT_USAGE;
     }
@@ -110,7 +156,7 @@ fn code(error: &anyhow::Error) -> u8 {
     if let Some(e) = error.downcast_ref::<LedgerError>() {
         return ledger(e);
     }
-    if error.is::<SetError>() || error.is::<AttachError>() {
+    if error.is::<SetError>() || error.is::<Refused>() || error.is::<AttachError>() {
         return EXIT_REFUSED;
     }
     if let Some(e) = error.downcast_ref::<super::admin_client::Refused>() {
@@ -121,6 +167,14 @@ fn code(error: &anyhow::Error) -> u8 {
         return EXIT_USAGE;
     }
     error.downcast_ref::<WriteError>().map_or(EXIT_HOST, write)
+}
+
+fn trust(error: &TrustError) -> u8 {
+    match error.kind {
+        TrustErrorKind::Usage => EXIT_USAGE,
+        TrustErrorKind::Refused => EXIT_REFUSED,
+        TrustErrorKind::Host => EXIT_HOST,
+    }
 }
 
 fn write(error: &WriteError) -> u8 {

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use patchhost_runtime::checkpoint::Checkpoint;
 
 use super::args::{Fp8Activation, PatchArgs};
+use super::record::{RecordArgs, Recorded};
 use super::session::{Model, Patches, advance, progress_bar};
 use crate::live::{CanaryUnit, LiveModel, LiveOptions, Refitted, Watcher};
-use crate::patch::{Actor, HookOptions, Ledger, LedgerOptions, Phase, Policy, When};
+use crate::patch::{Actor, HookOptions, Ledger, LedgerOptions, Phase, When};
 
 /// Options of a model whose patches can change.
 #[derive(Debug, clap::Args)]
@@ -20,9 +21,6 @@ pub struct LiveArgs {
     /// When a watched change takes effect: refit (at the next one), now, or step:N
     #[arg(long, value_name = "WHEN", default_value = "refit", value_parser = when)]
     pub watch_when: When,
-    /// A TOML file: failure policy of each hook, thresholds of shadow and canary, deadlines [default: everything closed]
-    #[arg(long, value_name = "FILE")]
-    pub policy: Option<PathBuf>,
     /// The ledger: every event of the patches, hash-chained; is continued if it exists [default: in memory only]
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,
@@ -32,6 +30,8 @@ pub struct LiveArgs {
     /// Activations before FP8 matrices
     #[arg(long, value_enum, default_value = "dynamic-128")]
     pub fp8_activation: Fp8Activation,
+    #[command(flatten)]
+    pub record: RecordArgs,
 }
 
 fn when(text: &str) -> Result<When, String> {
@@ -63,13 +63,14 @@ pub struct Started {
     pub watcher: Option<Watcher>,
     /// Looks at `--watch` and `--component` files when somebody asks (SIGHUP).
     pub files: Watcher,
+    /// Closed when everything else is gone.
+    _recorded: Option<Recorded>,
 }
 
 impl LiveArgs {
     /// Makes the model and its first set of patches, and starts watching. What is in watched files now takes part in the
     /// first load.
     pub fn start(&self, model: Model, patches: &PatchArgs, needs: Needs<'_>) -> anyhow::Result<Started> {
-        let policy = self.policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
         let tokenizer = model.tokenizer()?;
         let ledger = match &self.ledger {
             None => Ledger::in_memory(),
@@ -87,17 +88,19 @@ impl LiveArgs {
         };
         let watches = !self.watch.is_empty();
         let architecture = model.engine.info().architecture.clone();
-        let loaded = Patches::load_for(patches, &architecture, needs.patches, Phase::of(Some(&model.engine)), watches)?;
+        let recorded = self.record.start(&model.name, &model.engine.info().config)?;
+        let phase = Phase::of(Some(&model.engine));
+        let mut loaded = Patches::load_for(patches, &architecture, needs.patches, phase, watches, recorded)?;
         let options = LiveOptions {
             hooks: HookOptions { activation: self.fp8_activation.into(), vocabulary: None },
             canary: needs.canary,
             reports: self.shadow_reports.clone(),
             hash_weights: needs.hash_weights,
-            ..LiveOptions::default()
+            gate: loaded.gate().clone(),
         };
         let folder = model.folder().map(std::path::Path::to_path_buf);
         let Model { name, engine, checkpoint, .. } = model;
-        let sandbox = loaded.sandbox().clone();
+        let (sandbox, policy) = (loaded.sandbox().clone(), loaded.policy().clone());
         let live = LiveModel::new(engine, Some(tokenizer), loaded.attachments(), sandbox, policy, ledger, options)?;
         let live = Arc::new(live);
         live.board().started(&Actor::cli());
@@ -114,7 +117,7 @@ impl LiveArgs {
         let given = patches.components.iter().map(PathBuf::from).filter(|path| path.is_file());
         let files: Vec<PathBuf> = given.chain(self.watch.iter().cloned()).collect();
         let files = Watcher::by_hand(&live, &files, settings, self.watch_when);
-        Ok(Started { name, folder, live, checkpoint, watcher, files })
+        Ok(Started { name, folder, live, checkpoint, watcher, files, _recorded: loaded.take_recorded() })
     }
 }
 

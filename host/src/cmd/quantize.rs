@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use globset::{GlobBuilder, GlobMatcher};
 use patchhost_kernels::cast::CastReport;
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
+use patchhost_runtime::error::plain;
 use patchhost_runtime::hooks::{BlockQuant, Consumer, Decision, ModelInfo, Role, Scheme, TensorInfo};
 use patchhost_runtime::quantize::{Input, grid, quantize};
 use patchhost_runtime::refit::info;
@@ -15,8 +16,10 @@ use safetensors::tensor::Dtype;
 use super::args::{Format, PatchArgs};
 use super::failure::UsageError;
 use super::output::{bytes, json, plural};
+use super::record::RecordArgs;
 use super::session::{Patches, progress_bar};
 use crate::checkpoint::write::{Out, safetensors};
+use crate::patch::Phase;
 
 /// Quantize the matrices of a safetensors file to block FP8
 #[derive(Debug, clap::Args)]
@@ -29,6 +32,8 @@ pub struct Args {
     output: PathBuf,
     #[command(flatten)]
     patches: PatchArgs,
+    #[command(flatten)]
+    record: RecordArgs,
     /// Only tensors whose name matches; the others are copied
     #[arg(long, value_name = "GLOB")]
     tensors: Option<String>,
@@ -41,7 +46,8 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     let glob = args.tensors.as_deref().map(parse_glob).transpose()?;
     refuse_same_file(&args.input, &args.output)?;
     let checkpoint = Checkpoint::open(&args.input)?;
-    let patches = Patches::load(&args.patches, "")?;
+    let recorded = args.record.start(&args.input.display().to_string(), "{}")?;
+    let patches = Patches::load_recorded(&args.patches, "", &[], Phase::EngineUp, recorded)?;
     let patch = patches.require_quant("quantize")?;
     let Some(quant) = patch.block_quant() else {
         anyhow::bail!("patch `{}` has no block-quant hook", patch.info().name);
@@ -124,7 +130,8 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
             Some(reason) => format!("kept: {reason}"),
             None => format!("quantized, scale {}: {}", r["scale_shape"], r["rule"].as_str().unwrap_or_default()),
         };
-        println!("{} {} {verdict}", r["tensor"].as_str().unwrap_or_default(), r["shape"]);
+        let name = plain(r["tensor"].as_str().unwrap_or_default().to_owned());
+        println!("{name} {} {verdict}", r["shape"]);
     }
     let rmse = relative(&total).map(|r| format!(", relative RMSE {:.3} %", r * 100.0)).unwrap_or_default();
     println!(

@@ -11,6 +11,7 @@ use patchhost_runtime::refit::{Begin, Manifest, RefitReport, Transaction};
 use super::args::{Format, Fp8Activation, ModelArgs, PatchArgs};
 use super::failure::UsageError;
 use super::output::{bytes, duration, json, plural};
+use super::record::RecordArgs;
 use super::run::print_refit;
 use super::session::{Model, Patches, advance, progress_bar};
 use crate::checkpoint::export::Companions;
@@ -18,6 +19,7 @@ use crate::checkpoint::versions::{
     Base, Beside, Checksum, Encoding, Loaded, Source, Step, Version, VersionError, WriteOptions, Written,
     applied_version, write_delta, write_full,
 };
+use crate::patch::Phase;
 
 /// Load a model, then refit it in one transaction from a folder, a file, a version or a delta
 #[derive(Debug, clap::Args)]
@@ -26,6 +28,8 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     patches: PatchArgs,
+    #[command(flatten)]
+    record: RecordArgs,
     /// The new weights: a model folder, a safetensors file, a version (weight_v000012, full or delta), or a folder of versions
     #[arg(long, value_name = "PATH")]
     from: PathBuf,
@@ -91,7 +95,9 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
     let options = EngineOptions { expert_parallel: args.expert_parallel, ..EngineOptions::default() };
     let manifest = args.manifest.as_deref().map(read_manifest).transpose()?;
     let model = Model::open(&args.model, options)?;
-    let patches = Patches::load(&args.patches, &model.engine.info().architecture)?;
+    let info = model.engine.info();
+    let recorded = args.record.start(&model.name, &info.config)?;
+    let patches = Patches::load_recorded(&args.patches, &info.architecture, &[], Phase::EngineUp, recorded)?;
     let hooks = patches.hooks(Fp8Activation::Dynamic128.into());
     let text = format == Format::Text;
     let held = match (args.base_version, model.folder()) {

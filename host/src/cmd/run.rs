@@ -17,6 +17,7 @@ use super::args::{Format, Fp8Activation, ModelArgs, PatchArgs};
 use super::failure::UsageError;
 use super::lora::LoraArgs;
 use super::output::{bytes, duration, json, plural};
+use super::record::RecordArgs;
 use super::session::{Model, Patches, advance, progress_bar};
 use crate::checkpoint::bundled;
 use crate::patch::Phase;
@@ -33,6 +34,8 @@ pub struct Args {
     patches: PatchArgs,
     #[command(flatten)]
     lora: LoraArgs,
+    #[command(flatten)]
+    record: RecordArgs,
     /// The text to continue, or the question to answer where the model has a chat template
     #[arg(long, conflicts_with = "prompts", allow_hyphen_values = true)]
     prompt: Option<String>,
@@ -128,7 +131,8 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         Some(Simulate::WrongPhase) => Phase::of(None),
         _ => Phase::of(Some(&model.engine)),
     };
-    let patches = Patches::load_with(&args.patches, &model.engine.info().architecture, &more, phase)?;
+    let recorded = args.record.start(&model.name, &model.engine.info().config)?;
+    let patches = Patches::load_recorded(&args.patches, &model.engine.info().architecture, &more, phase, recorded)?;
     let hooks = patches.sampling_hooks(args.fp8_activation.into(), &tokenizer);
     let text = format == Format::Text;
     if text {

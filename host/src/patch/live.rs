@@ -6,6 +6,7 @@ use crate::abi::{
 };
 use crate::audit::Report;
 use crate::isolate::{Hooked, Remote};
+use crate::record::{PatchEntry, Recorder, Tape};
 use crate::sandbox::{Grants, Limits};
 use patchhost_runtime::hooks::{BlockQuant, HookError, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
 use semver::{Version, VersionReq};
@@ -24,6 +25,8 @@ pub struct Patch {
     hooks: Vec<Hook>,
     settings: Vec<(String, String)>,
     grants: Grants,
+    /// Where its calls are written down, if they are.
+    tape: Option<Arc<Tape>>,
 }
 
 /// Where a patch runs.
@@ -40,6 +43,16 @@ macro_rules! ask {
         match $home {
             Home::Here($guest) => $answer,
             Home::Child($guest) => $answer,
+        }
+    };
+}
+
+/// A hook, written down where that is wanted.
+macro_rules! recorded {
+    ($tape:expr, $hook:expr, $trait:ident) => {
+        match &$tape {
+            Some(tape) => $hook.map(|hook| Arc::new(tape.over(hook)) as Arc<dyn $trait>),
+            None => $hook,
         }
     };
 }
@@ -65,14 +78,34 @@ impl Patch {
         grants: Grants,
         settings: &[(String, String)],
         limits: &Limits,
+        recorder: Option<&Arc<Recorder>>,
     ) -> Self {
-        Self {
+        let mut patch = Self {
             guest,
             digest,
-            generation: generation(&digest, settings, limits, &super::stage::granted(report, &grants)),
+            generation: generation(&digest, settings, limits, &super::stage::granted(&report.imports, &grants)),
             hooks: report.hooks.clone(),
             settings: settings.to_vec(),
             grants,
+            tape: None,
+        };
+        patch.tape = recorder.map(|recorder| recorder.patch(patch.entry()));
+        patch
+    }
+
+    /// It, as a recording knows it.
+    fn entry(&self) -> PatchEntry {
+        PatchEntry {
+            number: 0,
+            name: self.info().name.clone(),
+            version: self.info().version.clone(),
+            sha256: self.digest,
+            generation: self.generation,
+            hooks: self.hooks.iter().map(|hook| hook.name().to_owned()).collect(),
+            settings: self.settings.clone(),
+            limits: serde_json::json!(self.limits()).to_string(),
+            grants: self.grants.lines(),
+            state: self.has_state(),
         }
     }
 
@@ -131,13 +164,21 @@ impl Patch {
 
     /// What it remembers now, for its successor. None: it has no state. Ends by its limits (`wall_state_ms`, fuel).
     pub fn export_state(&self) -> Result<Option<Snapshot>, HookError> {
-        ask!(&self.guest, guest => guest.export_state())
+        let ask = || ask!(&self.guest, guest => guest.export_state());
+        match &self.tape {
+            Some(tape) if self.has_state() => tape.export_state(ask),
+            _ => ask(),
+        }
     }
 
     /// Starts it anew with what its predecessor remembered; instances made later get the same. After an error it has no
     /// state, and should not be swapped in.
     pub fn import_state(&self, snapshot: Snapshot) -> Result<(), HookError> {
-        ask!(&self.guest, guest => guest.import_state(snapshot))
+        let ask = |snapshot| ask!(&self.guest, guest => guest.import_state(snapshot));
+        match &self.tape {
+            Some(tape) => tape.import_state(snapshot, ask),
+            None => ask(snapshot),
+        }
     }
 
     /// Whether one of its targets is this host and this architecture.
@@ -148,57 +189,63 @@ impl Patch {
     /// It as the runtime's loader map, if it claims that hook.
     pub fn loader_map(self: &Arc<Self>) -> Option<Arc<dyn LoaderMap>> {
         let has = self.hooks.contains(&Hook::LoaderMap);
-        has.then(|| match &self.guest {
+        let hook = has.then(|| match &self.guest {
             Home::Here(guest) => Arc::new(LoaderAdapter(guest.clone())) as Arc<dyn LoaderMap>,
             Home::Child(remote) => Arc::new(Hooked(remote.clone())),
-        })
+        });
+        recorded!(self.tape, hook, LoaderMap)
     }
 
     /// It as the runtime's layout, if it claims that hook.
     pub fn layout(self: &Arc<Self>) -> Option<Arc<dyn Layout>> {
         let has = self.hooks.contains(&Hook::Layout);
-        has.then(|| match &self.guest {
+        let hook = has.then(|| match &self.guest {
             Home::Here(guest) => Arc::new(LayoutAdapter(guest.clone())) as Arc<dyn Layout>,
             Home::Child(remote) => Arc::new(Hooked(remote.clone())),
-        })
+        });
+        recorded!(self.tape, hook, Layout)
     }
 
     /// It as the runtime's admission of adapters, if it claims that hook.
     pub fn lora(self: &Arc<Self>) -> Option<Arc<dyn Lora>> {
         let has = self.hooks.contains(&Hook::Lora);
-        has.then(|| match &self.guest {
+        let hook = has.then(|| match &self.guest {
             Home::Here(guest) => Arc::new(LoraAdapter(guest.clone())) as Arc<dyn Lora>,
             Home::Child(remote) => Arc::new(Hooked(remote.clone())),
-        })
+        });
+        recorded!(self.tape, hook, Lora)
     }
 
     /// It as the runtime's mask of token ids, if it claims that hook.
     pub fn logits_mask(self: &Arc<Self>) -> Option<Arc<dyn LogitsMask>> {
         let has = self.hooks.contains(&Hook::LogitsMask);
-        has.then(|| match &self.guest {
+        let hook = has.then(|| match &self.guest {
             Home::Here(guest) => Arc::new(MaskAdapter(guest.clone())) as Arc<dyn LogitsMask>,
             Home::Child(remote) => Arc::new(Hooked(remote.clone())),
-        })
+        });
+        recorded!(self.tape, hook, LogitsMask)
     }
 
     /// It as an observer of refits, if it claims that hook.
     pub fn refit_observer(self: &Arc<Self>) -> Option<Arc<dyn RefitObserver>> {
         let has = self.hooks.contains(&Hook::RefitObserver);
-        has.then(|| match &self.guest {
+        let hook = has.then(|| match &self.guest {
             Home::Here(guest) => Arc::new(ObserverAdapter(guest.clone())) as Arc<dyn RefitObserver>,
             Home::Child(remote) => Arc::new(Hooked(remote.clone())),
-        })
+        });
+        recorded!(self.tape, hook, RefitObserver)
     }
 
     /// It as the runtime's block quantizer, if it claims that hook.
     pub fn block_quant(self: &Arc<Self>) -> Option<Arc<dyn BlockQuant>> {
         let has = self.hooks.contains(&Hook::BlockQuant);
-        has.then(|| match &self.guest {
+        let hook = has.then(|| match &self.guest {
             Home::Here(guest) => {
                 Arc::new(QuantAdapter { guest: guest.clone(), hooks: self.hooks.clone() }) as Arc<dyn BlockQuant>
             }
             Home::Child(remote) => Arc::new(Hooked(remote.clone())),
-        })
+        });
+        recorded!(self.tape, hook, BlockQuant)
     }
 }
 
@@ -210,6 +257,17 @@ impl fmt::Debug for Patch {
             .field("generation", &self.generation)
             .finish_non_exhaustive()
     }
+}
+
+/// The same from what a lock says.
+pub(crate) fn identity(
+    digest: &Digest,
+    settings: &[(String, String)],
+    limits: &Limits,
+    imports: &[String],
+    grants: &Grants,
+) -> Digest {
+    generation(digest, settings, limits, &super::stage::granted(imports, grants))
 }
 
 /// One JSON text, so that no part can pass for another.

@@ -3,6 +3,7 @@
 use super::limits::{KEEP_RESIDENT, SLOT_MEMORY_BYTES, SLOT_TABLE_ELEMENTS, STACK_BYTES};
 use super::{Cache, Trial};
 use crate::isolate::Isolation;
+use crate::record::Recorder;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -19,6 +20,7 @@ pub struct Sandbox {
     cache: Option<Cache>,
     trial: Option<Trial>,
     isolation: Option<Isolation>,
+    recorder: Option<Arc<Recorder>>,
     _ticker: Arc<Ticker>,
 }
 
@@ -27,7 +29,7 @@ impl Sandbox {
     pub fn new(threads: usize) -> wasmtime::Result<Self> {
         let engine = Engine::new(&config(threads))?;
         let ticker = Arc::new(Ticker::start(engine.clone())?);
-        Ok(Self { engine, cache: None, trial: None, isolation: None, _ticker: ticker })
+        Ok(Self { engine, cache: None, trial: None, isolation: None, recorder: None, _ticker: ticker })
     }
 
     /// Another engine that compiles without optimization, for one caller: what it answers differently from this one is
@@ -38,7 +40,14 @@ impl Sandbox {
         config.cranelift_opt_level(OptLevel::None);
         let engine = Engine::new(&config)?;
         let ticker = Arc::new(Ticker::start(engine.clone())?);
-        Ok(Self { engine, cache: None, trial: self.trial.clone(), isolation: self.isolation.clone(), _ticker: ticker })
+        Ok(Self {
+            engine,
+            cache: None,
+            trial: self.trial.clone(),
+            isolation: self.isolation.clone(),
+            recorder: None,
+            _ticker: ticker,
+        })
     }
 
     /// The same with a cache of compiled components, or with none.
@@ -59,6 +68,16 @@ impl Sandbox {
     /// Where patches run, if not in this process.
     pub fn isolation(&self) -> Option<&Isolation> {
         self.isolation.as_ref()
+    }
+
+    /// The same, with the calls of every patch that is started from now on written down.
+    pub fn with_recorder(self, recorder: Option<Arc<Recorder>>) -> Self {
+        Self { recorder, ..self }
+    }
+
+    /// What writes calls down, if anything does.
+    pub fn recorder(&self) -> Option<&Arc<Recorder>> {
+        self.recorder.as_ref()
     }
 
     /// Its cache of compiled components.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::support::{data, evil, matrix_file, patchhost, repo, tmp};
 
 /// (guest, `--set`, words that the error must have), tried with `patchhost quantize`.
-const QUANT: &[(&str, &[&str], &[&str])] = &[
+pub const QUANT: &[(&str, &[&str], &[&str])] = &[
     ("spin", &[], &["scales", "fuel"]),
     ("grow", &[], &["scales", "memory"]),
     ("recurse", &[], &["scales", "stack"]),

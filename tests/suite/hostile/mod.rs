@@ -4,9 +4,13 @@
 mod bombs;
 mod cases;
 mod child;
+mod files;
 mod groups;
 mod guests;
-mod inside;
+pub mod inside;
+mod live;
+mod names;
+mod numbers;
 pub mod wat;
 
 #[test]

@@ -38,6 +38,12 @@ const UNASKED: Rule = Rule::warn("PH958", "not-asked", "Time was up before every
 
 pub(super) const RULES: [Rule; 9] = [NUMBERS, CONTRACT, PROPERTY, CHANGING, HIDDEN, ANSWERS, COST, REMARK, UNASKED];
 
+/// It passed the static rules and could not be started.
+pub(crate) fn not_started(why: &str) -> Finding {
+    let why = crate::abi::text::clean(&why.replace('\n', " "), 600);
+    ANSWERS.finding(format!("it could not be started: {why}"), "mend the patch, or give its settings with --set")
+}
+
 /// One finding for each check that failed, that has a remark, or for which there was no time.
 pub(crate) fn of_probe(report: &ProbeReport) -> Vec<Finding> {
     report.checks.iter().filter_map(of_check).collect()

@@ -1,5 +1,6 @@
-//! One pass over the bytes: what is there, without validating or compiling any of it.
+//! Facts about the file as a whole.
 
+use super::{FunctionCost, ModuleFacts, Producer};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -40,79 +41,44 @@ pub struct Facts {
     pub costliest: Option<FunctionCost>,
     /// Instructions by proposal, those of the first WebAssembly left out.
     pub proposals: BTreeMap<&'static str, u64>,
+    /// Instructions by name.
+    pub opcodes: BTreeMap<&'static str, u64>,
     /// String encodings other than UTF-8 among the canonical options.
     pub odd_encodings: usize,
     /// Canonical functions of the async ABI.
     pub async_functions: usize,
+    /// Resource types that the component defines.
+    pub resources: usize,
+    /// Core modules that nothing instantiates, by index.
+    pub dead_modules: Vec<usize>,
+    /// Core functions that the host calls.
+    pub lifted: Vec<Lifted>,
     /// Custom sections: name and bytes.
     pub customs: Vec<(String, usize)>,
+    /// Bytes of all custom sections with debug information.
+    pub debug_bytes: usize,
+    /// Names that are not plain ASCII: what they name, the name (escaped), its offset.
+    pub odd_names: Vec<(&'static str, String, usize)>,
+    /// What the component's own producers section names.
+    pub producers: Vec<Producer>,
     /// Depth of the deepest exported type; known after validation.
     pub type_depth: usize,
+    /// Lifted functions that return lists or strings and have no post-return, by export; known after validation.
+    pub leaks: Vec<String>,
 }
 
-/// One core module.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct ModuleFacts {
-    /// Byte offset of the module.
-    pub offset: usize,
-    /// Imported functions.
-    pub imported_functions: u32,
-    /// Defined functions.
-    pub functions: u32,
-    /// Memories, defined ones only.
-    pub memories: Vec<MemoryFacts>,
-    /// Memories and tables that are imported.
-    pub imported_memories: u32,
-    /// Defined tables: initial and maximum elements.
-    pub tables: Vec<(u64, Option<u64>)>,
-    /// Whether it has a start function.
-    pub start: bool,
-}
-
-/// One memory, in pages.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct MemoryFacts {
-    /// Initial pages.
-    pub min: u64,
-    /// Maximum pages.
-    pub max: Option<u64>,
-    /// Shared between threads.
-    pub shared: bool,
-    /// 64-bit addresses.
-    pub memory64: bool,
-    /// Pages of another size than 64 KiB.
-    pub custom_page: bool,
-}
-
-/// What one function costs to compile.
-#[derive(Debug, Clone, Serialize)]
-pub struct FunctionCost {
-    /// Module it is in.
+/// One core function that is lifted to the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Lifted {
+    /// Its module.
     pub module: usize,
-    /// Index in the function index space of its module.
-    pub index: u32,
-    /// Byte offset of the body.
-    pub offset: usize,
-    /// Bytes of the body.
-    pub bytes: usize,
-    /// Declared locals.
-    pub locals: u64,
-    /// Blocks, loops and ifs.
-    pub blocks: u64,
-    /// Deepest nesting of them.
-    pub nesting: usize,
-}
-
-impl FunctionCost {
-    /// Where it is, for a finding.
-    pub fn place(&self) -> String {
-        format!("module {} function {} at {:#x}", self.module, self.index, self.offset)
-    }
-
-    /// Register allocation grows with this product.
-    pub fn locals_x_blocks(&self) -> u64 {
-        self.locals.saturating_mul(self.blocks)
-    }
+    /// Its name among the module's exports.
+    pub export: String,
+    /// Index among the component's functions.
+    #[serde(skip)]
+    pub component_function: u32,
+    /// Whether it has a post-return.
+    pub post_return: bool,
 }
 
 impl Facts {
@@ -125,5 +91,37 @@ impl Facts {
     pub fn memory_pages(&self) -> u64 {
         let memories = self.modules.iter().flat_map(|module| &module.memories);
         memories.fold(0, |sum, memory| sum.saturating_add(memory.max.unwrap_or(memory.min)))
+    }
+
+    /// Every producer that any section names, each once.
+    pub fn all_producers(&self) -> Vec<&Producer> {
+        let mut all: Vec<&Producer> = Vec::new();
+        for one in self.modules.iter().flat_map(|module| &module.producers).chain(&self.producers) {
+            if !all.contains(&one) {
+                all.push(one);
+            }
+        }
+        all
+    }
+
+    /// Bytes of all function bodies.
+    pub fn code_bytes(&self) -> usize {
+        self.modules.iter().flat_map(|module| &module.code).map(|function| function.cost.bytes).sum()
+    }
+
+    /// Bytes of all data segments.
+    pub fn data_bytes(&self) -> usize {
+        self.modules.iter().flat_map(|module| &module.data).map(|segment| segment.size).sum()
+    }
+
+    /// Instructions by class, over all functions.
+    pub fn classes(&self) -> BTreeMap<&'static str, u64> {
+        let mut sums = BTreeMap::new();
+        for function in self.modules.iter().flat_map(|module| &module.code) {
+            for (class, count) in super::CLASSES.iter().zip(function.classes).filter(|(_, count)| *count > 0) {
+                *sums.entry(*class).or_insert(0) += u64::from(count);
+            }
+        }
+        sums
     }
 }

@@ -1,5 +1,7 @@
 //! What must be refused, and what must not.
 
+mod rules;
+
 use super::{Report, Severity, inspect};
 use std::time::Instant;
 

@@ -1,7 +1,7 @@
 //! What an audit found.
 
-use super::Facts;
 use crate::abi::{Hook, is_state};
+use crate::audit::Facts;
 use crate::patch::Digest;
 use serde::Serialize;
 
@@ -81,6 +81,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// Findings in order again, after some were added.
+    pub(crate) fn sort(&mut self) {
+        self.findings.sort_by(|a, b| (b.severity, a.id, &a.message).cmp(&(a.severity, b.id, &b.message)));
+    }
+
     /// How many findings refuse the component.
     pub fn errors(&self) -> usize {
         self.count(Severity::Error)
