@@ -1,12 +1,14 @@
 //! Integration tests: everything that a user can see, tried from outside.
 #![allow(clippy::unwrap_used, clippy::result_large_err, clippy::single_range_in_vec_init, missing_docs)]
 
+mod audit;
 mod cli;
 mod compare;
 mod crash;
 mod delta;
 mod export;
 mod fp8;
+mod generated;
 mod hostile;
 mod http;
 mod http_admin;
@@ -31,5 +33,6 @@ mod support;
 mod train;
 mod transaction;
 mod trial;
+mod trust;
 mod wasi;
 mod wit;

@@ -114,35 +114,62 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// Any value.
+    /// Any value. Without recursion: how deep it is nested is the file's to say, and the stack is small.
     fn skip(&mut self, depth: usize) -> Option<()> {
-        if depth > MOST_DEPTH {
-            return None;
-        }
-        match self.peek()? {
-            b'{' => self.object(depth, &mut |json, _| json.skip(depth + 1)),
-            b'"' => self.string().map(|_| ()),
-            b'[' => {
-                self.eat(b'[')?;
-                if self.peek()? == b']' {
-                    return self.eat(b']');
-                }
-                loop {
-                    self.skip(depth + 1)?;
-                    if self.peek()? == b']' {
-                        return self.eat(b']');
+        let mut open: Vec<u8> = Vec::new();
+        loop {
+            if depth + open.len() > MOST_DEPTH {
+                return None;
+            }
+            let begins = self.peek()?;
+            match begins {
+                b'{' | b'[' => {
+                    self.eat(begins)?;
+                    open.push(begins);
+                    let end = if begins == b'{' { b'}' } else { b']' };
+                    if self.peek()? != end {
+                        if begins == b'{' {
+                            self.key()?;
+                        }
+                        continue;
                     }
-                    self.eat(b',')?;
                 }
+                b'"' => {
+                    self.string()?;
+                }
+                _ => self.scalar()?,
             }
-            _ => {
-                let start = self.at;
-                while let Some(b'+' | b'-' | b'.' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z') = self.text.get(self.at) {
-                    self.at += 1;
+            // A value, or the beginning of an empty list, has ended: what comes next?
+            loop {
+                let Some(outer) = open.last().copied() else { return Some(()) };
+                let end = if outer == b'{' { b'}' } else { b']' };
+                if self.peek()? == end {
+                    self.eat(end)?;
+                    open.pop();
+                    continue;
                 }
-                (self.at > start).then_some(())
+                self.eat(b',')?;
+                if outer == b'{' {
+                    self.key()?;
+                }
+                break;
             }
         }
+    }
+
+    /// A key and its colon.
+    fn key(&mut self) -> Option<()> {
+        self.string()?;
+        self.eat(b':')
+    }
+
+    /// A number, true, false or null.
+    fn scalar(&mut self) -> Option<()> {
+        let start = self.at;
+        while let Some(b'+' | b'-' | b'.' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z') = self.text.get(self.at) {
+            self.at += 1;
+        }
+        (self.at > start).then_some(())
     }
 }
 

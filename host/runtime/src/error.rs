@@ -15,10 +15,32 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Three parts, in order.
+    /// Three parts, in order, made plain: names out of files go into them.
     pub fn new(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { what: what.into(), why: why.into(), next: next.into() }
+        Self { what: plain(what.into()), why: plain(why.into()), next: plain(next.into()) }
     }
+}
+
+/// Longest part of a refusal, in bytes.
+const MOST_BYTES: usize = 4 << 10;
+
+/// Text out of a file as it may be printed: without what moves a cursor, ends a line or turns the direction of text, and cut
+/// where it is longer than any message needs.
+pub fn plain(text: String) -> String {
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let odd = |c: char| c.is_control() || turns(c);
+    if text.len() <= MOST_BYTES && !text.contains(odd) {
+        return text;
+    }
+    let mut out = String::new();
+    for c in text.chars() {
+        if out.len() > MOST_BYTES {
+            out.push_str(&format!("… ({} bytes)", text.len()));
+            break;
+        }
+        if odd(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
 }
 
 /// Everything that can go wrong between a model folder and generated text.
@@ -97,4 +119,17 @@ fn edit_distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Refusal;
+
+    #[test]
+    fn names_out_of_files_cannot_move_the_cursor() {
+        let refusal = Refusal::new("tensor `\u{1b}[2J\n\u{202e}x`", "größe", "y".repeat(10_000));
+        assert_eq!(refusal.what, "tensor `\\u{1b}[2J\\n\\u{202e}x`");
+        assert_eq!(refusal.why, "größe");
+        assert!(refusal.next.len() < 5_000 && refusal.next.ends_with("(10000 bytes)"));
+    }
 }

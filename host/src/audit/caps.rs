@@ -39,6 +39,29 @@ pub struct Caps {
     pub memory_pages: u64,
     /// Elements of all tables.
     pub table_elements: u64,
+    /// Types of the core modules: 60,000 trampolines take more than 5 s.
+    pub core_types: u64,
+    /// Parameters of one function or block: 900 types of 990 parameters take more than 5 s.
+    pub params: u64,
+    /// Results of one function or block: 10,000 blocks of 990 results take more than a GiB, and the validator a second.
+    pub results: u64,
+    /// Instructions of constant expressions beyond the one that each has: 400,000 take more than a second.
+    pub constants: u64,
+    /// Elements in segments: 300,000 take 3 s.
+    pub elements: u64,
+    /// Imports, exports, globals and segments of the core modules: 90,000 segments take 4 s.
+    pub core_items: u64,
+    /// Calls, and instructions on whole memories and tables: 70,000 of them take more than 5 s, or a GiB.
+    pub calls: u64,
+    /// Branches of one function: 25,000 take more than a GiB.
+    pub branches: u64,
+    /// Branches of all functions: ten functions with 8,000 each take more than 5 s.
+    pub branches_sum: u64,
+    /// Locals, parameters and operands that may live at once, times the branches of their function: 10,000 operands across
+    /// 10,000 loops take 9 s.
+    pub live: u64,
+    /// The same, summed over all functions.
+    pub live_sum: u64,
 }
 
 impl Default for Caps {
@@ -60,6 +83,17 @@ impl Default for Caps {
             type_depth: 16,
             memory_pages: 1_024,
             table_elements: 10_000,
+            core_types: 1_000,
+            params: 64,
+            results: 16,
+            constants: 10_000,
+            elements: 10_000,
+            core_items: 10_000,
+            calls: 10_000,
+            branches: 4_000,
+            branches_sum: 20_000,
+            live: 1_000_000,
+            live_sum: 3_000_000,
         }
     }
 }

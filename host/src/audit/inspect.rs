@@ -3,7 +3,7 @@
 use super::input::Input;
 use super::report::{Finding, Kind, Report, Severity};
 use super::scan::{Scan, scan};
-use super::{AuditOptions, Facts, rules, validate};
+use super::{AuditOptions, burden, levels, rules, validate};
 use crate::abi::{Hook, text};
 use crate::patch::Digest;
 
@@ -14,41 +14,55 @@ pub fn inspect(bytes: &[u8]) -> Report {
 
 /// Audits a file: the same code for the loader and for `patchhost audit`. Never compiles, never panics on any bytes.
 pub fn inspect_with(bytes: &[u8], options: &AuditOptions) -> Report {
-    let caps = options.policy.caps.clone();
+    let caps = &options.policy.caps;
     let mut findings = options.more.clone();
     let kind = rules::file::kind(bytes);
-    rules::file::check(bytes, kind, &caps, &mut findings);
-    let mut found = Scan { facts: Facts::default(), imports: Vec::new(), exports: Vec::new() };
+    rules::file::check(bytes, kind, caps, &mut findings);
+    let mut found = Scan::default();
     let mut validated = false;
     if kind == Kind::Component && bytes.len() <= caps.bytes {
-        match scan(bytes, &caps) {
+        match scan(bytes, caps) {
             Ok(scan) => found = scan,
-            Err(error) => findings.push(rules::file::invalid(&error)),
+            Err((scan, error)) => {
+                found = *scan;
+                findings.push(rules::file::invalid(&error));
+            }
         }
-        rules::before_validation(&Input::new(bytes, &caps, &found), &mut findings);
-        if options.grants.wasi.is_some() {
-            findings.retain(|finding| !["PH102", "PH104", "PH105"].contains(&finding.id));
-        }
-        if !has_errors(&findings) {
+        let mut own = Vec::new();
+        rules::before_validation(&Input::new(bytes, options, &found), &mut own);
+        own.extend(burden::before_validation(bytes, caps).into_iter().map(rules::costs_too_much));
+        if !has_errors(&own) && !has_errors_of_ours(&findings, options) {
             match validate::validate(bytes) {
                 Ok(types) => {
                     validated = true;
                     found.facts.type_depth = validate::type_depth(&types);
-                    rules::after_validation(&Input::new(bytes, &caps, &found), &mut findings);
+                    found.facts.leaks = validate::leaks(&types, &found.facts.lifted);
+                    own.extend(burden::after_validation(bytes, caps).into_iter().map(rules::costs_too_much));
+                    rules::after_validation(&Input::new(bytes, options, &found), &mut own);
                 }
-                Err(error) => rules::features::explain(bytes, &error, &mut findings),
+                Err(error) => rules::features::explain(bytes, &error, &mut own),
             }
         }
+        findings.append(&mut own);
     }
-    finish(bytes, kind, found, findings, validated)
+    let digest = Digest::of(bytes);
+    levels::apply(&options.policy, &digest, &mut findings);
+    finish(bytes, digest, kind, found, findings, validated)
 }
 
-fn finish(bytes: &[u8], kind: Kind, found: Scan, mut findings: Vec<Finding>, validated: bool) -> Report {
-    findings.sort_by(|a, b| (b.severity, a.id).cmp(&(a.severity, b.id)));
+fn finish(
+    bytes: &[u8],
+    digest: Digest,
+    kind: Kind,
+    found: Scan,
+    mut findings: Vec<Finding>,
+    validated: bool,
+) -> Report {
+    findings.sort_by(|a, b| (b.severity, a.id, &a.message).cmp(&(a.severity, b.id, &b.message)));
     findings.dedup();
-    let Scan { facts, imports, exports } = found;
+    let Scan { facts, imports, exports, .. } = found;
     Report {
-        digest: Digest::of(bytes),
+        digest,
         size: bytes.len(),
         kind,
         imports: imports.iter().map(|import| text::clean(&import.name, 120)).collect(),
@@ -65,4 +79,9 @@ fn finish(bytes: &[u8], kind: Kind, found: Scan, mut findings: Vec<Finding>, val
 
 fn has_errors(findings: &[Finding]) -> bool {
     findings.iter().any(|finding| finding.severity == Severity::Error)
+}
+
+/// Findings of others (lock, signatures) say nothing about whether the bytes can be validated.
+fn has_errors_of_ours(findings: &[Finding], options: &AuditOptions) -> bool {
+    findings.iter().any(|finding| finding.severity == Severity::Error && !options.more.contains(finding))
 }

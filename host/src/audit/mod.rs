@@ -1,9 +1,13 @@
 //! What can be said about a component without compiling it. The loader and `patchhost audit` run this very code.
 
+mod burden;
 mod caps;
+pub mod diff;
 mod facts;
+mod graph;
 mod input;
 mod inspect;
+mod levels;
 mod names;
 mod policy;
 mod report;
@@ -12,10 +16,16 @@ mod scan;
 mod validate;
 
 pub use caps::Caps;
-pub use facts::{Facts, FunctionCost, MemoryFacts, ModuleFacts};
+pub use facts::{
+    CLASSES, CoreExport, CoreImport, DataFacts, Facts, FunctionCost, FunctionFacts, GlobalFacts, Lifted, Mark,
+    MarkKind, MemoryFacts, ModuleFacts, Producer,
+};
 pub use inspect::{inspect, inspect_with};
+pub use levels::PolicyFault;
 pub use policy::{AuditOptions, AuditPolicy, Ignore, Level};
-pub use report::{Finding, Kind, Report, Severity};
+pub use report::{Finding, Kind, Report, Severity, Style, sarif, text};
+pub(crate) use rules::probe::{not_started, of_probe};
+pub(crate) use rules::trust as trust_rules;
 pub use rules::{Rule, catalogue};
 
 #[cfg(test)]

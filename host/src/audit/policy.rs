@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 pub struct AuditPolicy {
     /// Caps on what may reach the compiler.
     pub caps: Caps,
+    /// Tools that may have made a component, by name or `name version`: `rustc 1.96`; none: any.
+    pub toolchains: Vec<String>,
     /// Other severities of rules, by id or slug: `PH503 = "allow"`.
     pub rules: BTreeMap<String, Level>,
     /// Findings that were looked at and accepted.

@@ -79,6 +79,47 @@ pub(super) fn type_depth(types: &Types) -> usize {
     deepest
 }
 
+/// Lifted functions that return lists or strings and have no post-return, by export name.
+pub(super) fn leaks(types: &Types, lifted: &[super::facts::Lifted]) -> Vec<String> {
+    let types = types.as_ref();
+    let on_the_heap = |lifted: &&super::facts::Lifted| {
+        if lifted.post_return || lifted.component_function >= types.component_function_count() {
+            return false;
+        }
+        let func = &types[types.component_function_at(lifted.component_function)];
+        func.result.as_ref().is_some_and(|ty| allocates(&types, ty, &mut std::collections::HashMap::new()))
+    };
+    lifted.iter().filter(on_the_heap).map(|lifted| crate::abi::text::clean(&lifted.export, 120)).collect()
+}
+
+fn allocates(
+    types: &TypesRef<'_>,
+    ty: &ComponentValType,
+    memo: &mut std::collections::HashMap<ComponentDefinedTypeId, bool>,
+) -> bool {
+    let id = match ty {
+        ComponentValType::Primitive(primitive) => return *primitive == wasmparser::PrimitiveValType::String,
+        ComponentValType::Type(id) => *id,
+    };
+    if let Some(known) = memo.get(&id) {
+        return *known;
+    }
+    let mut inner = |ty: &ComponentValType| allocates(types, ty, memo);
+    let found = match &types[id] {
+        ComponentDefinedType::Primitive(primitive) => *primitive == wasmparser::PrimitiveValType::String,
+        ComponentDefinedType::List { .. } | ComponentDefinedType::Map { .. } => true,
+        ComponentDefinedType::Record(record) => record.fields.values().any(&mut inner),
+        ComponentDefinedType::Variant(variant) => variant.cases.values().filter_map(|case| case.ty.as_ref()).any(inner),
+        ComponentDefinedType::Tuple(tuple) => tuple.types.iter().any(inner),
+        ComponentDefinedType::FixedLengthList { element, .. } => inner(element),
+        ComponentDefinedType::Option { ty, .. } => inner(ty),
+        ComponentDefinedType::Result { ok, err, .. } => ok.iter().chain(err).any(inner),
+        _ => false,
+    };
+    memo.insert(id, found);
+    found
+}
+
 type Memo = std::collections::HashMap<ComponentDefinedTypeId, usize>;
 
 fn value(types: &TypesRef<'_>, ty: &ComponentValType, memo: &mut Memo) -> usize {

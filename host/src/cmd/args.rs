@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use super::trust_args::TrustArgs;
 use clap::{Args, ValueEnum};
 use patchhost_runtime::activation::ActivationMode;
 
 /// How results are printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// For people.
     Text,
@@ -14,12 +15,23 @@ pub enum Format {
     Json,
 }
 
+/// What can be asked for: SARIF is `audit`'s alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AnyFormat {
+    /// For people.
+    Text,
+    /// One JSON object on standard output.
+    Json,
+    /// SARIF 2.1.0, of `audit`.
+    Sarif,
+}
+
 /// Options of every verb.
 #[derive(Debug, Args)]
 pub struct Global {
     /// How results are printed
     #[arg(long, global = true, value_enum, default_value = "text")]
-    pub format: Format,
+    pub format: AnyFormat,
     /// Worker threads (results do not depend on it) [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
@@ -52,6 +64,8 @@ pub struct PatchArgs {
     /// lora_tensors in serve)
     #[arg(long)]
     pub no_default_patches: bool,
+    #[command(flatten)]
+    pub trust: TrustArgs,
 }
 
 /// The model.

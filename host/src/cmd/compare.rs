@@ -13,6 +13,7 @@ use super::args::{Format, Fp8Activation, ReadingArgs};
 use super::failure::UsageError;
 use super::output::json;
 use super::session::{LedgerRow, Model, progress_bar};
+use super::trust_args::TrustArgs;
 use crate::checkpoint::write::write_file;
 use crate::compare::{
     self, Report, RolloutCorr, Runs, TensorRow, Trainer, Unit, compare_unit, of_file, of_model, rollout_corr,
@@ -70,6 +71,8 @@ pub struct Args {
     /// Do not load the bundled patches that are on by default (moe_loader)
     #[arg(long)]
     no_default_patches: bool,
+    #[command(flatten)]
+    trust: TrustArgs,
     #[command(flatten)]
     reading: ReadingArgs,
     /// A file of texts, one per line, taken as they are [default: the trainer's tokens, else a text of the host's]

@@ -2,6 +2,7 @@
 
 use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::engine::EngineOptions;
+use patchhost_runtime::error::plain;
 use patchhost_runtime::refit::{Outcome, TensorOutcome};
 
 use super::args::{Format, ModelArgs, PatchArgs};
@@ -60,7 +61,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
         let dtype = serde_json::to_value(o.dtype)?;
         println!(
             "{:width$}  {:13} {:5} {:16} {verdict}",
-            o.name,
+            plain(o.name.clone()),
             role.as_str().unwrap_or_default(),
             dtype.as_str().unwrap_or_default(),
             format!("{:?}", o.shape),

@@ -97,8 +97,8 @@ impl ReaderArgs {
             several => {
                 for component in several {
                     let candidate = resolve(component)?;
-                    let verification = candidate.default_verification();
-                    if candidate.verify(&verification)?.audit()?.hooks().contains(&Hook::BlockQuant) {
+                    // Only to see whose setting it is; what may not run is refused when it is loaded.
+                    if crate::audit::inspect(candidate.bytes()).hooks.contains(&Hook::BlockQuant) {
                         let stem = std::path::Path::new(component).file_stem().unwrap_or_default().to_string_lossy();
                         args.settings.push(format!("{stem}.scale_format={value}"));
                     }
@@ -189,7 +189,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
         None => None,
     };
     for warning in &plan.warnings {
-        eprintln!("warning: {warning}");
+        eprintln!("warning: {}", patchhost_runtime::error::plain(warning.to_string()));
     }
     let config = config_json(&info.config, &plan).map_err(plain)?;
     let companions = match model.folder() {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use patchhost_runtime::error::RuntimeError;
+use patchhost_runtime::error::{RuntimeError, plain};
 use patchhost_runtime::hooks::{HookCause, HookError};
 
 use super::args::Format;
@@ -14,6 +14,7 @@ use crate::live::{LiveError, WatchError};
 use crate::patch::{AttachError, LedgerError, PolicyError, SetError, StageError, SwapError, SwapErrorKind};
 use crate::record::RecordingError;
 use crate::train::TrainError;
+use crate::trust::{RecordError, TrustError, TrustErrorKind};
 
 /// Refused: by the audit, a digest, a conflict, or because weights and patches do not cover the model.
 pub const EXIT_REFUSED: u8 = 1;
@@ -35,7 +36,8 @@ pub struct UsageError {
 
 impl UsageError {
     pub(super) fn new(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { what: what.into(), why: why.into(), next: next.into() }
+        // Names out of files go into them.
+        Self { what: plain(what.into()), why: plain(why.into()), next: plain(next.into()) }
     }
 
     /// The same with other advice, where a verb takes its arguments in another way.
@@ -44,6 +46,20 @@ impl UsageError {
     }
 }
 
+/// A verdict that was printed already: only the exit code is left to say.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "refused: {what}\n  why: findings that refuse, listed above\n  next: mend what they name; `patchhost audit --explain ID` says more"
+)]
+pub struct Refused {
+    what: String,
+}
+
+impl Refused {
+    pub(super) fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into() }
+    }
+}
 /// Everything was printed already; only the exit code is left.
 #[derive(Debug, thiserror::Error)]
 #[error("see above")]
@@ -57,6 +73,8 @@ pub(super) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
     }
     match format {
         Format::Text => eprintln!("error: {error}"),
+        // The one object of the verb says it.
+        Format::Json if error.is::<Refused>() => {}
         Format::Json => {
             let mut object = serde_json::json!({ "error": error.to_string(), "exit": code });
             if let Some(LedgerError::Broken { at, .. }) = error.downcast_ref() {
@@ -97,6 +115,15 @@ fn code(error: &anyhow::Error) -> u8 {
     if let Some(Said(code)) = error.downcast_ref() {
         return *code;
     }
+    if let Some(e) = error.downcast_ref::<TrustError>() {
+        return trust(e);
+    }
+    if let Some(e) = error.downcast_ref::<RecordError>() {
+        return match e {
+            RecordError::Stage(e) => stage(e),
+            RecordError::Trust(e) => trust(e),
+        };
+    }
     if let Some(e) = error.downcast_ref::<RecordingError>() {
         return match e {
             RecordingError::NoPatch { .. } | RecordingError::NoHook { .. } => EXIT_REFUSED,
@@ -129,7 +156,7 @@ fn code(error: &anyhow::Error) -> u8 {
     if let Some(e) = error.downcast_ref::<LedgerError>() {
         return ledger(e);
     }
-    if error.is::<SetError>() || error.is::<AttachError>() {
+    if error.is::<SetError>() || error.is::<Refused>() || error.is::<AttachError>() {
         return EXIT_REFUSED;
     }
     if let Some(e) = error.downcast_ref::<super::admin_client::Refused>() {
@@ -140,6 +167,14 @@ fn code(error: &anyhow::Error) -> u8 {
         return EXIT_USAGE;
     }
     error.downcast_ref::<WriteError>().map_or(EXIT_HOST, write)
+}
+
+fn trust(error: &TrustError) -> u8 {
+    match error.kind {
+        TrustErrorKind::Usage => EXIT_USAGE,
+        TrustErrorKind::Refused => EXIT_REFUSED,
+        TrustErrorKind::Host => EXIT_HOST,
+    }
 }
 
 fn write(error: &WriteError) -> u8 {

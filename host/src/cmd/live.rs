@@ -9,7 +9,7 @@ use super::args::{Fp8Activation, PatchArgs};
 use super::record::{RecordArgs, Recorded};
 use super::session::{Model, Patches, advance, progress_bar};
 use crate::live::{CanaryUnit, LiveModel, LiveOptions, Refitted, Watcher};
-use crate::patch::{Actor, HookOptions, Ledger, LedgerOptions, Phase, Policy, When};
+use crate::patch::{Actor, HookOptions, Ledger, LedgerOptions, Phase, When};
 
 /// Options of a model whose patches can change.
 #[derive(Debug, clap::Args)]
@@ -21,9 +21,6 @@ pub struct LiveArgs {
     /// When a watched change takes effect: refit (at the next one), now, or step:N
     #[arg(long, value_name = "WHEN", default_value = "refit", value_parser = when)]
     pub watch_when: When,
-    /// A TOML file: failure policy of each hook, thresholds of shadow and canary, deadlines [default: everything closed]
-    #[arg(long, value_name = "FILE")]
-    pub policy: Option<PathBuf>,
     /// The ledger: every event of the patches, hash-chained; is continued if it exists [default: in memory only]
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,
@@ -74,7 +71,6 @@ impl LiveArgs {
     /// Makes the model and its first set of patches, and starts watching. What is in watched files now takes part in the
     /// first load.
     pub fn start(&self, model: Model, patches: &PatchArgs, needs: Needs<'_>) -> anyhow::Result<Started> {
-        let policy = self.policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
         let tokenizer = model.tokenizer()?;
         let ledger = match &self.ledger {
             None => Ledger::in_memory(),
@@ -100,11 +96,11 @@ impl LiveArgs {
             canary: needs.canary,
             reports: self.shadow_reports.clone(),
             hash_weights: needs.hash_weights,
-            ..LiveOptions::default()
+            gate: loaded.gate().clone(),
         };
         let folder = model.folder().map(std::path::Path::to_path_buf);
         let Model { name, engine, checkpoint, .. } = model;
-        let sandbox = loaded.sandbox().clone();
+        let (sandbox, policy) = (loaded.sandbox().clone(), loaded.policy().clone());
         let live = LiveModel::new(engine, Some(tokenizer), loaded.attachments(), sandbox, policy, ledger, options)?;
         let live = Arc::new(live);
         live.board().started(&Actor::cli());

@@ -2,27 +2,36 @@
 
 mod admin_client;
 mod args;
+mod audit;
 mod compare;
 mod explain;
 mod export;
 mod failure;
+mod grant;
+mod keygen;
 mod live;
+mod lock;
 mod log;
 mod logits;
 mod lora;
 mod output;
 mod patches;
 mod quantize;
+mod rebuild;
 mod record;
 mod refit;
 mod replay;
+mod revoke;
 mod rollback;
 mod run;
 mod serve;
 mod session;
+mod sign;
 mod status;
 mod swap;
 mod train;
+mod trust_args;
+mod verify;
 mod verify_refit;
 
 use std::io::IsTerminal;
@@ -63,6 +72,14 @@ enum Verb {
     Train(Box<train::Args>),
     Patches(patches::Args),
     Log(log::Args),
+    Audit(audit::Args),
+    Lock(Box<lock::Args>),
+    Grant(Box<grant::Args>),
+    Revoke(revoke::Args),
+    Keygen(keygen::Args),
+    Sign(sign::Args),
+    Verify(verify::Args),
+    Rebuild(rebuild::Args),
     Replay(replay::Args),
 }
 
@@ -85,7 +102,15 @@ pub fn main() -> ExitCode {
         // Fails only if the pool exists already, which nothing before this line can have caused.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
-    let format = cli.global.format;
+    let (format, sarif) = match cli.global.format {
+        args::AnyFormat::Text => (args::Format::Text, false),
+        args::AnyFormat::Json => (args::Format::Json, false),
+        args::AnyFormat::Sarif => (args::Format::Text, true),
+    };
+    if sarif && !matches!(cli.verb, Verb::Audit(_)) {
+        let error = failure::UsageError::new("--format sarif", "only `audit` writes SARIF", "use --format json");
+        return failure::report(&error.into(), format);
+    }
     let result = match cli.verb {
         Verb::Run(args) => run::run(args, format),
         Verb::Serve(args) => serve::run(*args, format),
@@ -101,6 +126,14 @@ pub fn main() -> ExitCode {
         Verb::Train(args) => train::run(*args, format),
         Verb::Patches(args) => patches::run(args, format),
         Verb::Log(args) => log::run(args, format),
+        Verb::Audit(args) => audit::run(args, format, sarif),
+        Verb::Lock(args) => lock::run(*args, format),
+        Verb::Grant(args) => grant::run(*args, format),
+        Verb::Revoke(args) => revoke::run(args, format),
+        Verb::Keygen(args) => keygen::run(args, format),
+        Verb::Sign(args) => sign::run(args, format),
+        Verb::Verify(args) => verify::run(args, format),
+        Verb::Rebuild(args) => rebuild::run(args, format),
         Verb::Replay(args) => replay::run(&args, format),
         Verb::VerifyRefit(args) => verify_refit::run(args, format),
     };

@@ -46,6 +46,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
             sha256: args.patches.sha256.get(i).cloned().into_iter().collect(),
             settings: args.patches.settings.clone(),
             no_default_patches: true,
+            trust: args.patches.trust.clone(),
         };
         let loaded = Patches::load_with(&one, "", &[], Phase::EngineUp)?;
         patches.extend(loaded.all().cloned());

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use globset::{GlobBuilder, GlobMatcher};
 use patchhost_kernels::cast::CastReport;
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
+use patchhost_runtime::error::plain;
 use patchhost_runtime::hooks::{BlockQuant, Consumer, Decision, ModelInfo, Role, Scheme, TensorInfo};
 use patchhost_runtime::quantize::{Input, grid, quantize};
 use patchhost_runtime::refit::info;
@@ -129,7 +130,8 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
             Some(reason) => format!("kept: {reason}"),
             None => format!("quantized, scale {}: {}", r["scale_shape"], r["rule"].as_str().unwrap_or_default()),
         };
-        println!("{} {} {verdict}", r["tensor"].as_str().unwrap_or_default(), r["shape"]);
+        let name = plain(r["tensor"].as_str().unwrap_or_default().to_owned());
+        println!("{name} {} {verdict}", r["shape"]);
     }
     let rmse = relative(&total).map(|r| format!(", relative RMSE {:.3} %", r * 100.0)).unwrap_or_default();
     println!(

@@ -1,5 +1,7 @@
 //! What most verbs start with: the model, the patches, and the patches' ledger.
 
+mod settings;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,9 +21,12 @@ use super::record::Recorded;
 use crate::checkpoint::bundled;
 use crate::isolate::Isolation;
 use crate::patch::{
-    Applicability, Attached, Attachments, Cache, Candidate, Digest, Hook, HookOptions, Limits, Patch, PatchSet, Phase,
-    Sandbox, Trial, Verification, resolve,
+    Applicability, Attached, Attachments, Cache, Candidate, Digest, Hook, HookOptions, Patch, PatchSet, Phase, Policy,
+    Sandbox, Trial, resolve,
 };
+use crate::trust::Gate;
+use settings::Settings;
+pub use settings::parse_setting;
 
 /// Bundled patches that do not change numbers and are on by default in every verb that loads a model.
 const DEFAULT_PATCHES: [&str; 1] = ["moe_loader"];
@@ -93,6 +98,8 @@ pub struct Patches {
     sandbox: Sandbox,
     settings: Settings,
     named: Vec<String>,
+    policy: Policy,
+    gate: Arc<Gate>,
     recorded: Option<Recorded>,
 }
 
@@ -151,14 +158,14 @@ impl Patches {
             )
             .into());
         }
-        let sandbox = Sandbox::new(rayon::current_num_threads())
-            .map_err(|e| anyhow::anyhow!("the sandbox cannot start: {e:#}"))?
-            .with_cache(Cache::from_env())
-            .with_trial(Some(Trial::this_program()?))
-            .with_isolation(match args.isolate {
-                true => Some(Isolation::this_program(rayon::current_num_threads())?),
-                false => None,
-            })
+        // Before anything is loaded: a broken policy or lock must not be found out half way.
+        let (policy, gate) = args.trust.gate()?;
+        let isolation = match args.isolate {
+            true => Some(Isolation::this_program(rayon::current_num_threads())?),
+            false => None,
+        };
+        let sandbox = sandbox(rayon::current_num_threads())?
+            .with_isolation(isolation)
             .with_recorder(recorded.as_ref().map(|r| Arc::clone(r.recorder())));
         let mut patches = Vec::new();
         let settings = Settings::parse(&args.settings)?;
@@ -166,13 +173,13 @@ impl Patches {
             let candidate = resolve(component)?;
             let expected = args.sha256.get(i).map(|hex| parse_digest(hex)).transpose()?;
             let mine = settings.for_patch(&stem(component), true);
-            patches.push(start(candidate, expected, &mine, &sandbox)?);
+            patches.push(start(candidate, expected, &mine, &sandbox, &gate)?);
         }
         if !args.no_default_patches {
             for name in DEFAULT_PATCHES.iter().chain(more).copied() {
                 let candidate = resolve(name)?;
                 let taken = |hook: &Hook| patches.iter().any(|p: &Arc<Patch>| p.hooks().contains(hook));
-                let patch = start(candidate, None, &settings.for_patch(name, false), &sandbox)?;
+                let patch = start(candidate, None, &settings.for_patch(name, false), &sandbox, &gate)?;
                 // A patch that the user names for the same hook takes the default one's place.
                 if !patch.hooks().iter().any(taken) {
                     patches.push(patch);
@@ -188,7 +195,7 @@ impl Patches {
             }
         }
         let named = args.components.iter().map(|c| stem(c)).collect();
-        Ok(Self { attachments, sandbox, settings, named, recorded })
+        Ok(Self { attachments, sandbox, settings, named, policy, gate, recorded })
     }
 
     /// The hooks of the patches that apply.
@@ -205,6 +212,16 @@ impl Patches {
     /// What the run starts with.
     pub fn attachments(&self) -> &Attachments {
         &self.attachments
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// What later candidates go through.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
     }
 
     /// Where they run.
@@ -308,15 +325,24 @@ fn start(
     expected: Option<Digest>,
     settings: &[(String, String)],
     sandbox: &Sandbox,
+    gate: &Gate,
 ) -> anyhow::Result<Arc<Patch>> {
-    let verification = expected.map_or_else(|| candidate.default_verification(), Verification::Sha256);
-    let verified = candidate.verify(&verification)?;
-    if let Some(note) = verified.note() {
+    let admitted = gate.admit(candidate, expected, settings)?;
+    if let Some(note) = admitted.note() {
         eprintln!("note: {note}");
     }
-    let patch = verified.audit()?.compile(sandbox)?.ready(settings, Limits::default())?;
+    let passed = admitted.audit()?;
+    let patch = passed.audited.compile(sandbox)?.ready(settings, passed.limits)?;
     tracing::info!(name = patch.info().name, digest = %patch.digest(), "patch is ready");
     Ok(patch)
+}
+
+/// Where patches of a verb run.
+pub fn sandbox(threads: usize) -> anyhow::Result<Sandbox> {
+    Ok(Sandbox::new(threads)
+        .map_err(|e| anyhow::anyhow!("the sandbox cannot start: {e:#}"))?
+        .with_cache(Cache::from_env())
+        .with_trial(Some(Trial::this_program()?)))
 }
 
 fn parse_digest(hex: &str) -> Result<Digest, UsageError> {
@@ -330,63 +356,8 @@ fn parse_digest(hex: &str) -> Result<Digest, UsageError> {
     })
 }
 
-fn stem(component: &str) -> String {
+pub(super) fn stem(component: &str) -> String {
     Path::new(component).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// `--set`, taken apart: KEY=VALUE for the patches that the user named, NAME.KEY=VALUE for one patch.
-#[derive(Debug, Clone)]
-struct Settings(Vec<(Option<String>, String, String)>);
-
-impl Settings {
-    fn parse(args: &[String]) -> Result<Self, UsageError> {
-        let mut all = Vec::new();
-        for arg in args {
-            let Some((key, value)) = arg.split_once('=').filter(|(k, _)| !k.is_empty()) else {
-                return Err(UsageError::new(
-                    format!("--set {}", arg.escape_debug()),
-                    "a setting is KEY=VALUE",
-                    "write for example --set profile=deepseek",
-                ));
-            };
-            let (name, key) = match key.split_once('.') {
-                Some((name, key)) => (Some(name.to_string()), key),
-                None => (None, key),
-            };
-            all.push((name, key.to_string(), value.to_string()));
-        }
-        Ok(Self(all))
-    }
-
-    fn for_patch(&self, name: &str, named_by_user: bool) -> Vec<(String, String)> {
-        let mine = |(n, _, _): &&(Option<String>, String, String)| match n {
-            Some(n) => n == name,
-            None => named_by_user,
-        };
-        self.0.iter().filter(mine).map(|(_, k, v)| (k.clone(), v.clone())).collect()
-    }
-
-    /// A setting that no patch got is an error: it would silently do nothing.
-    fn check_used(&self, patches: &[Arc<Patch>], args: &PatchArgs, watches: bool) -> Result<(), UsageError> {
-        if watches {
-            return Ok(());
-        }
-        let stems: Vec<String> = args.components.iter().map(|c| stem(c)).collect();
-        for (name, key, _) in &self.0 {
-            let used = match name {
-                None => !args.components.is_empty(),
-                Some(n) => stems.contains(n) || patches.iter().any(|p| p.info().name == *n),
-            };
-            if !used {
-                let why = match name {
-                    Some(n) => format!("no patch `{n}` is loaded"),
-                    None => "no patch is named by --component".to_string(),
-                };
-                return Err(UsageError::new(format!("--set {key}"), why, "name the patch with --component"));
-            }
-        }
-        Ok(())
-    }
 }
 
 /// A progress bar on standard error; nothing where that is not a terminal.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use patchhost_runtime::engine::{Engine, EngineOptions};
-use patchhost_runtime::error::{Refusal, RuntimeError};
+use patchhost_runtime::error::{Refusal, RuntimeError, plain};
 use patchhost_runtime::hooks::{Consumer, Dtype, HookError, Layout, LayoutPass, ModelInfo, Role, TensorInfo};
 use patchhost_runtime::layout;
 use patchhost_runtime::refit::RefitHooks;
@@ -93,7 +93,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     println!("model {} ({})", model.name, model.engine.info().architecture);
     for c in &shown {
         for d in &c.params {
-            print!("  {:60} {:8?} {:?}  checkpoint {}", d.name, d.dtype, d.shape, d.sha256_checkpoint);
+            print!("  {:60} {:8?} {:?}  checkpoint {}", plain(d.name.clone()), d.dtype, d.shape, d.sha256_checkpoint);
             match d.sha256_checkpoint == d.sha256_runtime {
                 true => println!("  runtime the same"),
                 false => println!("  runtime {}", d.sha256_runtime),

@@ -95,7 +95,7 @@ fn tensors(report: &Report, limit: usize) -> Table {
         let bytes = r.weight_bytes.as_ref();
         let dash = || "-".to_string();
         vec![
-            r.name.clone(),
+            patchhost_runtime::error::plain(r.name.clone()),
             r.shape.iter().map(u64::to_string).collect::<Vec<_>>().join("x"),
             match r.state {
                 State::Both => "both".to_string(),

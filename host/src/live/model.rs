@@ -17,7 +17,8 @@ use serde::Serialize;
 use super::canary::{CanaryUnit, CanaryWeights, chosen};
 use super::priority::refit_pool;
 use super::shadow::ShadowReport;
-use crate::patch::{Attachments, Board, BoardStatus, Digest, HookOptions, Ledger, Limits, Policy, Sandbox};
+use crate::patch::{Attachments, Board, BoardStatus, Digest, HookOptions, Ledger, Policy, Sandbox};
+use crate::trust::Gate;
 
 /// How a live model is made.
 #[derive(Debug, Clone, Default)]
@@ -30,8 +31,8 @@ pub struct LiveOptions {
     pub reports: Option<PathBuf>,
     /// Write a digest of all weights to the ledger with every refit. Costs hashing them.
     pub hash_weights: bool,
-    /// What each patch may use.
-    pub limits: Limits,
+    /// What every candidate goes through: policy, lock, signatures, revocations.
+    pub gate: Arc<Gate>,
 }
 
 /// A model whose patches can change while it runs.

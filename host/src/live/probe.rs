@@ -15,7 +15,7 @@ use patchhost_runtime::quantize::{Input, quantize};
 use super::{LiveError, LiveModel};
 use crate::compare::{Unit, decide, of_model};
 use crate::patch::{Generation, Patch, probe_set};
-use crate::probe::{self, ProbeOptions};
+use crate::probe;
 
 /// Different ways to quantize that are tried; a patch has one or two.
 const SCHEMES: usize = 8;
@@ -26,15 +26,7 @@ impl LiveModel {
     /// Refuses a patch whose answers a refit would refuse, or that is wrong on what its own profile and contract say.
     pub(super) fn probe(&self, patch: &Arc<Patch>) -> Result<(), LiveError> {
         self.probe_on_model(patch)?;
-        let report = probe::run(patch, &ProbeOptions::quick());
-        match report.first_failure() {
-            None => Ok(()),
-            Some(check) => Err(LiveError::Probe(Refusal::new(
-                format!("patch `{}` at stage probe", report.patch),
-                format!("check `{}`: {}", check.title(), check.why.as_deref().unwrap_or("no answer")),
-                "`patchhost audit --probe` asks more; the live set is unchanged",
-            ))),
-        }
+        probe::before_activation(patch).map(|_| ()).map_err(LiveError::Probe)
     }
 
     fn probe_on_model(&self, patch: &Arc<Patch>) -> Result<(), LiveError> {

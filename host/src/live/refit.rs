@@ -96,6 +96,7 @@ impl LiveModel {
 
     fn run(&self, source: Source, run: Run, actor: &Actor, progress: Progress<'_>) -> Result<Refitted, LiveError> {
         let mut guard = self.turn();
+        self.heed_revocations();
         let turn = &mut *guard;
         let refit = turn.refits + 1;
         let result = self.pool.install(|| self.through_board(turn, refit, &source, run, actor, progress));

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{LiveError, LiveModel};
-use crate::patch::{Actor, Applicability, Candidate, Digest, Patch, SwapError, SwapErrorKind, Verification};
+use crate::patch::{Actor, Applicability, Candidate, Digest, Patch, SwapError, SwapErrorKind};
+use crate::trust::{Facts, Passed};
 
 /// A candidate that passed every stage.
 #[derive(Debug, Clone, Serialize)]
@@ -37,8 +38,8 @@ impl LiveModel {
         let (name, sha256) = (candidate.name().to_owned(), *candidate.digest());
         let result = self.through_stages(candidate, expected, settings);
         match result {
-            Ok((patch, already)) => {
-                let fresh = self.board.staged(&patch, actor)?;
+            Ok((patch, already, facts)) => {
+                let fresh = self.board.staged(&patch, &facts, actor)?;
                 Ok(Staged {
                     name: patch.info().name.clone(),
                     version: patch.info().version.clone(),
@@ -65,23 +66,22 @@ impl LiveModel {
         candidate: Candidate,
         expected: Option<Digest>,
         settings: &[(String, String)],
-    ) -> Result<(Arc<Patch>, bool), LiveError> {
+    ) -> Result<(Arc<Patch>, bool, Facts), LiveError> {
         if let Some(why) = self.board.quarantined(candidate.digest()) {
             let what = format!("patch `{}` ({})", candidate.name(), candidate.digest());
             let why = format!("it is in quarantine: {why}");
             let next = "repair the patch; or lift the quarantine with a reason";
             return Err(SwapError::new(SwapErrorKind::Forbidden, what, why, next).into());
         }
-        let verification = expected.map_or_else(|| candidate.default_verification(), Verification::Sha256);
-        let audited = candidate.verify(&verification)?.audit()?;
+        let Passed { audited, limits, facts } = self.options.gate.admit(candidate, expected, settings)?.audit()?;
         // Going back to what is still instantiated compiles nothing.
-        if let Some(known) = self.board.known(&audited.generation(settings, &self.options.limits)) {
-            return Ok((known, true));
+        if let Some(known) = self.board.known(&audited.generation(settings, &limits)) {
+            return Ok((known, true, facts));
         }
-        let patch = audited.compile(&self.sandbox)?.ready(settings, self.options.limits.clone())?;
+        let patch = audited.compile(&self.sandbox)?.ready(settings, limits)?;
         if patch.applies_to(&self.engine.info().architecture) == Applicability::Applies {
             self.pool.install(|| self.probe(&patch))?;
         }
-        Ok((patch, false))
+        Ok((patch, false, facts))
     }
 }

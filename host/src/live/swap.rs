@@ -1,11 +1,13 @@
 //! Swaps and rollbacks, with those that are to land at once.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde_json::json;
 
 use super::refit::Swapped;
 use super::{LiveError, LiveModel};
-use crate::patch::{Actor, Digest, Mode, Requested, SwapRequest, When};
+use crate::patch::{Actor, Digest, Mode, Patch, Requested, SwapError, SwapErrorKind, SwapRequest, When};
 
 /// What became of a request.
 #[derive(Debug, Clone, Serialize)]
@@ -24,7 +26,9 @@ pub struct SwapOutcome {
 impl LiveModel {
     /// Asks for a swap. With [`When::Now`] the weights are loaded again at once, from where they came.
     pub fn swap(&self, request: &SwapRequest, actor: &Actor) -> Result<SwapOutcome, LiveError> {
-        let requested = self.board.request(request, actor).inspect_err(|error| {
+        self.heed_revocations();
+        let asked = self.not_revoked(&request.to).and_then(|()| self.board.request(request, actor));
+        let requested = asked.inspect_err(|error| {
             let why = crate::abi::text::clean(&error.why, 600);
             self.board.event("swap.refused", actor, json!({ "to": request.to, "mode": request.mode, "why": why }));
         })?;
@@ -33,6 +37,7 @@ impl LiveModel {
 
     /// Goes back to the set before.
     pub fn rollback(&self, when: When, reason: Option<String>, actor: &Actor) -> Result<SwapOutcome, LiveError> {
+        self.heed_revocations();
         let requested = self.board.rollback(when, reason, actor)?;
         self.canary_ends();
         self.settle(requested, when, actor)
@@ -40,6 +45,7 @@ impl LiveModel {
 
     /// Moves a candidate to another mode: shadow, canary, or live, which only somebody can decide.
     pub fn set_mode(&self, mode: Mode, when: When, actor: &Actor) -> Result<SwapOutcome, LiveError> {
+        self.heed_revocations();
         let requested = self.board.set_mode(mode, when, actor)?;
         if !matches!(mode, Mode::Canary(_)) {
             self.canary_ends();
@@ -59,6 +65,35 @@ impl LiveModel {
     /// Requests that come from now on get the live set.
     fn canary_ends(&self) {
         self.canary.store(None);
+    }
+
+    /// A component that was revoked while it was staged, retained or active goes into quarantine: nobody swaps or rolls back
+    /// to it, and the next refit asks it nothing.
+    pub(super) fn heed_revocations(&self) {
+        for patch in self.board.patches() {
+            let revoked = || self.options.gate.revoked(patch.digest());
+            let Some(why) = (self.board.quarantined(patch.digest()).is_none()).then(revoked).flatten() else {
+                continue;
+            };
+            let why = format!("PH714 revoked: {}", crate::abi::text::clean(&why, 300));
+            if let Err(error) = self.board.quarantine(*patch.digest(), &why, &Actor::policy()) {
+                tracing::error!(%error, "a revoked patch is not in quarantine");
+            }
+        }
+    }
+
+    /// A generation can be revoked without its component: these settings, limits and grants.
+    fn not_revoked(&self, to: &Digest) -> Result<(), SwapError> {
+        let asked = |patch: &Arc<Patch>| patch.generation() == *to || patch.digest() == to;
+        let generations = self.board.patches().into_iter().filter(asked).map(|patch| patch.generation());
+        match generations.into_iter().find_map(|generation| self.options.gate.revoked(&generation)) {
+            None => Ok(()),
+            Some(why) => {
+                let why = format!("PH714 revoked: {}", crate::abi::text::clean(&why, 300));
+                let next = "swap to a generation that is not revoked";
+                Err(SwapError::new(SwapErrorKind::Forbidden, format!("swap to {to}"), why, next))
+            }
+        }
     }
 
     fn settle(&self, requested: Requested, when: When, actor: &Actor) -> Result<SwapOutcome, LiveError> {

@@ -80,6 +80,15 @@ pub enum StageError {
         /// Why.
         why: String,
     },
+    /// Lock, signatures, revocations or the policy say no.
+    Trust {
+        /// Name of the patch.
+        name: String,
+        /// Why, with the ids of the rules.
+        why: String,
+        /// What to do; where a reviewer can accept it, the command that does.
+        next: String,
+    },
     /// A rule of the audit forbids it.
     Audit {
         /// Name of the patch.
@@ -126,7 +135,7 @@ impl StageError {
     pub fn stage(&self) -> Stage {
         match self {
             Self::NotFound { .. } | Self::Unreadable { .. } | Self::TooLarge { .. } => Stage::Read,
-            Self::DigestMismatch { .. } | Self::NotLocked { .. } => Stage::Verify,
+            Self::DigestMismatch { .. } | Self::NotLocked { .. } | Self::Trust { .. } => Stage::Verify,
             Self::Audit { .. } => Stage::Audit,
             Self::Compile { .. } => Stage::Compile,
             Self::Start { .. } | Self::Grants { .. } | Self::Settings { .. } => Stage::Ready,
@@ -141,6 +150,7 @@ impl StageError {
             | Self::TooLarge { name, .. }
             | Self::DigestMismatch { name, .. }
             | Self::NotLocked { name, .. }
+            | Self::Trust { name, .. }
             | Self::Audit { name, .. }
             | Self::Compile { name, .. }
             | Self::Start { name, .. }
@@ -166,6 +176,7 @@ impl StageError {
                 format!("{pinned_by} pins {expected}, the file is {found}")
             }
             Self::NotLocked { why, .. }
+            | Self::Trust { why, .. }
             | Self::Compile { why, .. }
             | Self::Grants { why, .. }
             | Self::Settings { why, .. } => why.clone(),
@@ -190,6 +201,7 @@ impl StageError {
                 format!("if these bytes are meant, review them and pin {found}")
             }
             Self::NotLocked { .. } => "rebuild the host with `cargo xtask guests`, or give a path".into(),
+            Self::Trust { next, .. } => next.clone(),
             Self::Audit { report, .. } => {
                 let fix = report.findings.iter().find(|finding| finding.severity == Severity::Error);
                 fix.map_or_else(|| "rebuild the patch as its findings say".to_owned(), |finding| finding.fix.clone())

@@ -83,7 +83,7 @@ impl Patch {
         let mut patch = Self {
             guest,
             digest,
-            generation: generation(&digest, settings, limits, &super::stage::granted(report, &grants)),
+            generation: generation(&digest, settings, limits, &super::stage::granted(&report.imports, &grants)),
             hooks: report.hooks.clone(),
             settings: settings.to_vec(),
             grants,
@@ -257,6 +257,17 @@ impl fmt::Debug for Patch {
             .field("generation", &self.generation)
             .finish_non_exhaustive()
     }
+}
+
+/// The same from what a lock says.
+pub(crate) fn identity(
+    digest: &Digest,
+    settings: &[(String, String)],
+    limits: &Limits,
+    imports: &[String],
+    grants: &Grants,
+) -> Digest {
+    generation(digest, settings, limits, &super::stage::granted(imports, grants))
 }
 
 /// One JSON text, so that no part can pass for another.

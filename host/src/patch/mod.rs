@@ -28,12 +28,13 @@ pub use generation::{Generation, Member};
 pub use ledger::{Actor, Entry, Head, Ledger, LedgerError, LedgerOptions};
 pub use live::{Applicability, Patch};
 pub use lock::{GuestsLock, LockedGuest};
-pub use policy::{FailurePolicy, HookPolicy, OnFailure, Policy, PolicyError, ShadowPolicy, SwapPolicy};
+pub use policy::{FailurePolicy, HookPolicy, OnFailure, POLICY_FILE, Policy, PolicyError, ShadowPolicy, SwapPolicy};
 pub use set::{HookOptions, PatchSet, SetError};
 pub use stage::{Audited, Candidate, Compiled, Origin, Verification, Verified};
 
 pub(crate) use board::probe_set;
 pub(crate) use generation::has_native;
+pub(crate) use live::identity;
 pub(crate) use native::NativeQuant;
 
 #[cfg(test)]

@@ -1,12 +1,15 @@
 //! What happens when a patch fails, how much a candidate may differ, and how long things may take: the `--policy` file
 //! (TOML). Nothing is guessed: what the file does not say has the default written here, and unknown keys are errors.
 
-use super::Hook;
+use super::{Digest, Hook, Limits};
+use crate::trust::{explain, nearest};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+/// Its name where nobody gives another.
+pub const POLICY_FILE: &str = "patchhost.toml";
 /// Largest policy file.
 const MOST_BYTES: u64 = 1 << 20;
 
@@ -26,6 +29,8 @@ pub struct Policy {
     pub audit: crate::audit::AuditPolicy,
     /// Lock file, signers, revocations.
     pub trust: crate::trust::TrustPolicy,
+    /// What a patch may use, where the lock gives it no limits of its own.
+    pub limits: Limits,
 }
 
 /// What happens when the patch of one hook fails.
@@ -136,18 +141,22 @@ impl Policy {
         let shown = crate::abi::text::clean(&path.display().to_string(), 200);
         let fail = |why: String, next: &str| PolicyError { path: shown.clone(), why, next: next.to_owned() };
         let unreadable = |e: std::io::Error| fail(e.to_string(), "give a TOML file that can be read");
-        let size = std::fs::metadata(path).map_err(unreadable)?.len();
+        let data = std::fs::metadata(path).map_err(unreadable)?;
+        if !data.is_file() {
+            return Err(fail("it is not a file".to_owned(), "give the policy file"));
+        }
+        let size = data.len();
         if size > MOST_BYTES {
             return Err(fail(format!("it has {size} bytes, at most {MOST_BYTES} are read"), "give the policy file"));
         }
         let text = std::fs::read_to_string(path).map_err(unreadable)?;
-        Self::parse(&text).map_err(|why| fail(why, "correct the key or value; see the README for every key"))
+        Self::parse(&text)
+            .map_err(|why| fail(why, "correct the key or value; docs/trust.md and the README name every key"))
     }
 
     /// From text.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let policy: Self =
-            toml::from_str(text).map_err(|e| crate::abi::text::clean(&e.to_string().replace('\n', " "), 600))?;
+        let policy: Self = toml::from_str(text).map_err(|e| explain(text, &e))?;
         policy.check()?;
         Ok(policy)
     }
@@ -157,7 +166,9 @@ impl Policy {
         for name in self.hooks.keys() {
             if !names.contains(&name.as_str()) {
                 let shown = crate::abi::text::clean(name, 60);
-                return Err(format!("[hooks.{shown}] is no hook; hooks are {}", names.join(", ")));
+                let hint = nearest(name, names.iter().copied()).map(|known| format!(" (did you mean `{known}`?)"));
+                let hint = hint.unwrap_or_default();
+                return Err(format!("[hooks.{shown}] is no hook{hint}; hooks are {}", names.join(", ")));
             }
         }
         let share = |what: &str, value: f64| match (0.0..=1.0).contains(&value) {
@@ -178,10 +189,18 @@ impl Policy {
         if !(1..=16).contains(&self.swap.retain) {
             return Err(format!("swap.retain is {}; it must be from 1 to 16", self.swap.retain));
         }
+        self.trust.check()?;
+        self.audit.check().map_err(|fault| fault.to_string())?;
+        self.limits.check().map_err(|why| format!("limits.{why}"))?;
         if !(1..=256).contains(&self.swap.max_staged) {
             return Err(format!("swap.max_staged is {}; it must be from 1 to 256", self.swap.max_staged));
         }
         Ok(())
+    }
+
+    /// The digest of all that it says, defaults included: what the ledger and the lock call it.
+    pub fn digest(&self) -> Digest {
+        Digest::of(serde_json::json!(self).to_string().as_bytes())
     }
 
     /// What happens when the patch of `hook` fails.

@@ -11,7 +11,7 @@ use crate::sandbox::{Fault, Granted, Grants, Limits, Sandbox, State, linker_for}
 use std::borrow::Cow;
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use wasmtime::component::InstancePre;
 
@@ -39,12 +39,13 @@ pub enum Verification {
 }
 
 /// Bytes, read once.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Candidate {
     name: String,
     bytes: Cow<'static, [u8]>,
     digest: Digest,
     origin: Origin,
+    path: Option<PathBuf>,
 }
 
 impl Candidate {
@@ -61,7 +62,7 @@ impl Candidate {
             let size = std::fs::metadata(path).map_or(bytes.len() as u64, |meta| meta.len());
             return Err(StageError::TooLarge { name, size, limit });
         }
-        Ok(Self::new(name, bytes.into(), Origin::User))
+        Ok(Self { path: Some(path.to_path_buf()), ..Self::new(name, bytes.into(), Origin::User) })
     }
 
     /// Takes bytes from elsewhere.
@@ -80,7 +81,7 @@ impl Candidate {
 
     fn new(name: String, bytes: Cow<'static, [u8]>, origin: Origin) -> Self {
         let digest = Digest::of(&bytes);
-        Self { name, bytes, digest, origin }
+        Self { name, bytes, digest, origin, path: None }
     }
 
     /// Name or path, as messages show it.
@@ -101,6 +102,17 @@ impl Candidate {
     /// Where the bytes came from.
     pub fn origin(&self) -> Origin {
         self.origin
+    }
+
+    /// The file that it was read from; none: it came in another way.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The name without folders and `.wasm`: how settings and the lock call it.
+    pub fn stem(&self) -> String {
+        let stem = Path::new(&self.name).file_stem();
+        stem.map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
     /// Whether the bytes end where a section ends: what is still being written mostly does not.
@@ -154,6 +166,16 @@ pub struct Verified {
 }
 
 impl Verified {
+    /// The bytes.
+    pub fn candidate(&self) -> &Candidate {
+        &self.candidate
+    }
+
+    /// The bytes themselves.
+    pub fn bytes(&self) -> &[u8] {
+        &self.candidate.bytes
+    }
+
     /// What pinned the digest, if anything did.
     pub fn pinned_by(&self) -> Option<&'static str> {
         self.pinned_by
@@ -180,7 +202,7 @@ impl Verified {
 }
 
 /// Bytes that no rule forbids.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Audited {
     candidate: Candidate,
     report: Report,
@@ -188,6 +210,11 @@ pub struct Audited {
 }
 
 impl Audited {
+    /// Name or path, as messages show it.
+    pub fn name(&self) -> &str {
+        &self.candidate.name
+    }
+
     /// What the audit found.
     pub fn report(&self) -> &Report {
         &self.report
@@ -200,7 +227,7 @@ impl Audited {
 
     /// Digest of what would run with these settings and limits, before anything is compiled.
     pub fn generation(&self, settings: &[(String, String)], limits: &Limits) -> Digest {
-        super::live::generation(&self.candidate.digest, settings, limits, &granted(&self.report, &self.grants))
+        super::live::generation(&self.candidate.digest, settings, limits, &granted(&self.report.imports, &self.grants))
     }
 
     /// Compiles the audited bytes (or finds them compiled in the sandbox's cache), and links them. A panic of the compiler
@@ -283,8 +310,8 @@ impl Compiled {
 }
 
 /// What it may reach: interfaces of the host, and grants.
-pub(super) fn granted(report: &Report, grants: &Grants) -> Vec<String> {
-    let interfaces = report.imports.iter().filter(|name| !name.starts_with("wasi:"));
+pub(super) fn granted(imports: &[String], grants: &Grants) -> Vec<String> {
+    let interfaces = imports.iter().filter(|name| !name.starts_with("wasi:"));
     interfaces.cloned().chain(grants.lines()).collect()
 }
 

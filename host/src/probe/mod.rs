@@ -3,12 +3,24 @@
 //! every block, for ever. It finds what is wrong before anything depends on it, and says what it has not looked at.
 
 mod ask;
+mod bounded;
+mod calls;
+mod constants;
+mod examine;
+mod hidden;
+mod matrix;
 mod others;
 mod quant;
+mod reference;
 mod report;
+mod rows;
 mod run;
+mod scalar;
 mod synthetic;
+mod twin;
 mod vectors;
 
+pub use constants::{Constants, constants};
+pub use examine::{before_activation, examine};
 pub use report::{Check, ProbeReport, Verdict};
-pub use run::{ProbeOptions, run};
+pub use run::{LONGEST, ProbeOptions, run};

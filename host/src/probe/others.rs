@@ -7,7 +7,7 @@ use crate::abi::Hook;
 use crate::checkpoint::bundled;
 use crate::patch::{Applicability, Patch};
 use patchhost_runtime::engine::{Engine, EngineOptions};
-use patchhost_runtime::hooks::{Layout, LoaderMap, LogitsMask, Lora, RefitObserver, TensorInfo, Verdict};
+use patchhost_runtime::hooks::{HookError, Layout, LoaderMap, LogitsMask, Lora, RefitObserver, TensorInfo, Verdict};
 use patchhost_runtime::refit::{RefitHooks, info};
 use std::sync::Arc;
 
@@ -44,6 +44,10 @@ pub(super) fn run(probe: &mut Probe<'_>, patch: &Arc<Patch>) {
         let about = "the same ids are masked when it is asked again";
         probe.check("mask", Some(Hook::LogitsMask), about, |_| remembering(patch, mask(patch, &*hook)));
     }
+    if let Some(twin) = probe.options.twin.clone().filter(|_| !patch.has_state()) {
+        let about = "the same answers in another instance, of code that was compiled without optimization";
+        probe.check("twin answers", None, about, |_| twins(patch, &twin));
+    }
     if !probe.options.stateful {
         return;
     }
@@ -54,6 +58,29 @@ pub(super) fn run(probe: &mut Probe<'_>, patch: &Arc<Patch>) {
     if patch.has_state() {
         let about = "what it remembers comes back as it was given";
         probe.check("state", None, about, |_| state(patch));
+    }
+}
+
+/// Layout, mask, adapter and placements of both.
+fn twins(one: &Arc<Patch>, twin: &Arc<Patch>) -> Result<Found, String> {
+    let (model, reader, tensors) = (synthetic::model(one), synthetic::reader(), synthetic::tensors());
+    let (config, parts) = synthetic::adapter();
+    // Errors count as answers; their texts name the patch, which is the same.
+    let answers = |patch: &Arc<Patch>| {
+        let text = |answer: Result<String, HookError>| answer.unwrap_or_else(|e| format!("{:?}: {}", e.cause, e.why));
+        let layout = patch.layout().map(|h| text(h.passes(&model, &reader, &tensors).map(|a| format!("{a:?}"))));
+        let mask = patch.logits_mask().map(|h| text(h.masked(&model, ROWS, VOCABULARY).map(|a| format!("{a:?}"))));
+        let admit = patch.lora().map(|h| text(h.admit(&model, &config, &tensors, &parts).map(|a| format!("{a:?}"))));
+        let places = patch.loader_map().map(|h| text(h.resolve(&model, &tensors, &tensors).map(|a| format!("{a:?}"))));
+        [layout, mask, admit, places]
+    };
+    let (a, b) = (answers(one), answers(twin));
+    match a.iter().zip(&b).position(|(a, b)| a != b) {
+        None => Ok(Found::asked(a.iter().flatten().count() * 2)),
+        Some(at) => {
+            let name = ["passes", "masked", "admit", "resolve"][at];
+            Err(format!("`{name}` has another answer without optimization"))
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! What a probe found.
 
 use crate::abi::Hook;
+use crate::audit::Finding;
 use serde::Serialize;
+use std::fmt;
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -52,6 +54,11 @@ pub struct ProbeReport {
 }
 
 impl ProbeReport {
+    /// As findings of an audit: `PH950` to `PH958`.
+    pub fn findings(&self) -> Vec<Finding> {
+        crate::audit::of_probe(self)
+    }
+
     /// Whether nothing failed.
     pub fn passed(&self) -> bool {
         self.first_failure().is_none()
@@ -73,7 +80,46 @@ impl ProbeReport {
     }
 }
 
+/// For people: one line of sum, then one for each check.
+impl fmt::Display for ProbeReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let against = self.profile.as_ref().map_or_else(|| "no named profile".to_owned(), |p| format!("profile {p}"));
+        let (passed, all) = (self.count(Verdict::Passed), self.checks.len());
+        let (patch, asked, seconds) = (&self.patch, self.asked(), self.seconds);
+        writeln!(
+            f,
+            "probe of `{patch}`, {against}: {passed} of {all} checks passed, {asked} answers in {seconds:.1} s"
+        )?;
+        for check in &self.checks {
+            let mark = match check.verdict {
+                Verdict::Passed => "ok",
+                Verdict::Failed => "FAILED",
+                Verdict::Note => "note",
+                Verdict::Skipped => "skipped",
+            };
+            let title = check.title();
+            write!(f, "  {mark:7}  {title:26}")?;
+            if check.asked > 0 {
+                write!(f, "  {:>7}", check.asked)?;
+            }
+            if let Some(worst) = &check.worst {
+                write!(f, "  {worst}")?;
+            }
+            if let Some(why) = &check.why {
+                write!(f, "  {}", why.replace('\n', "\n      "))?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
 impl Check {
+    /// Whether there was no time for it.
+    pub fn out_of_time(&self) -> bool {
+        self.verdict == Verdict::Skipped && self.why.as_deref().is_some_and(|why| why.starts_with("time was up"))
+    }
+
     /// `block-quant vectors`.
     pub fn title(&self) -> String {
         match self.hook {

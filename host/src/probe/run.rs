@@ -1,9 +1,12 @@
 //! The probe itself: the checks in order, each with what is left of the time.
 
+use super::bounded::{Bounded, Deadline};
+use super::constants::Constants;
 use super::report::{Check, ProbeReport, Verdict};
 use super::{others, quant};
 use crate::abi::Hook;
 use crate::patch::Patch;
+use patchhost_runtime::hooks::BlockQuant;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +19,8 @@ pub struct ProbeOptions {
     pub edges: usize,
     /// Calls between the first time and the last time that the same is asked.
     pub calls: usize,
+    /// Layers of the synthetic model that are asked about by name.
+    pub layers: usize,
     /// Rows and columns of the matrix that is compared with native code.
     pub matrix: (usize, usize),
     /// Whether observers see a refit and state is handed over: what they see may change them, so not where the patch is
@@ -23,8 +28,13 @@ pub struct ProbeOptions {
     pub stateful: bool,
     /// Seed of everything that is random.
     pub seed: u64,
-    /// No check begins after so long. Each call has limits of its own.
+    /// No check begins after so long, but for those that are asked of every patch; after twice as long, and
+    /// [`LONGEST`] at the earliest, nothing more is asked. Each call has limits of its own.
     pub budget: Duration,
+    /// The same component in code that was compiled without optimization: see [`super::examine`].
+    pub twin: Option<Arc<Patch>>,
+    /// What stands in the component: see [`super::constants`].
+    pub constants: Option<Arc<Constants>>,
     /// Told the name of each check before it begins.
     pub progress: Option<Arc<dyn Fn(&str) + Send + Sync>>,
 }
@@ -36,10 +46,13 @@ impl ProbeOptions {
             random: 1_000,
             edges: 1_000,
             calls: 20_000,
+            layers: 96,
             matrix: (1024, 2048),
             stateful: true,
             seed: 1,
             budget: Duration::from_secs(20),
+            twin: None,
+            constants: None,
             progress: None,
         }
     }
@@ -50,10 +63,13 @@ impl ProbeOptions {
             random: 100,
             edges: 5,
             calls: 500,
+            layers: 12,
             matrix: (256, 512),
             stateful: false,
             seed: 1,
             budget: Duration::from_millis(500),
+            twin: None,
+            constants: None,
             progress: None,
         }
     }
@@ -65,14 +81,23 @@ impl Default for ProbeOptions {
     }
 }
 
+/// What every patch is asked ends after this, or after twice the budget. A patch has to be hundreds of times slower than
+/// `fp8_block` for that.
+pub const LONGEST: Duration = Duration::from_secs(4);
+
+/// What is asked of every patch, however little time there is: whether a wrong patch is found must not depend on what
+/// else the machine does.
+const ALWAYS: [&str; 6] = ["decisions", "contract", "vectors", "properties", "locality", "names"];
+
 /// Asks a patch everything. Never panics, whatever it answers; stops at the first check that fails, since what comes after
 /// would fail for the same reason.
 pub fn run(patch: &Arc<Patch>, options: &ProbeOptions) -> ProbeReport {
     let began = Instant::now();
-    let mut probe = Probe { options, began, checks: Vec::new() };
+    let deadline = Deadline::new(began + options.budget.saturating_mul(2).max(LONGEST));
+    let mut probe = Probe { options, began, deadline, checks: Vec::new() };
     let mut profile = None;
     if let Some(block_quant) = patch.block_quant() {
-        profile = quant::run(&mut probe, patch, &*block_quant);
+        profile = quant::run(&mut probe, patch, block_quant);
     }
     others::run(&mut probe, patch);
     ProbeReport {
@@ -87,6 +112,7 @@ pub fn run(patch: &Arc<Patch>, options: &ProbeOptions) -> ProbeReport {
 pub(super) struct Probe<'a> {
     pub(super) options: &'a ProbeOptions,
     began: Instant,
+    deadline: Deadline,
     checks: Vec<Check>,
 }
 
@@ -105,6 +131,16 @@ impl Found {
 }
 
 impl Probe<'_> {
+    /// The patch, until time is up.
+    pub(super) fn bounded(&self, quant: Arc<dyn BlockQuant>) -> Bounded {
+        Bounded::new(quant, &self.deadline)
+    }
+
+    /// When no check begins any more.
+    pub(super) fn until(&self) -> Instant {
+        self.began + self.options.budget
+    }
+
     /// Whether something failed already.
     pub(super) fn failed(&self) -> bool {
         self.checks.iter().any(|check| check.verdict == Verdict::Failed)
@@ -122,7 +158,7 @@ impl Probe<'_> {
             return;
         }
         let mut check = Check { name, hook, about, verdict: Verdict::Skipped, asked: 0, worst: None, why: None };
-        if self.began.elapsed() > self.options.budget {
+        if self.began.elapsed() > self.options.budget && !ALWAYS.contains(&name) {
             check.why = Some(format!("time was up after {:.1} s", self.options.budget.as_secs_f64()));
             self.checks.push(check);
             return;
@@ -134,6 +170,9 @@ impl Probe<'_> {
             Ok(Found { asked, worst, note }) => {
                 check.verdict = if note.is_some() { Verdict::Note } else { Verdict::Passed };
                 (check.asked, check.worst, check.why) = (asked, worst, note);
+            }
+            Err(_) if self.deadline.was_missed() => {
+                check.why = Some(format!("time was up after {:.1} s", self.began.elapsed().as_secs_f64()));
             }
             Err(why) => {
                 check.verdict = Verdict::Failed;

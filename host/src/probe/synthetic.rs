@@ -4,19 +4,24 @@ use crate::checkpoint::bundled;
 use crate::patch::Patch;
 use patchhost_runtime::hooks::{Arrival, Consumer, Dtype, ModelInfo, Role, TensorInfo};
 
-/// Layers of it.
-pub(super) const LAYERS: usize = 4;
+/// Layers of it, unless somebody wants more.
+const LAYERS: usize = 4;
 /// Experts of a layer.
-pub(super) const EXPERTS: usize = 4;
+const EXPERTS: usize = 4;
 
 /// The model that a patch is asked about: of an architecture that it says it is for.
 pub(super) fn model(patch: &Patch) -> ModelInfo {
+    model_of(patch, LAYERS)
+}
+
+/// The same, so many layers deep.
+pub(super) fn model_of(patch: &Patch, layers: usize) -> ModelInfo {
     let ours = patch.info().targets.iter().find(|target| target.engine == "patchhost");
     let named = ours.and_then(|target| target.architectures.first()).cloned();
     ModelInfo {
         architecture: named.unwrap_or_else(|| "Qwen3MoeForCausalLM".to_owned()),
         model_type: "qwen3_moe".to_owned(),
-        layers: LAYERS as u32,
+        layers: layers as u32,
         experts: EXPERTS as u32,
         config: bundled::CONFIG.to_owned(),
     }
@@ -29,12 +34,17 @@ pub(super) fn reader() -> Consumer {
 
 /// Its tensors in bf16.
 pub(super) fn tensors() -> Vec<TensorInfo> {
+    tensors_of(LAYERS)
+}
+
+/// The same, so many layers deep.
+pub(super) fn tensors_of(layers: usize) -> Vec<TensorInfo> {
     let mut all = Vec::new();
     let mut add = |name: String, role: Role, shape: &[u64]| {
         all.push(TensorInfo { name, dtype: Dtype::Bf16, shape: shape.to_vec(), role });
     };
     add("model.embed_tokens.weight".into(), Role::Embedding, &[512, 256]);
-    for layer in 0..LAYERS {
+    for layer in 0..layers {
         let name = |rest: &str| format!("model.layers.{layer}.{rest}.weight");
         add(name("input_layernorm"), Role::Norm, &[256]);
         for (proj, rows) in [("q_proj", 512), ("k_proj", 128), ("v_proj", 128)] {

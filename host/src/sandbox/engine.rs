@@ -32,6 +32,24 @@ impl Sandbox {
         Ok(Self { engine, cache: None, trial: None, isolation: None, recorder: None, _ticker: ticker })
     }
 
+    /// Another engine that compiles without optimization, for one caller: what it answers differently from this one is
+    /// the compiler's or the patch's fault. Patches run where this one's run; it has no cache, since what it compiles is
+    /// asked once.
+    pub fn unoptimized(&self) -> wasmtime::Result<Self> {
+        let mut config = config(1);
+        config.cranelift_opt_level(OptLevel::None);
+        let engine = Engine::new(&config)?;
+        let ticker = Arc::new(Ticker::start(engine.clone())?);
+        Ok(Self {
+            engine,
+            cache: None,
+            trial: self.trial.clone(),
+            isolation: self.isolation.clone(),
+            recorder: None,
+            _ticker: ticker,
+        })
+    }
+
     /// The same with a cache of compiled components, or with none.
     pub fn with_cache(self, cache: Option<Cache>) -> Self {
         Self { cache, ..self }

@@ -84,6 +84,18 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Whether every instance can get what these limits promise.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let most = |name: &str, value: usize, most: usize| match value <= most {
+            true => Ok(()),
+            false => Err(format!("{name} is {value}; it can be at most {most}")),
+        };
+        most("memory_bytes", self.memory_bytes, SLOT_MEMORY_BYTES)?;
+        most("table_elements", self.table_elements, SLOT_TABLE_ELEMENTS)
+    }
+}
+
 /// Stack of a guest. Stops recursion; the worker's own stack is larger, so that the host never overflows first.
 pub(super) const STACK_BYTES: usize = 512 * KIB;
 

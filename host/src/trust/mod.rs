@@ -1,5 +1,41 @@
 //! Who said that these bytes may run: the lock file, grants, signatures, revocations.
 
+mod command;
+mod day;
+mod error;
+mod explain;
+mod file;
+mod gate;
+mod judge;
+mod key;
+pub mod limits;
+mod lock;
 mod policy;
+pub mod provenance;
+mod record;
+mod revoke;
+mod revoked;
+mod signature;
+mod summary;
+mod verdict;
 
-pub use policy::TrustPolicy;
+pub use day::{Day, stamp};
+pub use error::{TrustError, TrustErrorKind};
+pub use gate::{Admitted, Facts, Gate, Passed, Places};
+pub use judge::Judgement;
+pub use key::{PublicKey, SecretKey};
+pub use lock::{AuditRecord, Change, Entry, LOCK_FILE, LockFile, Review, Setting, changes, config_digest};
+pub use policy::{Revocation, Revoked, Signer, TrustPolicy};
+pub use record::{Decision, GrantChange, RecordError, Recorded};
+pub use revoke::Revoking;
+pub use revoked::{REVOKED_FILE, Revocations};
+pub use signature::{Signature, Signatures};
+pub use summary::{LockState, Summary};
+pub use verdict::{Judge, Signed, Verdict};
+
+pub(crate) use explain::{explain, nearest};
+pub(crate) use file::read_small;
+use lock::fields as lock_fields;
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use crate::compile::{self, Built};
 use crate::lock::{Entry, Lock};
+use crate::provenance;
 use crate::source;
 use crate::toolchain::Toolchain;
 use anyhow::{Context, Result};
@@ -24,6 +25,7 @@ pub fn build(root: &Path) -> Result<Verdict> {
     write(&root.join("guests"), &built)?;
     let lock = Lock::of(full_name(root, &toolchain)?, source::digest(root)?, &built);
     lock.write(root)?;
+    provenance::write(root, &lock)?;
     for gone in old.iter().flat_map(Lock::entries).filter(|o| lock.entries().all(|e| e.file != o.file)) {
         let path = root.join("guests").join(&gone.file);
         std::fs::remove_file(&path)
@@ -31,8 +33,36 @@ pub fn build(root: &Path) -> Result<Verdict> {
             .with_context(|| format!("cannot remove {}", path.display()))?;
         eprintln!("removed {}, whose source is gone", gone.file);
     }
-    eprintln!("wrote {} guests and guests/guests.lock", built.len());
+    eprintln!("wrote {} guests, guests/guests.lock and guests/provenance.json", built.len());
     Ok(Verdict::Good)
+}
+
+/// Prints what a build would be made of: the tools and the sources.
+pub fn describe(root: &Path) -> Result<Verdict> {
+    let toolchain = full_name(root, &Toolchain::find()?)?;
+    let described = toml::Table::from_iter([
+        ("toolchain".to_owned(), toml::Value::String(toolchain)),
+        ("source".to_owned(), toml::Value::String(source::digest(root)?)),
+    ]);
+    print!("{described}");
+    Ok(Verdict::Good)
+}
+
+/// Builds everything from nothing into another folder: for those who compare.
+pub fn build_into(root: &Path, folder: &Path) -> Result<Verdict> {
+    let toolchain = Toolchain::find()?;
+    let aside = tempdir(root)?;
+    let built = compile::all(root, &toolchain, &aside);
+    std::fs::remove_dir_all(&aside).with_context(|| format!("cannot clear {}", aside.display()))?;
+    write(folder, &built?)?;
+    Ok(Verdict::Good)
+}
+
+/// A folder for one build, below the folder that git ignores.
+fn tempdir(root: &Path) -> Result<std::path::PathBuf> {
+    let folder = root.join(format!("guests/target/into-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(folder)
 }
 
 /// Proves that the committed files are the locked ones, that the lock is of today's sources, and that a rebuild gives
@@ -47,6 +77,7 @@ pub fn check(root: &Path) -> Result<Verdict> {
     if today != lock.source {
         complaints.push(format!("the sources changed since the lock was written ({} then, {today} now)", lock.source));
     }
+    complaints.extend(provenance::compare(root, &lock)?);
     eprintln!("checked {} committed files against guests/guests.lock", lock.entries().count());
 
     let toolchain = Toolchain::find()?;

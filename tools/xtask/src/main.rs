@@ -3,6 +3,7 @@
 mod compile;
 mod guests;
 mod lock;
+mod provenance;
 mod source;
 mod toolchain;
 
@@ -25,12 +26,23 @@ enum Task {
         /// Change nothing: rebuild aside and prove that the committed files are what the sources say
         #[arg(long)]
         check: bool,
+        /// Print which tools and sources a build would be made of, as TOML
+        #[arg(long, conflicts_with = "check")]
+        describe: bool,
+        /// Build from nothing into this folder, and change nothing else
+        #[arg(long, value_name = "DIR", conflicts_with_all = ["check", "describe"])]
+        into: Option<PathBuf>,
     },
 }
 
 fn main() -> ExitCode {
-    let Args { task: Task::Guests { check } } = Args::parse();
-    let done = repository().and_then(|root| if check { guests::check(&root) } else { guests::build(&root) });
+    let Args { task: Task::Guests { check, describe, into } } = Args::parse();
+    let done = repository().and_then(|root| match into {
+        Some(folder) => guests::build_into(&root, &folder),
+        None if describe => guests::describe(&root),
+        None if check => guests::check(&root),
+        None => guests::build(&root),
+    });
     match done {
         Ok(guests::Verdict::Good) => ExitCode::SUCCESS,
         Ok(guests::Verdict::Differs) => ExitCode::from(1),

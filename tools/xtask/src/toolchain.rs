@@ -8,6 +8,10 @@ use std::process::Command;
 /// The target of every guest: no WASI, so no imports.
 pub const TARGET: &str = "wasm32-unknown-unknown";
 
+/// What the compiler is told besides the paths that it must not name. The most memory is what `Limits::memory_bytes` allows,
+/// declared so that `patchhost audit` can see it.
+pub const FLAGS: [&str; 2] = ["-Ctarget-feature=+simd128", "-Clink-arg=--max-memory=67108864"];
+
 /// A compiler that can build guests.
 pub struct Toolchain {
     cargo: PathBuf,
@@ -75,7 +79,7 @@ impl Toolchain {
     pub fn cargo_build(&self, guests: &Path, target: &Path) -> Result<Command> {
         // Before the paths are looked up: on a fresh machine, the folder of the crates comes into being here.
         output(self.cargo(guests).args(["fetch", "--locked"]))?;
-        let mut flags = vec!["-Ctarget-feature=+simd128".to_string()];
+        let mut flags: Vec<String> = FLAGS.map(String::from).into();
         flags.extend(self.remaps(guests)?);
         let mut cargo = self.cargo(guests);
         cargo

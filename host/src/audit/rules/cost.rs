@@ -5,7 +5,7 @@ use crate::audit::facts::FunctionCost;
 use crate::audit::input::Input;
 use crate::audit::report::Finding;
 
-const START: Rule = Rule::warn("PH501", "start-function", "Code that runs when it is instantiated.");
+pub(super) const START: Rule = Rule::warn("PH501", "start-function", "Code that runs when it is instantiated.");
 const INDIRECT: Rule = Rule::info("PH505", "indirect-calls", "Calls whose target is not known statically.");
 const COST: Rule = Rule::error(
     "PH506",
@@ -14,9 +14,14 @@ const COST: Rule = Rule::error(
      functions take it 17 s, 1.2 MB of br_table 6 s and 700 MiB.",
 );
 
-pub(super) const RULES: [Rule; 3] = [START, INDIRECT, COST];
+pub(super) const RULES: [Rule; 2] = [INDIRECT, COST];
 
 const SPLIT: &str = "split the function, or build it with opt-level = \"s\"";
+
+/// A finding about the sum of what is to be compiled.
+pub(super) fn too_much(message: String) -> Finding {
+    COST.finding(message, "make the component smaller and simpler; an honest patch stays a tenth below each cap")
+}
 
 pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
     let (facts, caps) = (input.facts, input.caps);
@@ -44,9 +49,19 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
     worst("nested blocks", &facts.deepest, |cost| cost.nesting as u64, caps.nesting as u64);
     worst("locals x blocks", &facts.costliest, FunctionCost::locals_x_blocks, caps.locals_x_blocks);
 
-    for (index, module) in facts.modules.iter().enumerate().filter(|(_, module)| module.start) {
+    for (index, module) in facts.modules.iter().enumerate() {
         let place = format!("module {index} at {:#x}", module.offset);
-        out.push(START.found_at(place, "it has a start function", "nothing: fuel bounds it"));
+        if let Some(function) = module.start {
+            let name = module.name_of(function).map(|name| format!(" `{name}`")).unwrap_or_default();
+            let message = format!("it has a start function: function {function}{name}");
+            out.push(START.found_at(place, message, "do nothing before a hook is called; fuel bounds it"));
+        } else if module.exported("_initialize").is_some() {
+            let initialize = Finding {
+                severity: crate::audit::Severity::Info,
+                ..START.finding("it has `_initialize`", "nothing: fuel bounds it")
+            };
+            out.push(initialize);
+        }
     }
     if facts.indirect_calls > 0 {
         out.push(INDIRECT.finding(format!("{} call_indirect", facts.indirect_calls), "nothing"));

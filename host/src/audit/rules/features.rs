@@ -13,9 +13,25 @@ const EXCEPTIONS: Rule = Rule::error("PH404", "exceptions", "Not compiled into t
 const GC: Rule = Rule::error("PH405", "gc", "Not compiled into the host.");
 const TAIL_CALL: Rule = Rule::error("PH406", "tail-call", "Not needed by any Rust guest.");
 const STACK_SWITCHING: Rule = Rule::error("PH407", "stack-switching", "Not compiled into the host.");
+const BELOW_TIER_1: Rule =
+    Rule::error("PH409", "below-tier-1", "A proposal that is not tier 1 in the engine of this host.");
 const SIMD: Rule = Rule::info("PH408", "simd-used", "SIMD instructions: where compilers have had most wrong code.");
 
-pub(super) const RULES: [Rule; 8] = [NOT_ALLOWED, RELAXED, THREADS, EXCEPTIONS, GC, TAIL_CALL, STACK_SWITCHING, SIMD];
+pub(super) const RULES: [Rule; 9] =
+    [NOT_ALLOWED, RELAXED, THREADS, EXCEPTIONS, GC, TAIL_CALL, STACK_SWITCHING, SIMD, BELOW_TIER_1];
+
+/// Proposals that are tier 1 in wasmtime 48 (its `docs/stability-tiers.md`) and allowed here; the first WebAssembly is not a
+/// proposal.
+const TIER_1: [&str; 8] = [
+    "simd",
+    "bulk_memory",
+    "reference_types",
+    "sign_extension",
+    "saturating_float_to_int",
+    "multi_value",
+    "mutable_global",
+    "extended_const",
+];
 
 /// Why the validator refused: proposals by name if the bytes are valid with all of them, else its own words.
 pub(in crate::audit) fn explain(bytes: &[u8], error: &BinaryReaderError, out: &mut Vec<Finding>) {
@@ -41,6 +57,12 @@ fn rule(id: &str) -> Rule {
 }
 
 pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
+    for (proposal, count) in input.facts.proposals.iter().filter(|(proposal, _)| !TIER_1.contains(proposal)) {
+        out.push(
+            BELOW_TIER_1
+                .finding(format!("{count} instructions of `{proposal}`"), "build with the default features of wasm32"),
+        );
+    }
     if let Some(count) = input.facts.proposals.get("simd") {
         out.push(SIMD.finding(format!("{count} SIMD instructions"), "nothing: the host checks every answer"));
     }

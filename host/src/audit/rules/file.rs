@@ -2,6 +2,7 @@
 
 use super::Rule;
 use crate::audit::Caps;
+use crate::audit::input::Input;
 use crate::audit::report::{Finding, Kind};
 use wasmparser::{BinaryReaderError, Parser};
 
@@ -17,7 +18,48 @@ const TRAILING: Rule = Rule::error(
 const PRECOMPILED: Rule =
     Rule::error("PH005", "precompiled", "Native code (ELF, `.cwasm`): loading it would skip the sandbox.");
 
-pub(super) const RULES: [Rule; 5] = [NOT_A_COMPONENT, INVALID, TOO_LARGE, TRAILING, PRECOMPILED];
+const UNKNOWN_CUSTOM: Rule =
+    Rule::warn("PH006", "custom-unknown", "A custom section that no tool of the field writes: a place to hide things.");
+const ODD_NAMES: Rule = Rule::warn(
+    "PH007",
+    "odd-names",
+    "Names with anything but printable ASCII: a reader may see another name than the linker does.",
+);
+
+pub(super) const RULES: [Rule; 7] =
+    [NOT_A_COMPONENT, INVALID, TOO_LARGE, TRAILING, PRECOMPILED, UNKNOWN_CUSTOM, ODD_NAMES];
+
+/// Custom sections that compilers and linkers write.
+const KNOWN_CUSTOMS: [&str; 14] = [
+    "name",
+    "component-name",
+    "producers",
+    "target_features",
+    "component-type",
+    "package-docs",
+    "dylink.0",
+    "linking",
+    "sourceMappingURL",
+    "build_id",
+    ".dep-v0",
+    "external_debug_info",
+    "metadata.code.branch_hint",
+    "version",
+];
+
+/// Custom sections and names.
+pub(super) fn inside(input: &Input<'_>, out: &mut Vec<Finding>) {
+    let known = |name: &str| {
+        KNOWN_CUSTOMS.contains(&name)
+            || ["component-type:", ".debug_", "reloc.", "wit-component:"].iter().any(|begins| name.starts_with(begins))
+    };
+    for (name, bytes) in input.facts.customs.iter().filter(|(name, _)| !known(name)).take(4) {
+        out.push(UNKNOWN_CUSTOM.finding(format!("custom section `{name}`, {bytes} bytes"), "strip it"));
+    }
+    for (what, name, offset) in input.facts.odd_names.iter().take(4) {
+        out.push(ODD_NAMES.found_at(format!("offset {offset:#x}"), format!("{what} `{name}`"), "rename it in ASCII"));
+    }
+}
 
 /// By the first bytes.
 pub(in crate::audit) fn kind(bytes: &[u8]) -> Kind {

@@ -21,7 +21,13 @@ const ODD: Rule = Rule::error("PH305", "memory64-or-page-size", "64-bit memories
 const GROWABLE_TABLE: Rule = Rule::warn("PH306", "growable-table", "A table without a maximum.");
 const GROWS: Rule = Rule::info("PH307", "memory-grow", "It grows its memory; its limit is the host's to keep.");
 
-pub(super) const RULES: [Rule; 7] = [NO_MAX, OVER_LIMIT, SHARED, MULTI, ODD, GROWABLE_TABLE, GROWS];
+const MUTABLE_EXPORT: Rule = Rule::warn(
+    "PH308",
+    "exported-table-or-global-mut",
+    "A core module shows a table, or a global that it may write: others could reach into it.",
+);
+
+pub(super) const RULES: [Rule; 8] = [NO_MAX, OVER_LIMIT, SHARED, MULTI, ODD, GROWABLE_TABLE, GROWS, MUTABLE_EXPORT];
 
 const LINK_ARG: &str = "link with `-C link-arg=--max-memory=67108864`";
 
@@ -35,6 +41,11 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
         let memories = module.memories.len() + module.imported_memories as usize;
         if memories > 1 {
             out.push(MULTI.found_at(&place, format!("{memories} memories in one module"), "use one memory"));
+        }
+        mutable_exports(module, &place, out);
+        let grows = module.code.iter().map(|function| function.table_grows).fold(0u32, u32::saturating_add);
+        if grows > 0 {
+            out.push(GROWABLE_TABLE.found_at(&place, format!("{grows} table.grow"), "use fixed tables"));
         }
         if module.tables.iter().any(|(_, max)| max.is_none()) {
             let message = format!("one of {} tables has no maximum", module.tables.len());
@@ -54,6 +65,22 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
     }
     if facts.memory_grows > 0 {
         out.push(GROWS.finding(format!("{} memory.grow", facts.memory_grows), "nothing: the host limits it"));
+    }
+}
+
+/// wit-component itself makes modules that export their table: a shim and its fixup. They have no memory.
+fn mutable_exports(module: &crate::audit::ModuleFacts, place: &str, out: &mut Vec<Finding>) {
+    if module.memories.is_empty() {
+        return;
+    }
+    let mutable = |index: u32| module.globals.get(index as usize).is_some_and(|global| global.mutable);
+    for export in &module.exports {
+        let what = match export.kind {
+            "table" => "the table",
+            "global" if mutable(export.index) => "the mutable global",
+            _ => continue,
+        };
+        out.push(MUTABLE_EXPORT.found_at(place, format!("exports {what} `{}`", export.name), "do not export it"));
     }
 }
 

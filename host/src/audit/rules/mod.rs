@@ -2,10 +2,15 @@
 
 pub(super) mod features;
 pub(super) mod file;
+pub(crate) mod probe;
+pub(crate) mod trust;
 
+mod code;
 mod cost;
+mod data;
 mod imports;
 mod memory;
+mod origin;
 mod structure;
 mod world;
 
@@ -27,19 +32,29 @@ pub struct Rule {
 }
 
 impl Rule {
-    const fn error(id: &'static str, slug: &'static str, about: &'static str) -> Self {
+    /// How often a finding is right: SARIF's words.
+    pub fn precision(&self) -> &'static str {
+        match self.id {
+            "PH503" | "PH510" | "PH511" => "medium",
+            "PH004" | "PH006" | "PH007" | "PH107" | "PH109" | "PH207" | "PH502" | "PH504" | "PH507" | "PH508"
+            | "PH509" | "PH601" | "PH602" | "PH603" | "PH604" | "PH904" => "high",
+            _ => "very-high",
+        }
+    }
+
+    pub(in crate::audit) const fn error(id: &'static str, slug: &'static str, about: &'static str) -> Self {
         Self { id, slug, severity: Severity::Error, about }
     }
 
-    const fn warn(id: &'static str, slug: &'static str, about: &'static str) -> Self {
+    pub(in crate::audit) const fn warn(id: &'static str, slug: &'static str, about: &'static str) -> Self {
         Self { id, slug, severity: Severity::Warn, about }
     }
 
-    const fn info(id: &'static str, slug: &'static str, about: &'static str) -> Self {
+    pub(in crate::audit) const fn info(id: &'static str, slug: &'static str, about: &'static str) -> Self {
         Self { id, slug, severity: Severity::Info, about }
     }
 
-    fn finding(&self, message: impl Into<String>, fix: impl Into<String>) -> Finding {
+    pub(in crate::audit) fn finding(&self, message: impl Into<String>, fix: impl Into<String>) -> Finding {
         Finding {
             id: self.id,
             slug: self.slug,
@@ -50,14 +65,19 @@ impl Rule {
         }
     }
 
-    fn found_at(&self, place: impl Into<String>, message: impl Into<String>, fix: impl Into<String>) -> Finding {
+    pub(in crate::audit) fn found_at(
+        &self,
+        place: impl Into<String>,
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Finding {
         Finding { where_: place.into(), ..self.finding(message, fix) }
     }
 }
 
 /// Every rule there is, in order of id.
 pub fn catalogue() -> Vec<Rule> {
-    let groups: [&[Rule]; 7] = [
+    let groups: [&[Rule]; 14] = [
         &file::RULES,
         &imports::RULES,
         &world::RULES,
@@ -65,10 +85,22 @@ pub fn catalogue() -> Vec<Rule> {
         &features::RULES,
         &cost::RULES,
         &structure::RULES,
+        &code::RULES,
+        &data::RULES,
+        &origin::RULES,
+        &super::diff::RULES,
+        &super::levels::RULES,
+        &trust::RULES,
+        &probe::RULES,
     ];
     let mut rules: Vec<Rule> = groups.concat();
     rules.sort_by_key(|rule| rule.id);
     rules
+}
+
+/// PH506 about what the compiler would have to do.
+pub(super) fn costs_too_much(message: String) -> Finding {
+    cost::too_much(message)
 }
 
 /// Rules that need nothing but counting. What they refuse is not validated.
@@ -77,12 +109,16 @@ pub(super) fn before_validation(input: &Input<'_>, out: &mut Vec<Finding>) {
     cost::check(input, out);
     memory::check(input, out);
     imports::check(input, out);
+    file::inside(input, out);
+    data::check(input, out);
 }
 
 /// Rules about what a valid component is.
 pub(super) fn after_validation(input: &Input<'_>, out: &mut Vec<Finding>) {
     features::check(input, out);
     world::check(input, out);
+    code::check(input, out);
+    origin::check(input, out);
 }
 
 #[cfg(test)]

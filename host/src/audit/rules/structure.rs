@@ -15,7 +15,10 @@ const NESTED: Rule = Rule::error(
 const INSTANCES: Rule =
     Rule::error("PH803", "expanded-instances", "More instances, multiplied along the tree, than a patch can need.");
 
-pub(super) const RULES: [Rule; 3] = [MODULES, NESTED, INSTANCES];
+const DEAD: Rule =
+    Rule::warn("PH804", "dead-module", "A core module that nothing instantiates: code that rides along.");
+
+pub(super) const RULES: [Rule; 4] = [MODULES, NESTED, INSTANCES, DEAD];
 
 const LINK: &str = "link it statically into one module";
 
@@ -39,6 +42,11 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
     if facts.shims > caps.shims {
         let message = format!("{} nested components that re-export; the cap is {}", facts.shims, caps.shims);
         out.push(NESTED.finding(message, "export fewer interfaces"));
+    }
+    if let Some(first) = facts.dead_modules.first() {
+        let place = facts.modules.get(*first).map(|module| format!("module {first} at {:#x}", module.offset));
+        let message = format!("{} core modules are never instantiated", facts.dead_modules.len());
+        out.push(DEAD.found_at(place.unwrap_or_default(), message, LINK));
     }
     if facts.expanded_instances > caps.expanded_instances {
         let message = format!("{instances} instances; the cap is {}", caps.expanded_instances);

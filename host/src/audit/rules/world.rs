@@ -16,7 +16,12 @@ const ASYNC: Rule =
     Rule::error("PH205", "async-abi", "Async functions, streams or futures: the host calls synchronously.");
 const TYPES: Rule = Rule::error("PH208", "type-complexity", "Types nested deeper than any interface needs.");
 
-pub(super) const RULES: [Rule; 6] = [MISMATCH, EXTRA, INTERFACE_VERSION, ENCODING, ASYNC, TYPES];
+const RESOURCES: Rule =
+    Rule::warn("PH206", "resources", "Resource types of its own: handles that the host would have to keep.");
+const LEAKS: Rule =
+    Rule::warn("PH207", "post-return-missing", "Answers on the heap that nothing frees: memory grows with each call.");
+
+pub(super) const RULES: [Rule; 8] = [MISMATCH, EXTRA, INTERFACE_VERSION, ENCODING, ASYNC, RESOURCES, LEAKS, TYPES];
 
 const REBUILD: &str = "rebuild it with `wit/patch/0.1.0` of this host";
 
@@ -34,6 +39,14 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
     if facts.async_functions > 0 {
         let message = format!("{} async functions", facts.async_functions);
         out.push(ASYNC.finding(message, "use a world without async"));
+    }
+    if facts.resources > 0 {
+        out.push(RESOURCES.finding(format!("{} resource types", facts.resources), "use plain lists and records"));
+    }
+    if let Some(first) = facts.leaks.first() {
+        let message =
+            format!("{} functions return lists or strings without post-return, first `{first}`", facts.leaks.len());
+        out.push(LEAKS.finding(message, "build with wit-bindgen, which exports it"));
     }
     let known = |name: &str| name == IDENTITY || is_state(name) || Hook::of_interface(name).is_some();
     for export in input.exports.iter().filter(|export| !known(&export.name) && !versioned(&export.name)) {

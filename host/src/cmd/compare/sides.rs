@@ -117,6 +117,7 @@ impl Side {
             sha256: args.sha256.get(side).cloned().into_iter().collect(),
             // A plain file has no runtime tensors that a loader map could fill.
             no_default_patches: args.no_default_patches || plain,
+            trust: args.trust.clone(),
         };
         let patches = Patches::load(&patch_args, architecture)?;
         let patch = patches

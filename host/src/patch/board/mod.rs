@@ -246,7 +246,7 @@ impl Board {
         let active = self.active();
         let fields = json!({
             "architecture": self.architecture, "active": active.digest(), "patches": members(&active),
-            "policy": Digest::of(json!(self.policy).to_string().as_bytes()), "patchhost": env!("CARGO_PKG_VERSION"),
+            "policy": self.policy.digest(), "patchhost": env!("CARGO_PKG_VERSION"),
         });
         self.note("host.started", actor, fields);
     }

@@ -6,6 +6,7 @@ use super::{
     members,
 };
 use crate::patch::{Actor, Applicability, Digest, Generation, Patch};
+use crate::trust::Facts;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +15,7 @@ use SwapErrorKind::{Conflict, Forbidden, Invalid, NotFound};
 
 impl Board {
     /// Takes in a patch that passed every stage. The same generation again changes nothing; false says so.
-    pub fn staged(&self, patch: &Arc<Patch>, actor: &Actor) -> Result<bool, SwapError> {
+    pub fn staged(&self, patch: &Arc<Patch>, trust: &Facts, actor: &Actor) -> Result<bool, SwapError> {
         let applicability = patch.applies_to(&self.architecture);
         let mut inner = self.lock();
         if let Some(known) = inner.staged.iter_mut().find(|s| s.patch.generation() == patch.generation()) {
@@ -24,6 +25,7 @@ impl Board {
         let fields = json!({
             "name": patch.info().name, "version": patch.info().version, "sha256": patch.digest(),
             "generation": patch.generation(), "hooks": patch.hooks(), "applicability": applicability,
+            "trust": trust,
         });
         self.record("patch.staged", actor, fields)?;
         let (by, at) = (actor.clone(), Instant::now());

@@ -1,0 +1,13 @@
+;; An honest `layout`: an empty list of passes for every tensor.
+(func $passes (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (param $tensors i32) (param $count i32) (result i32)
+  (local $out i32) (local $bytes i32)
+  (local.set $bytes (i32.shl (local.get $count) (i32.const 3)))
+  (local.set $out (call $realloc (i32.const 0) (i32.const 0) (i32.const 4) (local.get $bytes)))
+  (memory.fill (local.get $out) (i32.const 0) (local.get $bytes))
+  (i32.store (i32.const 680) (i32.const 0))
+  (i32.store (i32.const 684) (local.get $out))
+  (i32.store (i32.const 688) (local.get $count))
+  (i32.const 680))
+(func $post_passes (param i32) (call $forget (i32.const 0)))
+(export "patchhost:patch/layout@0.1.0#passes" (func $passes))
+(export "cabi_post_patchhost:patch/layout@0.1.0#passes" (func $post_passes))

@@ -1,0 +1,12 @@
+;; An honest `refit-observer`: accepts everything.
+(func $begin (param i32 i32) (param i32 i32 i32) (result i32)
+  (i32.store (i32.const 616) (i32.const 0)) (i32.const 616))
+(func $tensors (param i32 i32) (result i32)
+  (i32.store (i32.const 616) (i32.const 0)) (i32.const 616))
+(func $finish (param i32) (result i32)
+  (i32.store (i32.const 616) (i32.const 0)) (i32.const 616))
+(func $post_verdict (param i32) (call $forget (i32.const 0)))
+(export "patchhost:patch/refit-observer@0.1.0#begin" (func $begin))
+(export "patchhost:patch/refit-observer@0.1.0#tensors" (func $tensors))
+(export "patchhost:patch/refit-observer@0.1.0#finish" (func $finish))
+(export "cabi_post_patchhost:patch/refit-observer@0.1.0#tensors" (func $post_verdict))

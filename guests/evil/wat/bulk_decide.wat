@@ -1,0 +1,8 @@
+;; world: quant-patch
+;; Copies half of its memory for ever in `decide`: few instructions, much work. Fuel counts the bytes.
+(memory $memory (export "memory") 1024 1024)
+(func $decide (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)
+  (loop $more
+    (memory.copy (i32.const 0) (i32.const 0x2000000) (i32.const 0x2000000))
+    (br $more))
+  (i32.const 544))

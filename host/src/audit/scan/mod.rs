@@ -1,0 +1,12 @@
+//! The one pass over the bytes: linear in them, whatever they are.
+
+mod code;
+mod component;
+mod data;
+mod links;
+mod module;
+mod opcode;
+mod pass;
+mod stack;
+
+pub(super) use pass::{Scan, scan};

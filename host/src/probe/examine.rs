@@ -1,0 +1,45 @@
+//! A probe of a file, and the short one before a patch may answer for a model.
+
+use super::constants::constants;
+use super::report::ProbeReport;
+use super::run::{ProbeOptions, run};
+use crate::audit::AuditOptions;
+use crate::patch::{Limits, Patch, Sandbox, StageError, Verified};
+use patchhost_runtime::error::Refusal;
+use std::sync::Arc;
+
+/// Starts a component twice, in `sandbox` and in code that is compiled without optimization, and asks it everything,
+/// among it about each number that stands in it. It must pass the audit first.
+pub fn examine(
+    verified: Verified,
+    audit: &AuditOptions,
+    sandbox: &Sandbox,
+    settings: &[(String, String)],
+    limits: &Limits,
+    options: &ProbeOptions,
+) -> Result<(Arc<Patch>, ProbeReport), StageError> {
+    let known = Arc::new(constants(verified.bytes()));
+    let audited = verified.audit_with(audit)?;
+    let unoptimized = sandbox.unoptimized().map_err(|error| StageError::Compile {
+        name: audited.name().to_owned(),
+        why: crate::abi::text::clean(&format!("the second engine does not start: {error:#}"), 512),
+    })?;
+    let twin = audited.clone().compile(&unoptimized)?.ready(settings, limits.clone())?;
+    let patch = audited.compile(sandbox)?.ready(settings, limits.clone())?;
+    let options = ProbeOptions { twin: Some(twin), constants: Some(known), ..options.clone() };
+    let report = run(&patch, &options);
+    Ok((patch, report))
+}
+
+/// The short probe. A patch that is wrong is refused with the first check that failed.
+pub fn before_activation(patch: &Arc<Patch>) -> Result<ProbeReport, Refusal> {
+    let report = run(patch, &ProbeOptions::quick());
+    match report.first_failure() {
+        None => Ok(report),
+        Some(check) => Err(Refusal::new(
+            format!("patch `{}` at stage probe", report.patch),
+            format!("check `{}`: {}", check.title(), check.why.as_deref().unwrap_or("no answer")),
+            "`patchhost audit --probe` asks more; nothing was changed",
+        )),
+    }
+}

@@ -1,0 +1,144 @@
+//! The command that would accept what was refused, as it can be pasted into a shell.
+
+use crate::patch::{Grants, Limits};
+use crate::sandbox::{Dir, DirMode};
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+/// `patchhost lock …`, word for word.
+#[derive(Debug, Default)]
+pub(super) struct LockCommand<'a> {
+    /// A path or a bundled name.
+    pub component: OsString,
+    /// Of the entry, where it is not the stem of the file.
+    pub name: Option<&'a str>,
+    pub settings: &'a [(String, String)],
+    /// Limits that are not the policy's: names and values.
+    pub limits: Vec<(String, String)>,
+    pub grants: Option<&'a Grants>,
+    pub lock: Option<&'a Path>,
+    pub policy: Option<&'a Path>,
+}
+
+impl LockCommand<'_> {
+    pub(super) fn line(&self) -> String {
+        let mut words: Vec<OsString> = ["patchhost", "lock"].map(OsString::from).into();
+        // A file called `--x` is a file too.
+        match self.component.to_string_lossy().starts_with('-') {
+            true => words.push([OsStr::new("./"), &self.component].iter().copied().collect()),
+            false => words.push(self.component.clone()),
+        }
+        let mut option = |flag: &str, value: OsString| {
+            // With `=`, a value that begins with `-` is no option.
+            match value.to_string_lossy().starts_with('-') {
+                true => words.push([OsStr::new(flag), OsStr::new("="), &value].iter().copied().collect()),
+                false => words.extend([OsString::from(flag), value]),
+            }
+        };
+        if let Some(name) = self.name {
+            option("--name", name.into());
+        }
+        for (key, value) in self.settings {
+            option("--set", format!("{key}={value}").into());
+        }
+        for (name, value) in &self.limits {
+            option("--limit", format!("{name}={value}").into());
+        }
+        if let Some(wasi) = self.grants.and_then(|grants| grants.wasi.as_ref()) {
+            option("--wasi", "inert".into());
+            wasi.dirs.iter().for_each(|dir| option("--dir", folder(dir)));
+            wasi.env.iter().for_each(|name| option("--env", name.into()));
+        }
+        if let Some(path) = self.lock {
+            option("--lock", path.into());
+        }
+        if let Some(path) = self.policy {
+            option("--policy", path.into());
+        }
+        if let Some(wasi) = self.grants.and_then(|grants| grants.wasi.as_ref()) {
+            words.extend(wasi.clocks.then(|| "--clocks".into()));
+            words.extend(wasi.random.then(|| "--random".into()));
+        }
+        words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// `HOST=GUEST:ro`.
+fn folder(dir: &Dir) -> OsString {
+    let mode = if dir.mode == DirMode::Rw { "rw" } else { "ro" };
+    let mut word = OsString::from(&dir.host);
+    word.push(format!("={}:{mode}", dir.guest));
+    word
+}
+
+/// The limits in which two differ, as `--limit` takes them.
+pub(super) fn limit_words(own: &Limits, base: &Limits) -> Vec<(String, String)> {
+    let names = super::limits::differing(own, base);
+    names.into_iter().filter_map(|name| Some((name.clone(), super::limits::get(own, &name)?))).collect()
+}
+
+/// A word of a shell's command line. What a terminal would not show as it is, is escaped.
+fn quoted(word: &OsStr) -> String {
+    let bytes = word.as_encoded_bytes();
+    let safe = |b: &u8| b.is_ascii_alphanumeric() || b"-_./=:,+@%^".contains(b);
+    if !bytes.is_empty() && bytes.iter().all(safe) {
+        return word.to_string_lossy().into_owned();
+    }
+    let shows = |c: char| c == ' ' || c.is_ascii_graphic() || c.is_alphanumeric();
+    match word.to_str() {
+        Some(text) if text.chars().all(shows) => format!("'{}'", text.replace('\'', "'\\''")),
+        _ => {
+            let mut out = String::from("$'");
+            for b in bytes {
+                match b {
+                    b'\'' | b'\\' => out.extend(['\\', char::from(*b)]),
+                    b' '..=b'~' => out.push(char::from(*b)),
+                    _ => out.push_str(&format!("\\x{b:02x}")),
+                }
+            }
+            out + "'"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::sandbox::Wasi;
+
+    /// What bash makes of it is what went in.
+    #[test]
+    fn a_shell_reads_the_words_back() {
+        let words =
+            ["plain", "", "two words", "it's", "a\nb", "$(reboot)", "`x`", "ü", "\u{202e}x", "a\\b'c\u{7}", "*"];
+        for word in words {
+            let out = std::process::Command::new("bash")
+                .args(["-c", &format!("printf %s {}", quoted(OsStr::new(word)))])
+                .output()
+                .unwrap();
+            assert_eq!(String::from_utf8(out.stdout).unwrap(), word, "{}", quoted(OsStr::new(word)));
+        }
+        assert_eq!(quoted(OsStr::new("a\u{202e}")), "$'a\\xe2\\x80\\xae'");
+    }
+
+    #[test]
+    fn every_part_of_the_identity_is_said() {
+        let dirs = vec![Dir { host: "/srv/my data".into(), guest: "/d".into(), mode: DirMode::Ro }];
+        let grants = Grants { wasi: Some(Wasi { dirs, env: vec!["A".into()], clocks: true, random: true }) };
+        let command = LockCommand {
+            component: "-x.wasm".into(),
+            name: Some("x2"),
+            settings: &[("profile".into(), "-a b".into())],
+            limits: limit_words(&Limits { fuel_base: 7, ..Limits::default() }, &Limits::default()),
+            grants: Some(&grants),
+            lock: Some(Path::new("my.lock")),
+            policy: None,
+        };
+        assert_eq!(
+            command.line(),
+            "patchhost lock ./-x.wasm --name x2 --set 'profile=-a b' --limit fuel_base=7 --wasi inert \
+             --dir '/srv/my data=/d:ro' --env A --lock my.lock --clocks --random"
+        );
+    }
+}

@@ -1,0 +1,46 @@
+//! Why something about trust was refused.
+
+/// Whose turn it is after a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrustErrorKind {
+    /// A file or an argument cannot be used as it is.
+    Usage,
+    /// Policy, lock or signatures say no.
+    Refused,
+    /// The machine failed: a full disk.
+    Host,
+}
+
+/// A lock, a key, a signature or a statement was refused. Nothing was changed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("refused: {what}\n  why: {why}\n  next: {next}")]
+pub struct TrustError {
+    /// Whose turn it is.
+    pub kind: TrustErrorKind,
+    /// What was refused.
+    pub what: String,
+    /// Why.
+    pub why: String,
+    /// What to do.
+    pub next: String,
+}
+
+impl TrustError {
+    pub(crate) fn usage(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { kind: TrustErrorKind::Usage, what: what.into(), why: why.into(), next: next.into() }
+    }
+
+    pub(crate) fn refused(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { kind: TrustErrorKind::Refused, ..Self::usage(what, why, next) }
+    }
+
+    /// An error of the operating system: the user's to mend where a path or a permission is wrong.
+    pub(crate) fn io(what: impl Into<String>, error: &std::io::Error, next: impl Into<String>) -> Self {
+        use std::io::ErrorKind::{StorageFull, WriteZero};
+        let kind = match error.kind() {
+            StorageFull | WriteZero => TrustErrorKind::Host,
+            _ => TrustErrorKind::Usage,
+        };
+        Self { kind, ..Self::usage(what, error.to_string(), next) }
+    }
+}

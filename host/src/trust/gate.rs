@@ -1,0 +1,258 @@
+//! The gate that every component goes through, whoever brings it: revocations, digest, signatures, lock. What comes out
+//! carries the limits and grants that a reviewer bound to these bytes and settings.
+
+use super::judge::Judgement;
+use super::{LOCK_FILE, LockFile, REVOKED_FILE, Revocation, Revocations, Summary, TrustError, TrustPolicy};
+use crate::audit::{AuditOptions, AuditPolicy, Severity};
+use crate::patch::{Audited, Candidate, Digest, Limits, Policy, StageError, Verification, Verified};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+/// Policy, lock, signatures and revocations together. The lock and the revocations are read whenever something is
+/// admitted, so that `patchhost lock` and `patchhost revoke` hold for a running host without a restart; the policy is
+/// read once. Without a policy and a lock everything is admitted, with nothing granted.
+#[derive(Debug)]
+pub struct Gate {
+    pub(super) policy: TrustPolicy,
+    pub(super) policy_digest: Digest,
+    pub(super) limits: Limits,
+    audit: AuditPolicy,
+    pub(super) places: Places,
+    /// A lock was there once, or is asked for: from then on there must be one.
+    locked: AtomicBool,
+    now: fn() -> SystemTime,
+}
+
+/// Where things lie.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    /// The policy file, where somebody named it.
+    pub policy: Option<PathBuf>,
+    /// The lock file, whether it is there or not; none: none is looked for.
+    pub lock: Option<PathBuf>,
+    /// Somebody named the lock file on the command line.
+    pub lock_named: bool,
+    /// The file of revocations, whether it is there or not.
+    pub revocations: Option<PathBuf>,
+    /// A folder of further signatures.
+    pub signatures: Option<PathBuf>,
+}
+
+/// A component that may go on to the audit.
+#[derive(Debug)]
+pub struct Admitted {
+    verified: Verified,
+    /// Everything about it.
+    pub judgement: Judgement,
+    options: AuditOptions,
+    settings: Vec<(String, String)>,
+    revoked: Vec<Revocation>,
+}
+
+/// A component that passed gate and audit.
+#[derive(Debug)]
+pub struct Passed {
+    /// To be compiled.
+    pub audited: Audited,
+    /// What it may use.
+    pub limits: Limits,
+    /// Who vouches for it.
+    pub facts: Facts,
+}
+
+/// Who vouches for a component: what the ledger keeps.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Facts {
+    /// Digest of the lock file that admitted it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lock: Option<Digest>,
+    /// Name of its entry there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entry: Option<String>,
+    /// Signers that count.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub signers: Vec<String>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self::new(&Policy::default(), Places::default())
+    }
+}
+
+impl Places {
+    /// Relative to the folder of the policy file, or to the working directory where there is none. `lock`: as somebody
+    /// named it.
+    pub fn of(policy: &TrustPolicy, policy_file: Option<&Path>, lock: Option<&Path>) -> Self {
+        let base = policy_file.and_then(Path::parent).filter(|parent| !parent.as_os_str().is_empty());
+        let below = |path: &Path| base.map_or_else(|| path.to_path_buf(), |base| base.join(path));
+        let or = |path: &Option<PathBuf>, name: &str| below(path.as_deref().unwrap_or(Path::new(name)));
+        Self {
+            policy: None,
+            lock: Some(lock.map_or_else(|| or(&policy.lock, LOCK_FILE), Path::to_path_buf)),
+            lock_named: lock.is_some(),
+            revocations: Some(or(&policy.revocations, REVOKED_FILE)),
+            signatures: policy.signatures.as_deref().map(below),
+        }
+    }
+}
+
+impl Gate {
+    /// A gate. Nothing is read yet.
+    pub fn new(policy: &Policy, places: Places) -> Self {
+        Self {
+            policy: policy.trust.clone(),
+            policy_digest: policy.digest(),
+            limits: policy.limits.clone(),
+            audit: policy.audit.clone(),
+            locked: AtomicBool::new(places.lock_named || policy.trust.require_lock),
+            places,
+            now: SystemTime::now,
+        }
+    }
+
+    /// A gate for the verbs that write the lock: there need be none yet.
+    pub fn for_writing(policy: &Policy, places: Places) -> Self {
+        Self { locked: AtomicBool::new(false), ..Self::new(policy, places) }
+    }
+
+    /// The same at another time.
+    #[must_use]
+    pub fn at(self, now: fn() -> SystemTime) -> Self {
+        Self { now, ..self }
+    }
+
+    /// From here on there must be a lock.
+    pub fn require_lock(&self) {
+        self.locked.store(true, Ordering::Release);
+    }
+
+    /// Reads lock and revocations, so that what is wrong with them is said before anything is loaded.
+    pub fn check(&self) -> Result<(), TrustError> {
+        self.state().map(|_| ())
+    }
+
+    /// Whether components must be in a lock.
+    pub fn is_locked(&self) -> bool {
+        self.locked.load(Ordering::Acquire)
+    }
+
+    /// What an audit is made with, where nothing is granted.
+    pub fn audit_options(&self) -> AuditOptions {
+        AuditOptions { policy: self.audit.clone(), ..AuditOptions::default() }
+    }
+
+    /// The limits of patches that have none of their own.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Admits a candidate, or says who would have to accept it, and how. `expected`: the digest that the user gave.
+    pub fn admit(
+        &self,
+        candidate: Candidate,
+        expected: Option<Digest>,
+        settings: &[(String, String)],
+    ) -> Result<Admitted, StageError> {
+        let state = self.state().map_err(|error| refused(&candidate, &error))?;
+        // A revocation comes before everything else: no other word counts for these bytes.
+        if let Some(finding) = super::judge::revoked_digest(candidate.digest(), &state.revoked) {
+            let why = finding.line();
+            return Err(StageError::Trust { name: candidate.name().to_owned(), why, next: finding.fix });
+        }
+        let judgement = self.judge_in(&state, &candidate, Some(settings));
+        let verification = expected.map_or_else(|| candidate.default_verification(), Verification::Sha256);
+        let verified = candidate.verify(&verification)?;
+        let errors: Vec<_> = judgement.findings.iter().filter(|f| f.severity == Severity::Error).collect();
+        if let Some(first) = errors.first() {
+            let name = verified.candidate().name().to_owned();
+            let why = errors.iter().map(|finding| finding.line()).collect::<Vec<_>>().join("\n       ");
+            return Err(StageError::Trust { name, why, next: first.fix.clone() });
+        }
+        let options = AuditOptions {
+            policy: self.audit.clone(),
+            grants: judgement.grants.clone(),
+            more: judgement.findings.clone(),
+        };
+        Ok(Admitted { verified, judgement, options, settings: settings.to_vec(), revoked: state.revoked })
+    }
+
+    /// Everything that can be said about a candidate: for reports. `settings`: none: whatever the lock has.
+    pub fn judge(&self, candidate: &Candidate, settings: Option<&[(String, String)]>) -> Result<Judgement, TrustError> {
+        Ok(self.judge_in(&self.state()?, candidate, settings))
+    }
+
+    pub(super) fn now(&self) -> SystemTime {
+        (self.now)()
+    }
+
+    /// What stands in the files now.
+    pub(super) fn state(&self) -> Result<State, TrustError> {
+        let mut revoked = self.policy.revoked.clone();
+        if let Some(path) = &self.places.revocations {
+            revoked.extend(Revocations::read(path)?.all);
+        }
+        let lock = match &self.places.lock {
+            None => None,
+            Some(path) => LockFile::read(path)?,
+        };
+        if lock.is_some() {
+            self.require_lock();
+        } else if self.is_locked() {
+            return Err(self.no_lock());
+        }
+        Ok(State { lock, revoked })
+    }
+
+    fn no_lock(&self) -> TrustError {
+        let path = self.places.lock.as_deref().unwrap_or(Path::new(LOCK_FILE));
+        TrustError::refused(
+            super::file::shown("lock file", path),
+            "only locked patches may be loaded here (--locked, --lock, require_lock, or it was there before), and there is no such file",
+            "lock each patch with `patchhost lock X.wasm`, or bring the file back",
+        )
+    }
+}
+
+/// What stood in the files.
+#[derive(Debug)]
+pub(super) struct State {
+    pub lock: Option<(LockFile, Digest)>,
+    pub revoked: Vec<Revocation>,
+}
+
+fn refused(candidate: &Candidate, error: &TrustError) -> StageError {
+    let why = format!("{}: {}", error.what, error.why);
+    StageError::Trust { name: candidate.name().to_owned(), why, next: error.next.clone() }
+}
+
+impl Admitted {
+    /// Something that the user may want to know and that is not wrong.
+    pub fn note(&self) -> Option<&str> {
+        self.verified.note()
+    }
+
+    /// Lock and signatures, for a report.
+    pub fn summary(&self) -> &Summary {
+        &self.judgement.summary
+    }
+
+    /// Audits it with its grants, and makes sure that what would run is the generation that was locked.
+    pub fn audit(self) -> Result<Passed, StageError> {
+        let Self { verified, judgement, options, settings, revoked } = self;
+        let name = verified.candidate().name().to_owned();
+        let audited = verified.audit_with(&options)?;
+        let generation = audited.generation(&settings, &judgement.limits);
+        if let Some(finding) = super::judge::revoked_digest(&generation, &revoked) {
+            return Err(StageError::Trust { name, why: finding.line(), next: finding.fix });
+        }
+        if let Some(entry) = judgement.entry.as_ref().filter(|entry| entry.generation != generation) {
+            // Only if the lock lists other imports than the bytes have: the other parts were compared before.
+            let finding = super::judge::other_generation(entry, &generation);
+            return Err(StageError::Trust { name, why: finding.line(), next: finding.fix });
+        }
+        Ok(Passed { audited, limits: judgement.limits, facts: judgement.facts })
+    }
+}
