@@ -54,7 +54,8 @@ fn every_verb_records_and_nothing_else_changes() {
     }
     assert!(said.contains("identical:") && !said.contains("NOT identical"), "{said}");
 
-    let args = ["train", "--steps", "2", "--component", "fp8_block", "--record", text(&file("train.rec"))];
+    let train = file("train.rec");
+    let args = ["train", "--steps", "2", "--component", "fp8_block", "--record", text(&train)];
     patchhost(args).good();
     assert!(replay(&file("train.rec"), &[]).good().stdout.contains("bit for bit"));
 }
