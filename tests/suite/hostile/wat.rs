@@ -93,6 +93,17 @@ fn bases(world: &str) -> &'static [&'static str] {
         "mask-patch" => &["identity", "logits-mask"],
         "observer-patch" => &["identity", "refit-observer"],
         "stateful-observer-patch" => &["identity", "refit-observer", "state"],
+        "host-view" => &[
+            "identity",
+            "block-quant",
+            "block-quant-rows",
+            "loader-map",
+            "layout",
+            "lora",
+            "logits-mask",
+            "refit-observer",
+            "state",
+        ],
         other => panic!("no base for world `{other}`"),
     }
 }

@@ -1,0 +1,3 @@
+//! Coverage-guided fuzzing of what reads bytes from outside. See README.md here.
+
+pub mod targets;
