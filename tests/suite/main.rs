@@ -23,6 +23,7 @@ mod malformed;
 mod oracle;
 mod probe;
 mod quantize;
+mod record;
 mod refit;
 mod scheduler;
 mod serving;

@@ -118,8 +118,11 @@ fn one(candidate: Candidate, with: &With<'_>) -> anyhow::Result<Audited> {
     };
     let diff = with.old.map(|old| diff::diff(old.bytes(), candidate.bytes()));
     options.more.extend(diff.iter().flat_map(diff::Diff::findings));
-    let report = audit::inspect_with(candidate.bytes(), &options);
+    let mut report = audit::inspect_with(candidate.bytes(), &options);
     let name = candidate.name().to_owned();
+    for finding in &mut report.findings {
+        finding.fix = finding.fix.replace("X.wasm", &crate::trust::quoted(name.as_ref()));
+    }
     // Only where the cost rules and the validator let it through.
     let wit = if report.validated { diff::wit(candidate.bytes()) } else { String::new() };
     let more = vec![("trust", judgement.summary.line())];

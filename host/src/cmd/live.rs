@@ -101,6 +101,7 @@ impl LiveArgs {
         let folder = model.folder().map(std::path::Path::to_path_buf);
         let Model { name, engine, checkpoint, .. } = model;
         let (sandbox, policy) = (loaded.sandbox().clone(), loaded.policy().clone());
+        let policy = if patches.isolate { policy.isolated() } else { policy };
         let live = LiveModel::new(engine, Some(tokenizer), loaded.attachments(), sandbox, policy, ledger, options)?;
         let live = Arc::new(live);
         live.board().started(&Actor::cli());

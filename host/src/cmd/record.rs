@@ -41,6 +41,12 @@ impl Recorded {
 impl Drop for Recorded {
     fn drop(&mut self) {
         let status = self.0.finish();
+        if status.calls == 0 && status.left_out == 0 {
+            // Made by this run, for nothing: the next one can use the name again.
+            let _ = std::fs::remove_file(&status.path);
+            eprintln!("note: no call was made, so nothing is recorded");
+            return;
+        }
         let missing = match status.left_out {
             0 => String::new(),
             n => format!("; {n} more are missing"),

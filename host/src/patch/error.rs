@@ -204,7 +204,9 @@ impl StageError {
             Self::Trust { next, .. } => next.clone(),
             Self::Audit { report, .. } => {
                 let fix = report.findings.iter().find(|finding| finding.severity == Severity::Error);
-                fix.map_or_else(|| "rebuild the patch as its findings say".to_owned(), |finding| finding.fix.clone())
+                // Rules do not know what the file is called; whoever reads this wants a command to copy.
+                let named = |fix: &str| fix.replace("X.wasm", &crate::trust::quoted(self.patch().as_ref()));
+                fix.map_or_else(|| "rebuild the patch as its findings say".to_owned(), |finding| named(&finding.fix))
             }
             Self::Compile { .. } => "rebuild it with the interface in `wit/patch/0.1.0`".into(),
             Self::Start { cause: HookCause::Refused, .. } => "change the settings as it says".into(),

@@ -203,6 +203,17 @@ impl Policy {
         Digest::of(serde_json::json!(self).to_string().as_bytes())
     }
 
+    /// For patches in child processes: native code stands in while a process that died is started again, for the hooks that
+    /// have native code and of which the file says nothing.
+    #[must_use]
+    pub fn isolated(mut self) -> Self {
+        for hook in Hook::ALL.into_iter().filter(|hook| super::has_native(*hook)) {
+            let native = HookPolicy { on_failure: OnFailure::Native };
+            self.hooks.entry(hook.name().to_owned()).or_insert(native);
+        }
+        self
+    }
+
     /// What happens when the patch of `hook` fails.
     pub fn on_failure(&self, hook: Hook) -> OnFailure {
         // The rows are a part of the block-quant hook.
@@ -234,6 +245,14 @@ mod tests {
         assert_eq!(policy.on_failure(Hook::Layout), OnFailure::Closed);
         assert_eq!((policy.failure.restart_budget, policy.shadow.max_scale_ulp), (5, Some(2)));
         assert_eq!(Policy::parse("").unwrap(), Policy::default());
+    }
+
+    #[test]
+    fn what_the_file_says_stays_when_isolated() {
+        let policy = Policy::parse("[hooks.layout]\non_failure = \"closed\"\n").unwrap().isolated();
+        assert_eq!(policy.on_failure(Hook::BlockQuant), OnFailure::Native);
+        assert_eq!(policy.on_failure(Hook::Layout), OnFailure::Closed);
+        assert_eq!(policy.on_failure(Hook::LoaderMap), OnFailure::Closed, "it has no native code");
     }
 
     #[test]

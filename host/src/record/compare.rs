@@ -104,6 +104,18 @@ fn shown(value: &impl Debug) -> String {
     text::clean(&format!("{value:?}"), SHOWN)
 }
 
+/// Two long texts from a little before they part: a scheme has three hundred bytes, and the tenth field is another one.
+fn apart(a: &str, b: &str) -> (String, String) {
+    const BEFORE: usize = 40;
+    let same = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+    let from = a.floor_char_boundary(same).saturating_sub(BEFORE);
+    let show = |text: &str| match from {
+        0..=BEFORE => text::clean(text, SHOWN),
+        _ => format!("… {}", text::clean(text.get(text.ceil_char_boundary(from)..).unwrap_or_default(), SHOWN)),
+    };
+    (show(a), show(b))
+}
+
 fn answers(found: &mut Difference, question: &Question, recorded: &Answer, got: &Answer) {
     match (recorded, got) {
         (Answer::Numbers(a), Answer::Numbers(b)) => numbers(found, question, a, b),
@@ -140,7 +152,7 @@ fn list<T: Debug + Serialize>(found: &mut Difference, what: &str, names: Vec<&st
         Some(at) => {
             found.part = format!("{what} {at}");
             found.tensor = names.get(at).map(|name| text::clean(name, 200));
-            (found.recorded, found.got) = (shown(&a[at]), shown(&b[at]));
+            (found.recorded, found.got) = apart(&format!("{:?}", a[at]), &format!("{:?}", b[at]));
         }
         None => {
             found.part = format!("the number of {what}s");

@@ -78,7 +78,7 @@ pub(super) fn limit_words(own: &Limits, base: &Limits) -> Vec<(String, String)> 
 }
 
 /// A word of a shell's command line. What a terminal would not show as it is, is escaped.
-fn quoted(word: &OsStr) -> String {
+pub(crate) fn quoted(word: &OsStr) -> String {
     let bytes = word.as_encoded_bytes();
     let safe = |b: &u8| b.is_ascii_alphanumeric() || b"-_./=:,+@%^".contains(b);
     if !bytes.is_empty() && bytes.iter().all(safe) {

@@ -33,6 +33,7 @@ pub use signature::{Signature, Signatures};
 pub use summary::{LockState, Summary};
 pub use verdict::{Judge, Signed, Verdict};
 
+pub(crate) use command::quoted;
 pub(crate) use explain::{explain, nearest};
 pub(crate) use file::read_small;
 use lock::fields as lock_fields;
