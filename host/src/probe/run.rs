@@ -10,11 +10,7 @@ use patchhost_runtime::hooks::BlockQuant;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-<<<<<<< HEAD
-/// Told what a probe is about to do.
-=======
 /// Told what is asked next.
->>>>>>> probe
 pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// How thorough a probe is.
