@@ -40,7 +40,8 @@ pub struct Limits {
     /// `decide`, so 131,072 tensors fit.
     pub fuel_max: u64,
     /// Wall time of `describe`, `configure`, `decide`, `resolve` and `activation`. Fuel is the contract; this stops what
-    /// fuel does not see, such as a host that swaps. Generous: an honest patch must not fail because the machine is busy.
+    /// fuel does not see: loads that miss every cache, divisions, a host that swaps. Below the ten seconds that nothing may
+    /// hang, and a thousand times what an honest patch needs.
     pub wall_decide_ms: u64,
     /// Wall time of `scales` and its like.
     pub wall_scales_ms: u64,
@@ -73,9 +74,9 @@ impl Default for Limits {
             fuel_per_block: 2_000,
             fuel_per_element: 1_000,
             fuel_max: 2_000_000_000,
-            wall_decide_ms: 30_000,
-            wall_scales_ms: 10_000,
-            wall_panel_ms: 60_000,
+            wall_decide_ms: 8_000,
+            wall_scales_ms: 8_000,
+            wall_panel_ms: 8_000,
             wall_state_ms: 2_000,
             output_slack: 4 * KIB,
             output_max: 64 * MIB,

@@ -70,3 +70,34 @@ fn every_target_holds_on_damaged_seeds() {
         });
     }
 }
+
+/// The seeds of `answers` are what they say: some answers are good ones, and what the adapters make of them is right.
+#[test]
+fn the_mirror_answers_what_it_was_given() {
+    use patchhost_runtime::hooks::{Blocks, Consumer, Decision};
+    let patch = crate::hostile::inside::load("mirror", targets::MIRROR.to_vec(), Default::default()).unwrap();
+    let quant = patch.block_quant().unwrap();
+    let give = |seed: &str| {
+        let bytes = std::fs::read(repo().join("fuzz/corpus/answers").join(seed)).unwrap();
+        let words: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let blocks = Blocks { tensor: "w", rows: 1, cols: 1, block_rows: 1, block_cols: 1, first_block: 0 };
+        quant.scales(&blocks, &words).unwrap();
+    };
+    give("list");
+    assert_eq!(quant.activation_scales(&[3.0, 4.0]).unwrap(), [1.0, 2.0]);
+    give("decision");
+    let model = crate::hostile::inside::model();
+    let reader = Consumer { engine: "patchhost".into(), version: "0.1.0".into() };
+    let tensor = patchhost_runtime::hooks::TensorInfo {
+        name: "w".into(),
+        dtype: patchhost_runtime::hooks::Dtype::Bf16,
+        shape: vec![2, 2],
+        role: patchhost_runtime::hooks::Role::Mlp,
+    };
+    let decision = quant.decide(&model, &reader, &[tensor]).unwrap().remove(0);
+    assert!(matches!(&decision, Decision::Quantize(s) if s.scale_suffix == "_scale_inv"), "{decision:?}");
+    give("ranges");
+    assert_eq!(patch.logits_mask().unwrap().masked(&model, 1_000, 900).unwrap(), [3..5, 7..9]);
+    give("snapshot");
+    assert_eq!(patch.export_state().unwrap().unwrap().schema(), "sche");
+}

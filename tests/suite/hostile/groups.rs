@@ -118,8 +118,9 @@ const NUMBERS: &[Case] = &[
 /// All of them.
 pub const ALL: [&[Case]; 6] = [MEMORY, TIME, VALUES, ABI, TEXTS, NUMBERS];
 
-/// Tried with values and names of their own in `numbers.rs`, and with any bytes in `generated/fuzz.rs`.
-const ELSEWHERE: [&str; 3] = ["magic_value", "mirror", "one_layer"];
+/// Tried with a large model in `clock.rs`, with values and names of their own in `numbers.rs`, and with any bytes in
+/// `generated/fuzz.rs`.
+const ELSEWHERE: [&str; 4] = ["chase", "magic_value", "mirror", "one_layer"];
 
 #[test]
 fn every_text_guest_is_tried() {

@@ -4,6 +4,7 @@
 mod bombs;
 mod cases;
 mod child;
+mod clock;
 mod files;
 mod groups;
 mod guests;
