@@ -32,7 +32,11 @@ fn every_verb_records_and_nothing_else_changes() {
     let run = |more: &[&str]| patchhost(["run", "--component", "fp8_block"].iter().chain(&tiny).chain(more)).good();
     let what = |ran: Ran| {
         let json = ran.json();
-        (json["patch_set"].clone(), json["completions"].clone(), json["patches"][0]["fuel"].clone())
+        (
+            json["patch_set"].clone(),
+            json["completions"].clone(),
+            json["patches"][0]["functions"]["scales"]["fuel_total"].clone(),
+        )
     };
     let rec = file("run.rec");
     assert_eq!(what(run(&[])), what(run(&["--record", text(&rec)])));
@@ -79,7 +83,7 @@ fn rows_are_recorded_with_their_panels() {
 #[test]
 fn another_component_is_compared_on_real_inputs() {
     let tmp = tmp();
-    let rec = quantized(tmp.path(), "fp8_block", &["--set", "profile=verl-triton"]);
+    let rec = quantized(tmp.path(), "fp8_block", &[]);
     let same = repo().join("guests/fp8_block.wasm");
     let ran = replay(&rec, &["--component", text(&same)]).good();
     assert!(!ran.stderr.contains("another component"), "{}", ran.stderr);
@@ -90,7 +94,7 @@ fn another_component_is_compared_on_real_inputs() {
     for part in ["first difference: call ", "recorded  ", "got       ", "NOT identical: "] {
         assert!(ran.stdout.contains(part), "{part}: {}", ran.stdout);
     }
-    let other = replay(&rec, &["--set", "profile=verl-torch"]);
+    let other = replay(&rec, &["--set", "profile=deepseek"]);
     assert_eq!((other.code, other.stderr.contains("other settings")), (1, true), "{}", other.stderr);
 
     let spin = replay(&rec, &["--component", &evil("spin"), "--format", "json"]);
@@ -158,7 +162,7 @@ fn a_killed_host_leaves_a_recording() {
         .unwrap();
     let began = Instant::now();
     let size = || std::fs::metadata(&rec).map_or(0, |meta| meta.len());
-    while size() < 200_000 {
+    while size() < 30_000 {
         assert!(began.elapsed() < Duration::from_secs(120) && child.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -27,7 +27,7 @@ impl Graph {
     }
 
     /// Whether the host can reach a function through a hook.
-    pub(super) fn from_hooks(&self, module: usize, function: u32) -> bool {
+    pub(super) fn hooks_reach(&self, module: usize, function: u32) -> bool {
         at(&self.lifted, module, function)
     }
 

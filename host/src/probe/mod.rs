@@ -23,4 +23,4 @@ mod vectors;
 pub use constants::{Constants, constants};
 pub use examine::{before_activation, examine};
 pub use report::{Check, ProbeReport, Verdict};
-pub use run::{LONGEST, ProbeOptions, run};
+pub use run::{LONGEST, ProbeOptions, Progress, run};

@@ -10,6 +10,9 @@ use patchhost_runtime::hooks::BlockQuant;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Told what is asked next.
+pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// How thorough a probe is.
 #[derive(Clone)]
 pub struct ProbeOptions {
@@ -36,7 +39,7 @@ pub struct ProbeOptions {
     /// What stands in the component: see [`super::constants`].
     pub constants: Option<Arc<Constants>>,
     /// Told the name of each check before it begins.
-    pub progress: Option<Arc<dyn Fn(&str) + Send + Sync>>,
+    pub progress: Option<Progress>,
 }
 
 impl ProbeOptions {

@@ -144,6 +144,7 @@ impl BlockQuant for Recorded<dyn BlockQuant> {
     }
 }
 
+#[allow(clippy::ptr_arg)] // it is given where the answer is a `Vec`
 fn numbers(numbers: &Vec<f32>) -> Answer {
     Answer::Numbers(numbers.clone())
 }

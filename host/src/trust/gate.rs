@@ -169,7 +169,8 @@ impl Gate {
         if let Some(first) = errors.first() {
             let name = verified.candidate().name().to_owned();
             let why = errors.iter().map(|finding| finding.line()).collect::<Vec<_>>().join("\n       ");
-            return Err(StageError::Trust { name, why, next: first.fix.clone() });
+            let next = first.fix.replace("X.wasm", &super::quoted(name.as_ref()));
+            return Err(StageError::Trust { name, why, next });
         }
         let options = AuditOptions {
             policy: self.audit.clone(),

@@ -42,7 +42,8 @@ fn models() {
     let model = folder.join("llama");
     let ids = crate::support::ids_file(folder, &[1, 2]);
     let out = folder.join("out.safetensors");
-    let broken: [(&str, fn(&std::path::Path)); 4] = [
+    type Breaks = fn(&std::path::Path);
+    let broken: [(&str, Breaks); 4] = [
         ("a tensor more", |m| {
             edit_tensors(m, |t| t.push((NAME.into(), Dtype::F32, vec![2], f32_bytes(&[1.0, 2.0]))));
         }),

@@ -55,7 +55,7 @@ fn files_lie_where_the_policy_says() {
     std::fs::create_dir(desk.path("conf/locks")).unwrap();
     desk.run("lock fp8_block.wasm --policy conf/policy.toml").good();
     assert!(desk.path("conf/locks/my.lock").is_file());
-    let load = |more: &str| desk.load(&format!("--component fp8_block.wasm --policy conf/policy.toml {more}").trim());
+    let load = |more: &str| desk.load(format!("--component fp8_block.wasm --policy conf/policy.toml {more}").trim());
     load("").good();
     let refused = load("--set profile=hf");
     assert!(refused.stderr.contains("--set profile=hf --policy conf/policy.toml"), "{}", refused.stderr);

@@ -182,7 +182,7 @@ fn same_thing(old: &Image, a: u64, new: &Image, b: u64) -> bool {
     if before == now {
         return length > 0;
     }
-    if a % 4 != 0 || b % 4 != 0 {
+    if !a.is_multiple_of(4) || !b.is_multiple_of(4) {
         return false;
     }
     let words = before.as_chunks::<4>().0.iter().zip(now.as_chunks::<4>().0);

@@ -45,7 +45,7 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
     let facts = input.facts;
     let graph = Graph::of(facts);
     for (index, module) in facts.modules.iter().enumerate() {
-        let reached = |function: &&FunctionFacts| graph.from_hooks(index, function.cost.index);
+        let reached = |function: &&FunctionFacts| graph.hooks_reach(index, function.cost.index);
         let hooks: Vec<&FunctionFacts> = module.code.iter().filter(reached).collect();
         endless(module, out);
         recursion(index, module, &graph, out);
@@ -93,7 +93,7 @@ fn endless(module: &ModuleFacts, out: &mut Vec<Finding>) {
 
 fn recursion(index: usize, module: &ModuleFacts, graph: &Graph, out: &mut Vec<Finding>) {
     let mut named = 0;
-    for group in cycles(module).into_iter().filter(|group| group.iter().any(|f| graph.from_hooks(index, *f))) {
+    for group in cycles(module).into_iter().filter(|group| group.iter().any(|f| graph.hooks_reach(index, *f))) {
         let names: Vec<String> =
             group.iter().map(|f| module.name_of(*f).unwrap_or_else(|| format!("function {f}"))).collect();
         // What Rust's own library does is known, and bounded by the depth of what is formatted.
