@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Ran, binary, evil, matrix_file, patchhost, repo, tmp};
+use crate::support::{Ran, binary, copy_model, evil, matrix_file, patchhost, repo, tmp};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -44,18 +44,19 @@ fn every_verb_records_and_nothing_else_changes() {
     assert!(report["total"]["calls"].as_u64().unwrap() > 100, "{report}");
     assert_eq!(report["recording"]["model"], "tiny-shakespeare-moe");
 
-    let model = crate::support::bundled_model(&file("model"));
-    let args = ["refit", "--from", text(&model), "--component", "refit_guard", "--component", "gpu_layout"];
-    patchhost(args.iter().chain(&["--record", text(&file("refit.rec"))])).good();
-    let said = replay(&file("refit.rec"), &[]).good().stdout;
+    let model = copy_model("olmoe", tmp.path());
+    let args =
+        ["refit", text(&model), "--from", text(&model), "--component", "refit_guard", "--component", "gpu_layout"];
+    patchhost(args.iter().chain(&["--record", text(&rec)])).good();
+    let said = replay(&rec, &[]).good().stdout;
     for function in ["begin", "tensors", "finish", "passes", "resolve"] {
         assert!(said.lines().any(|l| l.contains(&format!("  {function} ")) && l.ends_with("identical")), "{said}");
     }
     assert!(said.contains("identical:") && !said.contains("NOT identical"), "{said}");
 
-    let args = ["train", "--steps", "2", "--component", "fp8_block", "--record", text(&file("train.rec"))];
-    patchhost(args).good();
-    assert!(replay(&file("train.rec"), &[]).good().stdout.contains("bit for bit"));
+    let rec = file("train.rec");
+    patchhost(["train", "--steps", "2", "--component", "fp8_block", "--record", text(&rec)]).good();
+    assert!(replay(&rec, &[]).good().stdout.contains("bit for bit"));
 }
 
 #[test]
