@@ -51,17 +51,16 @@ fn every_verb_records_and_nothing_else_changes() {
     let model = copy_model("olmoe", tmp.path());
     let args =
         ["refit", text(&model), "--from", text(&model), "--component", "refit_guard", "--component", "gpu_layout"];
-    patchhost(args.iter().chain(&["--record", text(&file("refit.rec"))])).good();
-    let said = replay(&file("refit.rec"), &[]).good().stdout;
+    patchhost(args.iter().chain(&["--record", text(&rec)])).good();
+    let said = replay(&rec, &[]).good().stdout;
     for function in ["begin", "tensors", "finish", "passes", "resolve"] {
         assert!(said.lines().any(|l| l.contains(&format!("  {function} ")) && l.ends_with("identical")), "{said}");
     }
     assert!(said.contains("identical:") && !said.contains("NOT identical"), "{said}");
 
-    let train = file("train.rec");
-    let args = ["train", "--steps", "2", "--component", "fp8_block", "--record", text(&train)];
-    patchhost(args).good();
-    assert!(replay(&file("train.rec"), &[]).good().stdout.contains("bit for bit"));
+    let rec = file("train.rec");
+    patchhost(["train", "--steps", "2", "--component", "fp8_block", "--record", text(&rec)]).good();
+    assert!(replay(&rec, &[]).good().stdout.contains("bit for bit"));
 }
 
 #[test]
