@@ -357,7 +357,8 @@ fn the_probe_finds_mutants_and_the_cast_the_rest() {
 #[test]
 #[ignore = "3,000 mutants take minutes"]
 fn the_mutation_score() {
-    let campaigns: &[(&str, &[(&str, &str)], usize)] = &[
+    type Settings = &'static [(&'static str, &'static str)];
+    let campaigns: &[(&str, Settings, usize)] = &[
         ("fp8_block", &[], 600),
         ("fp8_block", &[("profile", "verl-triton")], 400),
         ("fp8_block", &[("profile", "deepseek"), ("activation", "call")], 400),
