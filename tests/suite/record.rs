@@ -51,6 +51,7 @@ fn every_verb_records_and_nothing_else_changes() {
     let model = copy_model("olmoe", tmp.path());
     let args =
         ["refit", text(&model), "--from", text(&model), "--component", "refit_guard", "--component", "gpu_layout"];
+    let rec = file("refit.rec");
     patchhost(args.iter().chain(&["--record", text(&rec)])).good();
     let said = replay(&rec, &[]).good().stdout;
     for function in ["begin", "tensors", "finish", "passes", "resolve"] {
