@@ -1,6 +1,8 @@
 //! The probe: honest patches pass whatever their settings, and each lie is found by the check that is there for it.
 
 mod hidden;
+mod mutants;
+mod mutation;
 
 use std::sync::{Arc, LazyLock};
 
