@@ -1,7 +1,7 @@
 //! `--record` and `patchhost replay` from outside: the same bits again, and what is found when they are others.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::{Ran, binary, copy_model, evil, matrix_file, patchhost, repo, tmp};
@@ -51,6 +51,7 @@ fn every_verb_records_and_nothing_else_changes() {
     let model = copy_model("olmoe", tmp.path());
     let args =
         ["refit", text(&model), "--from", text(&model), "--component", "refit_guard", "--component", "gpu_layout"];
+    let rec = file("refit.rec");
     patchhost(args.iter().chain(&["--record", text(&rec)])).good();
     let said = replay(&rec, &[]).good().stdout;
     for function in ["begin", "tensors", "finish", "passes", "resolve"] {
@@ -152,21 +153,29 @@ fn a_bound_stops_it_with_a_note() {
 fn a_killed_host_leaves_a_recording() {
     let tmp = tmp();
     let rec = tmp.path().join("a.rec");
-    let mut child = Command::new(binary())
+    /// Gone even if the test fails.
+    struct Killed(Child);
+    impl Drop for Killed {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+    let child = Command::new(binary())
         .args(["train", "--steps", "100000", "--component", "fp8_block", "--record", text(&rec)])
         .env("PATCHHOST_CACHE", "off")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    let mut child = Killed(child);
     let began = Instant::now();
     let size = || std::fs::metadata(&rec).map_or(0, |meta| meta.len());
     while size() < 30_000 {
-        assert!(began.elapsed() < Duration::from_secs(120) && child.try_wait().unwrap().is_none());
+        assert!(began.elapsed() < Duration::from_secs(120) && child.0.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(20));
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    drop(child);
     let said = replay(&rec, &[]).good().stdout;
     assert!(said.contains("was killed") && said.contains("bit for bit"), "{said}");
     // And in the middle of a frame.

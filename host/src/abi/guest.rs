@@ -177,7 +177,7 @@ impl Guest {
         match result {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(message)) => {
-                let why = format!("it answered with an error: {}", text::clean(&message, 512));
+                let why = format!("it answered with an error: {}", text::reason(&message, 512));
                 Err(self.error(function, subject, HookCause::Refused, why))
             }
             Err(fault) if fault.function == function => Err(self.error(function, subject, fault.cause, fault.why)),

@@ -67,7 +67,7 @@ pub(super) fn configure(
     answer.map_err(|message| Fault {
         function: Function::Configure,
         cause: HookCause::Refused,
-        why: text::clean(&message, 512),
+        why: text::reason(&message, 512),
     })
 }
 

@@ -97,7 +97,7 @@ impl Inherited {
         answer.map_err(|message| Fault {
             function: Function::ImportState,
             cause: HookCause::Refused,
-            why: text::clean(&message, 512),
+            why: text::reason(&message, 512),
         })
     }
 }

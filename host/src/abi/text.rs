@@ -21,9 +21,23 @@ pub fn clean(text: &str, max: usize) -> String {
     out
 }
 
+/// What a guest gave as its reason, or that it gave none.
+pub(crate) fn reason(text: &str, max: usize) -> String {
+    if text.trim().is_empty() { "it gave no reason".to_owned() } else { clean(text, max) }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::clean;
+    use super::{clean, reason};
+
+    #[test]
+    fn no_reason_is_said_to_be_none() {
+        assert_eq!(
+            (reason("", 10), reason(" \n", 10)),
+            ("it gave no reason".to_owned(), "it gave no reason".to_owned())
+        );
+        assert_eq!(reason("because", 10), "because");
+    }
 
     #[test]
     fn control_and_bidi_are_escaped() {

@@ -5,6 +5,7 @@ use super::run::{Found, Probe};
 use super::{calls, hidden, matrix, rows, scalar, synthetic, twin};
 use crate::abi::Hook;
 use crate::patch::Patch;
+use patchhost_kernels::profile::Profile;
 use patchhost_runtime::hooks::{BlockQuant, Decision, Needs, Role, Scheme, TensorInfo};
 use std::sync::Arc;
 
@@ -80,6 +81,15 @@ impl Asked<'_> {
             Some(profile) => {
                 let about = "bit for bit what the named profile gives, for every class of edges and for random values";
                 probe.check("vectors", HOOK, about, |options| scalar::golden(quant, scheme, profile, options));
+            }
+            None if scheme.profile.parse::<Profile>().is_ok() => {
+                let about = "the scheme is the one of the profile that it names";
+                probe.check("vectors", HOOK, about, |_| {
+                    Err(format!(
+                        "it names profile `{}`, and its scheme is not that profile's: {:?}",
+                        scheme.profile, scheme.cast
+                    ))
+                });
             }
             None => {
                 probe.skip("vectors", HOOK, "golden vectors", "it has a recipe of its own, without a named profile")

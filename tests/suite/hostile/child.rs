@@ -72,6 +72,10 @@ fn cpu_time(stat_file: &str) -> Duration {
 
 fn high_water(status_file: &str) -> u64 {
     let text = std::fs::read_to_string(status_file).unwrap_or_default();
+    // For a moment after it was started the child still has this process's memory, and its name.
+    if !text.starts_with("Name:\tpatchhost") {
+        return 0;
+    }
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }

@@ -43,13 +43,30 @@ struct Point {
 }
 
 impl Source {
+    /// Mutants of everything that a hook can reach.
     pub fn new(component: &[u8]) -> Self {
+        Self::of(component, |facts| facts.reachable())
+    }
+
+    /// Mutants of what makes numbers: what `scales` and its like call directly and that computes with floats.
+    pub fn of_numbers(component: &[u8]) -> Self {
+        Self::of(component, |facts| {
+            let root = |name: &str| {
+                name.contains("#scales") || name.contains("#panel-scales") || name.contains("#activation-scales")
+            };
+            let allocator = facts.calls_of(&|name| name == "cabi_realloc");
+            let called = facts.calls_of(&root);
+            called.difference(&allocator).copied().filter(|function| facts.has_floats(*function)).collect()
+        })
+    }
+
+    fn of(component: &[u8], which: impl Fn(&Facts<'_>) -> BTreeSet<u32>) -> Self {
         let modules = sections(component).into_iter().filter(|s| s.id == 1);
         let section = modules.max_by_key(|s| s.payload.len()).expect("a core module");
         let module = &component[section.payload.clone()];
         let code = sections(module).into_iter().find(|s| s.id == 10).expect("code");
         let facts = Facts::of(module);
-        let reachable = facts.reachable();
+        let reachable = which(&facts);
         let points = reachable
             .iter()
             .filter_map(|f| f.checked_sub(facts.imported))
@@ -195,6 +212,30 @@ impl<'a> Facts<'a> {
             }
         }
         facts
+    }
+
+    /// Whether a function computes with floats: what words errors does not.
+    fn has_floats(&self, function: u32) -> bool {
+        let Some(body) = function.checked_sub(self.imported).map(|i| &self.bodies[i as usize]) else { return false };
+        let float = |op: Op<'_>| format!("{op:?}").starts_with("F32");
+        body.get_operators_reader().unwrap().into_iter().filter(|op| float(op.clone().unwrap())).count() >= 3
+    }
+
+    /// Functions that these exports call, directly or through others.
+    fn calls_of(&self, root: &dyn Fn(&str) -> bool) -> BTreeSet<u32> {
+        let mut open: Vec<u32> = self.exports.iter().filter(|(name, _)| root(name)).map(|(_, f)| *f).collect();
+        let mut seen: BTreeSet<u32> = open.iter().copied().collect();
+        while let Some(function) = open.pop() {
+            let Some(body) = function.checked_sub(self.imported).map(|i| &self.bodies[i as usize]) else { continue };
+            for op in body.get_operators_reader().unwrap() {
+                if let Op::Call { function_index } = op.unwrap()
+                    && seen.insert(function_index)
+                {
+                    open.push(function_index);
+                }
+            }
+        }
+        seen
     }
 
     /// Functions that a hook can reach. What only `describe` and `configure` run is not one.

