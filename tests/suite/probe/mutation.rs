@@ -373,7 +373,7 @@ impl Score {
 
 #[test]
 fn the_probe_finds_mutants_and_the_cast_the_rest() {
-    let score = Score::of("fp8_block", &[], 200, 7);
+    let score = Score::of("fp8_block", &[], 150, 7);
     println!("{:?}\n{}", score.fates, score.missed.join("\n"));
     let (changed, killed) = score.killed();
     assert!(changed >= 10, "too few to judge: {:?}", score.fates);
@@ -399,6 +399,8 @@ fn the_mutation_score() {
     for (i, (guest, settings, count)) in campaigns.iter().enumerate() {
         let score = Score::of(guest, settings, *count, 100 + i as u64);
         let (n, killed) = score.killed();
+        // Fewer than asked for, where there are no more.
+        let count: usize = score.fates.values().sum();
         println!("{guest} {settings:?}: {count} mutants, {n} with other numbers, {:.2} % found", 100.0 * killed);
         score.fates.iter().for_each(|(fate, n)| println!("  {n:5} {fate:?}"));
         score.missed.iter().for_each(|missed| println!("  missed: {missed}"));
