@@ -4,8 +4,10 @@ use super::ask::{all, differ};
 use super::run::Found;
 use super::{synthetic, vectors};
 use crate::patch::Patch;
+use patchhost_kernels::activation::rule_scales;
+use patchhost_kernels::profile::Profile;
 use patchhost_runtime::activation::Activation;
-use patchhost_runtime::hooks::{BlockQuant, HookError, Scheme};
+use patchhost_runtime::hooks::{ActivationRule, BlockQuant, HookError, ScaleFormat, Scheme};
 use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
@@ -101,7 +103,12 @@ pub(super) fn fuel(patch: &Patch, quant: &dyn BlockQuant, scheme: &Scheme) -> Re
 }
 
 /// Scales of activations.
-pub(super) fn activation(patch: &Patch, quant: &Arc<dyn BlockQuant>, random: usize) -> Result<Found, String> {
+pub(super) fn activation(
+    patch: &Patch,
+    quant: &Arc<dyn BlockQuant>,
+    random: usize,
+    named: Option<(Profile, ScaleFormat)>,
+) -> Result<Found, String> {
     let rule = quant.activation(&synthetic::model(patch)).map_err(|e| e.to_string())?;
     if let Some(rule) = rule {
         Activation::from_rule(quant.name(), rule).map_err(|e| e.to_string())?;
@@ -119,5 +126,19 @@ pub(super) fn activation(patch: &Patch, quant: &Arc<dyn BlockQuant>, random: usi
     let (first, second) = (quant.activation_scales(&amax), quant.activation_scales(&amax));
     let text = |e: HookError| e.to_string();
     differ("asked again", &amax, &first.map_err(text)?, &second.map_err(text)?)?;
-    Ok(Found::asked(3 * groups))
+    let mut asked = 3 * groups;
+    // Bit for bit what the host would compute itself, for lists of every length: an answer may be wrong for some only.
+    if let Some((profile, format)) = named {
+        let rule = ActivationRule { pow2_up: format == ScaleFormat::Ue8m0, ..profile.activation_rule() };
+        for length in [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 64, 100, 256] {
+            let amax: Vec<f32> =
+                vectors::random(13 + length as u64, length).iter().map(|a| a.clamp(1e-30, 1e30)).collect();
+            let mut expected = vec![0.0; length];
+            rule_scales(&rule, &amax, &mut expected);
+            let got = quant.activation_scales(&amax).map_err(text)?;
+            differ(&format!("profile `{}` and the patch, {length} groups", profile.name()), &amax, &expected, &got)?;
+            asked += length;
+        }
+    }
+    Ok(Found::asked(asked))
 }

@@ -21,7 +21,8 @@ pub(super) fn run(probe: &mut Probe<'_>, patch: &Arc<Patch>, quant: Arc<dyn Bloc
     let about = "the same tensors get the same decisions, in any order; what is sensitive is kept";
     probe.check("decisions", HOOK, about, |_| decisions(patch, &*quant, &mut schemes));
     let about = "scales of activations are those of its rule, or finite, positive and in proportion";
-    probe.check("activation", HOOK, about, |options| calls::activation(patch, &quant, options.random));
+    let named = schemes.iter().find_map(|s| Some((super::vectors::profile(s)?, s.cast.format)));
+    probe.check("activation", HOOK, about, |options| calls::activation(patch, &quant, options.random, named));
     let mut named = None;
     for scheme in schemes.iter().take(SCHEMES) {
         let reference = Reference::of(patch, scheme);
