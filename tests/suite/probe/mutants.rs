@@ -8,7 +8,9 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use wasm_encoder::{Encode, Ieee32, Ieee64, Instruction as I};
-use wasmparser::{ElementItems, ExternalKind, FunctionBody, Operator as Op, Parser, Payload, TypeRef, ValType};
+use wasmparser::{
+    BinaryReader, ElementItems, ExternalKind, FunctionBody, Operator as Op, Parser, Payload, TypeRef, ValType,
+};
 
 /// One changed instruction.
 #[derive(Debug, Clone)]
@@ -79,6 +81,25 @@ impl Source {
             code_section: code.start..code.payload.end,
             component: component.to_vec(),
         }
+    }
+
+    /// Each function of the region, with a trap as its first instruction: who answers as before does not need it.
+    pub fn trapped(&self) -> Vec<(usize, Vec<u8>)> {
+        let bodies: BTreeSet<usize> = self.points.iter().map(|point| point.body).collect();
+        let module = &self.component[self.module.clone()];
+        let trap = |body: usize| {
+            let range = self.bodies[body].clone();
+            let function = FunctionBody::new(BinaryReader::new(&module[range.clone()], range.start));
+            let first = function.get_operators_reader().unwrap().original_position();
+            (body, self.with(body, first..first, &[0x00]))
+        };
+        bodies.into_iter().map(trap).collect()
+    }
+
+    /// The same, of these functions only.
+    pub fn only(mut self, bodies: &BTreeSet<usize>) -> Self {
+        self.points.retain(|point| bodies.contains(&point.body));
+        self
     }
 
     /// How many mutants there are.
@@ -449,5 +470,8 @@ fn an_instruction_in_its_own_place_changes_nothing() {
         assert_eq!(kinds.len(), 6, "{kinds:?}");
         let valid = |m: &Mutant| wasmparser::validate(&m.bytes).map(|_| ()).map_err(|e| format!("{}: {e}", m.what));
         source.sample(200, 2).iter().for_each(|m| valid(m).unwrap());
+        for (body, trapped) in source.trapped() {
+            wasmparser::validate(&trapped).unwrap_or_else(|e| panic!("{name}, function {body}: {e}"));
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! that what it does not find the native cast refuses. Whether numbers are others is judged on inputs that the probe does
 //! not have: other seeds, other shapes, whole matrices as a refit casts them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -220,6 +220,20 @@ fn activations(quant: &Arc<dyn BlockQuant>, rule: bool) -> Result<Vec<u32>, Stri
     Ok(all)
 }
 
+impl Declared {
+    /// The first decision that is another one.
+    fn apart(&self, other: &Self) -> String {
+        match (&self.decisions, &other.decisions) {
+            (Ok(a), Ok(b)) => match a.iter().zip(b).position(|(a, b)| a != b) {
+                Some(at) => format!("`{}`: {:?} -> {:?}", tensors()[at % tensors().len()].name, a[at], b[at]),
+                None => format!("{:?} -> {:?}", self.rule, other.rule),
+            },
+            (_, Err(error)) => format!("decide: {error}"),
+            (Err(error), _) => error.clone(),
+        }
+    }
+}
+
 impl Judge {
     fn of(original: &Arc<Patch>) -> Self {
         let quant = original.block_quant().unwrap();
@@ -269,25 +283,29 @@ impl Judge {
             return Verdict::Numbers { refused: false };
         }
         match (said.decisions == self.declared.decisions && said.rule == self.declared.rule, said == self.declared) {
-            (false, _) => Verdict::Declaration,
+            (false, _) => Verdict::Declaration(self.declared.apart(&said)),
             (true, false) => Verdict::Words,
             (true, true) => Verdict::Same,
         }
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Verdict {
     Same,
     Words,
-    Declaration,
-    Numbers { refused: bool },
+    /// And which.
+    Declaration(String),
+    Numbers {
+        refused: bool,
+    },
 }
 
-fn fate(mutant: &Mutant, settings: &[(&str, &str)], judge: &Judge) -> Fate {
+/// What became of it; and for who declares something else, what.
+fn fate(mutant: &Mutant, settings: &[(&str, &str)], judge: &Judge) -> (Fate, String) {
     let patch = match start(&mutant.bytes, settings) {
         Ok(patch) => patch,
-        Err(fate) => return fate,
+        Err(fate) => return (fate, String::new()),
     };
     let verdict = judge.judge(&patch);
     let found = || {
@@ -295,14 +313,18 @@ fn fate(mutant: &Mutant, settings: &[(&str, &str)], judge: &Judge) -> Fate {
         let fresh = start(&mutant.bytes, settings).expect("it started before");
         !run(&fresh, &options()).passed()
     };
-    match verdict {
+    let fate = match &verdict {
         Verdict::Same => Fate::NothingChanged,
         Verdict::Words => Fate::OtherWords,
-        Verdict::Declaration if found() => Fate::OtherDeclarationFound,
-        Verdict::Declaration => Fate::OtherDeclaration,
+        Verdict::Declaration(_) if found() => Fate::OtherDeclarationFound,
+        Verdict::Declaration(_) => Fate::OtherDeclaration,
         Verdict::Numbers { .. } if found() => FoundByProbe,
         Verdict::Numbers { refused: true } => RefusedByCast,
         Verdict::Numbers { refused: false } => Silent,
+    };
+    match verdict {
+        Verdict::Declaration(what) => (fate, what),
+        _ => (fate, String::new()),
     }
 }
 
@@ -318,15 +340,21 @@ impl Score {
     fn of(guest: &str, settings: &[(&str, &str)], count: usize, seed: u64) -> Self {
         let bytes = resolve(guest).unwrap().bytes().to_vec();
         let judge = Judge::of(&start(&bytes, settings).unwrap());
-        // A quarter of them anywhere that a hook reaches: most of that never runs. The rest where the numbers are made.
-        let mut mutants = Source::new(&bytes).sample(count / 4, seed);
-        mutants.extend(Source::of_numbers(&bytes).sample(count - count / 4, seed));
-        let fates: Vec<Fate> = mutants.par_iter().map(|mutant| fate(mutant, settings, &judge)).collect();
+        // A fifth of them anywhere that a hook reaches: most of that never runs. The rest where the numbers are made: in
+        // functions without which there are none.
+        let mut mutants = Source::new(&bytes).sample(count / 5, seed);
+        let numbers = Source::of_numbers(&bytes);
+        let needed = numbers.trapped().into_par_iter().filter(|(_, trapped)| {
+            start(trapped, settings).is_ok_and(|patch| matches!(judge.judge(&patch), Verdict::Numbers { .. }))
+        });
+        let needed: BTreeSet<usize> = needed.map(|(body, _)| body).collect();
+        mutants.extend(numbers.only(&needed).sample(count - count / 5, seed));
+        let fates: Vec<(Fate, String)> = mutants.par_iter().map(|mutant| fate(mutant, settings, &judge)).collect();
         let mut score = Self::default();
-        for (mutant, fate) in mutants.iter().zip(fates) {
+        for (mutant, (fate, detail)) in mutants.iter().zip(fates) {
             *score.fates.entry(fate).or_insert(0) += 1;
             if matches!(fate, RefusedByCast | Silent | Fate::OtherDeclaration) {
-                score.missed.push(format!("{guest} {settings:?} {fate:?}: {} ({})", mutant.what, mutant.kind));
+                score.missed.push(format!("{guest} {settings:?} {fate:?}: {} ({}) {detail}", mutant.what, mutant.kind));
             }
         }
         score
@@ -345,7 +373,7 @@ impl Score {
 
 #[test]
 fn the_probe_finds_mutants_and_the_cast_the_rest() {
-    let score = Score::of("fp8_block", &[], 200, 7);
+    let score = Score::of("fp8_block", &[], 150, 7);
     println!("{:?}\n{}", score.fates, score.missed.join("\n"));
     let (changed, killed) = score.killed();
     assert!(changed >= 10, "too few to judge: {:?}", score.fates);
@@ -371,6 +399,8 @@ fn the_mutation_score() {
     for (i, (guest, settings, count)) in campaigns.iter().enumerate() {
         let score = Score::of(guest, settings, *count, 100 + i as u64);
         let (n, killed) = score.killed();
+        // Fewer than asked for, where there are no more.
+        let count: usize = score.fates.values().sum();
         println!("{guest} {settings:?}: {count} mutants, {n} with other numbers, {:.2} % found", 100.0 * killed);
         score.fates.iter().for_each(|(fate, n)| println!("  {n:5} {fate:?}"));
         score.missed.iter().for_each(|missed| println!("  missed: {missed}"));
