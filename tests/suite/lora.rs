@@ -72,7 +72,7 @@ pub fn logits_with(engine: &Engine, adapter: Option<Arc<Adapter>>, ids: &[u32]) 
     let mut cache = engine.model().new_cache_with(adapter);
     let mut batch = [Sequence { tokens: ids, cache: &mut cache }];
     let out = engine.model().forward(&engine.live().unwrap(), &mut batch, Rows::All).unwrap();
-    out.flatten_all().unwrap().to_vec1().unwrap()
+    out.into_values()
 }
 
 #[test]

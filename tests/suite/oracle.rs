@@ -6,7 +6,7 @@ use patchhost::patch::{Limits, PatchSet, Sandbox, resolve};
 use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::{Engine, EngineOptions};
-use patchhost_runtime::model::{Rows, Sequence};
+use patchhost_runtime::model::{Logits, Rows, Sequence};
 use patchhost_runtime::refit::RefitHooks;
 
 use crate::support::{data, read_f32};
@@ -54,7 +54,7 @@ pub fn logits(engine: &Engine, batch: &[&[u32]]) -> Vec<f32> {
     let mut sequences: Vec<Sequence<'_>> =
         batch.iter().zip(&mut caches).map(|(tokens, cache)| Sequence { tokens, cache }).collect();
     let out = engine.model().forward(&engine.live().unwrap(), &mut sequences, Rows::All).unwrap();
-    out.flatten_all().unwrap().to_vec1().unwrap()
+    out.into_values()
 }
 
 /// The model folder of an oracle without its golden file, which is no shard of the model.
@@ -107,7 +107,7 @@ fn a_row_does_not_depend_on_its_batch_or_on_how_the_prompt_is_split() {
             for chunk in [&ids[..5], &ids[5..6], &ids[6..7], &ids[7..20], &ids[20..]] {
                 let mut batch = [Sequence { tokens: chunk, cache: &mut cache }];
                 let out = engine.model().forward(&weights, &mut batch, Rows::All).unwrap();
-                stepwise.extend(out.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+                stepwise.extend(out.into_values());
             }
             assert!(same_bits(&stepwise, &alone), "{name} {components:?}: in steps");
         }
@@ -128,7 +128,7 @@ fn a_refused_step_changes_no_state() {
         engine
             .model()
             .forward(&weights, &mut batch, Rows::All)
-            .map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+            .map(Logits::into_values)
     };
     let mut got = step(&ids[..9]).unwrap();
     assert!(step(&[1_000_000]).is_err());
@@ -224,7 +224,7 @@ fn positions_beyond_the_model_are_refused_and_the_cache_survives() {
     let weights = engine.live().unwrap();
     let mut cache = engine.model().new_cache();
     let forward = |tokens: &[u32], cache: &mut _| {
-        engine.model().forward(&weights, &mut [Sequence { tokens, cache }], Rows::Last).map(|t| t.dims().to_vec())
+        engine.model().forward(&weights, &mut [Sequence { tokens, cache }], Rows::Last).map(|l| l.len())
     };
     assert!(forward(&[1, 2, 3], &mut cache).is_ok());
     let far = vec![1; engine.model().max_positions()];
@@ -246,9 +246,10 @@ fn the_bundled_model_agrees_with_transformers() {
     assert!(got.len() == expected.len() && worst < TOLERANCE, "{worst}");
 }
 
-/// Weight-only FP8 is exactly the model with the weights q * s in f32: the kernels' definition, end to end.
+/// Weight-only FP8 is the model with the weights q * s in f32 but for roundings: the kernels scale the sum of a block
+/// instead of each weight. They differ by less than a hundredth of what quantizing changes.
 #[test]
-fn weight_only_fp8_equals_the_dequantized_model_bit_for_bit() {
+fn weight_only_fp8_equals_the_dequantized_model() {
     use safetensors::tensor::Dtype;
     for (name, with_loader) in [("qwen2_moe", &["moe_loader"][..]), ("llama_tied_bias", &[])] {
         let (_tmp, folder) = model_folder(name);
@@ -272,7 +273,11 @@ fn weight_only_fp8_equals_the_dequantized_model_bit_for_bit() {
         crate::support::write(&folder.join("model.safetensors"), &tensors);
         let plain = loaded(&folder, &hooks(with_loader));
         let ids = golden(&data("oracle").join(name)).0;
-        assert!(same_bits(&logits(&fp8, &[&ids]), &logits(&plain, &[&ids])), "{name}");
+        let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let (ours, exact) = (logits(&fp8, &[&ids]), logits(&plain, &[&ids]));
+        let quantizing = apart(&exact, &golden(&data("oracle").join(name)).1);
+        let off = apart(&ours, &exact);
+        assert!(off < 1e-4 && off < quantizing / 100.0, "{name}: {off}, and {quantizing} by quantizing");
         assert!(live.bytes() < plain.live().unwrap().bytes() / 2, "{name}: nothing became FP8");
     }
 }

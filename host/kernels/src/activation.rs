@@ -8,8 +8,10 @@
 use crate::e4m3::NAN;
 use crate::e8m0::ceil_pow2;
 use crate::isa::Isa;
+use crate::rows::share;
 use crate::simd::{Kernel, Simd, bytes_of_f32, dispatch, pad, pad_f32};
 use crate::spec::ActivationRule;
+use crate::team::{Disjoint, Team};
 
 /// Columns that share one activation scale.
 pub const GROUP: usize = 128;
@@ -39,16 +41,22 @@ impl Kernel for GroupAmax<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for group in self.x.chunks_exact(self.k).flat_map(|row| row.chunks(GROUP)) {
-            let mut lanes = [0u32; 16];
-            let (full, tail) = bytes_of_f32(group).as_chunks::<64>();
-            s.max_abs_u32(full, &mut lanes);
-            if !tail.is_empty() {
-                s.max_abs_u32(&[pad::<64>(tail)], &mut lanes);
-            }
-            let amax = f32::from_bits(lanes.into_iter().fold(0, u32::max));
-            self.out.push(if amax.is_nan() { f32::NAN } else { amax });
+            self.out.push(amax(s, group));
         }
     }
+}
+
+/// `max |x|`; NaN if there is one.
+#[inline(always)]
+fn amax<S: Simd>(s: S, group: &[f32]) -> f32 {
+    let mut lanes = [0u32; 16];
+    let (full, tail) = bytes_of_f32(group).as_chunks::<64>();
+    s.max_abs_u32(full, &mut lanes);
+    if !tail.is_empty() {
+        s.max_abs_u32(&[pad::<64>(tail)], &mut lanes);
+    }
+    let amax = f32::from_bits(lanes.into_iter().fold(0, u32::max));
+    if amax.is_nan() { f32::NAN } else { amax }
 }
 
 /// `s = max(amax, eps) / divisor`, rounded up to a power of two if the rule says so. NaN gives NaN (`f32::max` alone
@@ -62,6 +70,44 @@ pub fn rule_scales(rule: &ActivationRule, amax: &[f32], out: &mut [f32]) {
         let a = if amax.is_nan() { *amax } else { amax.max(rule.eps) };
         let s = a / rule.divisor;
         *out = if rule.pow2_up { ceil_pow2(s) } else { s };
+    }
+}
+
+/// [`group_amax`], [`rule_scales`] and [`apply_groups`] in one pass over the `m x k` matrix `x`, shared out over the team.
+///
+/// # Panics
+/// If a slice has another length than said.
+pub fn apply_rule(team: &Team, rule: &ActivationRule, x: &[f32], m: usize, k: usize, out: &mut [f32]) {
+    assert!(x.len() == m * k && out.len() == m * k, "m x k matrices");
+    let out = Disjoint::new(out);
+    share(team, m, k, &|first, count| {
+        let (from, len) = (first * k, count * k);
+        // SAFETY: each run of rows is one task's.
+        let out = unsafe { out.part(from, len) };
+        if k > 0 {
+            dispatch(Isa::detect(), ApplyRule { rule, x: &x[from..from + len], k, out });
+        }
+    });
+}
+
+struct ApplyRule<'a> {
+    rule: &'a ActivationRule,
+    x: &'a [f32],
+    k: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for ApplyRule<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let rows = self.x.chunks_exact(self.k).zip(self.out.chunks_exact_mut(self.k));
+        for (x, out) in rows.flat_map(|(x, out)| x.chunks(GROUP).zip(out.chunks_mut(GROUP))) {
+            let mut scale = [0.0];
+            rule_scales(self.rule, &[amax(s, x)], &mut scale);
+            one_group(s, x, scale[0], out);
+        }
     }
 }
 
@@ -101,18 +147,23 @@ impl Kernel for ApplyGroups<'_> {
         let rows = self.x.chunks_exact(self.k).zip(self.out.chunks_exact_mut(self.k));
         let groups = rows.flat_map(|(x, out)| x.chunks(GROUP).zip(out.chunks_mut(GROUP)));
         for ((x, out), scale) in groups.zip(self.scales) {
-            let scale = s.splat(*scale);
-            let (x16, x_tail) = x.as_chunks::<16>();
-            let (out16, out_tail) = out.as_chunks_mut::<16>();
-            for (x, out) in x16.iter().zip(out16) {
-                apply(s, s.load(x), scale, out);
-            }
-            if !x_tail.is_empty() {
-                let mut lanes = [0.0; 16];
-                apply(s, s.load(&pad_f32(x_tail)), scale, &mut lanes);
-                out_tail.copy_from_slice(&lanes[..out_tail.len()]);
-            }
+            one_group(s, x, *scale, out);
         }
+    }
+}
+
+#[inline(always)]
+fn one_group<S: Simd>(s: S, x: &[f32], scale: f32, out: &mut [f32]) {
+    let scale = s.splat(scale);
+    let (x16, x_tail) = x.as_chunks::<16>();
+    let (out16, out_tail) = out.as_chunks_mut::<16>();
+    for (x, out) in x16.iter().zip(out16) {
+        apply(s, s.load(x), scale, out);
+    }
+    if !x_tail.is_empty() {
+        let mut lanes = [0.0; 16];
+        apply(s, s.load(&pad_f32(x_tail)), scale, &mut lanes);
+        out_tail.copy_from_slice(&lanes[..out_tail.len()]);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Attention of one token over the keys and values of its sequence, in f32.
+//! Attention of tokens over the keys and values of their sequences, in f32.
 //!
 //! For each head: scores `dot(q, k[p]) * scale` ([`crate::linear::dot`]'s order), minus their maximum, `exp` by a
 //! polynomial that is the same on all paths, their sum in sixteen lanes (position modulo 16, fixed tree), and
@@ -6,8 +6,9 @@
 //! The same bits on every [`Isa`].
 
 use crate::isa::Isa;
-use crate::linear::dot_lanes;
+use crate::linear::{dot_lanes, dot_lanes_4};
 use crate::simd::{Kernel, Simd, dispatch, pad_f32};
+use crate::team::{Disjoint, Team};
 use std::cell::RefCell;
 
 /// Heads and their size. Query head h reads key/value head `h / (heads / kv_heads)`.
@@ -26,30 +27,63 @@ thread_local! {
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Attention of one token. `q` and `out` have `heads * head_dim` values; `keys` and `values` are
-/// `[at least len, kv_heads, head_dim]`, contiguous; the positions `first .. len` take part (`first` > 0: a sliding
-/// window). `scale` multiplies the scores, usually `1 / sqrt(head_dim)`. If no position takes part, `out` is zero.
-/// Starts no threads; the caller shares out tokens. Uses [`Isa::detect`].
+/// What one token attends to.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// `[at least len, kv_heads, head_dim]`, contiguous.
+    pub keys: &'a [f32],
+    /// As `keys`.
+    pub values: &'a [f32],
+    /// The first position that takes part (above 0: a sliding window).
+    pub first: usize,
+    /// One behind the last position.
+    pub len: usize,
+}
+
+/// Attention of many tokens, shared out over the team. Row i of `q` begins at `i * ldq` and has `heads * head_dim` values;
+/// `out` is contiguous, as many rows of that many values. `context` tells what row i attends to; `scale` multiplies the
+/// scores, usually `1 / sqrt(head_dim)`. Where no position takes part, the output is zero. Uses [`Isa::detect`].
 ///
 /// # Panics
 /// If a slice does not fit the shape, or `heads` is no multiple of `kv_heads`.
-pub fn attend(
+pub fn attend_rows<'a>(
+    team: &Team,
     shape: &AttentionShape,
     q: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    first: usize,
-    len: usize,
+    ldq: usize,
+    context: &(dyn Fn(usize) -> Context<'a> + Sync),
     scale: f32,
     out: &mut [f32],
 ) {
-    attend_with(Isa::detect(), shape, q, keys, values, first, len, scale, out);
+    let AttentionShape { heads, kv_heads, head_dim } = *shape;
+    assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "query heads share key heads evenly");
+    let (width, part) = (heads * head_dim, heads / kv_heads * head_dim);
+    if width == 0 || out.is_empty() {
+        return;
+    }
+    let rows = out.len() / width;
+    assert!(out.len().is_multiple_of(width) && ldq >= width, "whole rows");
+    assert!(q.len() >= (rows - 1) * ldq + width, "a row of q for each of out");
+    let out = Disjoint::new(out);
+    // Short contexts go several key heads to a task: each has to be worth some microseconds.
+    let work = part * (0..rows).map(|i| context(i).len).max().unwrap_or(0);
+    let together = ((1 << 14) / work.max(1)).clamp(1, kv_heads);
+    let tasks = kv_heads.div_ceil(together);
+    team.run(rows * tasks, &|task| {
+        let (row, first) = (task / tasks, task % tasks * together);
+        for h in first..(first + together).min(kv_heads) {
+            // SAFETY: each key head of each row has outputs of its own.
+            let out = unsafe { out.part(row * width + h * part, part) };
+            group(Isa::detect(), shape, h, &q[row * ldq + h * part..][..part], &context(row), scale, out);
+        }
+    });
 }
 
-/// [`attend`] with the instructions of `isa`.
+/// [`attend_rows`] of one token, on this thread, with the instructions of `isa`. `q` and `out` have `heads * head_dim`
+/// values.
 ///
 /// # Panics
-/// As [`attend`].
+/// As [`attend_rows`].
 pub fn attend_with(
     isa: Isa,
     shape: &AttentionShape,
@@ -64,19 +98,36 @@ pub fn attend_with(
     let AttentionShape { heads, kv_heads, head_dim } = *shape;
     assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "query heads share key heads evenly");
     assert!(q.len() == heads * head_dim && out.len() == q.len(), "q and out have heads * head_dim values");
-    let needed = len * kv_heads * head_dim;
+    let part = heads / kv_heads * head_dim;
+    let context = Context { keys, values, first, len };
+    for (h, (q, out)) in q.chunks(part.max(1)).zip(out.chunks_mut(part.max(1))).enumerate() {
+        group(isa, shape, h, q, &context, scale, out);
+    }
+}
+
+/// The query heads of one key head.
+fn group(
+    isa: Isa,
+    shape: &AttentionShape,
+    kv_head: usize,
+    q: &[f32],
+    context: &Context<'_>,
+    scale: f32,
+    out: &mut [f32],
+) {
+    let Context { keys, values, first, len } = *context;
+    let (dim, stride) = (shape.head_dim, shape.kv_heads * shape.head_dim);
+    let needed = len * stride;
     assert!(keys.len() >= needed && values.len() >= needed, "keys and values hold len positions");
-    if first >= len || head_dim == 0 {
+    if first >= len || dim == 0 {
         out.fill(0.0);
         return;
     }
-    let stride = kv_heads * head_dim;
-    let group = heads / kv_heads;
+    let offset = kv_head * dim + first * stride;
+    let (keys, values) = (&keys[offset..needed], &values[offset..needed]);
     SCORES.with_borrow_mut(|scores| {
         scores.resize((len - first).next_multiple_of(16), 0.0);
-        for (h, (q, out)) in q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
-            let offset = h / group * head_dim + first * stride;
-            let (keys, values) = (&keys[offset..needed], &values[offset..needed]);
+        for (q, out) in q.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
             dispatch(isa, Head { q, keys, values, stride, count: len - first, scale, scores, out });
         }
     });
@@ -103,8 +154,17 @@ impl Kernel for Head<'_> {
         let Head { q, keys, values, stride, count, scale, scores, out } = self;
         let dim = q.len();
         let mut max = f32::NEG_INFINITY;
-        for (p, score) in scores[..count].iter_mut().enumerate() {
-            *score = dot_lanes(s, q, &keys[p * stride..p * stride + dim]) * scale;
+        let (fours, rest) = scores[..count].as_chunks_mut::<4>();
+        for (i, four) in fours.iter_mut().enumerate() {
+            let from = 4 * i * stride;
+            let keys = [0, 1, 2, 3].map(|p| &keys[from + p * stride..][..dim]);
+            *four = dot_lanes_4(s, q, keys).map(|dot| dot * scale);
+        }
+        let from = 4 * fours.len();
+        for (i, score) in rest.iter_mut().enumerate() {
+            *score = dot_lanes(s, q, &keys[(from + i) * stride..][..dim]) * scale;
+        }
+        for score in &scores[..count] {
             // NaN does not win here; it comes through in exp.
             max = max.max(*score);
         }

@@ -8,7 +8,8 @@
 //! 3. The patch answers with a number per block. ([`profile::Profile`] has the published formulas natively, as the
 //!    reference.)
 //! 4. [`cast::cast_panel`] proves every answer against the scheme's contract and casts.
-//! 5. [`linear::linear`] and [`attention::attend`] compute with the result; [`activation`] emulates W8A8.
+//! 5. [`linear::multiply`] and [`attention::attend`] compute with the result, shared out over a [`team::Team`];
+//!    [`activation`] emulates W8A8.
 //!
 //! **One result.** Every function gives the same bits on all instruction sets ([`isa::Isa`]), for all thread counts and
 //! batch sizes. Sums are defined as sixteen partial sums in a fixed order for that. MXCSR is never touched: subnormals
@@ -26,10 +27,12 @@ pub mod error;
 pub mod isa;
 pub mod linear;
 pub mod profile;
+pub mod rows;
 mod simd;
 pub mod source;
 pub mod spec;
 pub mod stats;
+pub mod team;
 
 pub use error::KernelError;
 pub use isa::Isa;

@@ -25,7 +25,7 @@ compile_error!("the kernels read little-endian tensors in place");
 pub(crate) trait Simd: Copy {
     /// The lanes.
     type F: Copy;
-    /// Whether the register file holds 32 accumulators of 16 lanes (tiles of 6x4) or only 16 halves (tiles of 3x2).
+    /// Whether there are 32 registers of 16 lanes, or only 16 of 8.
     const WIDE: bool;
 
     fn splat(self, x: f32) -> Self::F;
@@ -37,6 +37,16 @@ pub(crate) trait Simd: Copy {
     fn load_f16(self, x: &[u8; 32]) -> Self::F;
     /// 16 e4m3 codes as value / 256, exactly. The vector paths take the NaN codes for ±480 / 256.
     fn load_e4m3_256th(self, codes: &[u8; 16]) -> Self::F;
+    /// A quad of [`crate::linear::PackedMatrix`]: four columns of sixteen e4m3 codes, each as value *
+    /// [`Simd::CODE_UNIT`], exactly; the rows in an order of the path's own.
+    fn load_e4m3_quad(self, codes: &[u8; 64]) -> [Self::F; 4];
+    /// 2^-8, or 2^-120 where the fields of a code are only moved into place: subnormal codes become subnormal floats.
+    const CODE_UNIT: f32 = 1.0 / 256.0;
+    /// Lanes in the order of [`Simd::load_e4m3_quad`], in the order of the rows.
+    #[inline(always)]
+    fn by_row(self, x: Self::F) -> Self::F {
+        x
+    }
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
@@ -58,6 +68,8 @@ pub(crate) trait Simd: Copy {
     fn encode_counting(self, x: Self::F, y: Self::F, nan: u8) -> ([u8; 16], u32) {
         (self.encode(y, nan), self.flushed(x, y))
     }
+    /// The smaller of `x` and `limit`; NaN in `x` stays.
+    fn at_most(self, x: Self::F, limit: Self::F) -> Self::F;
     /// How many lanes have `limit < |y|` by their bits, NaN not counted.
     fn beyond(self, y: Self::F, limit: u32) -> u32;
 
@@ -77,7 +89,7 @@ pub(crate) trait Simd: Copy {
     /// Asks for the cache line of `p`; never faults, whatever `p` is.
     fn prefetch<T>(self, p: *const T);
 
-    /// `2^x` in base e for x <= 0, the same bits on all paths: argument reduction by `n = round(x / ln 2)` with ln 2
+    /// `e^x` for x <= 88, the same bits on all paths: argument reduction by `n = round(x / ln 2)` with ln 2
     /// in two parts (Cody and Waite), then a polynomial of degree 6 (Taylor; |r| <= 0.347), relative error < 3e-7.
     /// 0 for x < -87, NaN for NaN.
     #[inline(always)]
@@ -92,6 +104,14 @@ pub(crate) trait Simd: Copy {
             p = self.fma(p, r, self.splat(c));
         }
         self.scale_or_zero(p, shifted, x, self.splat(-87.0))
+    }
+
+    /// `1 / (1 + e^-x)`.
+    #[inline(always)]
+    fn sigmoid(self, x: Self::F) -> Self::F {
+        let one = self.splat(1.0);
+        let e = self.exp(self.at_most(self.sub(self.splat(0.0), x), self.splat(88.0)));
+        self.div(one, self.add(one, e))
     }
 }
 
@@ -108,7 +128,10 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
         Isa::Portable => kernel.run(Portable),
         // SAFETY: `isa` is at most what `Isa::hardware` detected.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::run(kernel) },
+        Isa::Avx2 => unsafe { avx2::run::<K, false>(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2Subnormal => unsafe { avx2::run::<K, true>(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512::run(kernel) },

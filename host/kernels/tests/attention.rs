@@ -4,13 +4,14 @@
 mod common;
 
 use common::{bits, encode_by_search, gauss_vec, positive_values, rng};
-use patchhost_kernels::activation::{GROUP, apply_groups, apply_groups_with, group_amax, rule_scales};
+use patchhost_kernels::activation::{GROUP, apply_groups, apply_groups_with, apply_rule, group_amax, rule_scales};
 use patchhost_kernels::attention::{AttentionShape, attend_with};
 use patchhost_kernels::e4m3;
 use patchhost_kernels::isa::Isa;
 use patchhost_kernels::linear::{MatrixView, ScaleOrder, linear};
 use patchhost_kernels::profile::Profile;
 use patchhost_kernels::spec::ActivationRule;
+use patchhost_kernels::team::Team;
 use rand::Rng;
 
 #[test]
@@ -92,6 +93,10 @@ fn groups_are_quantized_by_the_definition() {
         let rule = Profile::VllmGroup.activation_rule();
         let mut scales = vec![0.0; amax.len()];
         rule_scales(&rule, &amax, &mut scales);
+        let (mut in_one, mut apart) = (vec![0.0; m * k], vec![0.0; m * k]);
+        apply_rule(&Team::new(2), &rule, &x, m, k, &mut in_one);
+        apply_groups(&x, m, k, &scales, &mut apart);
+        assert_eq!(bits(&in_one), bits(&apart));
         for isa in Isa::available() {
             let mut out = vec![0.0; m * k];
             apply_groups_with(isa, &x, m, k, &scales, &mut out);

@@ -6,7 +6,8 @@ mod common;
 use common::{bits, gauss_vec, rng};
 use patchhost_kernels::e4m3::DECODE;
 use patchhost_kernels::isa::Isa;
-use patchhost_kernels::linear::{MatrixView, ScaleOrder, dot, linear, linear_with};
+use patchhost_kernels::linear::{Kind, MatrixView, PackedMatrix, Product, ScaleOrder, Scales, dot, linear, linear_with, multiply};
+use patchhost_kernels::team::Team;
 use rand::Rng;
 
 /// Weights in one of the stored forms, and as f32.
@@ -66,11 +67,34 @@ impl Weights {
     }
 }
 
-/// The definition, word for word.
-fn by_definition(x: &[f32], w: &[f32]) -> f32 {
+/// The definition, word for word: `kind` and `block` as in `Weights`.
+fn by_definition(x: &[f32], w: &Weights, j: usize) -> f32 {
+    let k = x.len();
+    let cols = if w.kind == 3 { w.block.1 } else { 128 };
+    let mut total = 0f32;
+    for (b, start) in (0..k).step_by(cols).enumerate() {
+        let mut sum = 0f32;
+        for c in start..(start + cols).min(k) {
+            sum = match w.kind {
+                3 => {
+                    let x = x[c] * 2f32.powi(-72) * 2f32.powi(112);
+                    x.mul_add(DECODE[w.q[j * k + c] as usize] * 2f32.powi(-120), sum)
+                }
+                _ => x[c].mul_add(w.f32s[j * k + c], sum),
+            };
+        }
+        total = match w.kind {
+            3 => (sum * 2f32.powi(40)).mul_add(w.scales[j / w.block.0 * k.div_ceil(w.block.1) + b], total),
+            _ => total + sum,
+        };
+    }
+    if w.kind == 3 { total * 2f32.powi(40) } else { total }
+}
+
+fn lanes_by_definition(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0f32; 16];
-    for (c, (x, w)) in x.iter().zip(w).enumerate() {
-        lanes[c % 16] = x.mul_add(*w, lanes[c % 16]);
+    for (c, (a, b)) in a.iter().zip(b).enumerate() {
+        lanes[c % 16] = a.mul_add(*b, lanes[c % 16]);
     }
     for half in [8, 4, 2, 1] {
         for l in 0..half {
@@ -83,27 +107,33 @@ fn by_definition(x: &[f32], w: &[f32]) -> f32 {
 #[test]
 fn every_path_is_the_definition_bit_for_bit() {
     let mut rng = rng(1);
+    let team = Team::new(2);
     for case in 0..160 {
-        let m = rng.random_range(1..=14);
+        let m = if case % 4 == 0 { rng.random_range(13..=40) } else { rng.random_range(1..=14) };
         let n = rng.random_range(1..=70);
         let k = if case % 5 == 0 { rng.random_range(1000..2600) } else { rng.random_range(0..=300) };
         let block = [(128, 128), (16, 48), (7, 13), (1, 16), (64, 4096), (3, 1)][case % 6];
         let w = Weights::random(&mut rng, case % 4, n, k, block);
-        let x = gauss_vec(&mut rng, m * k, 1.0);
+        let mut x = gauss_vec(&mut rng, m * k, 1.0);
+        if case % 8 == 7 {
+            // The ends of the range: what underflows and overflows does so alike everywhere.
+            x.iter_mut().for_each(|x| *x *= 2f32.powi(rng.random_range(-149..127)));
+        }
         let bias = (case % 3 == 0).then(|| gauss_vec(&mut rng, n, 1.0));
         let ldo = n + case % 4;
         let mut expected = vec![7.0; m * ldo];
         for i in 0..m {
             for j in 0..n {
-                let sum = by_definition(&x[i * k..(i + 1) * k], &w.f32s[j * k..(j + 1) * k]);
+                let sum = by_definition(&x[i * k..(i + 1) * k], &w, j);
                 expected[i * ldo + j] = bias.as_ref().map_or(sum, |bias| sum + bias[j]);
             }
         }
         for isa in Isa::available() {
             let mut out = vec![7.0; m * ldo];
-            linear_with(isa, &x, m, k, w.view(), n, bias.as_deref(), &mut out, ldo);
-            // Also that the gap between rows is left alone.
-            assert_eq!(bits(&out), bits(&expected), "{isa:?} case {case}: m {m} n {n} k {k} block {block:?}");
+            linear_with(isa, &team, &x, m, k, w.view(), n, bias.as_deref(), &mut out, ldo);
+            // NaN has many bits; else all must be the same. Also that the gap between rows is left alone.
+            let plain = |x: &[f32]| x.iter().map(|x| if x.is_nan() { 1 } else { x.to_bits() }).collect::<Vec<_>>();
+            assert_eq!(plain(&out), plain(&expected), "{isa:?} case {case}: m {m} n {n} k {k} block {block:?}");
         }
     }
 }
@@ -143,7 +173,7 @@ fn absurd_scales_stay_exact() {
                 block_rows: 1,
                 block_cols: 16,
             };
-            linear_with(isa, &x, m, 16, w, 2, None, &mut out, 2);
+            linear_with(isa, Team::global(), &x, m, 16, w, 2, None, &mut out, 2);
             assert_eq!(out[0], f32::MAX / 512.0 * 16.0);
             assert_eq!(out[1], 16.0 / 512.0);
         }
@@ -158,9 +188,8 @@ fn a_row_of_a_batch_is_the_row_alone_and_threads_change_nothing() {
         let w = Weights::random(&mut rng, kind, n, k, (100, 128));
         let x = gauss_vec(&mut rng, m * k, 1.0);
         let run = |threads: usize, m: usize, x: &[f32]| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let mut out = vec![0.0; m * n];
-            pool.install(|| linear(x, m, k, w.view(), n, None, &mut out, n));
+            linear_with(Isa::detect(), &Team::new(threads), x, m, k, w.view(), n, None, &mut out, n);
             bits(&out)
         };
         let whole = run(1, m, &x);
@@ -182,7 +211,7 @@ fn dot_is_the_definition() {
     for k in [0, 1, 15, 16, 17, 64, 100, 1000] {
         let (a, b) = (gauss_vec(&mut rng, k, 1.0), gauss_vec(&mut rng, k, 1.0));
         for isa in Isa::available() {
-            assert_eq!(dot(isa, &a, &b).to_bits(), by_definition(&a, &b).to_bits(), "{isa:?} {k}");
+            assert_eq!(dot(isa, &a, &b).to_bits(), lanes_by_definition(&a, &b).to_bits(), "{isa:?} {k}");
         }
     }
 }
@@ -216,6 +245,91 @@ fn column_major_scales_give_the_same_bits() {
                 bits(&out)
             };
             assert_eq!(run(&scales, ScaleOrder::RowMajor), run(&turned, order), "{n}x{k}, m = {m}");
+        }
+    }
+}
+
+/// What a checkpoint's rows are packed from comes back byte for byte, filled at once or sixteen rows at a time.
+#[test]
+fn packing_is_a_permutation() {
+    let mut rng = rng(5);
+    for case in 0..60 {
+        let (n, k) = (rng.random_range(1..70), if case % 7 == 0 { 0 } else { rng.random_range(1..300) });
+        let block = [(128, 128), (16, 48), (7, 13), (1, 16), (64, 4096), (3, 1)][case % 6];
+        let w = Weights::random(&mut rng, case % 4, n, k, block);
+        let bytes: Vec<u8> = match w.kind {
+            0 => w.f32s.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            3 => w.q.clone(),
+            _ => w.u16s.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        let packed = PackedMatrix::new(w.view(), n, k);
+        let (mut back, mut row) = (Vec::new(), vec![0.0; k]);
+        let half = n / 2;
+        packed.unpack_rows(0, half, &mut back);
+        packed.unpack_rows(half, n - half, &mut back);
+        assert!(back == bytes, "case {case}: {n} x {k}");
+        for r in 0..n {
+            packed.row(r, &mut row);
+            assert_eq!(bits(&row), bits(&w.f32s[r * k..(r + 1) * k]));
+        }
+        let scales = packed.scales().map(|s| Scales { ..s.clone() });
+        let mut piecewise = PackedMatrix::zeroed(packed.kind(), n, k, scales);
+        let stride = k * packed.kind().size();
+        for first in (0..n).step_by(16).rev() {
+            piecewise.pack_rows(first, &bytes[first * stride..(first + 16).min(n) * stride]);
+        }
+        assert!(piecewise.bit_equal(&packed));
+        if let Some(byte) = bytes.first() {
+            let mut other = bytes.clone();
+            other[0] = byte ^ 1;
+            piecewise.pack_rows(0, &other[..16.min(n) * stride]);
+            assert!(!piecewise.bit_equal(&packed));
+        }
+    }
+    assert_eq!(Kind::Fp8.size(), 1);
+}
+
+/// Several products in one call, with stacked parts of several kinds, a bias, two forms of x: each as if alone.
+#[test]
+fn products_together_are_products_alone() {
+    let mut rng = rng(6);
+    for m in [1, 3, 20] {
+        let k = 200;
+        let parts: Vec<Weights> =
+            (0..4).map(|kind| Weights::random(&mut rng, kind, 10 + 17 * kind, k, (16, 64))).collect();
+        let sizes: Vec<usize> = (0..4).map(|kind| 10 + 17 * kind).collect();
+        let packed: Vec<PackedMatrix> =
+            parts.iter().zip(&sizes).map(|(w, n)| PackedMatrix::new(w.view(), *n, k)).collect();
+        let n: usize = sizes.iter().sum();
+        let bias = gauss_vec(&mut rng, n, 1.0);
+        let xs: Vec<Vec<f32>> = (0..6).map(|_| gauss_vec(&mut rng, m * k, 1.0)).collect();
+        let mut outs = vec![vec![0.0; m * n]; 3];
+        let mut products: Vec<Product<'_, PackedMatrix>> = outs
+            .iter_mut()
+            .enumerate()
+            .map(|(i, out)| Product {
+                x: &xs[2 * i],
+                x_fp8: (i > 0).then_some(&xs[2 * i + 1][..]),
+                m,
+                parts: &packed,
+                bias: (i < 2).then_some(&bias[..]),
+                out,
+                ldo: n,
+            })
+            .collect();
+        multiply(&Team::new(3), &mut products);
+        for (i, out) in outs.iter().enumerate() {
+            let mut first = 0;
+            for (w, rows) in parts.iter().zip(&sizes) {
+                let x = if w.kind == 3 && i > 0 { &xs[2 * i + 1] } else { &xs[2 * i] };
+                let mut alone = vec![0.0; m * rows];
+                let bias = (i < 2).then_some(&bias[first..first + rows]);
+                linear(x, m, k, w.view(), *rows, bias, &mut alone, *rows);
+                for r in 0..m {
+                    assert_eq!(bits(&out[r * n + first..][..*rows]), bits(&alone[r * rows..][..*rows]), "m {m} i {i}");
+                }
+                first += rows;
+            }
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use patchhost_kernels::activation::{apply_groups, group_amax, rule_scales};
+use patchhost_kernels::activation::{apply_groups, apply_rule, group_amax};
+use patchhost_kernels::team::Team;
 
 use crate::error::{Refusal, RuntimeError};
 use crate::hooks::{ActivationRule, BlockQuant, HookCause, HookError};
@@ -65,27 +66,41 @@ impl Activation {
         Ok(Activation::Rule(rule))
     }
 
-    /// `x` [m, k] as the matrix sees it: quantized to FP8 and back, or `None` where it stays.
+    /// `x` [m, k] as an FP8 matrix sees it: quantized and dequantized, or `None` where it stays.
     pub fn quantized(&self, x: &[f32], m: usize, k: usize) -> Result<Option<Vec<f32>>, HookError> {
-        if matches!(self, Activation::None) {
-            return Ok(None);
-        }
-        let mut amax = Vec::new();
-        group_amax(x, m, k, &mut amax);
-        let mut scales = vec![0.0; amax.len()];
+        let mut out = Vec::new();
+        Ok(self.quantize(Team::global(), x, m, k, &mut out)?.then_some(out))
+    }
+
+    /// `x` [m, k] as an FP8 matrix sees it, quantized and dequantized into `out`; false where it stays as it is, and `out`
+    /// is left alone.
+    pub(crate) fn quantize(
+        &self,
+        team: &Team,
+        x: &[f32],
+        m: usize,
+        k: usize,
+        out: &mut Vec<f32>,
+    ) -> Result<bool, HookError> {
         match self {
-            Activation::None => return Ok(None),
-            Activation::Rule(rule) => rule_scales(rule, &amax, &mut scales),
+            Activation::None => return Ok(false),
+            Activation::Rule(rule) => {
+                out.resize(m * k, 0.0);
+                apply_rule(team, rule, x, m, k, out);
+            }
             Activation::Call(patch) => {
+                let mut amax = Vec::new();
+                group_amax(x, m, k, &mut amax);
+                let mut scales = vec![0.0; amax.len()];
                 for (amax, scales) in amax.chunks(MOST_GROUPS).zip(scales.chunks_mut(MOST_GROUPS)) {
                     scales.copy_from_slice(&patch.activation_scales(amax)?);
                     prove(patch.name(), amax, scales)?;
                 }
+                out.resize(m * k, 0.0);
+                apply_groups(x, m, k, &scales, out);
             }
         }
-        let mut out = vec![0.0; x.len()];
-        apply_groups(x, m, k, &scales, &mut out);
-        Ok(Some(out))
+        Ok(true)
     }
 }
 

@@ -70,9 +70,9 @@ pub enum RuntimeError {
     /// A patch failed.
     #[error(transparent)]
     Hook(#[from] HookError),
-    /// The tensor library failed: a bug of this program.
-    #[error("internal: {0}\n  why: the tensor library refused an operation\n  next: please report this")]
-    Compute(#[from] candle_core::Error),
+    /// A panic was caught: a bug of this program.
+    #[error("internal: {0}\n  why: a bug of this program\n  next: please report this")]
+    Internal(String),
 }
 
 impl RuntimeError {
@@ -87,7 +87,7 @@ impl RuntimeError {
             Self::Contract(r) => Self::Contract(r.clone()),
             Self::Request(r) => Self::Request(r.clone()),
             Self::Hook(e) => Self::Hook(e.clone()),
-            Self::Compute(e) => Self::Compute(candle_core::Error::Msg(e.to_string())),
+            Self::Internal(what) => Self::Internal(what.clone()),
         }
     }
 }

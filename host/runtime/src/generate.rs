@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::kv::KvCache;
 use crate::lora::Adapter;
-use crate::model::{Model, Rows, Sequence};
+use crate::model::{Logits, Model, Rows, Sequence};
 use crate::output::{Output, Stops};
 use crate::sampling::{Sampler, SamplingParams};
 use crate::tokenizer::Tokenizer;
@@ -128,9 +128,11 @@ pub fn generate(
                 "give a prompt of at least one character",
             )));
         }
+        let mut cache = model.new_cache_with(r.adapter.clone());
+        cache.reserve(r.prompt.len().saturating_add(r.max_tokens).min(model.max_positions()));
         running.push(Running {
             index,
-            cache: model.new_cache_with(r.adapter.clone()),
+            cache,
             sampler: Sampler::new(r.sampling.clone(), index as u64),
             output: Output::new(true),
             next: r.prompt.clone(),
@@ -146,20 +148,21 @@ pub fn generate(
     let mut finished: Vec<Running> = Vec::new();
     let mut timing = Timing { prompt_tokens: requests.iter().map(|r| r.prompt.len()).sum(), ..Timing::default() };
     let mut prefill = true;
+    let mut logits = Logits::default();
     while !running.is_empty() {
         let started = std::time::Instant::now();
         let mut batch: Vec<Sequence<'_>> =
             running.iter_mut().map(|r| Sequence { tokens: &r.next, cache: &mut r.cache }).collect();
-        let logits = model.forward(weights, &mut batch, Rows::Last)?.to_vec2::<f32>()?;
-        let mut still = Vec::new();
-        for (mut r, mut row) in running.into_iter().zip(logits) {
+        model.forward_into(weights, &mut batch, Rows::Last, &mut logits)?;
+        let mut still = Vec::with_capacity(running.len());
+        for (mut r, row) in running.into_iter().zip(logits.values_mut().chunks_exact_mut(model.vocab())) {
             for ids in weights.masked() {
                 if let Some(masked) = row.get_mut(ids.start as usize..ids.end as usize) {
                     masked.fill(f32::NEG_INFINITY);
                 }
             }
             let request = &requests[r.index];
-            match step(&mut r, &row, request, model, tokenizer, on_text)? {
+            match step(&mut r, row, request, model, tokenizer, on_text)? {
                 true => finished.push(r),
                 false => still.push(r),
             }

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use crate::lora::Adapter;
 use crate::weights::WeightSet;
 
+/// Most positions that memory is reserved for ahead; a longer text grows by doubling.
+const RESERVED: usize = 4096;
+
 /// What one sequence remembers, all layers.
 pub struct KvCache {
     layers: Vec<LayerCache>,
@@ -79,10 +82,24 @@ impl KvCache {
         self.layers.iter().map(|l| numbers(l) * 4).sum()
     }
 
-    pub(crate) fn append(&mut self, layer: usize, new_keys: &[f32], new_values: &[f32]) {
-        if let LayerCache::Attention { keys, values, .. } = &mut self.layers[layer] {
-            keys.extend_from_slice(new_keys);
-            values.extend_from_slice(new_values);
+    /// Room for the keys and the values of some more positions, all zero; nothing for a recurrent layer.
+    pub(crate) fn extend(&mut self, layer: usize, positions: usize) -> Option<(&mut [f32], &mut [f32])> {
+        let LayerCache::Attention { keys, values, width } = &mut self.layers[layer] else { return None };
+        let (from, to) = (keys.len(), keys.len() + positions * *width);
+        keys.resize(to, 0.0);
+        values.resize(to, 0.0);
+        Some((&mut keys[from..], &mut values[from..]))
+    }
+
+    /// Reserves memory for a text of so many positions in all, as far as [`RESERVED`], so that keys and values are not moved
+    /// while they grow. The system gives the memory when it is used.
+    pub(crate) fn reserve(&mut self, positions: usize) {
+        for layer in &mut self.layers {
+            if let LayerCache::Attention { keys, values, width } = layer {
+                let more = (positions.min(RESERVED) * *width).saturating_sub(keys.len());
+                keys.reserve_exact(more);
+                values.reserve_exact(more);
+            }
         }
     }
 

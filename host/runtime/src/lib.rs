@@ -18,8 +18,6 @@ pub mod layout;
 pub mod lora;
 pub mod metrics;
 pub mod model;
-mod moe;
-mod ops;
 mod output;
 pub mod plan;
 pub mod quant_config;

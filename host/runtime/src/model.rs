@@ -1,28 +1,37 @@
-//! The forward pass over candle tensors; the hot operators (linear, attention, experts) are our kernels as custom ops.
+//! The forward pass: our kernels over buffers that are kept from pass to pass.
 //!
 //! A batch is a list of sequences of any lengths: their tokens are rows of one matrix. Every operator works on rows
 //! alone and sums in a fixed order, so a row's result does not depend on the batch it is in, on how a prompt is split
 //! into steps, or on the number of threads.
+//!
+//! One thread walks through the layers and hands each operator to the [`Team`]. In the steady state of decoding nothing
+//! is allocated.
 
 mod attention;
 mod delta;
+mod experts;
 mod latent;
+mod linear;
+mod logits;
 mod mlp;
+mod route;
+mod work;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{Device, Tensor};
-use candle_nn::ops::rms_norm;
-use candle_nn::rotary_emb::{rope_i, rope_thd};
+use patchhost_kernels::rows::{add, rms_norm};
+use patchhost_kernels::team::Team;
 
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::families::{Arch, Common};
+use crate::hooks::HookError;
 use crate::kv::{KvCache, LayerShape};
 use crate::lora::Adapter;
-use crate::ops::{LinearOp, Pass, Span};
-use crate::registry::{MixerParams, ModelParams, ParamId};
+use crate::registry::{MixerParams, ModelParams};
 use crate::rope::RopeScaling;
 use crate::weights::WeightSet;
+pub use logits::Logits;
+use work::{Owner, Span, Work};
 
 /// One sequence of a batch: its new tokens, and what came before.
 pub struct Sequence<'a> {
@@ -51,35 +60,19 @@ pub struct Model {
     rotary_dim: usize,
     /// Inverse frequencies of a sequence within the model's own length.
     inv_freq: Vec<f32>,
+    team: &'static Team,
+    /// Buffers of passes that are over, for the next ones.
+    idle: Mutex<Vec<Work>>,
 }
 
-/// cos and sin of the rows of a pass, [rows, rotary_dim / 2].
-pub(crate) struct Rotary {
-    cos: Tensor,
-    sin: Tensor,
-}
-
-/// What a layer works on.
-pub(crate) struct Step<'a, 'b, 'c> {
-    /// Weights of this pass.
+/// One forward pass, as its layers see it.
+pub(crate) struct Pass<'a, 'c> {
     weights: &'a WeightSet,
-    /// Its operators' context.
-    pass: &'a Pass,
-    /// The sequences, whose caches the layer extends.
+    team: &'a Team,
+    /// The sequences, whose caches the layers extend.
     batch: &'a mut [Sequence<'c>],
-    /// Their rows.
-    spans: &'a [Span],
-    /// Their positions.
-    rotary: &'b Rotary,
     /// Index of the layer.
     layer: usize,
-}
-
-impl Step<'_, '_, '_> {
-    /// x times a runtime tensor, transposed.
-    fn linear(&self, param: ParamId, bias: Option<ParamId>, x: &Tensor) -> Result<Tensor> {
-        linear(self.weights, param, bias, x, self.pass)
-    }
 }
 
 impl Model {
@@ -96,7 +89,8 @@ impl Model {
             })
             .collect();
         let inv_freq = c.rope.inv_freq(rotary_dim, 0);
-        Ok(Self { common: c.clone(), params, memory, rotary_dim, inv_freq })
+        let (team, idle) = (Team::global(), Mutex::default());
+        Ok(Self { common: c.clone(), params, memory, rotary_dim, inv_freq, team, idle })
     }
 
     /// Rows of the output: the size of the vocabulary as the model has it.
@@ -139,25 +133,34 @@ impl Model {
         KvCache::new(&self.memory, adapter)
     }
 
-    /// Logits [rows, vocab] in f32. On an error the caches are as before.
-    pub fn forward(&self, weights: &WeightSet, batch: &mut [Sequence<'_>], rows: Rows) -> Result<Tensor> {
+    /// Logits of the rows that are wanted, in f32. On an error the caches are as before.
+    pub fn forward(&self, weights: &WeightSet, batch: &mut [Sequence<'_>], rows: Rows) -> Result<Logits> {
+        let mut logits = Logits::default();
+        self.forward_into(weights, batch, rows, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// [`Model::forward`] into logits that the caller keeps from pass to pass.
+    pub fn forward_into(
+        &self,
+        weights: &WeightSet,
+        batch: &mut [Sequence<'_>],
+        rows: Rows,
+        logits: &mut Logits,
+    ) -> Result<()> {
         self.check(weights, batch)?;
-        let by_row = batch.iter().flat_map(|s| std::iter::repeat_n(s.cache.adapter().cloned(), s.tokens.len()));
-        let pass = Pass::new(by_row.collect());
-        // Once onto a worker thread, instead of once for every operator: sleeping and waking cost more than a small GEMV.
-        let result = rayon::scope(|_| self.run(weights, batch, rows, &pass));
+        let mut work = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let pass = Pass { weights, team: self.team, batch, layer: 0 };
+        let result = self.run(pass, rows, &mut work, logits);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(work);
         match result {
-            Ok(logits) => {
-                for s in batch.iter_mut() {
-                    s.cache.commit(s.tokens.len(), weights);
-                }
-                Ok(logits)
+            Ok(()) => {
+                batch.iter_mut().for_each(|s| s.cache.commit(s.tokens.len(), weights));
+                Ok(())
             }
             Err(e) => {
-                for s in batch.iter_mut() {
-                    s.cache.rollback();
-                }
-                Err(pass.take_failure().map_or(e, RuntimeError::Hook))
+                batch.iter_mut().for_each(|s| s.cache.rollback());
+                Err(RuntimeError::Hook(e))
             }
         }
     }
@@ -191,62 +194,67 @@ impl Model {
         Ok(())
     }
 
-    fn run(&self, w: &WeightSet, batch: &mut [Sequence<'_>], rows: Rows, pass: &Pass) -> Result<Tensor> {
-        let c = &self.common;
-        let tokens: Vec<u32> = batch.iter().flat_map(|s| s.tokens.iter().copied()).collect();
-        let mut spans = Vec::with_capacity(batch.len());
-        let mut row = 0;
-        for s in batch.iter() {
-            spans.push(Span { row, past: s.cache.len(), tokens: s.tokens.len() });
-            row += s.tokens.len();
-        }
-        let rotary = self.rotary(&spans)?;
-        let mut x = self.embed(w, &tokens)?;
+    fn run(
+        &self,
+        mut pass: Pass<'_, '_>,
+        rows: Rows,
+        work: &mut Work,
+        logits: &mut Logits,
+    ) -> std::result::Result<(), HookError> {
+        let (c, team, w) = (&self.common, pass.team, pass.weights);
+        self.begin(&pass, work);
+        let m = work.owners.len();
         for (layer, p) in self.params.layers.iter().enumerate() {
-            let normed = rms_norm(&x, w.vector(p.input_norm)?, c.eps as f32)?;
-            let mut step = Step { weights: w, pass, batch, spans: &spans, rotary: &rotary, layer };
-            let mixed = match &p.mixer {
-                MixerParams::Attention(a) => self.attend(&mut step, a, &normed)?,
-                MixerParams::Latent(l) => self.attend_latent(&mut step, l, &normed)?,
-                MixerParams::DeltaNet(d) => self.delta_net(&mut step, d, &normed)?,
-            };
-            x = (x + mixed)?;
-            let normed = rms_norm(&x, w.vector(p.post_norm)?, c.eps as f32)?;
-            x = (x + self.mlp(&step, &p.mlp, &normed)?)?;
+            pass.layer = layer;
+            work.normed.resize(m * c.hidden, 0.0);
+            rms_norm(team, &work.x, w.vector(p.input_norm), c.eps as f32, &mut work.normed);
+            match &p.mixer {
+                MixerParams::Attention(a) => self.attend(&mut pass, a, work)?,
+                MixerParams::Latent(l) => self.attend_latent(&mut pass, l, work)?,
+                MixerParams::DeltaNet(d) => self.delta_net(&mut pass, d, work)?,
+            }
+            add(team, &mut work.x, &work.mixed);
+            rms_norm(team, &work.x, w.vector(p.post_norm), c.eps as f32, &mut work.normed);
+            self.mlp(&pass, &p.mlp, work)?;
+            add(team, &mut work.x, &work.mixed);
         }
         if rows == Rows::Last {
-            let last: Vec<u32> = spans.iter().map(|s| (s.row + s.tokens - 1) as u32).collect();
-            let count = last.len();
-            x = x.index_select(&Tensor::from_vec(last, count, &Device::Cpu)?, 0)?;
+            work.keep_last(c.hidden);
         }
-        let normed = rms_norm(&x, w.vector(self.params.norm)?, c.eps as f32)?;
-        match rows {
-            Rows::All => linear(w, self.params.head, None, &normed, pass),
-            Rows::Last => {
-                let last = Pass::new(batch.iter().map(|s| s.cache.adapter().cloned()).collect());
-                linear(w, self.params.head, None, &normed, &last)
-                    .map_err(|e| last.take_failure().map_or(e, RuntimeError::Hook))
-            }
-        }
+        let m = work.owners.len();
+        work.normed.resize(m * c.hidden, 0.0);
+        rms_norm(team, &work.x, w.vector(self.params.norm), c.eps as f32, &mut work.normed);
+        logits.vocab = c.vocab;
+        let out = &mut logits.values;
+        linear::linear(&pass, &work.owners, self.params.head, None, &work.normed, &mut work.quantized, out)
     }
 
-    fn embed(&self, w: &WeightSet, tokens: &[u32]) -> Result<Tensor> {
-        let hidden = self.common.hidden;
-        let mut out = vec![0.0; tokens.len() * hidden];
-        for (t, row) in tokens.iter().zip(out.chunks_exact_mut(hidden)) {
-            w.parts(self.params.embed)[0].matrix.row(*t as usize, hidden, row);
+    /// Rows of the batch, their positions' angles, and their embeddings.
+    fn begin(&self, pass: &Pass<'_, '_>, work: &mut Work) {
+        work.spans.clear();
+        work.owners.clear();
+        for (sequence, s) in pass.batch.iter().enumerate() {
+            let past = s.cache.len();
+            work.spans.push(Span { row: work.owners.len(), past, tokens: s.tokens.len() });
+            work.owners.extend((0..s.tokens.len()).map(|i| Owner { sequence, len: past + i + 1 }));
         }
-        Ok(Tensor::from_vec(out, (tokens.len(), hidden), &Device::Cpu)?)
+        self.angles(work);
+        let hidden = self.common.hidden;
+        work.x.resize(work.owners.len() * hidden, 0.0);
+        let tokens = pass.batch.iter().flat_map(|s| s.tokens);
+        for (t, row) in tokens.zip(work.x.chunks_exact_mut(hidden)) {
+            pass.weights.parts(self.params.embed)[0].matrix.row(*t as usize, hidden, row);
+        }
     }
 
     /// cos and sin of each row's position. Under dynamic scaling a sequence longer than the model's own length has
     /// frequencies of its own, those of its length after this step (as transformers computes them); keys that earlier
     /// steps cached keep theirs, so beyond that length a prompt's split into steps matters.
-    fn rotary(&self, spans: &[Span]) -> Result<Rotary> {
+    fn angles(&self, work: &mut Work) {
         let factor = self.common.rope.attention_factor();
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        let mut n = 0;
-        for span in spans {
+        work.cos.clear();
+        work.sin.clear();
+        for span in &work.spans {
             let end = span.past + span.tokens;
             let stretched;
             let frequencies = match self.common.rope.scaling {
@@ -257,49 +265,12 @@ impl Model {
                 _ => &self.inv_freq,
             };
             for p in span.past..end {
-                n += 1;
                 for f in frequencies {
-                    let angle = p as f32 * f;
-                    cos.push(angle.cos() * factor);
-                    sin.push(angle.sin() * factor);
+                    let (sin, cos) = (p as f32 * f).sin_cos();
+                    work.cos.push(cos * factor);
+                    work.sin.push(sin * factor);
                 }
             }
         }
-        let shape = (n, self.rotary_dim / 2);
-        Ok(Rotary {
-            cos: Tensor::from_vec(cos, shape, &Device::Cpu)?,
-            sin: Tensor::from_vec(sin, shape, &Device::Cpu)?,
-        })
     }
-}
-
-impl Rotary {
-    /// Rotates the first dimensions of every head of x [rows, heads, width]; pairs are halves of them.
-    fn halves(&self, x: &Tensor) -> Result<Tensor> {
-        let (_, _, width) = x.dims3()?;
-        let rotated = 2 * self.cos.dim(1)?;
-        if rotated == width {
-            return Ok(rope_thd(&x.unsqueeze(0)?, &self.cos, &self.sin)?.squeeze(0)?);
-        }
-        let first = x.narrow(2, 0, rotated)?.contiguous()?.unsqueeze(0)?;
-        let first = rope_thd(&first, &self.cos, &self.sin)?.squeeze(0)?;
-        Ok(Tensor::cat(&[&first, &x.narrow(2, rotated, width - rotated)?], 2)?)
-    }
-
-    /// The same for x [rows, heads, rotary_dim] where pairs are neighbors.
-    fn neighbors(&self, x: &Tensor) -> Result<Tensor> {
-        let by_head = x.transpose(0, 1)?.contiguous()?.unsqueeze(0)?;
-        let rotated = rope_i(&by_head, &self.cos, &self.sin)?;
-        Ok(rotated.squeeze(0)?.transpose(0, 1)?.contiguous()?)
-    }
-}
-
-fn linear(w: &WeightSet, param: ParamId, bias: Option<ParamId>, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-    let bias = bias.map(|b| w.vector(b)).transpose()?.map(Tensor::to_vec1::<f32>).transpose()?;
-    Ok(x.apply_op1_no_bwd(&LinearOp { weights: w, param, bias: bias.as_deref(), pass })?)
-}
-
-/// The values of rows of x [rows, width].
-fn values(x: &Tensor, span: &Span) -> Result<Vec<f32>> {
-    Ok(x.narrow(0, span.row, span.tokens)?.flatten_all()?.to_vec1()?)
 }

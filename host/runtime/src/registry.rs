@@ -5,7 +5,7 @@
 mod build;
 mod params;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::families::{Arch, Ignored};
 use crate::hooks::{Dtype, Role, Slot, TensorInfo};
@@ -106,6 +106,8 @@ pub struct Registry {
     expert_names: HashMap<String, NativePlace>,
     ignored: Vec<Ignored>,
     tied_head: Option<String>,
+    /// Matrices that are read by rows and never multiplied.
+    by_rows: BTreeSet<ParamId>,
 }
 
 impl Registry {
@@ -122,6 +124,11 @@ impl Registry {
     /// By name.
     pub fn find(&self, name: &str) -> Option<ParamId> {
         self.by_name.get(name).copied()
+    }
+
+    /// Whether products read a tensor: published weights have it in the order of the kernels.
+    pub fn is_packed(&self, param: ParamId) -> bool {
+        self.params[param].cols.is_some() && !self.by_rows.contains(&param)
     }
 
     /// Where the host's own loader puts a checkpoint tensor.

@@ -5,20 +5,18 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use candle_core::{Device, Tensor};
 use half::{bf16, f16};
-use patchhost_kernels::linear::{MatrixView, ScaleOrder};
+use patchhost_kernels::linear::{Kind, MatrixView, PackedMatrix, ROWS, ScaleOrder};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::activation::Activation;
-use crate::error::Result;
 use crate::hooks::{Dtype, Elem, LayoutPass};
 use crate::layout;
 use crate::refit::Origin;
 use crate::registry::{ParamId, Registry};
 
-/// The data of one part, row-major.
+/// The data of one part: row-major while it is made, packed for the kernels once it is published.
 #[derive(Debug, Clone)]
 pub enum Matrix {
     /// As in the checkpoint.
@@ -40,6 +38,8 @@ pub enum Matrix {
         /// Columns of a block.
         block_cols: usize,
     },
+    /// Any of these in the order in which products read it; a permutation of the bytes.
+    Packed(PackedMatrix),
 }
 
 impl Matrix {
@@ -67,24 +67,51 @@ impl Matrix {
                 }
             }
             Matrix::Fp8 { q, .. } => q.copy_from_slice(bytes),
+            Matrix::Packed(_) => unreachable!("what is published is not written"),
         }
     }
 
-    /// As the kernels take it.
-    pub fn view(&self) -> MatrixView<'_> {
-        match self {
+    /// Packed for the kernels.
+    pub fn packed(self, rows: usize, cols: usize) -> Self {
+        let view = match &self {
             Matrix::F32(data) => MatrixView::F32 { data },
             Matrix::Bf16(data) => MatrixView::Bf16 { data },
             Matrix::F16(data) => MatrixView::F16 { data },
             Matrix::Fp8 { q, scales, order, block_rows, block_cols } => {
                 MatrixView::Fp8Block { q, scales, order: *order, block_rows: *block_rows, block_cols: *block_cols }
             }
+            Matrix::Packed(_) => return self,
+        };
+        Matrix::Packed(PackedMatrix::new(view, rows, cols))
+    }
+
+    /// Row-major again, bit for bit what was packed.
+    pub fn unpacked(&self) -> Self {
+        let Matrix::Packed(p) = self else { return self.clone() };
+        let mut bytes = Vec::new();
+        p.unpack_rows(0, p.n(), &mut bytes);
+        let u16s = |bytes: &[u8]| bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
+        match (p.kind(), p.scales()) {
+            (Kind::F32, _) => Matrix::F32(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+            (Kind::F16, _) => Matrix::F16(u16s(&bytes)),
+            (Kind::Fp8, Some(s)) => Matrix::Fp8 {
+                q: bytes,
+                scales: s.values.clone(),
+                order: s.order,
+                block_rows: s.block_rows,
+                block_cols: s.block_cols,
+            },
+            (Kind::Bf16 | Kind::Fp8, _) => Matrix::Bf16(u16s(&bytes)),
         }
     }
 
     /// Whether it is block FP8.
     pub fn is_fp8(&self) -> bool {
-        matches!(self, Matrix::Fp8 { .. })
+        match self {
+            Matrix::Fp8 { .. } => true,
+            Matrix::Packed(p) => p.kind() == Kind::Fp8,
+            Matrix::F32(_) | Matrix::Bf16(_) | Matrix::F16(_) => false,
+        }
     }
 
     /// Bytes of data, scales included.
@@ -93,6 +120,7 @@ impl Matrix {
             Matrix::F32(d) => d.len() * 4,
             Matrix::Bf16(d) | Matrix::F16(d) => d.len() * 2,
             Matrix::Fp8 { q, scales, .. } => q.len() + scales.len() * 4,
+            Matrix::Packed(p) => p.bytes(),
         }
     }
 
@@ -110,6 +138,7 @@ impl Matrix {
                     *o = patchhost_kernels::e4m3::decode(*b) * scale;
                 }
             }
+            Matrix::Packed(p) => p.row(row, out),
         }
     }
 
@@ -120,10 +149,16 @@ impl Matrix {
             Matrix::Bf16(_) => Dtype::Bf16,
             Matrix::F16(_) => Dtype::F16,
             Matrix::Fp8 { .. } => Dtype::F8E4m3,
+            Matrix::Packed(p) => match p.kind() {
+                Kind::F32 => Dtype::F32,
+                Kind::Bf16 => Dtype::Bf16,
+                Kind::F16 => Dtype::F16,
+                Kind::Fp8 => Dtype::F8E4m3,
+            },
         }
     }
 
-    /// Feeds every stored byte to a digest, little endian: the data, then the scales as they lie.
+    /// Feeds every stored byte to a digest, little endian: the data row after row, then the scales as they lie.
     fn hash(&self, hasher: &mut Sha256) {
         fn f32s(hasher: &mut Sha256, values: &[f32]) {
             for chunk in values.chunks(1 << 14) {
@@ -141,10 +176,21 @@ impl Matrix {
                 hasher.update(q);
                 f32s(hasher, scales);
             }
+            Matrix::Packed(p) => {
+                let mut rows = Vec::new();
+                for first in (0..p.n()).step_by(ROWS) {
+                    rows.clear();
+                    p.unpack_rows(first, ROWS.min(p.n() - first), &mut rows);
+                    hasher.update(&rows);
+                }
+                if let Some(s) = p.scales() {
+                    f32s(hasher, &s.values);
+                }
+            }
         }
     }
 
-    /// Whether every stored bit is the same, layout included.
+    /// Whether every stored bit is the same, layout of the scales included; whether it is packed makes no difference.
     pub fn bit_equal(&self, other: &Self) -> bool {
         match (self, other) {
             (Matrix::F32(a), Matrix::F32(b)) => same_bits(a, b),
@@ -153,6 +199,9 @@ impl Matrix {
                 Matrix::Fp8 { q, scales, order, block_rows, block_cols },
                 Matrix::Fp8 { q: q2, scales: s2, order: o2, block_rows: r2, block_cols: c2 },
             ) => q == q2 && same_bits(scales, s2) && order == o2 && block_rows == r2 && block_cols == c2,
+            (Matrix::Packed(a), Matrix::Packed(b)) => a.bit_equal(b),
+            (Matrix::Packed(_), other) => self.unpacked().bit_equal(other),
+            (_, Matrix::Packed(_)) => other.bit_equal(self),
             _ => false,
         }
     }
@@ -173,6 +222,17 @@ pub struct Part {
     pub matrix: Matrix,
 }
 
+impl AsRef<PackedMatrix> for Part {
+    /// # Panics
+    /// If it is not published, or is read by rows and never multiplied ([`Registry::is_packed`]).
+    fn as_ref(&self) -> &PackedMatrix {
+        match &self.matrix {
+            Matrix::Packed(p) => p,
+            other => unreachable!("a {:?} matrix that is not packed was multiplied", other.dtype()),
+        }
+    }
+}
+
 /// A whole model's weights, all of one refit.
 pub struct WeightSet {
     id: u64,
@@ -182,7 +242,7 @@ pub struct WeightSet {
     /// The layout passes that each runtime tensor went through, in order.
     passes: Vec<Vec<LayoutPass>>,
     /// Vectors (norms, biases) in f32, parts concatenated; `None` for matrices.
-    vectors: Vec<Option<Tensor>>,
+    vectors: Vec<Option<Vec<f32>>>,
     activation: Arc<Activation>,
     /// The experts that are held, where it is not all of them.
     local_experts: Option<Range<usize>>,
@@ -222,7 +282,7 @@ pub struct ParamDigest {
 }
 
 impl WeightSet {
-    pub(crate) fn new(registry: &Registry, made: Ingredients) -> Result<Self> {
+    pub(crate) fn new(registry: &Registry, made: Ingredients) -> Self {
         static IDS: AtomicU64 = AtomicU64::new(1);
         let Ingredients { version, label, mut params, passes, activation, local_experts, masked, origin } = made;
         let mut vectors = Vec::with_capacity(params.len());
@@ -237,17 +297,17 @@ impl WeightSet {
                         let offset = if decl.plus_one { 1.0 } else { 0.0 };
                         all.extend(values.into_iter().map(|v| v + offset));
                     }
-                    let len = all.len();
-                    Some(Tensor::from_vec(all, len, &Device::Cpu)?)
+                    Some(all)
                 }
             });
         }
         for (passes, parts) in passes.iter().zip(&mut params) {
             layout::apply(passes, parts);
         }
+        let params = pack(registry, params);
         let id = IDS.fetch_add(1, Ordering::Relaxed);
         let activation = Arc::new(activation);
-        Ok(Self { id, version, label, params, passes, vectors, activation, local_experts, masked, origin })
+        Self { id, version, label, params, passes, vectors, activation, local_experts, masked, origin }
     }
 
     /// Unlike any other set of this process: caches remember it.
@@ -276,7 +336,7 @@ impl WeightSet {
     }
 
     /// The parts of a runtime tensor as they lie in memory: of each expert, in the order of the declaration unless
-    /// [`WeightSet::swapped`].
+    /// [`WeightSet::swapped`]; packed if products read them.
     pub fn parts(&self, param: ParamId) -> &[Part] {
         &self.params[param]
     }
@@ -291,9 +351,15 @@ impl WeightSet {
         self.passes[param].contains(&LayoutPass::SwapW13)
     }
 
-    /// The parts of a runtime tensor in the checkpoint's layout.
+    /// The same, row-major.
+    pub fn plain_parts(&self, param: ParamId) -> Vec<Part> {
+        let plain = |p: &Part| Part { rows: p.rows, cols: p.cols, matrix: p.matrix.unpacked() };
+        self.params[param].iter().map(plain).collect()
+    }
+
+    /// The parts of a runtime tensor in the checkpoint's layout, row-major.
     pub fn checkpoint_parts(&self, param: ParamId) -> Vec<Part> {
-        let mut parts = self.params[param].clone();
+        let mut parts = self.plain_parts(param);
         layout::undo(&self.passes[param], &mut parts);
         parts
     }
@@ -341,9 +407,9 @@ impl WeightSet {
         self.local_experts.clone()
     }
 
-    pub(crate) fn vector(&self, param: ParamId) -> Result<&Tensor> {
-        let missing = || candle_core::Error::Msg("a matrix was used as a vector".to_string());
-        Ok(self.vectors[param].as_ref().ok_or_else(missing)?)
+    /// A vector (norm, bias) in f32.
+    pub(crate) fn vector(&self, param: ParamId) -> &[f32] {
+        self.vectors[param].as_deref().unwrap_or_else(|| unreachable!("a matrix was used as a vector"))
     }
 
     /// How activations are treated before an FP8 matrix.
@@ -384,6 +450,18 @@ impl WeightSet {
         }
         None
     }
+}
+
+/// Packs every matrix that is multiplied, on all threads; each row-major one is freed as soon as it is packed.
+fn pack(registry: &Registry, params: Vec<Vec<Part>>) -> Vec<Vec<Part>> {
+    let one = |(param, parts): (usize, Vec<Part>)| match registry.is_packed(param) {
+        false => parts,
+        true => {
+            let packed = |Part { rows, cols, matrix }| Part { rows, cols, matrix: Matrix::packed(matrix, rows, cols) };
+            parts.into_par_iter().map(packed).collect()
+        }
+    };
+    params.into_par_iter().enumerate().map(one).collect()
 }
 
 /// Lower-case hex digits.

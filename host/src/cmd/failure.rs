@@ -229,7 +229,7 @@ fn runtime(error: &RuntimeError) -> u8 {
         RuntimeError::Refit(_) | RuntimeError::NonFinite(_) => EXIT_REFUSED,
         RuntimeError::Hook(e) => hook(e),
         RuntimeError::Contract(_) => EXIT_PATCH,
-        RuntimeError::Compute(_) => EXIT_HOST,
+        RuntimeError::Internal(_) => EXIT_HOST,
     }
 }
 

@@ -81,7 +81,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let mut sequences: Vec<Sequence<'_>> =
         ids.chunks_exact(length).zip(&mut caches).map(|(tokens, cache)| Sequence { tokens, cache }).collect();
     let logits = model.engine.model().forward(&weights, &mut sequences, Rows::All)?;
-    let values: Vec<f32> = logits.flatten_all()?.to_vec1()?;
+    let values: Vec<f32> = logits.into_values();
     let mut shape = vec![length, model.engine.model().vocab()];
     if let Some(b) = batch {
         shape.insert(0, b);

@@ -312,7 +312,7 @@ fn compare(model: &Model, hooks: &RefitHooks, live: &WeightSet, requests: &[Requ
         let mut batch: Vec<Sequence<'_>> =
             requests.iter().zip(&mut caches).map(|(r, cache)| Sequence { tokens: &r.prompt, cache }).collect();
         let out = model.engine.model().forward(weights, &mut batch, Rows::All)?;
-        Ok(out.flatten_all()?.to_vec1()?)
+        Ok(out.into_values())
     };
     Ok(mismatch(&logits(&reference)?, &logits(live)?, model.engine.model().vocab()))
 }

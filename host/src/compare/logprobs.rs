@@ -1,6 +1,5 @@
 //! Forward passes over given tokens, and what of their logits is compared.
 
-use patchhost_runtime::error::RuntimeError;
 use patchhost_runtime::metrics::{log_prob, mismatch};
 use patchhost_runtime::model::{Model, Rows, Sequence};
 use patchhost_runtime::weights::WeightSet;
@@ -86,7 +85,7 @@ impl Sums {
 pub(super) fn logits(model: &Model, weights: &WeightSet, ids: &[u32]) -> Result<Vec<f32>> {
     let mut cache = model.new_cache();
     let out = model.forward(weights, &mut [Sequence { tokens: ids, cache: &mut cache }], Rows::All)?;
-    Ok(out.flatten_all().and_then(|t| t.to_vec1()).map_err(RuntimeError::from)?)
+    Ok(out.into_values())
 }
 
 /// The log-prob of each token but the first, given those before it.

@@ -233,7 +233,7 @@ impl From<RuntimeError> for ApiError {
                 let what = format!("patch `{}`, call `{}`", clean(&e.patch, 100), clean(&e.call, 100));
                 Self::new(StatusCode::BAD_REQUEST, "patch_failed", what, e.why, e.next)
             }
-            e @ RuntimeError::Compute(_) => Self::internal(&e),
+            e @ RuntimeError::Internal(_) => Self::internal(&e),
         }
     }
 }

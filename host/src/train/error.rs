@@ -27,7 +27,7 @@ pub enum TrainError {
 
 impl From<candle_core::Error> for TrainError {
     fn from(e: candle_core::Error) -> Self {
-        Self::Runtime(RuntimeError::Compute(e))
+        Self::Runtime(RuntimeError::Internal(format!("the tensor library refused an operation: {e}")))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use patchhost_runtime::kv::KvCache;
 use patchhost_runtime::metrics::log_prob;
-use patchhost_runtime::model::{Model, Rows, Sequence};
+use patchhost_runtime::model::{Logits, Model, Rows, Sequence};
 use patchhost_runtime::sampling::{Sampler, SamplingParams};
 use patchhost_runtime::tokenizer::Tokenizer;
 use patchhost_runtime::weights::WeightSet;
@@ -61,24 +61,25 @@ pub fn sample(
             Running { index, cache: model.new_cache(), sampler, next: ask.prompt.to_vec() }
         })
         .collect();
+    let mut logits = Logits::default();
     for _ in 0..max_tokens {
         if running.is_empty() {
             break;
         }
         let mut batch: Vec<Sequence<'_>> =
             running.iter_mut().map(|r| Sequence { tokens: &r.next, cache: &mut r.cache }).collect();
-        let logits = model.forward(weights, &mut batch, Rows::Last)?.to_vec2::<f32>()?;
+        model.forward_into(weights, &mut batch, Rows::Last, &mut logits)?;
         let mut still = Vec::with_capacity(running.len());
-        for (mut r, mut row) in running.into_iter().zip(logits) {
+        for (mut r, row) in running.into_iter().zip(logits.values_mut().chunks_exact_mut(model.vocab())) {
             for ids in weights.masked() {
                 if let Some(masked) = row.get_mut(ids.start as usize..ids.end as usize) {
                     masked.fill(f32::NEG_INFINITY);
                 }
             }
-            let token = r.sampler.sample(&row);
+            let token = r.sampler.sample(row);
             let sample = &mut made[r.index];
             sample.response.push(token);
-            sample.log_probs.push(log_prob(&row, token as usize).unwrap_or(f64::NAN));
+            sample.log_probs.push(log_prob(row, token as usize).unwrap_or(f64::NAN));
             if !tokenizer.eos().contains(&token) {
                 r.next = vec![token];
                 still.push(r);

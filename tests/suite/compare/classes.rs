@@ -84,7 +84,7 @@ fn quantizing_only_a_subset_changes_only_that_subset() {
 fn logits(engine: &Engine, weights: &WeightSet) -> Vec<f32> {
     let mut cache = engine.model().new_cache();
     let out = engine.model().forward(weights, &mut [Sequence { tokens: &IDS, cache: &mut cache }], Rows::All);
-    out.unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    out.unwrap().into_values()
 }
 
 fn probabilities(row: &[f32]) -> Vec<f64> {

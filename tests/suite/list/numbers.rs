@@ -104,8 +104,8 @@ fn item_15_the_swap_of_w13_is_an_involution_on_weight_and_scale() {
         let back = live.checkpoint_parts(param);
         assert!(back.iter().zip(before.parts(param)).all(|(a, b)| a.matrix.bit_equal(&b.matrix)), "{}", decl.name);
         if live.swapped(param) {
-            let Matrix::Fp8 { q, scales, .. } = &live.parts(param)[0].matrix else { panic!("{}", decl.name) };
-            let Matrix::Fp8 { q: up, scales: up_scales, .. } = &before.parts(param)[1].matrix else { panic!() };
+            let Matrix::Fp8 { q, scales, .. } = &live.plain_parts(param)[0].matrix else { panic!("{}", decl.name) };
+            let Matrix::Fp8 { q: up, scales: up_scales, .. } = &before.plain_parts(param)[1].matrix else { panic!() };
             assert!(q == up && scales[0] == up_scales[0], "{}", decl.name);
             swapped += 1;
         }

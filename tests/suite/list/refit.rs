@@ -173,7 +173,7 @@ fn item_16_the_f32_router_bias_stays_f32() {
     let param = engine.registry().params().iter().position(|p| p.name.ends_with(name)).unwrap();
     let stored = checkpoint.tensors().find(|t| t.name.ends_with(name)).unwrap();
     let live = engine.live().unwrap();
-    let Matrix::F32(values) = &live.parts(param)[0].matrix else { panic!("not f32") };
+    let Matrix::F32(values) = &live.plain_parts(param)[0].matrix else { panic!("not f32") };
     assert_eq!(f32_bytes(values), stored.data[..]);
     assert!(values.iter().any(|v| bf16::from_f32(*v).to_f32() != *v), "bf16 would have kept these values");
 
@@ -190,7 +190,7 @@ fn item_16_the_f32_router_bias_stays_f32() {
     let mut refit = engine.begin(Begin { allow_narrowing: true, ..Begin::default() }, &hooks).unwrap();
     narrowed.tensors().for_each(|t| refit.tensor(t).unwrap());
     refit.finish(QUIET).unwrap().publish();
-    assert!(matches!(&engine.live().unwrap().parts(param)[0].matrix, Matrix::Bf16(_)));
+    assert!(matches!(&engine.live().unwrap().plain_parts(param)[0].matrix, Matrix::Bf16(_)));
 }
 
 #[test]

@@ -47,7 +47,7 @@ fn item_19_a_sequence_keeps_its_adapter_and_says_which() {
     let weights = engine.live().unwrap();
     let step = |cache: &mut KvCache, tokens: &[u32]| -> Vec<f32> {
         let mut batch = [Sequence { tokens, cache }];
-        engine.model().forward(&weights, &mut batch, Rows::Last).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        engine.model().forward(&weights, &mut batch, Rows::Last).unwrap().into_values()
     };
     let first = load(1.0);
     let mut undisturbed = engine.model().new_cache_with(Some(first.clone()));

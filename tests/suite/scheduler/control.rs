@@ -54,8 +54,7 @@ fn by_hand(engine: &Engine, old: &WeightSet, prompt: &[u32], split: usize, n: us
     while out.len() < n {
         let weights = if out.len() < split { old } else { &new };
         let mut batch = [Sequence { tokens: &next, cache: &mut cache }];
-        let row = engine.model().forward(weights, &mut batch, Rows::Last).unwrap().flatten_all().unwrap();
-        let row = row.to_vec1::<f32>().unwrap();
+        let row = engine.model().forward(weights, &mut batch, Rows::Last).unwrap().into_values();
         let token = argmax(&row);
         out.push((token, row[token as usize].to_bits()));
         next = vec![token];

@@ -114,12 +114,11 @@ fn direct(engine: &Engine, tokens: &[u32]) -> Vec<Vec<f64>> {
     let mut cache = engine.model().new_cache();
     let mut batch = [Sequence { tokens, cache: &mut cache }];
     let logits = engine.model().forward(&engine.live().unwrap(), &mut batch, Rows::All).unwrap();
-    let rows = logits.to_vec2::<f32>().unwrap();
-    let softmax = |row: Vec<f32>| {
+    let softmax = |row: &[f32]| {
         let sum: f64 = row.iter().map(|v| f64::from(*v).exp()).sum();
-        row.into_iter().map(|v| f64::from(v) - sum.ln()).collect()
+        row.iter().map(|v| f64::from(*v) - sum.ln()).collect()
     };
-    rows.into_iter().map(softmax).collect()
+    logits.rows().map(softmax).collect()
 }
 
 fn agrees(got: &TokenLogprob, row: &[f64], token: u32, top: usize, extra: &[u32]) {
@@ -302,7 +301,7 @@ fn an_adapter_is_part_of_the_sequence() {
         while out.len() < 20 {
             let mut batch = [Sequence { tokens: &next, cache: &mut cache }];
             let row = rig.engine.model().forward(&rig.engine.live().unwrap(), &mut batch, Rows::Last).unwrap();
-            out.push(argmax(&row.flatten_all().unwrap().to_vec1::<f32>().unwrap()));
+            out.push(argmax(row.values()));
             next = vec![out[out.len() - 1]];
         }
         out

@@ -100,7 +100,7 @@ fn the_bundled_model_too() {
     let mut batch: Vec<Sequence<'_>> =
         sequences.iter().zip(&mut caches).map(|(tokens, cache)| Sequence { tokens, cache }).collect();
     let expected = engine.model().forward(&engine.live().unwrap(), &mut batch, Rows::All).unwrap();
-    let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
+    let expected = expected.into_values();
     let off = worst(&all_logits(&model, &sequences), &expected);
     assert!(off < TOLERANCE, "{off}");
 }

@@ -4,16 +4,17 @@ use super::{Kernel, Simd};
 use std::arch::x86_64::*;
 
 /// Exists only inside [`run`], that is, where AVX2, FMA and F16C were detected.
+/// `SUBNORMAL`: [`crate::isa::Isa::Avx2Subnormal`].
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<const SUBNORMAL: bool>(());
 
 /// Runs a kernel compiled for AVX2.
 ///
 /// # Safety
 /// The hardware must be at least [`crate::isa::Isa::Avx2`].
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
-    kernel.run(Avx2(()))
+pub(crate) unsafe fn run<K: Kernel, const SUBNORMAL: bool>(kernel: K) -> K::Out {
+    kernel.run(Avx2::<SUBNORMAL>(()))
 }
 
 const ABS: i32 = 0x7fff_ffff;
@@ -37,7 +38,7 @@ pub(super) unsafe fn sum4_of_8(x: [__m256; 4]) -> __m128 {
     }
 }
 
-impl Avx2 {
+impl<const SUBNORMAL: bool> Avx2<SUBNORMAL> {
     #[inline(always)]
     fn abs_bits(self, x: __m256) -> __m256i {
         // SAFETY: the token proves the feature.
@@ -83,9 +84,10 @@ macro_rules! both {
     }};
 }
 
-impl Simd for Avx2 {
+impl<const SUBNORMAL: bool> Simd for Avx2<SUBNORMAL> {
     type F = [__m256; 2];
     const WIDE: bool = false;
+    const CODE_UNIT: f32 = if SUBNORMAL { f32::from_bits((127 - 120) << 23) } else { 1.0 / 256.0 };
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -130,6 +132,50 @@ impl Simd for Avx2 {
             let wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(codes.as_ptr().cast()));
             let half = _mm256_and_si256(_mm256_slli_epi16::<7>(wide), _mm256_set1_epi16(0xbfffu16 as i16));
             [_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(half))]
+        }
+    }
+    #[inline(always)]
+    fn load_e4m3_quad(self, codes: &[u8; 64]) -> [Self::F; 4] {
+        // SAFETY: the token proves the features; both halves of the array are readable.
+        unsafe {
+            let zero = _mm256_setzero_si256();
+            let a = _mm256_loadu_si256(codes.as_ptr().cast());
+            let b = _mm256_loadu_si256(codes.as_ptr().add(32).cast());
+            // Each code in the high half of 16 bits.
+            let words = [
+                _mm256_unpacklo_epi8(zero, a),
+                _mm256_unpackhi_epi8(zero, a),
+                _mm256_unpacklo_epi8(zero, b),
+                _mm256_unpackhi_epi8(zero, b),
+            ];
+            let mut out = [[_mm256_setzero_ps(); 2]; 4];
+            for i in 0..4 {
+                out[i] = if SUBNORMAL {
+                    // Shifted right by four with its sign, a code is the upper half of a binary32 but for the copies of
+                    // the sign, which the mask clears; the exponent's bias is 127 instead of 7. Even rows, odd rows.
+                    let mask = _mm256_set1_epi32(0x87f0_0000u32 as i32);
+                    let halves = _mm256_srai_epi16::<4>(words[i]);
+                    let even = _mm256_and_si256(_mm256_slli_epi32::<16>(halves), mask);
+                    [_mm256_castsi256_ps(even), _mm256_castsi256_ps(_mm256_and_si256(halves, mask))]
+                } else {
+                    // Shifted right by one, it is a binary16; value / 256 for the reason in `avx512.rs`.
+                    let half = _mm256_and_si256(_mm256_srai_epi16::<1>(words[i]), _mm256_set1_epi16(0xbfffu16 as i16));
+                    let high = _mm256_extracti128_si256::<1>(half);
+                    [_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(high)]
+                };
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    fn by_row(self, x: Self::F) -> Self::F {
+        if !SUBNORMAL {
+            return x;
+        }
+        // SAFETY: the token proves the feature.
+        unsafe {
+            let (a, b) = (_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));
+            [_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b)]
         }
     }
     #[inline(always)]
@@ -197,6 +243,11 @@ impl Simd for Avx2 {
             }
         }
         count
+    }
+    #[inline(always)]
+    fn at_most(self, x: Self::F, limit: Self::F) -> Self::F {
+        // Of NaN and a number, minps gives the second.
+        both!(|h| _mm256_min_ps(limit[h], x[h]))
     }
     #[inline(always)]
     fn beyond(self, y: Self::F, limit: u32) -> u32 {

@@ -78,6 +78,24 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn load_e4m3_quad(self, codes: &[u8; 64]) -> [__m512; 4] {
+        // As above, with the code in the high half and a shift to the right; `unpack` works within 128 bits, which the
+        // order of the quad takes into account.
+        // SAFETY: the token proves the features; 64 bytes are readable behind the reference.
+        unsafe {
+            let (zero, mask) = (_mm512_setzero_si512(), _mm512_set1_epi16(0xbfffu16 as i16));
+            let all = _mm512_loadu_si512(codes.as_ptr().cast());
+            let even = _mm512_and_si512(_mm512_srai_epi16::<1>(_mm512_unpacklo_epi8(zero, all)), mask);
+            let odd = _mm512_and_si512(_mm512_srai_epi16::<1>(_mm512_unpackhi_epi8(zero, all)), mask);
+            [
+                _mm512_cvtph_ps(_mm512_castsi512_si256(even)),
+                _mm512_cvtph_ps(_mm512_castsi512_si256(odd)),
+                _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(even)),
+                _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(odd)),
+            ]
+        }
+    }
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the token proves the feature.
         unsafe { _mm512_add_ps(a, b) }
@@ -182,6 +200,12 @@ impl Simd for Avx512 {
             let signed = _mm512_ternarylogic_epi32::<0xca>(sign_bit, _mm512_srli_epi32::<24>(bits), code);
             (std::mem::transmute::<__m128i, [u8; 16]>(_mm512_cvtepi32_epi8(signed)), 0)
         }
+    }
+    #[inline(always)]
+    fn at_most(self, x: __m512, limit: __m512) -> __m512 {
+        // Of NaN and a number, minps gives the second.
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_min_ps(limit, x) }
     }
     #[inline(always)]
     fn beyond(self, y: __m512, limit: u32) -> u32 {

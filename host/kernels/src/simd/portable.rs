@@ -79,6 +79,10 @@ impl Simd for Portable {
         lanes!(|l| DECODE[codes[l] as usize] * (1.0 / 256.0))
     }
     #[inline(always)]
+    fn load_e4m3_quad(self, codes: &[u8; 64]) -> [Self::F; 4] {
+        [0, 8, 32, 40].map(|c| lanes!(|l| DECODE[codes[c + 16 * (l / 8) + l % 8] as usize] * (1.0 / 256.0)))
+    }
+    #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         lanes!(|l| a[l] + b[l])
     }
@@ -121,6 +125,10 @@ impl Simd for Portable {
             count += u32::from(x != 0 && y <= HALF_SUBNORMAL_BITS);
         }
         count
+    }
+    #[inline(always)]
+    fn at_most(self, x: Self::F, limit: Self::F) -> Self::F {
+        lanes!(|l| if x[l] > limit[l] { limit[l] } else { x[l] })
     }
     #[inline(always)]
     fn beyond(self, y: Self::F, limit: u32) -> u32 {

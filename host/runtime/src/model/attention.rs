@@ -1,78 +1,95 @@
 //! Grouped-query attention.
 
-use candle_core::Tensor;
-use candle_nn::ops::{rms_norm, sigmoid};
+use patchhost_kernels::attention::{AttentionShape, Context, attend_rows};
+use patchhost_kernels::rows::{HeadNorm, HeadSteps, gate, heads};
 
-use super::{Model, Step, values};
-use crate::error::Result;
+use super::linear::linear;
+use super::work::{Owner, Work};
+use super::{Model, Pass, Sequence};
 use crate::families::QkNorm;
-use crate::ops::AttentionOp;
+use crate::hooks::HookError;
 use crate::registry::{AttentionParams, ParamId};
 
 impl Model {
-    pub(super) fn attend(&self, step: &mut Step<'_, '_, '_>, p: &AttentionParams, x: &Tensor) -> Result<Tensor> {
-        let c = &self.common;
-        let rows = x.dim(0)?;
-        let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let qkv = step.linear(p.qkv, p.qkv_bias, x)?;
-        // With an output gate every head of q_proj is followed by its gate.
-        let (q, gate) = if p.shape.output_gate {
-            let both = qkv.narrow(1, 0, 2 * q_width)?.contiguous()?.reshape((rows, c.heads, 2 * c.head_dim))?;
-            let half = |i: usize| both.narrow(2, i * c.head_dim, c.head_dim)?.contiguous()?.reshape((rows, q_width));
-            (half(0)?, Some(half(1)?))
-        } else {
-            (qkv.narrow(1, 0, q_width)?.contiguous()?, None)
-        };
-        let start = if p.shape.output_gate { 2 * q_width } else { q_width };
-        let k = qkv.narrow(1, start, kv_width)?.contiguous()?;
-        let v = self.clipped(p, qkv.narrow(1, start + kv_width, kv_width)?.contiguous()?)?;
-        let q = self.heads(step, p, &q, c.heads, p.q_norm)?;
-        let k = self.heads(step, p, &k, c.kv_heads, p.k_norm)?;
-        for (s, span) in step.batch.iter_mut().zip(step.spans) {
-            s.cache.append(step.layer, &values(&k, span)?, &values(&v, span)?);
-        }
-        let op = AttentionOp {
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            head_dim: c.head_dim,
-            scale: 1.0 / (c.head_dim as f32).sqrt(),
-            window: p.shape.window,
-            spans: step.spans,
-            caches: step.batch.iter().map(|s| s.cache.layer(step.layer)).collect(),
-        };
-        let mut attended = q.apply_op1_no_bwd(&op)?;
-        if let Some(gate) = gate {
-            attended = (attended * sigmoid(&gate)?)?;
-        }
-        step.linear(p.o, p.o_bias, &attended)
-    }
-
-    /// Norm, clip and rotation of `n` heads of x [rows, n x head_dim].
-    fn heads(
+    pub(super) fn attend(
         &self,
-        step: &Step<'_, '_, '_>,
+        pass: &mut Pass<'_, '_>,
         p: &AttentionParams,
-        x: &Tensor,
-        n: usize,
-        norm: Option<ParamId>,
-    ) -> Result<Tensor> {
-        let c = &self.common;
-        let rows = x.dim(0)?;
-        let mut h = x.clone();
-        if let Some(norm) = norm {
-            let weight = step.weights.vector(norm)?;
-            let by_head = p.shape.qk_norm == QkNorm::Head;
-            h = if by_head { h.reshape((rows * n, c.head_dim))? } else { h };
-            h = rms_norm(&h, weight, c.eps as f32)?;
+        work: &mut Work,
+    ) -> Result<(), HookError> {
+        let (c, team) = (&self.common, pass.team);
+        let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let Work { spans, owners, cos, sin, normed, mixed, quantized, wide, q, gate: gates, inner, .. } = work;
+        linear(pass, owners, p.qkv, p.qkv_bias, normed, quantized, wide)?;
+        // With an output gate every head of q_proj is followed by its gate.
+        let start = if p.shape.output_gate { 2 * q_width } else { q_width };
+        let ld = start + 2 * kv_width;
+        let weights = pass.weights;
+        let steps = |norm: Option<ParamId>| HeadSteps {
+            norm: match norm.map(|n| weights.vector(n)) {
+                None => HeadNorm::None,
+                Some(w) if p.shape.qk_norm == QkNorm::Head => HeadNorm::Each(w),
+                Some(w) => HeadNorm::All(w),
+            },
+            eps: c.eps as f32,
+            clip: p.shape.clip,
+            cos,
+            sin,
+            half: self.rotary_dim / 2,
+            skip: 0,
+            neighbors: false,
+        };
+        let ldq = if p.shape.output_gate {
+            q.clear();
+            gates.clear();
+            for row in wide.chunks_exact(ld) {
+                for both in row[..start].chunks_exact(2 * c.head_dim) {
+                    q.extend_from_slice(&both[..c.head_dim]);
+                    gates.extend_from_slice(&both[c.head_dim..]);
+                }
+            }
+            heads(team, q, q_width, 0, c.heads, c.head_dim, &steps(p.q_norm));
+            q_width
+        } else {
+            heads(team, wide, ld, 0, c.heads, c.head_dim, &steps(p.q_norm));
+            ld
+        };
+        heads(team, wide, ld, start, c.kv_heads, c.head_dim, &steps(p.k_norm));
+        for (s, span) in pass.batch.iter_mut().zip(spans.iter()) {
+            let Some((keys, values)) = s.cache.extend(pass.layer, span.tokens) else { continue };
+            let rows = wide[span.row * ld..].chunks_exact(ld);
+            let places = keys.chunks_exact_mut(kv_width).zip(values.chunks_exact_mut(kv_width));
+            for (row, (key, value)) in rows.zip(places) {
+                key.copy_from_slice(&row[start..start + kv_width]);
+                value.copy_from_slice(&row[start + kv_width..]);
+                if let Some(most) = p.shape.clip {
+                    value.iter_mut().for_each(|v| *v = v.clamp(-most, most));
+                }
+            }
         }
-        let h = self.clipped(p, h)?.reshape((rows, n, c.head_dim))?;
-        Ok(step.rotary.halves(&h)?.reshape((rows, n * c.head_dim))?)
+        inner.resize(owners.len() * q_width, 0.0);
+        let shape = AttentionShape { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim };
+        let q = if p.shape.output_gate { &*q } else { &*wide };
+        let scale = 1.0 / (c.head_dim as f32).sqrt();
+        let context = context(pass.batch, pass.layer, owners, p.shape.window);
+        attend_rows(team, &shape, q, ldq, &context, scale, inner);
+        if p.shape.output_gate {
+            gate(team, inner, gates);
+        }
+        linear(pass, owners, p.o, p.o_bias, inner, quantized, mixed)
     }
+}
 
-    fn clipped(&self, p: &AttentionParams, x: Tensor) -> Result<Tensor> {
-        match p.shape.clip {
-            Some(most) => Ok(x.clamp(-most, most)?),
-            None => Ok(x),
-        }
+/// What each row attends to.
+pub(super) fn context<'a>(
+    batch: &'a [Sequence<'_>],
+    layer: usize,
+    owners: &'a [Owner],
+    window: Option<usize>,
+) -> impl Fn(usize) -> Context<'a> + Sync {
+    move |row| {
+        let Owner { sequence, len } = owners[row];
+        let (keys, values) = batch[sequence].cache.layer(layer);
+        Context { keys, values, first: window.map_or(0, |w| len.saturating_sub(w)), len }
     }
 }

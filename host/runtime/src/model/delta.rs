@@ -2,12 +2,13 @@
 //! is split into steps, as it would with the chunked form that GPU kernels use. Formulas: `torch_recurrent_gated_delta_rule`
 //! of transformers.
 
-use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::{Model, Step, values};
-use crate::error::Result;
+use super::linear::linear;
+use super::work::Work;
+use super::{Model, Pass};
 use crate::families::DeltaNet;
+use crate::hooks::HookError;
 use crate::kv::{LayerShape, RecurrentState};
 use crate::registry::DeltaNetParams;
 
@@ -25,14 +26,14 @@ fn channels(d: &DeltaNet) -> usize {
 }
 
 /// The small weights of a layer, in f32.
-struct Small {
+struct Small<'a> {
     /// [channels, kernel].
     conv: Vec<f32>,
     /// exp(A_log) per value head.
     a: Vec<f32>,
-    dt_bias: Vec<f32>,
+    dt_bias: &'a [f32],
     /// [value_dim].
-    norm: Vec<f32>,
+    norm: &'a [f32],
     eps: f32,
 }
 
@@ -47,36 +48,43 @@ struct Token<'a> {
 }
 
 impl Model {
-    pub(super) fn delta_net(&self, step: &mut Step<'_, '_, '_>, p: &DeltaNetParams, x: &Tensor) -> Result<Tensor> {
-        let d = &p.shape;
-        let w = step.weights;
+    pub(super) fn delta_net(
+        &self,
+        pass: &mut Pass<'_, '_>,
+        p: &DeltaNetParams,
+        work: &mut Work,
+    ) -> Result<(), HookError> {
+        let (d, w) = (&p.shape, pass.weights);
+        let Work { spans, owners, normed, mixed, quantized, wide, gate, inner, .. } = work;
         let mut conv = vec![0.0; channels(d) * d.kernel];
         for (row, out) in conv.chunks_exact_mut(d.kernel).enumerate() {
             w.parts(p.conv)[0].matrix.row(row, d.kernel, out);
         }
         let small = Small {
             conv,
-            a: w.vector(p.a_log)?.to_vec1::<f32>()?.into_iter().map(f32::exp).collect(),
-            dt_bias: w.vector(p.dt_bias)?.to_vec1()?,
-            norm: w.vector(p.norm)?.to_vec1()?,
+            a: w.vector(p.a_log).iter().copied().map(f32::exp).collect(),
+            dt_bias: w.vector(p.dt_bias),
+            norm: w.vector(p.norm),
             eps: self.common.eps as f32,
         };
-        let (qkvz, ba) = (step.linear(p.qkvz, None, x)?, step.linear(p.ba, None, x)?);
-        let mut out = Vec::new();
-        for (s, span) in step.batch.iter_mut().zip(step.spans) {
-            let (qkvz, ba) = (values(&qkvz, span)?, values(&ba, span)?);
-            if let Some(state) = s.cache.advance(step.layer) {
-                out.extend(sequence(d, &small, &qkvz, &ba, state));
+        linear(pass, owners, p.qkvz, None, normed, quantized, wide)?;
+        linear(pass, owners, p.ba, None, normed, quantized, gate)?;
+        let rows = owners.len().max(1);
+        let (per_token, per_gate) = (wide.len() / rows, gate.len() / rows);
+        inner.clear();
+        for (s, span) in pass.batch.iter_mut().zip(spans.iter()) {
+            let qkvz = &wide[span.row * per_token..][..span.tokens * per_token];
+            let ba = &gate[span.row * per_gate..][..span.tokens * per_gate];
+            if let Some(state) = s.cache.advance(pass.layer) {
+                inner.extend(sequence(d, &small, qkvz, ba, state));
             }
         }
-        let width = d.value_heads * d.value_dim;
-        let mixed = Tensor::from_vec(out, (x.dim(0)?, width), &Device::Cpu)?;
-        step.linear(p.out, None, &mixed)
+        linear(pass, owners, p.out, None, inner, quantized, mixed)
     }
 }
 
 /// All new tokens of one sequence: [tokens, value_heads x value_dim].
-fn sequence(d: &DeltaNet, small: &Small, qkvz: &[f32], ba: &[f32], memory: &mut RecurrentState) -> Vec<f32> {
+fn sequence(d: &DeltaNet, small: &Small<'_>, qkvz: &[f32], ba: &[f32], memory: &mut RecurrentState) -> Vec<f32> {
     let (per_token, per_gate) = (2 * d.key_heads * d.key_dim + 2 * d.value_heads * d.value_dim, 2 * d.value_heads);
     let tokens: Vec<Token<'_>> = qkvz
         .chunks_exact(per_token)
@@ -101,7 +109,7 @@ fn sequence(d: &DeltaNet, small: &Small, qkvz: &[f32], ba: &[f32], memory: &mut 
 }
 
 /// The causal depthwise convolution and SiLU of one token; `last` are the inputs before it.
-fn convolve(d: &DeltaNet, small: &Small, qkvz: &[f32], last: &mut [f32]) -> Vec<f32> {
+fn convolve(d: &DeltaNet, small: &Small<'_>, qkvz: &[f32], last: &mut [f32]) -> Vec<f32> {
     let count = channels(d);
     let input = reordered(d, qkvz);
     let out = (0..count)
@@ -135,7 +143,7 @@ fn values_per_key(d: &DeltaNet) -> usize {
 }
 
 /// One token in one value head: decays the state, corrects it by the delta rule, reads it, norms and gates the result.
-fn one_head(d: &DeltaNet, small: &Small, t: &Token<'_>, head: usize, state: &mut [f32]) -> Vec<f32> {
+fn one_head(d: &DeltaNet, small: &Small<'_>, t: &Token<'_>, head: usize, state: &mut [f32]) -> Vec<f32> {
     let ratio = d.value_heads / d.key_heads;
     let (key_head, within) = (head / ratio, head % ratio);
     let keys = d.key_heads * d.key_dim;
@@ -166,7 +174,7 @@ fn one_head(d: &DeltaNet, small: &Small, t: &Token<'_>, head: usize, state: &mut
     let inverse = 1.0 / (mean + small.eps).sqrt();
     let start = key_head * (2 * d.key_dim + 2 * values_per_key(d)) + 2 * d.key_dim + values_per_key(d);
     let z = &t.qkvz[start + within * d.value_dim..start + (within + 1) * d.value_dim];
-    out.iter().zip(&small.norm).zip(z).map(|((o, w), z)| w * (o * inverse) * silu(*z)).collect()
+    out.iter().zip(small.norm).zip(z).map(|((o, w), z)| w * (o * inverse) * silu(*z)).collect()
 }
 
 fn normalized(x: &[f32]) -> Vec<f32> {

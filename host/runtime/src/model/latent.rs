@@ -1,13 +1,15 @@
 //! Multi-head latent attention (DeepSeek). Keys and values are cached expanded, per head: on a CPU the latent form would
 //! save memory and cost a projection of every position at each step.
 
-use candle_core::Tensor;
-use candle_nn::ops::rms_norm;
+use patchhost_kernels::attention::{AttentionShape, attend_rows};
+use patchhost_kernels::rows::{HeadNorm, HeadSteps, heads, rms_norm};
 
-use super::{Model, Step, values};
-use crate::error::Result;
+use super::attention::context;
+use super::linear::linear;
+use super::work::Work;
+use super::{Model, Pass};
 use crate::families::Latent;
-use crate::ops::AttentionOp;
+use crate::hooks::HookError;
 use crate::registry::{LatentParams, QueryParams};
 
 /// The norms inside latent attention have this epsilon, whatever config.json says (transformers, vLLM).
@@ -19,56 +21,72 @@ pub(super) fn padded(l: &Latent) -> usize {
 }
 
 impl Model {
-    pub(super) fn attend_latent(&self, step: &mut Step<'_, '_, '_>, p: &LatentParams, x: &Tensor) -> Result<Tensor> {
-        let (heads, l, w) = (self.common.heads, &p.shape, step.weights);
-        let rows = x.dim(0)?;
-        let width = padded(l);
-        let q = match &p.query {
-            QueryParams::Direct(q) => step.linear(*q, None, x)?,
+    pub(super) fn attend_latent(
+        &self,
+        pass: &mut Pass<'_, '_>,
+        p: &LatentParams,
+        work: &mut Work,
+    ) -> Result<(), HookError> {
+        let (n, l, w, team) = (self.common.heads, &p.shape, pass.weights, pass.team);
+        let Work { spans, owners, cos, sin, normed, mixed, quantized, wide, q, k, low, low_normed, inner, .. } = work;
+        let (rows, width, key) = (owners.len(), padded(l), l.nope + l.rope);
+        let steps = |skip: usize| HeadSteps {
+            norm: HeadNorm::None,
+            eps: EPS,
+            clip: None,
+            cos,
+            sin,
+            half: l.rope / 2,
+            skip,
+            neighbors: l.interleaved,
+        };
+        match &p.query {
+            QueryParams::Direct(param) => linear(pass, owners, *param, None, normed, quantized, wide)?,
             QueryParams::LowRank { a, a_bias, norm, b } => {
-                let low = rms_norm(&step.linear(*a, *a_bias, x)?, w.vector(*norm)?, EPS)?;
-                step.linear(*b, None, &low)?
+                linear(pass, owners, *a, *a_bias, normed, quantized, low)?;
+                low_normed.resize(low.len(), 0.0);
+                rms_norm(team, low, w.vector(*norm), EPS, low_normed);
+                linear(pass, owners, *b, None, low_normed, quantized, wide)?;
             }
-        };
-        let q = q.reshape((rows, heads, l.nope + l.rope))?;
-        let q_rope = self.rotated(step, l, &q.narrow(2, l.nope, l.rope)?.contiguous()?)?;
-
-        let compressed = step.linear(p.kv_a, p.kv_a_bias, x)?;
-        let k_rope = compressed.narrow(1, l.kv_rank, l.rope)?.contiguous()?.reshape((rows, 1, l.rope))?;
-        let k_rope = self.rotated(step, l, &k_rope)?.broadcast_as((rows, heads, l.rope))?;
-        let latent = compressed.narrow(1, 0, l.kv_rank)?.contiguous()?;
-        let latent = rms_norm(&latent, w.vector(p.kv_a_norm)?, EPS)?;
-        let kv = step.linear(p.kv_b, None, &latent)?.reshape((rows, heads, l.nope + l.value))?;
-
-        let joined = |nope: &Tensor, rope: &Tensor| -> Result<Tensor> {
-            pad(&Tensor::cat(&[&nope.narrow(2, 0, l.nope)?, rope], 2)?, width)
-        };
-        let (q, k) = (joined(&q, &q_rope)?, joined(&kv, &k_rope)?);
-        let v = pad(&kv.narrow(2, l.nope, l.value)?, width)?;
-        for (s, span) in step.batch.iter_mut().zip(step.spans) {
-            s.cache.append(step.layer, &values(&k, span)?, &values(&v, span)?);
         }
-        let op = AttentionOp {
-            heads,
-            kv_heads: heads,
-            head_dim: width,
-            scale: self.common.rope.softmax_factor() / ((l.nope + l.rope) as f32).sqrt(),
-            window: None,
-            spans: step.spans,
-            caches: step.batch.iter().map(|s| s.cache.layer(step.layer)).collect(),
-        };
-        let attended = q.apply_op1_no_bwd(&op)?.reshape((rows, heads, width))?;
-        let attended = attended.narrow(2, 0, l.value)?.contiguous()?.reshape((rows, heads * l.value))?;
-        step.linear(p.o, p.o_bias, &attended)
-    }
+        heads(team, wide, n * key, 0, n, key, &steps(l.nope));
+        q.clear();
+        q.resize(rows * n * width, 0.0);
+        for (head, out) in wide.chunks_exact(key).zip(q.chunks_exact_mut(width)) {
+            out[..key].copy_from_slice(head);
+        }
 
-    fn rotated(&self, step: &Step<'_, '_, '_>, l: &Latent, x: &Tensor) -> Result<Tensor> {
-        if l.interleaved { step.rotary.neighbors(x) } else { step.rotary.halves(x) }
+        linear(pass, owners, p.kv_a, p.kv_a_bias, normed, quantized, low)?;
+        let ld = l.kv_rank + l.rope;
+        heads(team, low, ld, l.kv_rank, 1, l.rope, &steps(0));
+        k.clear();
+        k.extend(low.chunks_exact(ld).flat_map(|row| &row[..l.kv_rank]));
+        low_normed.resize(k.len(), 0.0);
+        rms_norm(team, k, w.vector(p.kv_a_norm), EPS, low_normed);
+        linear(pass, owners, p.kv_b, None, low_normed, quantized, wide)?;
+        let per_row = n * (l.nope + l.value);
+        for (s, span) in pass.batch.iter_mut().zip(spans.iter()) {
+            let Some((keys, values)) = s.cache.extend(pass.layer, span.tokens) else { continue };
+            let places = keys.chunks_exact_mut(n * width).zip(values.chunks_exact_mut(n * width));
+            for (row, (keys, values)) in (span.row..).zip(places) {
+                let rope = &low[row * ld + l.kv_rank..][..l.rope];
+                let expanded = wide[row * per_row..][..per_row].chunks_exact(l.nope + l.value);
+                let heads = keys.chunks_exact_mut(width).zip(values.chunks_exact_mut(width));
+                // What remains of the width stays zero.
+                for (expanded, (key, value)) in expanded.zip(heads) {
+                    key[..l.nope].copy_from_slice(&expanded[..l.nope]);
+                    key[l.nope..l.nope + l.rope].copy_from_slice(rope);
+                    value[..l.value].copy_from_slice(&expanded[l.nope..]);
+                }
+            }
+        }
+        let shape = AttentionShape { heads: n, kv_heads: n, head_dim: width };
+        let scale = self.common.rope.softmax_factor() / (key as f32).sqrt();
+        wide.resize(rows * n * width, 0.0);
+        let context = context(pass.batch, pass.layer, owners, None);
+        attend_rows(team, &shape, q, n * width, &context, scale, wide);
+        inner.clear();
+        inner.extend(wide.chunks_exact(width).flat_map(|head| &head[..l.value]));
+        linear(pass, owners, p.o, p.o_bias, inner, quantized, mixed)
     }
-}
-
-/// x [rows, heads, n] as [rows, heads x width], each head padded with zeros.
-fn pad(x: &Tensor, width: usize) -> Result<Tensor> {
-    let (rows, heads, n) = x.dims3()?;
-    Ok(x.pad_with_zeros(2, 0, width - n)?.contiguous()?.reshape((rows, heads * width))?)
 }

@@ -1,41 +1,45 @@
 //! Feed-forward parts: SwiGLU, and routed experts with or without a shared one.
 
-use candle_core::Tensor;
-use candle_nn::ops::{sigmoid, silu};
+use patchhost_kernels::rows::{add, swiglu};
 
-use super::{Model, Step};
-use crate::error::Result;
-use crate::moe::MoeOp;
+use super::linear::linear;
+use super::work::Work;
+use super::{Model, Pass};
+use crate::hooks::HookError;
 use crate::registry::MlpParams;
 
 impl Model {
-    pub(super) fn mlp(&self, step: &Step<'_, '_, '_>, p: &MlpParams, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn mlp(&self, pass: &Pass<'_, '_>, p: &MlpParams, work: &mut Work) -> Result<(), HookError> {
+        let team = pass.team;
         match p {
             MlpParams::Dense { gate_up, gate_up_bias, down, down_bias } => {
-                let gated = swiglu(&step.linear(*gate_up, *gate_up_bias, x)?)?;
-                step.linear(*down, *down_bias, &gated)
+                let Work { owners, normed, mixed, quantized, wide, inner, .. } = work;
+                linear(pass, owners, *gate_up, *gate_up_bias, normed, quantized, wide)?;
+                inner.resize(wide.len() / 2, 0.0);
+                swiglu(team, wide, inner.len() / owners.len().max(1), false, inner);
+                linear(pass, owners, *down, *down_bias, inner, quantized, mixed)
             }
             MlpParams::Moe { router, bias, w13, w2, shared, moe } => {
-                let router_logits = step.linear(*router, None, x)?;
-                let bias = bias.map(|b| step.weights.vector(b)).transpose()?.map(Tensor::to_vec1).transpose()?;
-                let op = MoeOp { weights: step.weights, w13: *w13, w2: *w2, bias, moe, pass: step.pass };
-                let routed = x.apply_op2_no_bwd(&router_logits, &op)?;
-                let Some(shared) = shared else { return Ok(routed) };
-                let gated = swiglu(&step.linear(shared.gate_up, None, x)?)?;
-                let out = step.linear(shared.down, None, &gated)?;
-                Ok(match shared.gate {
-                    Some(gate) => (routed + out.broadcast_mul(&sigmoid(&step.linear(gate, None, x)?)?)?)?,
-                    None => (routed + out)?,
-                })
+                let Work { owners, normed, quantized, experts, .. } = &mut *work;
+                linear(pass, owners, *router, None, normed, quantized, &mut experts.router)?;
+                self.experts(pass, *w13, *w2, *bias, moe, work)?;
+                let Some(shared) = shared else { return Ok(()) };
+                let Work { owners, normed, mixed, quantized, wide, inner, gate, q, .. } = work;
+                linear(pass, owners, shared.gate_up, None, normed, quantized, wide)?;
+                inner.resize(wide.len() / 2, 0.0);
+                swiglu(team, wide, inner.len() / owners.len().max(1), false, inner);
+                linear(pass, owners, shared.down, None, inner, quantized, q)?;
+                if let Some(param) = shared.gate {
+                    linear(pass, owners, param, None, normed, quantized, gate)?;
+                    let hidden = q.len() / owners.len().max(1);
+                    for (row, gate) in q.chunks_exact_mut(hidden.max(1)).zip(gate.iter()) {
+                        let weight = 1.0 / (1.0 + (-gate).exp());
+                        row.iter_mut().for_each(|x| *x *= weight);
+                    }
+                }
+                add(team, mixed, q);
+                Ok(())
             }
         }
     }
-}
-
-/// silu(gate) * up of [rows, 2 * width], gate first.
-fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
-    let width = gate_up.dim(1)? / 2;
-    let gate = gate_up.narrow(1, 0, width)?.contiguous()?;
-    let up = gate_up.narrow(1, width, width)?;
-    Ok((silu(&gate)? * up)?)
 }

@@ -234,7 +234,7 @@ impl<'a> Planned<'a> {
             masked,
             origin: hooks.origin.clone(),
         };
-        let set = WeightSet::new(registry, made)?;
+        let set = WeightSet::new(registry, made);
         report.bytes_after = set.bytes() as u64;
         report.seconds = started.elapsed().as_secs_f64();
         Ok((set, report))

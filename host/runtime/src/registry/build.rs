@@ -1,6 +1,6 @@
 //! From a family's declaration to the registry: every runtime tensor, and which checkpoint name writes which part.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::params::SharedParams;
 use super::{
@@ -21,15 +21,21 @@ pub(super) fn build(arch: &Arch) -> (Registry, ModelParams) {
             expert_names: HashMap::new(),
             ignored: arch.ignored.clone(),
             tied_head: arch.common.tied.then_some(head_name),
+            by_rows: BTreeSet::new(),
         },
         plus_one: arch.common.norm_plus_one,
     };
     let (c, decoder) = (&arch.common, arch.names.decoder);
     let whole = [(Slot::Whole, c.vocab, "")];
     let embed = b.matrix(&format!("{decoder}.embed_tokens"), Role::Embedding, c.hidden, &whole);
-    let layers = (0..c.layers).map(|i| b.layer(arch, i)).collect();
+    let layers: Vec<LayerParams> = (0..c.layers).map(|i| b.layer(arch, i)).collect();
     let norm = b.norm(&format!("{decoder}.norm.weight"), c.hidden);
     let head = if c.tied { embed } else { b.matrix(arch.names.head, Role::LmHead, c.hidden, &whole) };
+    let convolutions = layers.iter().filter_map(|l| match &l.mixer {
+        MixerParams::DeltaNet(d) => Some(d.conv),
+        MixerParams::Attention(_) | MixerParams::Latent(_) => None,
+    });
+    b.registry.by_rows = convolutions.chain((!c.tied).then_some(embed)).collect();
     (b.registry, ModelParams { embed, layers, norm, head })
 }
 

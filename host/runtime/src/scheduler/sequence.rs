@@ -79,12 +79,14 @@ pub(super) struct Running {
 impl Running {
     pub(super) fn new(queued: Queued, weights: Arc<WeightSet>, model: &Model) -> Self {
         let Queued { ticket, request, job: Job { id: _, prompt, params, adapter, index, sink }, queued_at } = queued;
+        let mut cache = model.new_cache_with(adapter.clone());
+        cache.reserve(prompt.len().saturating_add(params.max_tokens).min(model.max_positions()));
         Self {
             ticket,
             request,
             weights,
             prompt_len: prompt.len(),
-            cache: model.new_cache_with(adapter.clone()),
+            cache,
             mixed: false,
             looked_up: false,
             started: false,

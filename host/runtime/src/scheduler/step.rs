@@ -10,7 +10,7 @@ use super::sequence::{Ended, Running};
 use super::state::count;
 use super::worker::{Worker, panicked};
 use crate::error::{Result, RuntimeError};
-use crate::model::{Rows, Sequence};
+use crate::model::{Logits, Rows, Sequence};
 use crate::tokenizer::Tokenizer;
 use crate::weights::WeightSet;
 
@@ -40,12 +40,14 @@ impl Worker {
                 .collect();
             let Some(weights) = members.first().map(|(r, _)| r.weights.clone()) else { continue };
             let rows = if of.1 { Rows::All } else { Rows::Last };
-            let computed = catch_unwind(AssertUnwindSafe(|| forward(&inner.engine, &weights, &mut members, rows)))
+            let logits = &mut self.logits;
+            let pass = || forward(&inner.engine, &weights, &mut members, rows, logits);
+            let computed = catch_unwind(AssertUnwindSafe(pass))
                 .unwrap_or_else(|panic| Err(panicked("a forward pass", panic.as_ref())));
             match computed {
-                Ok(mut logits) => {
+                Ok(()) => {
                     let vocab = inner.engine.model().vocab();
-                    let mut left = logits.as_mut_slice();
+                    let mut left = self.logits.values_mut();
                     let mut through = Vec::new();
                     for (r, chunk) in members {
                         let n = if rows == Rows::All { chunk } else { 1 };
@@ -89,7 +91,8 @@ fn forward(
     weights: &Arc<WeightSet>,
     members: &mut [(&mut Running, usize)],
     rows: Rows,
-) -> Result<Vec<f32>> {
+    logits: &mut Logits,
+) -> Result<()> {
     let mut batch: Vec<Sequence<'_>> = members
         .iter_mut()
         .map(|(r, chunk)| {
@@ -97,7 +100,7 @@ fn forward(
             Sequence { tokens: &r.tokens[first..first + *chunk], cache: &mut r.cache }
         })
         .collect();
-    Ok(engine.model().forward(weights, &mut batch, rows)?.flatten_all()?.to_vec1()?)
+    engine.model().forward_into(weights, &mut batch, rows, logits)
 }
 
 /// The next token of each sequence. A row's choice depends on nothing but the row and its sequence.

@@ -10,6 +10,7 @@ use super::pause::PauseMode;
 use super::sequence::{Ended, Queued, Running, end_queued};
 use super::state::{Inner, Registered, Request, State, count};
 use crate::error::{Result, RuntimeError};
+use crate::model::Logits;
 use crate::weights::WeightSet;
 
 pub(super) struct Worker {
@@ -22,6 +23,8 @@ pub(super) struct Worker {
     frozen: bool,
     /// The pause that was begun last, by its ticket.
     begun: u64,
+    /// Of the last forward pass; kept for the next one.
+    pub(super) logits: Logits,
 }
 
 /// What the thread has to do, read under one lock.
@@ -37,7 +40,7 @@ struct Orders {
 
 impl Worker {
     pub(super) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner, running: Vec::new(), pins: HashMap::new(), frozen: false, begun: 0 }
+        Self { inner, running: Vec::new(), pins: HashMap::new(), frozen: false, begun: 0, logits: Logits::default() }
     }
 
     /// Until the last handle is gone.
@@ -279,5 +282,5 @@ fn release(weights: Arc<WeightSet>) {
 /// The error that a panic becomes.
 pub(super) fn panicked(what: &str, panic: &(dyn std::any::Any + Send)) -> RuntimeError {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    RuntimeError::Compute(candle_core::Error::Msg(format!("{what} panicked: {}", text.unwrap_or("no message"))))
+    RuntimeError::Internal(format!("{what} panicked: {}", text.unwrap_or("no message")))
 }

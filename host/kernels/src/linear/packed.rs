@@ -1,0 +1,352 @@
+//! Weight matrices in the order in which the kernels read them.
+//!
+//! Sixteen rows stand side by side, column after column, so that one load brings the same column of sixteen outputs: a
+//! product needs no horizontal sums, and a thread reads memory from front to back. `n` is padded to a multiple of 16
+//! with zeros, and each block of columns to a multiple of 4 (a quad). A quad is
+//!
+//! - for f32, f16 and bf16: 4 columns of 16 values each, little endian;
+//! - for e4m3: one cache line. Byte `32 (c / 2) + 16 (r / 8) + 8 (c % 2) + r % 8` is row r (0..16) of column c (0..4), so
+//!   that `unpack` with zeros yields whole columns on 256-bit and on 512-bit registers.
+//!
+//! Packing is a permutation: [`PackedMatrix::unpack_rows`] gives the bytes of a checkpoint back.
+
+use super::{MatrixView, ScaleOrder};
+use crate::e4m3;
+
+/// Rows that stand side by side.
+pub const ROWS: usize = 16;
+/// Columns of a quad.
+pub(super) const QUAD: usize = 4;
+/// Columns of a partial sum of plain floats; FP8 has its block's.
+pub(super) const DENSE_BLOCK: usize = 128;
+
+/// A cache line of weights.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub(super) [u8; 64]);
+
+/// Element type of a packed matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// IEEE binary32.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE binary16.
+    F16,
+    /// e4m3 codes with block scales.
+    Fp8,
+}
+
+impl Kind {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Kind::F32 => 4,
+            Kind::Bf16 | Kind::F16 => 2,
+            Kind::Fp8 => 1,
+        }
+    }
+}
+
+/// Scales of an e4m3 matrix.
+#[derive(Debug, Clone)]
+pub struct Scales {
+    /// One per block of the `ceil(n / block_rows) x ceil(k / block_cols)` grid.
+    pub values: Vec<f32>,
+    /// How they lie.
+    pub order: ScaleOrder,
+    /// Rows of a block.
+    pub block_rows: usize,
+    /// Columns of a block.
+    pub block_cols: usize,
+}
+
+/// A weight matrix `n x k`, packed for [`super::multiply`].
+#[derive(Clone)]
+pub struct PackedMatrix {
+    n: usize,
+    k: usize,
+    kind: Kind,
+    lines: Vec<Line>,
+    /// Cache lines of sixteen rows.
+    group_lines: usize,
+    /// Columns of a partial sum.
+    block_cols: usize,
+    scales: Option<Scales>,
+}
+
+impl std::fmt::Debug for PackedMatrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PackedMatrix({:?}, {} x {})", self.kind, self.n, self.k)
+    }
+}
+
+impl PackedMatrix {
+    /// Packs an `n x k` matrix. e4m3 codes must be free of NaN ([`crate::e4m3::contains_nan_code`]): the vector paths
+    /// take 0x7f and 0xff for ±480.
+    ///
+    /// # Panics
+    /// If the data or the scales have another size than n, k and the blocks say, or a block size is 0.
+    pub fn new(view: MatrixView<'_>, n: usize, k: usize) -> Self {
+        let (kind, bytes, scales) = match view {
+            MatrixView::F32 { data } => (Kind::F32, crate::simd::bytes_of_f32(data), None),
+            MatrixView::Bf16 { data } => (Kind::Bf16, crate::simd::bytes_of_u16(data), None),
+            MatrixView::F16 { data } => (Kind::F16, crate::simd::bytes_of_u16(data), None),
+            MatrixView::Fp8Block { q, scales, order, block_rows, block_cols } => {
+                (Kind::Fp8, q, Some(Scales { values: scales.to_vec(), order, block_rows, block_cols }))
+            }
+        };
+        let mut packed = Self::zeroed(kind, n, k, scales);
+        assert_eq!(bytes.len(), n * k * kind.size(), "w is n x k");
+        for first in (0..n).step_by(ROWS) {
+            let rows = ROWS.min(n - first);
+            packed.pack_rows(first, &bytes[first * k * kind.size()..(first + rows) * k * kind.size()]);
+        }
+        packed
+    }
+
+    /// A matrix of zero bytes, to be filled by [`PackedMatrix::pack_rows`].
+    ///
+    /// # Panics
+    /// If there are scales for a kind other than FP8 or none for FP8, or they do not fit n, k and the blocks.
+    pub fn zeroed(kind: Kind, n: usize, k: usize, scales: Option<Scales>) -> Self {
+        assert_eq!(kind == Kind::Fp8, scales.is_some(), "FP8 has scales and nothing else has");
+        let mut block_cols = DENSE_BLOCK;
+        if let Some(s) = &scales {
+            assert!(s.block_rows > 0 && s.block_cols > 0, "blocks have at least one row and column");
+            let (grid_rows, grid_cols) = (n.div_ceil(s.block_rows), k.div_ceil(s.block_cols));
+            assert_eq!(s.values.len(), s.order.len(grid_rows, grid_cols), "one scale per block, and the padding");
+            if let ScaleOrder::ColMajor { stride } = s.order {
+                assert!(stride >= grid_rows, "a column holds all rows of the grid");
+            }
+            block_cols = s.block_cols;
+        }
+        let block_cols = block_cols.min(k.max(1));
+        let quads = (k / block_cols) * block_cols.div_ceil(QUAD) + (k % block_cols).div_ceil(QUAD);
+        let group_lines = quads * kind.size();
+        let lines = vec![Line([0; 64]); n.div_ceil(ROWS) * group_lines];
+        Self { n, k, kind, lines, group_lines, block_cols, scales }
+    }
+
+    /// Fills the rows from `first` (a multiple of 16) with row-major little-endian bytes of whole rows.
+    ///
+    /// # Panics
+    /// If the rows are no whole rows of the matrix, or more than 16 start or end within sixteen.
+    pub fn pack_rows(&mut self, first: usize, bytes: &[u8]) {
+        let stride = self.k * self.kind.size();
+        if stride == 0 || bytes.is_empty() {
+            return;
+        }
+        let rows = bytes.len() / stride;
+        assert!(bytes.len().is_multiple_of(stride) && first + rows <= self.n, "whole rows of the matrix");
+        assert!(first.is_multiple_of(ROWS), "sixteen rows are filled together");
+        assert!(rows.is_multiple_of(ROWS) || first + rows == self.n, "sixteen rows are filled together");
+        let (kind, k, block_cols, group_lines) = (self.kind, self.k, self.block_cols, self.group_lines);
+        let lines = &mut self.lines[first / ROWS * group_lines..];
+        for (bytes, lines) in bytes.chunks(ROWS * stride).zip(lines.chunks_exact_mut(group_lines)) {
+            let mut at = 0;
+            for start in (0..k).step_by(block_cols) {
+                let width = block_cols.min(k - start);
+                match kind {
+                    Kind::Fp8 => pack_codes(bytes, stride, start, width, &mut lines[at..]),
+                    _ => pack_floats(bytes, stride, start, width, kind.size(), &mut lines[at..]),
+                }
+                at += width.div_ceil(QUAD) * kind.size();
+            }
+        }
+    }
+
+    /// Rows (outputs).
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Columns (inputs).
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Element type.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The scales of an FP8 matrix.
+    pub fn scales(&self) -> Option<&Scales> {
+        self.scales.as_ref()
+    }
+
+    /// Bytes of the matrix without padding, scales included.
+    pub fn bytes(&self) -> usize {
+        self.n * self.k * self.kind.size() + self.scales.as_ref().map_or(0, |s| s.values.len() * 4)
+    }
+
+    /// Whether every stored bit is the same, scales and their layout included.
+    pub fn bit_equal(&self, other: &Self) -> bool {
+        let scales = |a: &Scales, b: &Scales| {
+            let bits = |s: &Scales| s.values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            a.order == b.order && a.block_rows == b.block_rows && a.block_cols == b.block_cols && bits(a) == bits(b)
+        };
+        (self.n, self.k, self.kind) == (other.n, other.k, other.kind)
+            && self.lines == other.lines
+            && match (&self.scales, &other.scales) {
+                (Some(a), Some(b)) => scales(a, b),
+                (a, b) => a.is_none() && b.is_none(),
+            }
+    }
+
+    /// Rows `first .. first + count` as row-major little-endian bytes, appended to `out`.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn unpack_rows(&self, first: usize, count: usize, out: &mut Vec<u8>) {
+        assert!(first + count <= self.n, "rows of the matrix");
+        let size = self.kind.size();
+        out.reserve(count * self.k * size);
+        for row in first..first + count {
+            self.for_each_in_row(row, |bytes| out.extend_from_slice(bytes));
+        }
+    }
+
+    /// One row in f32; FP8 as `decode(q) * scale`.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` has another length than k.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.n && out.len() == self.k, "a row of k values");
+        let mut c = 0;
+        self.for_each_in_row(row, |bytes| {
+            out[c] = match *bytes {
+                [q] => e4m3::decode(q) * self.scale(row, c / self.block_cols),
+                [a, b] if self.kind == Kind::Bf16 => half::bf16::from_le_bytes([a, b]).to_f32(),
+                [a, b] => half::f16::from_le_bytes([a, b]).to_f32(),
+                [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+                _ => unreachable!("1, 2 or 4 bytes"),
+            };
+            c += 1;
+        });
+    }
+
+    fn for_each_in_row(&self, row: usize, mut f: impl FnMut(&[u8])) {
+        let size = self.kind.size();
+        let lines = &self.lines[row / ROWS * self.group_lines..][..self.group_lines];
+        let r = row % ROWS;
+        let mut at = 0;
+        for start in (0..self.k).step_by(self.block_cols) {
+            let width = self.block_cols.min(self.k - start);
+            for c in 0..width {
+                if self.kind == Kind::Fp8 {
+                    f(&lines[at + c / QUAD].0[code_at(r, c % QUAD)..][..1]);
+                } else {
+                    let byte = (c * ROWS + r) * size;
+                    f(&lines[at + byte / 64].0[byte % 64..][..size]);
+                }
+            }
+            at += width.div_ceil(QUAD) * size;
+        }
+    }
+
+    /// The scale of a block; 1 without scales.
+    #[inline(always)]
+    pub(super) fn scale(&self, row: usize, block: usize) -> f32 {
+        let Some(s) = &self.scales else { return 1.0 };
+        let (down, across) = s.order.strides(self.k.div_ceil(s.block_cols));
+        s.values[row / s.block_rows * down + block * across]
+    }
+
+    /// The lines of sixteen rows.
+    #[inline(always)]
+    pub(super) fn group(&self, group: usize) -> &[Line] {
+        &self.lines[group * self.group_lines..(group + 1) * self.group_lines]
+    }
+
+    /// Columns of a partial sum.
+    #[inline(always)]
+    pub(super) fn block_cols(&self) -> usize {
+        self.block_cols
+    }
+}
+
+/// Byte of a line that holds row r of column c of the quad.
+#[inline(always)]
+fn code_at(r: usize, c: usize) -> usize {
+    32 * (c / 2) + 16 * (r / 8) + 8 * (c % 2) + r % 8
+}
+
+/// One block of columns of up to sixteen rows of codes.
+fn pack_codes(bytes: &[u8], stride: usize, start: usize, width: usize, lines: &mut [Line]) {
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    if bytes.len() == ROWS * stride {
+        let (lines, _) = lines.as_chunks_mut::<4>();
+        for (tile, lines) in lines.iter_mut().take(width / 16).enumerate() {
+            let rows: [&[u8; 16]; ROWS] = std::array::from_fn(|r| {
+                let at = r * stride + start + 16 * tile;
+                bytes[at..].first_chunk::<16>().expect("the tile lies in the rows")
+            });
+            transpose::codes(&rows, lines);
+            done += 16;
+        }
+    }
+    for (r, row) in bytes.chunks_exact(stride).enumerate() {
+        for c in done..width {
+            lines[c / QUAD].0[code_at(r, c % QUAD)] = row[start + c];
+        }
+    }
+}
+
+/// One block of columns of up to sixteen rows of floats.
+fn pack_floats(bytes: &[u8], stride: usize, start: usize, width: usize, size: usize, lines: &mut [Line]) {
+    for (r, row) in bytes.chunks_exact(stride).enumerate() {
+        let row = &row[start * size..(start + width) * size];
+        for (c, value) in row.chunks_exact(size).enumerate() {
+            let byte = (c * ROWS + r) * size;
+            lines[byte / 64].0[byte % 64..][..size].copy_from_slice(value);
+        }
+    }
+}
+
+/// SSE2 is part of every x86-64.
+#[cfg(target_arch = "x86_64")]
+mod transpose {
+    use super::Line;
+    use std::arch::x86_64::*;
+
+    /// 16x16 codes, row-major, into four lines.
+    #[inline(always)]
+    pub(super) fn codes(rows: &[&[u8; 16]; 16], lines: &mut [Line; 4]) {
+        // SAFETY: SSE2 is in the baseline of the target; loads and stores are of 16 bytes behind references.
+        unsafe {
+            let x: [__m128i; 16] = std::array::from_fn(|r| _mm_loadu_si128(rows[r].as_ptr().cast()));
+            // Eight rows at a time: after three rounds of interleaving, register i holds columns 2 i and 2 i + 1 of them.
+            let eight = |x: &[__m128i]| -> [__m128i; 8] {
+                // Rows r and r + 4 side by side, then + 2, then + 1.
+                let a: [__m128i; 8] = std::array::from_fn(|i| {
+                    let (low, high) = (x[i / 2], x[i / 2 + 4]);
+                    if i % 2 == 0 { _mm_unpacklo_epi8(low, high) } else { _mm_unpackhi_epi8(low, high) }
+                });
+                // a[2 r + h]: columns 8 h .. 8 h + 8 of rows r, r + 4.
+                let b: [__m128i; 8] = std::array::from_fn(|i| {
+                    let (r, h, part) = (i / 4, i / 2 % 2, i % 2);
+                    let (low, high) = (a[2 * r + h], a[2 * (r + 2) + h]);
+                    if part == 0 { _mm_unpacklo_epi8(low, high) } else { _mm_unpackhi_epi8(low, high) }
+                });
+                // b[4 r + 2 h + p]: columns 8 h + 4 p .. + 4 of rows r, r + 2, r + 4, r + 6.
+                std::array::from_fn(|i| {
+                    let (quarter, part) = (i / 2, i % 2);
+                    let (low, high) = (b[quarter], b[4 + quarter]);
+                    if part == 0 { _mm_unpacklo_epi8(low, high) } else { _mm_unpackhi_epi8(low, high) }
+                })
+            };
+            let (top, bottom) = (eight(&x[..8]), eight(&x[8..]));
+            for (i, line) in lines.iter_mut().enumerate() {
+                for half in 0..2 {
+                    let at = line.0.as_mut_ptr().add(32 * half);
+                    _mm_storeu_si128(at.cast(), top[2 * i + half]);
+                    _mm_storeu_si128(at.add(16).cast(), bottom[2 * i + half]);
+                }
+            }
+        }
+    }
+}
