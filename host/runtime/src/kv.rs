@@ -93,7 +93,7 @@ impl KvCache {
 
     /// Reserves memory for a text of so many positions in all, as far as [`RESERVED`], so that keys and values are not moved
     /// while they grow. The system gives the memory when it is used.
-    pub(crate) fn reserve(&mut self, positions: usize) {
+    pub fn reserve(&mut self, positions: usize) {
         for layer in &mut self.layers {
             if let LayerCache::Attention { keys, values, width } = layer {
                 let more = (positions.min(RESERVED) * *width).saturating_sub(keys.len());

@@ -8,6 +8,7 @@
 //! is allocated.
 
 mod attention;
+mod clock;
 mod delta;
 mod experts;
 mod latent;
@@ -17,7 +18,7 @@ mod mlp;
 mod route;
 mod work;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use patchhost_kernels::rows::{add, rms_norm};
 use patchhost_kernels::team::Team;
@@ -30,6 +31,8 @@ use crate::lora::Adapter;
 use crate::registry::{MixerParams, ModelParams};
 use crate::rope::RopeScaling;
 use crate::weights::WeightSet;
+use clock::Clock;
+pub use clock::{Op, Profile};
 pub use logits::Logits;
 use work::{Owner, Span, Work};
 
@@ -63,6 +66,8 @@ pub struct Model {
     team: &'static Team,
     /// Buffers of passes that are over, for the next ones.
     idle: Mutex<Vec<Work>>,
+    /// Times of the passes, where somebody asked for them.
+    profile: Mutex<Option<Profile>>,
 }
 
 /// One forward pass, as its layers see it.
@@ -73,6 +78,7 @@ pub(crate) struct Pass<'a, 'c> {
     batch: &'a mut [Sequence<'c>],
     /// Index of the layer.
     layer: usize,
+    clock: &'a Clock,
 }
 
 impl Model {
@@ -89,8 +95,8 @@ impl Model {
             })
             .collect();
         let inv_freq = c.rope.inv_freq(rotary_dim, 0);
-        let (team, idle) = (Team::global(), Mutex::default());
-        Ok(Self { common: c.clone(), params, memory, rotary_dim, inv_freq, team, idle })
+        let (team, idle, profile) = (Team::global(), Mutex::default(), Mutex::default());
+        Ok(Self { common: c.clone(), params, memory, rotary_dim, inv_freq, team, idle, profile })
     }
 
     /// Rows of the output: the size of the vocabulary as the model has it.
@@ -150,8 +156,12 @@ impl Model {
     ) -> Result<()> {
         self.check(weights, batch)?;
         let mut work = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        let pass = Pass { weights, team: self.team, batch, layer: 0 };
+        let clock = Clock::new(self.profile().is_some());
+        let pass = Pass { weights, team: self.team, batch, layer: 0, clock: &clock };
         let result = self.run(pass, rows, &mut work, logits);
+        if let Some(profile) = &mut *self.profile() {
+            profile.add(&clock);
+        }
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(work);
         match result {
             Ok(()) => {
@@ -163,6 +173,15 @@ impl Model {
                 Err(RuntimeError::Hook(e))
             }
         }
+    }
+
+    /// Counts from now on how long each operator takes (`true`), or no longer; gives what was counted so far.
+    pub fn profiled(&self, on: bool) -> Option<Profile> {
+        std::mem::replace(&mut *self.profile(), on.then(Profile::default))
+    }
+
+    fn profile(&self) -> MutexGuard<'_, Option<Profile>> {
+        self.profile.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check(&self, weights: &WeightSet, batch: &[Sequence<'_>]) -> Result<()> {
@@ -202,12 +221,15 @@ impl Model {
         logits: &mut Logits,
     ) -> std::result::Result<(), HookError> {
         let (c, team, w) = (&self.common, pass.team, pass.weights);
+        let clock = pass.clock;
         self.begin(&pass, work);
+        clock.lap(Op::Embed);
         let m = work.owners.len();
         for (layer, p) in self.params.layers.iter().enumerate() {
             pass.layer = layer;
             work.normed.resize(m * c.hidden, 0.0);
             rms_norm(team, &work.x, w.vector(p.input_norm), c.eps as f32, &mut work.normed);
+            clock.lap(Op::Norm);
             match &p.mixer {
                 MixerParams::Attention(a) => self.attend(&mut pass, a, work)?,
                 MixerParams::Latent(l) => self.attend_latent(&mut pass, l, work)?,
@@ -215,6 +237,7 @@ impl Model {
             }
             add(team, &mut work.x, &work.mixed);
             rms_norm(team, &work.x, w.vector(p.post_norm), c.eps as f32, &mut work.normed);
+            clock.lap(Op::Norm);
             self.mlp(&pass, &p.mlp, work)?;
             add(team, &mut work.x, &work.mixed);
         }
@@ -224,9 +247,10 @@ impl Model {
         let m = work.owners.len();
         work.normed.resize(m * c.hidden, 0.0);
         rms_norm(team, &work.x, w.vector(self.params.norm), c.eps as f32, &mut work.normed);
+        clock.lap(Op::Norm);
         logits.vocab = c.vocab;
         let out = &mut logits.values;
-        linear::linear(&pass, &work.owners, self.params.head, None, &work.normed, &mut work.quantized, out)
+        linear::linear(&pass, Op::Head, &work.owners, self.params.head, None, &work.normed, &mut work.quantized, out)
     }
 
     /// Rows of the batch, their positions' angles, and their embeddings.

@@ -150,7 +150,8 @@ impl PackedMatrix {
                 let width = block_cols.min(k - start);
                 match kind {
                     Kind::Fp8 => pack_codes(bytes, stride, start, width, &mut lines[at..]),
-                    _ => pack_floats(bytes, stride, start, width, kind.size(), &mut lines[at..]),
+                    Kind::Bf16 | Kind::F16 => pack_floats::<2>(bytes, stride, start, width, &mut lines[at..]),
+                    Kind::F32 => pack_floats::<4>(bytes, stride, start, width, &mut lines[at..]),
                 }
                 at += width.div_ceil(QUAD) * kind.size();
             }
@@ -296,13 +297,17 @@ fn pack_codes(bytes: &[u8], stride: usize, start: usize, width: usize, lines: &m
     }
 }
 
-/// One block of columns of up to sixteen rows of floats.
-fn pack_floats(bytes: &[u8], stride: usize, start: usize, width: usize, size: usize, lines: &mut [Line]) {
-    for (r, row) in bytes.chunks_exact(stride).enumerate() {
-        let row = &row[start * size..(start + width) * size];
-        for (c, value) in row.chunks_exact(size).enumerate() {
-            let byte = (c * ROWS + r) * size;
-            lines[byte / 64].0[byte % 64..][..size].copy_from_slice(value);
+/// One block of columns of up to sixteen rows of floats of SIZE bytes.
+fn pack_floats<const SIZE: usize>(bytes: &[u8], stride: usize, start: usize, width: usize, lines: &mut [Line]) {
+    let per_line = 64 / SIZE;
+    let rows = bytes.len() / stride;
+    for first in (0..width).step_by(QUAD) {
+        for c in first..(first + QUAD).min(width) {
+            for r in 0..rows {
+                let value = c * ROWS + r;
+                let to = lines[value / per_line].0.as_chunks_mut::<SIZE>().0;
+                to[value % per_line] = bytes[r * stride + (start + c) * SIZE..].as_chunks::<SIZE>().0[0];
+            }
         }
     }
 }

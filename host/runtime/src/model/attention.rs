@@ -5,7 +5,7 @@ use patchhost_kernels::rows::{HeadNorm, HeadSteps, gate, heads};
 
 use super::linear::linear;
 use super::work::{Owner, Work};
-use super::{Model, Pass, Sequence};
+use super::{Model, Op, Pass, Sequence};
 use crate::families::QkNorm;
 use crate::hooks::HookError;
 use crate::registry::{AttentionParams, ParamId};
@@ -20,7 +20,7 @@ impl Model {
         let (c, team) = (&self.common, pass.team);
         let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let Work { spans, owners, cos, sin, normed, mixed, quantized, wide, q, gate: gates, inner, .. } = work;
-        linear(pass, owners, p.qkv, p.qkv_bias, normed, quantized, wide)?;
+        linear(pass, Op::Project, owners, p.qkv, p.qkv_bias, normed, quantized, wide)?;
         // With an output gate every head of q_proj is followed by its gate.
         let start = if p.shape.output_gate { 2 * q_width } else { q_width };
         let ld = start + 2 * kv_width;
@@ -67,6 +67,7 @@ impl Model {
                 }
             }
         }
+        pass.clock.lap(Op::Heads);
         inner.resize(owners.len() * q_width, 0.0);
         let shape = AttentionShape { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim };
         let q = if p.shape.output_gate { &*q } else { &*wide };
@@ -76,7 +77,8 @@ impl Model {
         if p.shape.output_gate {
             gate(team, inner, gates);
         }
-        linear(pass, owners, p.o, p.o_bias, inner, quantized, mixed)
+        pass.clock.lap(Op::Attend);
+        linear(pass, Op::Project, owners, p.o, p.o_bias, inner, quantized, mixed)
     }
 }
 

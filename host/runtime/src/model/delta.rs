@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::linear::linear;
 use super::work::Work;
-use super::{Model, Pass};
+use super::{Model, Op, Pass};
 use crate::families::DeltaNet;
 use crate::hooks::HookError;
 use crate::kv::{LayerShape, RecurrentState};
@@ -67,8 +67,8 @@ impl Model {
             norm: w.vector(p.norm),
             eps: self.common.eps as f32,
         };
-        linear(pass, owners, p.qkvz, None, normed, quantized, wide)?;
-        linear(pass, owners, p.ba, None, normed, quantized, gate)?;
+        linear(pass, Op::Project, owners, p.qkvz, None, normed, quantized, wide)?;
+        linear(pass, Op::Project, owners, p.ba, None, normed, quantized, gate)?;
         let rows = owners.len().max(1);
         let (per_token, per_gate) = (wide.len() / rows, gate.len() / rows);
         inner.clear();
@@ -79,7 +79,8 @@ impl Model {
                 inner.extend(sequence(d, &small, qkvz, ba, state));
             }
         }
-        linear(pass, owners, p.out, None, inner, quantized, mixed)
+        pass.clock.lap(Op::Attend);
+        linear(pass, Op::Project, owners, p.out, None, inner, quantized, mixed)
     }
 }
 

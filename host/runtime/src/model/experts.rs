@@ -5,7 +5,7 @@ use patchhost_kernels::rows::{combine, swiglu};
 
 use super::route::route;
 use super::work::{Experts, Pick, Work};
-use super::{Model, Pass};
+use super::{Model, Op, Pass};
 use crate::families::Moe;
 use crate::hooks::HookError;
 use crate::registry::ParamId;
@@ -40,13 +40,16 @@ impl Model {
         for (place, i) in order.iter().enumerate() {
             places[*i] = (place, picks[*i].weight);
         }
+        pass.clock.lap(Op::Route);
         let (up, down) = (pass.weights.parts(w13), pass.weights.parts(w2));
         // Quantized once per token, not once per expert: groups lie within a row.
         let fp8 = pass.quantize(up, normed, owners.len(), quantized)?.is_some();
+        pass.clock.lap(Op::Quantize);
         gather(normed, hidden, order, moe.top_k, x);
         if fp8 {
             gather(quantized, hidden, order, moe.top_k, x_fp8);
         }
+        pass.clock.lap(Op::Gate);
         both.resize(picks.len() * 2 * width, 0.0);
         let x_fp8 = fp8.then_some(&x_fp8[..]);
         products_of(pass, products, up, 2, picks, order, x, x_fp8, both);
@@ -59,9 +62,12 @@ impl Model {
             adapter.add(w13, picks[*i].expert * 2, x, gate);
             adapter.add(w13, picks[*i].expert * 2 + 1, x, up);
         }
+        pass.clock.lap(Op::Experts);
         gated.resize(picks.len() * width, 0.0);
         swiglu(team, both, width, swapped, gated);
+        pass.clock.lap(Op::Gate);
         let x_fp8 = pass.quantize(down, gated, picks.len(), gated_fp8)?;
+        pass.clock.lap(Op::Quantize);
         out.resize(picks.len() * hidden, 0.0);
         products_of(pass, products, down, 1, picks, order, gated, x_fp8, out);
         for (place, i) in order.iter().enumerate() {
@@ -70,8 +76,10 @@ impl Model {
                 adapter.add(w2, picks[*i].expert, x, &mut out[place * hidden..][..hidden]);
             }
         }
+        pass.clock.lap(Op::Experts);
         mixed.resize(owners.len() * hidden, 0.0);
         combine(team, out, places, moe.top_k, hidden, mixed);
+        pass.clock.lap(Op::Gate);
         Ok(())
     }
 }

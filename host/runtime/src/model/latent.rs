@@ -7,7 +7,7 @@ use patchhost_kernels::rows::{HeadNorm, HeadSteps, heads, rms_norm};
 use super::attention::context;
 use super::linear::linear;
 use super::work::Work;
-use super::{Model, Pass};
+use super::{Model, Op, Pass};
 use crate::families::Latent;
 use crate::hooks::HookError;
 use crate::registry::{LatentParams, QueryParams};
@@ -41,12 +41,12 @@ impl Model {
             neighbors: l.interleaved,
         };
         match &p.query {
-            QueryParams::Direct(param) => linear(pass, owners, *param, None, normed, quantized, wide)?,
+            QueryParams::Direct(param) => linear(pass, Op::Project, owners, *param, None, normed, quantized, wide)?,
             QueryParams::LowRank { a, a_bias, norm, b } => {
-                linear(pass, owners, *a, *a_bias, normed, quantized, low)?;
+                linear(pass, Op::Project, owners, *a, *a_bias, normed, quantized, low)?;
                 low_normed.resize(low.len(), 0.0);
                 rms_norm(team, low, w.vector(*norm), EPS, low_normed);
-                linear(pass, owners, *b, None, low_normed, quantized, wide)?;
+                linear(pass, Op::Project, owners, *b, None, low_normed, quantized, wide)?;
             }
         }
         heads(team, wide, n * key, 0, n, key, &steps(l.nope));
@@ -56,14 +56,14 @@ impl Model {
             out[..key].copy_from_slice(head);
         }
 
-        linear(pass, owners, p.kv_a, p.kv_a_bias, normed, quantized, low)?;
+        linear(pass, Op::Project, owners, p.kv_a, p.kv_a_bias, normed, quantized, low)?;
         let ld = l.kv_rank + l.rope;
         heads(team, low, ld, l.kv_rank, 1, l.rope, &steps(0));
         k.clear();
         k.extend(low.chunks_exact(ld).flat_map(|row| &row[..l.kv_rank]));
         low_normed.resize(k.len(), 0.0);
         rms_norm(team, k, w.vector(p.kv_a_norm), EPS, low_normed);
-        linear(pass, owners, p.kv_b, None, low_normed, quantized, wide)?;
+        linear(pass, Op::Project, owners, p.kv_b, None, low_normed, quantized, wide)?;
         let per_row = n * (l.nope + l.value);
         for (s, span) in pass.batch.iter_mut().zip(spans.iter()) {
             let Some((keys, values)) = s.cache.extend(pass.layer, span.tokens) else { continue };
@@ -80,6 +80,7 @@ impl Model {
                 }
             }
         }
+        pass.clock.lap(Op::Heads);
         let shape = AttentionShape { heads: n, kv_heads: n, head_dim: width };
         let scale = self.common.rope.softmax_factor() / (key as f32).sqrt();
         wide.resize(rows * n * width, 0.0);
@@ -87,6 +88,7 @@ impl Model {
         attend_rows(team, &shape, q, n * width, &context, scale, wide);
         inner.clear();
         inner.extend(wide.chunks_exact(width).flat_map(|head| &head[..l.value]));
-        linear(pass, owners, p.o, p.o_bias, inner, quantized, mixed)
+        pass.clock.lap(Op::Attend);
+        linear(pass, Op::Project, owners, p.o, p.o_bias, inner, quantized, mixed)
     }
 }

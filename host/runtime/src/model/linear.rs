@@ -2,7 +2,7 @@
 
 use patchhost_kernels::linear::{Product, multiply};
 
-use super::Pass;
+use super::{Op, Pass};
 use super::work::Owner;
 use crate::hooks::HookError;
 use crate::lora::Adapter;
@@ -33,6 +33,7 @@ impl Pass<'_, '_> {
 /// x [m, k] times the stacked parts of a runtime tensor, transposed, into out [m, sum of rows].
 pub(super) fn linear(
     pass: &Pass<'_, '_>,
+    op: Op,
     owners: &[Owner],
     param: ParamId,
     bias: Option<ParamId>,
@@ -45,6 +46,7 @@ pub(super) fn linear(
     let n: usize = parts.iter().map(|p| p.rows).sum();
     out.resize(m * n, 0.0);
     let x_fp8 = pass.quantize(parts, x, m, quantized)?;
+    pass.clock.lap(Op::Quantize);
     let bias = bias.map(|b| pass.weights.vector(b));
     multiply(pass.team, &mut [Product { x, x_fp8, m, parts, bias, out, ldo: n }]);
     let k = x.len() / m.max(1);
@@ -56,5 +58,6 @@ pub(super) fn linear(
             first += part.rows;
         }
     }
+    pass.clock.lap(op);
     Ok(())
 }
