@@ -8,7 +8,23 @@ use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, dispatch, pad};
 use crate::source::{Bf16, Element, F16, F32, Source};
 use crate::spec::{CastRule, CastSpec, Contract, Edges, Elem};
+use crate::steps::Steps;
 use std::ops::AddAssign;
+
+/// Of which values the cast measures the error; measuring costs more than casting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Measure {
+    /// Of none.
+    #[default]
+    Nothing,
+    /// Of every eighth row of a panel, from its first: an estimate.
+    Sample,
+    /// Of all.
+    All,
+}
+
+/// Rows of a panel for one that [`Measure::Sample`] measures.
+const SAMPLED: usize = 8;
 
 /// What the cast of a panel did.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -17,7 +33,7 @@ pub struct CastReport {
     pub saturated: u64,
     /// Values that are not zero but became ±0.
     pub flushed: u64,
-    /// `sum (x - q * s)^2` over blocks that are not exempt; 0 unless asked for. Computed as `s^2 * sum (y - q)^2` with
+    /// `sum (x - q * s)^2` over blocks that are not exempt, and over the rows that are measured. Computed as `s^2 * sum (y - q)^2` with
     /// y the scaled value before rounding, good to about 1e-6, so that tiny weights do not underflow. A row of a block
     /// that holds a NaN (edges other than strict) is left out.
     pub squared_error: f64,
@@ -55,12 +71,12 @@ pub fn cast_panel(
     given: &[f32],
     amax: &[f32],
     spec: &CastSpec,
-    measure_error: bool,
+    measure: Measure,
     q: &mut [u8],
     scales: &mut [f32],
 ) -> Result<CastReport, ContractViolation> {
     let isa = Isa::detect();
-    cast_panel_with(isa, src, first_row, panel_rows, block_cols, given, amax, spec, measure_error, q, scales)
+    cast_panel_with(isa, src, first_row, panel_rows, block_cols, given, amax, spec, measure, q, scales)
 }
 
 /// [`cast_panel`] with the instructions of `isa`.
@@ -79,13 +95,32 @@ pub fn cast_panel_with(
     given: &[f32],
     amax: &[f32],
     spec: &CastSpec,
-    measure_error: bool,
+    measure: Measure,
     q: &mut [u8],
     scales: &mut [f32],
 ) -> Result<CastReport, ContractViolation> {
     assert!(block_cols > 0, "blocks have at least one column");
     assert!(first_row + panel_rows <= src.rows, "the panel lies in the matrix");
     assert_eq!(q.len(), panel_rows * src.cols, "one code per value");
+    let stride = src.cols;
+    cast_strip(isa, src, first_row, panel_rows, block_cols, given, amax, spec, measure, q, stride, scales)
+}
+
+/// [`cast_panel`] into a matrix of which `src` has some columns only: row `r` begins at `q[r * stride]`.
+pub(crate) fn cast_strip(
+    isa: Isa,
+    src: &Source<'_>,
+    first_row: usize,
+    panel_rows: usize,
+    block_cols: usize,
+    given: &[f32],
+    amax: &[f32],
+    spec: &CastSpec,
+    measure: Measure,
+    q: &mut [u8],
+    stride: usize,
+    scales: &mut [f32],
+) -> Result<CastReport, ContractViolation> {
     let blocks = src.cols.div_ceil(block_cols);
     assert!(given.len() == blocks && amax.len() == blocks && scales.len() == blocks, "one number per block");
     let block_cols = block_cols.min(src.cols.max(1));
@@ -104,7 +139,7 @@ pub fn cast_panel_with(
         checked.push(good);
     }
 
-    let job = Job { src, first_row, panel_rows, block_cols, checked: &checked, spec, measure_error };
+    let job = Job { src, first_row, panel_rows, block_cols, checked: &checked, spec, measure, stride };
     let (report, saturated) = match (src.elem, spec.round_bf16) {
         (Elem::F32, false) => job.run::<F32, false>(isa, F32, q),
         (Elem::F32, true) => job.run::<F32, true>(isa, F32, q),
@@ -137,7 +172,8 @@ struct Job<'a> {
     block_cols: usize,
     checked: &'a [Checked],
     spec: &'a CastSpec,
-    measure_error: bool,
+    measure: Measure,
+    stride: usize,
 }
 
 impl Job<'_> {
@@ -167,45 +203,74 @@ impl<E: Element, const ROUND: bool, const DIVIDE: bool> Kernel for Cast<'_, E, R
         let nan = if job.spec.edges == Edges::IgnoreNan { 0xfe } else { e4m3::NAN };
         let mut report = CastReport::default();
         let mut saturated = vec![0u64; job.checked.len()];
-        let cols = job.src.cols;
+        let blocks: Vec<Block> = job
+            .checked
+            .iter()
+            .map(|good| Block {
+                factor: good.factor,
+                scale: good.scale,
+                // 0 times infinity: the NaN that x86 makes of it is negative, and torch keeps the sign.
+                nan: if good.factor == f32::INFINITY && nan == e4m3::NAN { nan | 0x80 } else { nan },
+                count: good.may_saturate,
+                measure: !good.exempt,
+                steps: match E::BF16 && job.panel_rows * job.block_cols >= WORTH_STEPS {
+                    true => Steps::new::<S, DIVIDE>(s, good.factor),
+                    false => None,
+                },
+            })
+            .collect();
         for r in 0..job.panel_rows {
             let row = job.src.row_bytes(job.first_row + r);
-            let codes = &mut q[r * cols..(r + 1) * cols];
+            let codes = &mut q[r * job.stride..][..job.src.cols];
+            let measured = match job.measure {
+                Measure::Nothing => false,
+                Measure::Sample => r % SAMPLED == 0,
+                Measure::All => true,
+            };
             let segments = row.chunks(job.block_cols * E::SIZE).zip(codes.chunks_mut(job.block_cols));
-            for ((segment, codes), (good, saturated)) in segments.zip(job.checked.iter().zip(&mut saturated)) {
-                let (x16, x_tail) = segment.split_at(codes.len() / 16 * 16 * E::SIZE);
-                let (codes16, codes_tail) = codes.as_chunks_mut::<16>();
+            for ((segment, codes), (block, saturated)) in segments.zip(blocks.iter().zip(&mut saturated)) {
                 let mut step = Step::<S, ROUND, DIVIDE> {
-                    factor: s.splat(good.factor),
-                    // 0 times infinity: the NaN that x86 makes of it is negative, and torch keeps the sign.
-                    nan: if good.factor == f32::INFINITY && nan == e4m3::NAN { nan | 0x80 } else { nan },
-                    count: good.may_saturate,
-                    measure: job.measure_error && !good.exempt,
+                    factor: s.splat(block.factor),
+                    nan: block.nan,
+                    count: block.count,
+                    measure: measured && block.measure,
                     flushed: 0,
                     saturated: 0,
                     error: s.splat(0.0),
                     sum: s.splat(0.0),
                 };
-                for (x, codes) in x16.chunks_exact(16 * E::SIZE).zip(codes16) {
-                    *codes = step.cast(s, elem.load(s, x));
-                }
-                if !codes_tail.is_empty() {
-                    let codes = step.cast(s, elem.load_tail(s, x_tail));
-                    codes_tail.copy_from_slice(&codes[..codes_tail.len()]);
+                match &block.steps {
+                    Some(steps) if !step.measure => step.row_by_steps(s, elem, steps, segment, codes),
+                    _ => step.row(s, elem, segment, codes),
                 }
                 report.flushed += u64::from(step.flushed);
                 *saturated += u64::from(step.saturated);
-                let (error, sum) = (s.sum(step.error), s.sum(step.sum));
-                if step.measure && sum.is_finite() && error.is_finite() {
-                    let square = f64::from(good.scale) * f64::from(good.scale);
-                    report.squared_error += f64::from(error) * square;
-                    report.squared_sum += f64::from(sum) * square;
+                if step.measure {
+                    let (error, sum) = (s.sum(step.error), s.sum(step.sum));
+                    if sum.is_finite() && error.is_finite() {
+                        let square = f64::from(block.scale) * f64::from(block.scale);
+                        report.squared_error += f64::from(error) * square;
+                        report.squared_sum += f64::from(sum) * square;
+                    }
                 }
             }
         }
         report.saturated = saturated.iter().sum();
         (report, saturated)
     }
+}
+
+/// Values of a block from which on the steps of its factor are worth making: they cost about as much as casting 200.
+const WORTH_STEPS: usize = 1024;
+
+/// What all rows of one block share.
+struct Block {
+    factor: f32,
+    scale: f32,
+    nan: u8,
+    count: bool,
+    measure: bool,
+    steps: Option<Steps>,
 }
 
 /// One row of one block: constants and counts. A struct with an inlined method instead of a closure, which might not be
@@ -222,6 +287,35 @@ struct Step<S: Simd, const ROUND: bool, const DIVIDE: bool> {
 }
 
 impl<S: Simd, const ROUND: bool, const DIVIDE: bool> Step<S, ROUND, DIVIDE> {
+    /// All values of a row.
+    #[inline(always)]
+    fn row<E: Element>(&mut self, s: S, elem: E, x: &[u8], codes: &mut [u8]) {
+        let (x16, x_tail) = x.split_at(codes.len() / 16 * 16 * E::SIZE);
+        let (codes16, codes_tail) = codes.as_chunks_mut::<16>();
+        for (x, codes) in x16.chunks_exact(16 * E::SIZE).zip(codes16) {
+            *codes = self.cast(s, elem.load(s, x));
+        }
+        if !codes_tail.is_empty() {
+            let codes = self.cast(s, elem.load_tail(s, x_tail));
+            codes_tail.copy_from_slice(&codes[..codes_tail.len()]);
+        }
+    }
+
+    /// The same for bfloat16, by steps where they hold.
+    #[inline(always)]
+    fn row_by_steps<E: Element>(&mut self, s: S, elem: E, steps: &Steps, x: &[u8], codes: &mut [u8]) {
+        let (x32, x_tail) = x.as_chunks::<64>();
+        let (codes32, codes_tail) = codes.as_chunks_mut::<32>();
+        for (x, codes) in x32.iter().zip(codes32) {
+            if !s.cast_by_steps(x, steps, codes) {
+                self.row(s, elem, x, codes);
+            }
+        }
+        if !codes_tail.is_empty() {
+            self.row(s, elem, x_tail, codes_tail);
+        }
+    }
+
     #[inline(always)]
     fn cast(&mut self, s: S, x: S::F) -> [u8; 16] {
         let x = if ROUND { s.round_bf16(x) } else { x };
