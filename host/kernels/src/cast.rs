@@ -102,11 +102,21 @@ pub fn cast_panel_with(
     assert!(block_cols > 0, "blocks have at least one column");
     assert!(first_row + panel_rows <= src.rows, "the panel lies in the matrix");
     assert_eq!(q.len(), panel_rows * src.cols, "one code per value");
-    let stride = src.cols;
-    cast_strip(isa, src, first_row, panel_rows, block_cols, given, amax, spec, measure, q, stride, scales)
+    let layout = Layout { stride: src.cols, ahead: 0 };
+    cast_strip(isa, src, first_row, panel_rows, block_cols, given, amax, spec, measure, q, layout, scales)
 }
 
-/// [`cast_panel`] into a matrix of which `src` has some columns only: row `r` begins at `q[r * stride]`.
+/// How a strip lies.
+#[derive(Clone, Copy)]
+pub(crate) struct Layout {
+    /// Row `r` of the codes begins at `q[r * stride]`.
+    pub stride: usize,
+    /// How many bytes behind each row the row lies that is read next, after this strip; 0 if none is. The statistics of
+    /// that strip wait for memory, the cast of this one does not: so the cast asks for it.
+    pub ahead: usize,
+}
+
+/// [`cast_panel`] of a strip.
 pub(crate) fn cast_strip(
     isa: Isa,
     src: &Source<'_>,
@@ -118,7 +128,7 @@ pub(crate) fn cast_strip(
     spec: &CastSpec,
     measure: Measure,
     q: &mut [u8],
-    stride: usize,
+    layout: Layout,
     scales: &mut [f32],
 ) -> Result<CastReport, ContractViolation> {
     let blocks = src.cols.div_ceil(block_cols);
@@ -139,7 +149,7 @@ pub(crate) fn cast_strip(
         checked.push(good);
     }
 
-    let job = Job { src, first_row, panel_rows, block_cols, checked: &checked, spec, measure, stride };
+    let job = Job { src, first_row, panel_rows, block_cols, checked: &checked, spec, measure, layout };
     let (report, saturated) = match (src.elem, spec.round_bf16) {
         (Elem::F32, false) => job.run::<F32, false>(isa, F32, q),
         (Elem::F32, true) => job.run::<F32, true>(isa, F32, q),
@@ -173,7 +183,7 @@ struct Job<'a> {
     checked: &'a [Checked],
     spec: &'a CastSpec,
     measure: Measure,
-    stride: usize,
+    layout: Layout,
 }
 
 impl Job<'_> {
@@ -203,49 +213,62 @@ impl<E: Element, const ROUND: bool, const DIVIDE: bool> Kernel for Cast<'_, E, R
         let nan = if job.spec.edges == Edges::IgnoreNan { 0xfe } else { e4m3::NAN };
         let mut report = CastReport::default();
         let mut saturated = vec![0u64; job.checked.len()];
-        let blocks: Vec<Block> = job
-            .checked
-            .iter()
-            .map(|good| Block {
+        // No closure: one that is not inlined would lose the target features.
+        let mut blocks = Vec::with_capacity(job.checked.len());
+        for good in job.checked {
+            let worth = E::BF16 && job.panel_rows * job.block_cols >= WORTH_STEPS;
+            blocks.push(Block {
                 factor: good.factor,
                 scale: good.scale,
                 // 0 times infinity: the NaN that x86 makes of it is negative, and torch keeps the sign.
                 nan: if good.factor == f32::INFINITY && nan == e4m3::NAN { nan | 0x80 } else { nan },
                 count: good.may_saturate,
                 measure: !good.exempt,
-                steps: match E::BF16 && job.panel_rows * job.block_cols >= WORTH_STEPS {
-                    true => Steps::new::<S, DIVIDE>(s, good.factor),
-                    false => None,
-                },
-            })
-            .collect();
+                steps: if worth { Steps::new::<S, DIVIDE>(s, good.factor) } else { None },
+            });
+        }
         for r in 0..job.panel_rows {
             let row = job.src.row_bytes(job.first_row + r);
-            let codes = &mut q[r * job.stride..][..job.src.cols];
+            let codes = &mut q[r * job.layout.stride..][..job.src.cols];
+            let ahead = row.as_ptr().wrapping_add(job.layout.ahead);
             let measured = match job.measure {
                 Measure::Nothing => false,
                 Measure::Sample => r % SAMPLED == 0,
                 Measure::All => true,
             };
-            let segments = row.chunks(job.block_cols * E::SIZE).zip(codes.chunks_mut(job.block_cols));
-            for ((segment, codes), (block, saturated)) in segments.zip(blocks.iter().zip(&mut saturated)) {
+            for (i, block) in blocks.iter().enumerate() {
+                let left = i * job.block_cols;
+                let right = (left + job.block_cols).min(job.src.cols);
+                let (segment, codes) = (&row[left * E::SIZE..right * E::SIZE], &mut codes[left..right]);
+                if job.layout.ahead > 0 {
+                    for line in (0..segment.len()).step_by(64) {
+                        s.prefetch(ahead.wrapping_add(left * E::SIZE + line));
+                    }
+                }
+                let measure = measured && block.measure;
+                if let (Some(steps), false) = (&block.steps, measure) {
+                    let ((x, x_tail), (codes, _)) = (segment.as_chunks::<64>(), codes.as_chunks_mut::<32>());
+                    if x_tail.is_empty() && s.cast_by_steps(x, steps, codes) {
+                        continue;
+                    }
+                }
                 let mut step = Step::<S, ROUND, DIVIDE> {
                     factor: s.splat(block.factor),
                     nan: block.nan,
                     count: block.count,
-                    measure: measured && block.measure,
+                    measure,
                     flushed: 0,
                     saturated: 0,
                     error: s.splat(0.0),
                     sum: s.splat(0.0),
                 };
                 match &block.steps {
-                    Some(steps) if !step.measure => step.row_by_steps(s, elem, steps, segment, codes),
+                    Some(steps) if !measure => step.row_by_steps(s, elem, steps, segment, codes),
                     _ => step.row(s, elem, segment, codes),
                 }
                 report.flushed += u64::from(step.flushed);
-                *saturated += u64::from(step.saturated);
-                if step.measure {
+                saturated[i] += u64::from(step.saturated);
+                if measure {
                     let (error, sum) = (s.sum(step.error), s.sum(step.sum));
                     if sum.is_finite() && error.is_finite() {
                         let square = f64::from(block.scale) * f64::from(block.scale);
@@ -306,9 +329,9 @@ impl<S: Simd, const ROUND: bool, const DIVIDE: bool> Step<S, ROUND, DIVIDE> {
     fn row_by_steps<E: Element>(&mut self, s: S, elem: E, steps: &Steps, x: &[u8], codes: &mut [u8]) {
         let (x32, x_tail) = x.as_chunks::<64>();
         let (codes32, codes_tail) = codes.as_chunks_mut::<32>();
-        for (x, codes) in x32.iter().zip(codes32) {
+        for (x, codes) in x32.chunks(1).zip(codes32.chunks_mut(1)) {
             if !s.cast_by_steps(x, steps, codes) {
-                self.row(s, elem, x, codes);
+                self.row(s, elem, x.as_flattened(), codes.as_flattened_mut());
             }
         }
         if !codes_tail.is_empty() {

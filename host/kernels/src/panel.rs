@@ -3,14 +3,14 @@
 //! The statistics read the weights from memory, the cast reads them again. A panel of a wide matrix does not stay in L2
 //! between the two, so it is cut into strips of whole blocks that do.
 
-use crate::cast::{CastReport, ContractViolation, Measure, cast_strip};
+use crate::cast::{CastReport, ContractViolation, Layout, Measure, cast_strip};
 use crate::isa::Isa;
 use crate::source::Source;
 use crate::spec::{CastSpec, Edges};
 use crate::stats::{PanelStats, StatsOptions, panel_stats_with};
 
 /// Most bytes of a strip of more than one block: half of the smallest L2 among today's servers.
-const STRIP_BYTES: usize = 256 << 10;
+const STRIP_BYTES: usize = 1 << 20;
 
 /// How a panel is cut and what is asked about it.
 #[derive(Debug, Clone, Copy)]
@@ -84,6 +84,13 @@ pub fn quantize_panel_with<E: From<ContractViolation>>(
         let columns = src.columns(left, (scales.len() * block_cols).min(src.cols - left));
         let stats = panel_stats_with(isa, &columns, first_row, panel_rows, block_cols, &opts);
         let given = ask(first_block, &stats)?;
+        // The next strip lies beside this one, or begins the next panel.
+        let beside = left + columns.cols < src.cols;
+        let ahead = match first_row + panel_rows < src.rows {
+            _ if beside => columns.cols,
+            true => panel_rows * src.cols - left,
+            false => 0,
+        };
         report += cast_strip(
             isa,
             &columns,
@@ -95,7 +102,7 @@ pub fn quantize_panel_with<E: From<ContractViolation>>(
             cast,
             measure,
             &mut q[left..],
-            src.cols,
+            Layout { stride: src.cols, ahead: ahead * src.elem.size() },
             scales,
         )
         .map_err(|violation| ContractViolation { block_col: first_block + violation.block_col, ..violation })?;

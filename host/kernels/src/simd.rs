@@ -59,17 +59,19 @@ pub(crate) trait Simd: Copy {
     fn encode_counting(self, x: Self::F, y: Self::F, nan: u8) -> ([u8; 16], u32) {
         (self.encode(y, nan), self.flushed(x, y))
     }
-    /// 32 bfloat16 to codes by the steps of their block. `false`: some of them are none that the steps hold for, and
-    /// `codes` are undefined.
+    /// bfloat16 to codes by the steps of their block, as many chunks of `x` as of `codes`. `false`: there are some that
+    /// the steps do not hold for, and `codes` are undefined.
     #[inline(always)]
-    fn cast_by_steps(self, x: &[u8; 64], steps: &Steps, codes: &mut [u8; 32]) -> bool {
+    fn cast_by_steps(self, x: &[[u8; 64]], steps: &Steps, codes: &mut [[u8; 32]]) -> bool {
         let mut most = 0;
-        for (x, code) in x.as_chunks::<2>().0.iter().zip(codes) {
-            let bits = u16::from_le_bytes(*x);
-            let above = (bits & 0x7fff).wrapping_sub(steps.low);
-            most = most.max(above);
-            let step = u16::from(steps.table[usize::from(bits >> 3 & 15)]);
-            *code = (above.wrapping_add(step) >> 4) as u8 | (bits >> 8 & 0x80) as u8;
+        for (x, codes) in x.iter().zip(codes) {
+            for (x, code) in x.as_chunks::<2>().0.iter().zip(codes) {
+                let bits = u16::from_le_bytes(*x);
+                let above = (bits & 0x7fff).wrapping_sub(steps.low);
+                most = most.max(above);
+                let step = u16::from(steps.table[usize::from(bits >> 3 & 15)]);
+                *code = (above.wrapping_add(step) >> 4) as u8 | (bits >> 8 & 0x80) as u8;
+            }
         }
         most <= steps.span
     }

@@ -72,7 +72,10 @@ impl Steps {
         let moved = if DIVIDE { -moved } else { moved };
         let mut codes = [0u8; 128];
         for (i, codes) in codes.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            let x: [f32; 16] = std::array::from_fn(|l| f32::from_bits(ONE | ((16 * i + l) as u32) << 16));
+            let mut x = [0.0; 16];
+            for (l, x) in x.iter_mut().enumerate() {
+                *x = f32::from_bits(ONE | ((16 * i + l) as u32) << 16);
+            }
             let x = s.load(&x);
             *codes = s.encode(if DIVIDE { s.div(x, unit) } else { s.mul(x, unit) }, e4m3::NAN);
         }

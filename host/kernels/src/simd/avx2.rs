@@ -230,28 +230,30 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn cast_by_steps(self, x: &[u8; 64], steps: &Steps, codes: &mut [u8; 32]) -> bool {
+    fn cast_by_steps(self, x: &[[u8; 64]], steps: &Steps, codes: &mut [[u8; 32]]) -> bool {
         // SAFETY: the token proves the feature; all accesses are to whole arrays of their size.
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(steps.table.as_ptr().cast()));
             let low = _mm256_set1_epi16((steps.low | 0x8000) as i16);
             let span = _mm256_set1_epi16(steps.span as i16);
-            let (x0, x1) = (_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(32).cast()));
-            // With all signs set, the arithmetic shift leaves the top bit of every high byte set: there the shuffle
-            // gives 0, so that its bytes are 16-bit numbers.
-            let sign = _mm256_set1_epi16(i16::MIN);
-            let (n0, n1) = (_mm256_or_si256(x0, sign), _mm256_or_si256(x1, sign));
-            let index = _mm256_set1_epi16(0xff0fu16 as i16);
-            let s0 = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srai_epi16::<3>(n0), index));
-            let s1 = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srai_epi16::<3>(n1), index));
-            let (a0, a1) = (_mm256_sub_epi16(n0, low), _mm256_sub_epi16(n1, low));
-            let c0 = _mm256_srli_epi16::<4>(_mm256_add_epi16(a0, s0));
-            let c1 = _mm256_srli_epi16::<4>(_mm256_add_epi16(a1, s1));
-            // Saturation to 8 bits keeps the sign.
-            let signs = _mm256_and_si256(_mm256_packs_epi16(x0, x1), _mm256_set1_epi8(i8::MIN));
-            let all = _mm256_permute4x64_epi64::<0xd8>(_mm256_or_si256(_mm256_packus_epi16(c0, c1), signs));
-            _mm256_storeu_si256(codes.as_mut_ptr().cast(), all);
-            let most = _mm256_max_epu16(_mm256_max_epu16(a0, a1), span);
+            let (sign, index) = (_mm256_set1_epi16(i16::MIN), _mm256_set1_epi16(0xff0fu16 as i16));
+            let mut most = span;
+            for (x, codes) in x.iter().zip(codes) {
+                let (x0, x1) = (_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(32).cast()));
+                // With all signs set, the arithmetic shift leaves the top bit of every high byte set: there the shuffle
+                // gives 0, so that its bytes are 16-bit numbers.
+                let (n0, n1) = (_mm256_or_si256(x0, sign), _mm256_or_si256(x1, sign));
+                let s0 = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srai_epi16::<3>(n0), index));
+                let s1 = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srai_epi16::<3>(n1), index));
+                let (a0, a1) = (_mm256_sub_epi16(n0, low), _mm256_sub_epi16(n1, low));
+                most = _mm256_max_epu16(most, _mm256_max_epu16(a0, a1));
+                let c0 = _mm256_srli_epi16::<4>(_mm256_add_epi16(a0, s0));
+                let c1 = _mm256_srli_epi16::<4>(_mm256_add_epi16(a1, s1));
+                // Saturation to 8 bits keeps the sign.
+                let signs = _mm256_and_si256(_mm256_packs_epi16(x0, x1), _mm256_set1_epi8(i8::MIN));
+                let all = _mm256_permute4x64_epi64::<0xd8>(_mm256_or_si256(_mm256_packus_epi16(c0, c1), signs));
+                _mm256_storeu_si256(codes.as_mut_ptr().cast(), all);
+            }
             _mm256_movemask_epi8(_mm256_cmpeq_epi16(most, span)) == -1
         }
     }
@@ -296,18 +298,18 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn max_abs_u16(self, x: &[[u8; 64]], acc: &mut [u16; 32]) {
-        let (acc, _) = acc.as_chunks_mut::<16>();
-        for (h, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: the token proves the feature; all accesses are to 32 bytes inside arrays.
-            unsafe {
-                let mut max = _mm256_loadu_si256(acc.as_ptr().cast());
-                let abs = _mm256_set1_epi16(0x7fff);
-                for x in x {
-                    let bits = _mm256_loadu_si256(x.as_ptr().add(32 * h).cast());
-                    max = _mm256_max_epu16(max, _mm256_and_si256(bits, abs));
-                }
-                _mm256_storeu_si256(acc.as_mut_ptr().cast(), max);
+        // SAFETY: the token proves the feature; all accesses are to 32 bytes inside arrays.
+        unsafe {
+            let (low, high) = (acc.as_mut_ptr(), acc.as_mut_ptr().add(16));
+            let (mut max0, mut max1) = (_mm256_loadu_si256(low.cast()), _mm256_loadu_si256(high.cast()));
+            let abs = _mm256_set1_epi16(0x7fff);
+            for x in x {
+                let (x0, x1) = (_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(32).cast()));
+                max0 = _mm256_max_epu16(max0, _mm256_and_si256(x0, abs));
+                max1 = _mm256_max_epu16(max1, _mm256_and_si256(x1, abs));
             }
+            _mm256_storeu_si256(low.cast(), max0);
+            _mm256_storeu_si256(high.cast(), max1);
         }
     }
     #[inline(always)]

@@ -185,21 +185,28 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn cast_by_steps(self, x: &[u8; 64], steps: &Steps, codes: &mut [u8; 32]) -> bool {
+    fn cast_by_steps(self, x: &[[u8; 64]], steps: &Steps, codes: &mut [[u8; 32]]) -> bool {
         // As in `avx2.rs`, all 32 in one register.
         // SAFETY: the token proves the feature; all accesses are to whole arrays of their size.
         unsafe {
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(steps.table.as_ptr().cast()));
-            let x = _mm512_loadu_si512(x.as_ptr().cast());
-            let n = _mm512_or_si512(x, _mm512_set1_epi16(i16::MIN));
-            let above = _mm512_sub_epi16(n, _mm512_set1_epi16((steps.low | 0x8000) as i16));
-            let index = _mm512_and_si512(_mm512_srai_epi16::<3>(n), _mm512_set1_epi16(0xff0fu16 as i16));
-            let code = _mm512_srli_epi16::<4>(_mm512_add_epi16(above, _mm512_shuffle_epi8(table, index)));
-            // code | (x >> 8 & 0x80), as one ternary operation: C ? A : B picks by the mask bit.
-            let sign_bit = _mm512_set1_epi16(0x80);
-            let signed = _mm512_ternarylogic_epi32::<0xca>(sign_bit, _mm512_srli_epi16::<8>(x), code);
-            _mm256_storeu_si256(codes.as_mut_ptr().cast(), _mm512_cvtepi16_epi8(signed));
-            _mm512_cmpgt_epu16_mask(above, _mm512_set1_epi16(steps.span as i16)) == 0
+            let low = _mm512_set1_epi16((steps.low | 0x8000) as i16);
+            let span = _mm512_set1_epi16(steps.span as i16);
+            let index = _mm512_set1_epi16(0xff0fu16 as i16);
+            let mut most = span;
+            for (x, codes) in x.iter().zip(codes) {
+                let x = _mm512_loadu_si512(x.as_ptr().cast());
+                let n = _mm512_or_si512(x, _mm512_set1_epi16(i16::MIN));
+                let above = _mm512_sub_epi16(n, low);
+                most = _mm512_max_epu16(most, above);
+                let step = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srai_epi16::<3>(n), index));
+                let code = _mm512_srli_epi16::<4>(_mm512_add_epi16(above, step));
+                // code | (x >> 8 & 0x80), as one ternary operation: C ? A : B picks by the mask bit.
+                let sign_bit = _mm512_set1_epi16(0x80);
+                let signed = _mm512_ternarylogic_epi32::<0xca>(sign_bit, _mm512_srli_epi16::<8>(x), code);
+                _mm256_storeu_si256(codes.as_mut_ptr().cast(), _mm512_cvtepi16_epi8(signed));
+            }
+            _mm512_cmpeq_epu16_mask(most, span) == u32::MAX
         }
     }
     #[inline(always)]
