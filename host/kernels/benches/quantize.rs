@@ -6,10 +6,11 @@
 use criterion::{Criterion, Throughput};
 use patchhost_kernels::Isa;
 use patchhost_kernels::cast::{ContractViolation, Measure};
-use patchhost_kernels::panel::{PanelSpec, quantize_panel};
+use patchhost_kernels::panel::{PanelSpec, StripAt, quantize_panels};
 use patchhost_kernels::profile::Profile;
 use patchhost_kernels::source::Source;
 use patchhost_kernels::spec::{Edges, Elem, ScaleFormat};
+use patchhost_kernels::stats::PanelStats;
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -63,14 +64,17 @@ impl Data {
         let bytes = &self.bytes[at * size * self.elem.size()..][..size * self.elem.size()];
         let src = Source::new(bytes, self.elem, self.rows, COLS).unwrap();
         let cast = profile.cast_spec(ScaleFormat::F32, Edges::Strict);
-        let spec = PanelSpec { block_cols: BLOCK, moments: false, cast: &cast, measure, whole: false };
+        let spec =
+            PanelSpec { block_rows: BLOCK, block_cols: BLOCK, moments: false, cast: &cast, measure, whole: false };
         let q = &mut self.q[at * size..][..size];
-        let scales = self.scales.par_chunks_mut(COLS / BLOCK);
-        q.par_chunks_mut(panel).zip(scales).enumerate().for_each(|(panel, (q, scales))| {
-            let ask = |_: usize, stats: &patchhost_kernels::stats::PanelStats| -> Result<_, ContractViolation> {
+        // Runs of panels: only the first of each waits for its statistics.
+        let run = 8.min(self.rows / BLOCK / rayon::current_num_threads()).max(1);
+        let scales = self.scales.par_chunks_mut(run * COLS / BLOCK);
+        q.par_chunks_mut(run * panel).zip(scales).enumerate().for_each(|(i, (q, scales))| {
+            let ask = |_: StripAt, stats: &PanelStats| -> Result<_, ContractViolation> {
                 Ok(stats.amax.iter().map(|a| profile.given(ScaleFormat::F32, Edges::Strict, *a)).collect())
             };
-            quantize_panel(&src, panel * BLOCK, BLOCK, &spec, ask, q, scales).unwrap();
+            quantize_panels(&src, i * run, &spec, ask, |_, violation| violation, q, scales).unwrap();
         });
     }
 

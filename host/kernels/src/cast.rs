@@ -2,13 +2,12 @@
 
 pub use crate::contract::{ContractViolation, Violation};
 
-use crate::contract::{Checked, SATURATED_BITS, check};
 use crate::e4m3;
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, dispatch, pad};
-use crate::source::{Bf16, Element, F16, F32, Source};
-use crate::spec::{CastRule, CastSpec, Contract, Edges, Elem};
-use crate::steps::Steps;
+use crate::source::Source;
+use crate::spec::CastSpec;
+use crate::strip::Strip;
 use std::ops::AddAssign;
 
 /// Of which values the cast measures the error; measuring costs more than casting.
@@ -22,9 +21,6 @@ pub enum Measure {
     /// Of all.
     All,
 }
-
-/// Rows of a panel for one that [`Measure::Sample`] measures.
-const SAMPLED: usize = 8;
 
 /// What the cast of a panel did.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -102,259 +98,9 @@ pub fn cast_panel_with(
     assert!(block_cols > 0, "blocks have at least one column");
     assert!(first_row + panel_rows <= src.rows, "the panel lies in the matrix");
     assert_eq!(q.len(), panel_rows * src.cols, "one code per value");
-    let layout = Layout { stride: src.cols, ahead: 0 };
-    cast_strip(isa, src, first_row, panel_rows, block_cols, given, amax, spec, measure, q, layout, scales)
-}
-
-/// How a strip lies.
-#[derive(Clone, Copy)]
-pub(crate) struct Layout {
-    /// Row `r` of the codes begins at `q[r * stride]`.
-    pub stride: usize,
-    /// How many bytes behind each row the row lies that is read next, after this strip; 0 if none is. The statistics of
-    /// that strip wait for memory, the cast of this one does not: so the cast asks for it.
-    pub ahead: usize,
-}
-
-/// [`cast_panel`] of a strip.
-pub(crate) fn cast_strip(
-    isa: Isa,
-    src: &Source<'_>,
-    first_row: usize,
-    panel_rows: usize,
-    block_cols: usize,
-    given: &[f32],
-    amax: &[f32],
-    spec: &CastSpec,
-    measure: Measure,
-    q: &mut [u8],
-    layout: Layout,
-    scales: &mut [f32],
-) -> Result<CastReport, ContractViolation> {
-    let blocks = src.cols.div_ceil(block_cols);
-    assert!(given.len() == blocks && amax.len() == blocks && scales.len() == blocks, "one number per block");
-    let block_cols = block_cols.min(src.cols.max(1));
-
-    let mut checked = Vec::with_capacity(blocks);
-    for block_col in 0..blocks {
-        let (amax, given) = (amax[block_col], given[block_col]);
-        let good = check(spec, amax, given).map_err(|(scale, what)| ContractViolation {
-            block_col,
-            amax,
-            given,
-            scale,
-            what,
-        })?;
-        scales[block_col] = good.scale;
-        checked.push(good);
-    }
-
-    let job = Job { src, first_row, panel_rows, block_cols, checked: &checked, spec, measure, layout };
-    let (report, saturated) = match (src.elem, spec.round_bf16) {
-        (Elem::F32, false) => job.run::<F32, false>(isa, F32, q),
-        (Elem::F32, true) => job.run::<F32, true>(isa, F32, q),
-        (Elem::F16, false) => job.run::<F16, false>(isa, F16, q),
-        (Elem::F16, true) => job.run::<F16, true>(isa, F16, q),
-        (Elem::Bf16, _) => job.run::<Bf16, false>(isa, Bf16, q),
-    };
-
-    if let Contract::Clip(limit) = spec.contract {
-        for (block_col, good) in checked.iter().enumerate() {
-            let width = block_cols.min(src.cols - block_col * block_cols);
-            let share = saturated[block_col] as f64 / (width * panel_rows).max(1) as f64;
-            // "Not at most", so that a NaN limit allows nothing.
-            if !(good.exempt || share <= f64::from(limit)) {
-                let (amax, given) = (amax[block_col], given[block_col]);
-                let what = Violation::ClipShare { share, limit };
-                return Err(ContractViolation { block_col, amax, given, scale: good.scale, what });
-            }
-        }
-    }
-    Ok(report)
-}
-
-/// One panel to cast, its scales proved.
-#[derive(Clone, Copy)]
-struct Job<'a> {
-    src: &'a Source<'a>,
-    first_row: usize,
-    panel_rows: usize,
-    block_cols: usize,
-    checked: &'a [Checked],
-    spec: &'a CastSpec,
-    measure: Measure,
-    layout: Layout,
-}
-
-impl Job<'_> {
-    fn run<E: Element, const ROUND: bool>(self, isa: Isa, elem: E, q: &mut [u8]) -> (CastReport, Vec<u64>) {
-        if self.spec.cast == CastRule::Divide {
-            dispatch(isa, Cast::<E, ROUND, true> { job: self, elem, q })
-        } else {
-            dispatch(isa, Cast::<E, ROUND, false> { job: self, elem, q })
-        }
-    }
-}
-
-/// The cast over all rows; also counts. `DIVIDE`: the factor divides instead of multiplying.
-struct Cast<'a, E, const ROUND: bool, const DIVIDE: bool> {
-    job: Job<'a>,
-    elem: E,
-    q: &'a mut [u8],
-}
-
-impl<E: Element, const ROUND: bool, const DIVIDE: bool> Kernel for Cast<'_, E, ROUND, DIVIDE> {
-    type Out = (CastReport, Vec<u64>);
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Self::Out {
-        let Cast { job, elem, q } = self;
-        // verl's Triton path clamps a NaN to -448: max and min of NaN and a number give the number.
-        let nan = if job.spec.edges == Edges::IgnoreNan { 0xfe } else { e4m3::NAN };
-        let mut report = CastReport::default();
-        let mut saturated = vec![0u64; job.checked.len()];
-        // No closure: one that is not inlined would lose the target features.
-        let mut blocks = Vec::with_capacity(job.checked.len());
-        for good in job.checked {
-            let worth = E::BF16 && job.panel_rows * job.block_cols >= WORTH_STEPS;
-            blocks.push(Block {
-                factor: good.factor,
-                scale: good.scale,
-                // 0 times infinity: the NaN that x86 makes of it is negative, and torch keeps the sign.
-                nan: if good.factor == f32::INFINITY && nan == e4m3::NAN { nan | 0x80 } else { nan },
-                count: good.may_saturate,
-                measure: !good.exempt,
-                steps: if worth { Steps::new::<S, DIVIDE>(s, good.factor) } else { None },
-            });
-        }
-        for r in 0..job.panel_rows {
-            let row = job.src.row_bytes(job.first_row + r);
-            let codes = &mut q[r * job.layout.stride..][..job.src.cols];
-            let ahead = row.as_ptr().wrapping_add(job.layout.ahead);
-            let measured = match job.measure {
-                Measure::Nothing => false,
-                Measure::Sample => r % SAMPLED == 0,
-                Measure::All => true,
-            };
-            for (i, block) in blocks.iter().enumerate() {
-                let left = i * job.block_cols;
-                let right = (left + job.block_cols).min(job.src.cols);
-                let (segment, codes) = (&row[left * E::SIZE..right * E::SIZE], &mut codes[left..right]);
-                if job.layout.ahead > 0 {
-                    for line in (0..segment.len()).step_by(64) {
-                        s.prefetch(ahead.wrapping_add(left * E::SIZE + line));
-                    }
-                }
-                let measure = measured && block.measure;
-                if let (Some(steps), false) = (&block.steps, measure) {
-                    let ((x, x_tail), (codes, _)) = (segment.as_chunks::<64>(), codes.as_chunks_mut::<32>());
-                    if x_tail.is_empty() && s.cast_by_steps(x, steps, codes) {
-                        continue;
-                    }
-                }
-                let mut step = Step::<S, ROUND, DIVIDE> {
-                    factor: s.splat(block.factor),
-                    nan: block.nan,
-                    count: block.count,
-                    measure,
-                    flushed: 0,
-                    saturated: 0,
-                    error: s.splat(0.0),
-                    sum: s.splat(0.0),
-                };
-                match &block.steps {
-                    Some(steps) if !measure => step.row_by_steps(s, elem, steps, segment, codes),
-                    _ => step.row(s, elem, segment, codes),
-                }
-                report.flushed += u64::from(step.flushed);
-                saturated[i] += u64::from(step.saturated);
-                if measure {
-                    let (error, sum) = (s.sum(step.error), s.sum(step.sum));
-                    if sum.is_finite() && error.is_finite() {
-                        let square = f64::from(block.scale) * f64::from(block.scale);
-                        report.squared_error += f64::from(error) * square;
-                        report.squared_sum += f64::from(sum) * square;
-                    }
-                }
-            }
-        }
-        report.saturated = saturated.iter().sum();
-        (report, saturated)
-    }
-}
-
-/// Values of a block from which on the steps of its factor are worth making: they cost about as much as casting 200.
-const WORTH_STEPS: usize = 1024;
-
-/// What all rows of one block share.
-struct Block {
-    factor: f32,
-    scale: f32,
-    nan: u8,
-    count: bool,
-    measure: bool,
-    steps: Option<Steps>,
-}
-
-/// One row of one block: constants and counts. A struct with an inlined method instead of a closure, which might not be
-/// inlined into the function that has the target features.
-struct Step<S: Simd, const ROUND: bool, const DIVIDE: bool> {
-    factor: S::F,
-    nan: u8,
-    count: bool,
-    measure: bool,
-    flushed: u32,
-    saturated: u32,
-    error: S::F,
-    sum: S::F,
-}
-
-impl<S: Simd, const ROUND: bool, const DIVIDE: bool> Step<S, ROUND, DIVIDE> {
-    /// All values of a row.
-    #[inline(always)]
-    fn row<E: Element>(&mut self, s: S, elem: E, x: &[u8], codes: &mut [u8]) {
-        let (x16, x_tail) = x.split_at(codes.len() / 16 * 16 * E::SIZE);
-        let (codes16, codes_tail) = codes.as_chunks_mut::<16>();
-        for (x, codes) in x16.chunks_exact(16 * E::SIZE).zip(codes16) {
-            *codes = self.cast(s, elem.load(s, x));
-        }
-        if !codes_tail.is_empty() {
-            let codes = self.cast(s, elem.load_tail(s, x_tail));
-            codes_tail.copy_from_slice(&codes[..codes_tail.len()]);
-        }
-    }
-
-    /// The same for bfloat16, by steps where they hold.
-    #[inline(always)]
-    fn row_by_steps<E: Element>(&mut self, s: S, elem: E, steps: &Steps, x: &[u8], codes: &mut [u8]) {
-        let (x32, x_tail) = x.as_chunks::<64>();
-        let (codes32, codes_tail) = codes.as_chunks_mut::<32>();
-        for (x, codes) in x32.chunks(1).zip(codes32.chunks_mut(1)) {
-            if !s.cast_by_steps(x, steps, codes) {
-                self.row(s, elem, x.as_flattened(), codes.as_flattened_mut());
-            }
-        }
-        if !codes_tail.is_empty() {
-            self.row(s, elem, x_tail, codes_tail);
-        }
-    }
-
-    #[inline(always)]
-    fn cast(&mut self, s: S, x: S::F) -> [u8; 16] {
-        let x = if ROUND { s.round_bf16(x) } else { x };
-        let y = if DIVIDE { s.div(x, self.factor) } else { s.mul(x, self.factor) };
-        if self.count {
-            self.saturated += s.beyond(y, SATURATED_BITS);
-        }
-        let (codes, flushed) = s.encode_counting(x, y, self.nan);
-        self.flushed += flushed;
-        if self.measure {
-            let error = s.sub(y, s.mul(s.load_e4m3_256th(&codes), s.splat(256.0)));
-            self.error = s.fma(error, error, self.error);
-            self.sum = s.fma(y, y, self.sum);
-        }
-        codes
-    }
+    let mut strip = Strip::new(isa, *src, first_row, panel_rows, block_cols, given, amax, spec, measure, scales)?;
+    strip.rows(0..panel_rows, q, src.cols, 0);
+    strip.finish(given, amax)
 }
 
 /// `out = decode(q) * scale`, one f32 multiplication per value (then nothing: the caller rounds to its own type).

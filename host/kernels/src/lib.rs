@@ -7,8 +7,8 @@
 //! 2. [`stats::panel_stats`] computes what the patch is told: amax, and on request the sum of squares, of each block.
 //! 3. The patch answers with a number per block. ([`profile::Profile`] has the published formulas natively, as the
 //!    reference.)
-//! 4. [`cast::cast_panel`] proves every answer against the scheme's contract and casts. [`panel::quantize_panel`] is
-//!    the way from 2 to 4 strip by strip, so that the cast finds in L2 what the statistics read.
+//! 4. [`cast::cast_panel`] proves every answer against the scheme's contract and casts. [`panel::quantize_panels`] is
+//!    the way from 2 to 4 that reads the weights from memory once.
 //! 5. [`linear::linear`] and [`attention::attend`] compute with the result; [`activation`] emulates W8A8.
 //!
 //! **One result.** Every function gives the same bits on all instruction sets ([`isa::Isa`]), for all thread counts and
@@ -33,6 +33,7 @@ pub mod source;
 pub mod spec;
 pub mod stats;
 mod steps;
+mod strip;
 
 pub use error::KernelError;
 pub use isa::Isa;

@@ -1,20 +1,28 @@
-//! A panel (one row of blocks) from statistics to codes, strip by strip.
+//! Panels (rows of blocks) from statistics to codes, each read from memory once.
 //!
-//! The statistics read the weights from memory, the cast reads them again. A panel of a wide matrix does not stay in L2
-//! between the two, so it is cut into strips of whole blocks that do.
+//! The statistics wait for memory; the cast of what they have read finds it in a cache and waits for arithmetic and for
+//! the codes to be written. So the two run side by side: while one panel is cast, the statistics of the next are made,
+//! a few rows of each in turn, and what they will read is asked for in time.
 
-use crate::cast::{CastReport, ContractViolation, Layout, Measure, cast_strip};
+use crate::cast::{CastReport, ContractViolation, Measure};
 use crate::isa::Isa;
 use crate::source::Source;
 use crate::spec::{CastSpec, Edges};
-use crate::stats::{PanelStats, StatsOptions, panel_stats_with};
+use crate::stats::{PanelStats, RunningStats, StatsOptions};
+use crate::strip::Strip;
 
-/// Most bytes of a strip of more than one block: half of the smallest L2 among today's servers.
-const STRIP_BYTES: usize = 1 << 20;
+/// Most bytes of a strip of more than one block. Wide panels are cut into such strips, so that any L3 holds two; but
+/// not into narrow ones, because no hardware prefetcher follows from one short row to the next.
+const STRIP_BYTES: usize = 2 << 20;
 
-/// How a panel is cut and what is asked about it.
+/// Rows that are cast, and read for the statistics, in turn.
+const ROWS: usize = 4;
+
+/// How panels are cut and what is done with them.
 #[derive(Debug, Clone, Copy)]
 pub struct PanelSpec<'a> {
+    /// Rows of a block.
+    pub block_rows: usize,
     /// Columns of a block.
     pub block_cols: usize,
     /// Also the sum of squares of each block.
@@ -23,95 +31,157 @@ pub struct PanelSpec<'a> {
     pub cast: &'a CastSpec,
     /// Of which values the error is measured.
     pub measure: Measure,
-    /// Ask once for the whole panel, not for each strip.
+    /// Ask once for each panel, however wide.
     pub whole: bool,
 }
 
-/// Statistics, scales and cast of the rows `first_row .. first_row + panel_rows`: `ask` gets the index of the first
-/// block of each strip in the panel and the strip's statistics (its columns counted from its left edge), and gives one
-/// number per block. Writes `panel_rows * cols` codes, row-major, to `q`, and one scale per block to `scales`. Uses
-/// [`Isa::detect`].
-///
-/// # Errors
-/// The first that `ask` gives, or the first block that breaks its contract. `q` and `scales` are then undefined and must
-/// not be published.
-///
-/// # Panics
-/// If `block_cols` is 0, the rows are outside of the matrix, or a slice has another length than said above.
-pub fn quantize_panel<E: From<ContractViolation>>(
-    src: &Source<'_>,
-    first_row: usize,
-    panel_rows: usize,
-    spec: &PanelSpec<'_>,
-    ask: impl FnMut(usize, &PanelStats) -> Result<Vec<f32>, E>,
-    q: &mut [u8],
-    scales: &mut [f32],
-) -> Result<CastReport, E> {
-    quantize_panel_with(Isa::detect(), src, first_row, panel_rows, spec, ask, q, scales)
+/// A strip that scales are asked for: some blocks of one panel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StripAt {
+    /// The panel in the matrix.
+    pub panel: usize,
+    /// The strip's first block in its panel.
+    pub first_block: usize,
 }
 
-/// [`quantize_panel`] with the instructions of `isa`.
+/// Statistics, scales and cast of the panels from `first_panel` whose codes `q` holds (`cols` codes for each row, only
+/// the last panel of the matrix may have fewer rows than a block). `ask` gets every strip, in order, and its statistics
+/// (columns counted from the left edge of the strip), and gives one number per block. `scales` takes one scale per
+/// block. Uses [`Isa::detect`].
 ///
 /// # Errors
-/// As [`quantize_panel`].
+/// The first that `ask` gives, or the first block that breaks its contract, with the panel. `q` and `scales` are then
+/// undefined and must not be published.
 ///
 /// # Panics
-/// As [`quantize_panel`].
-pub fn quantize_panel_with<E: From<ContractViolation>>(
-    isa: Isa,
+/// If a block size is 0, the rows are outside of the matrix, or a slice has another length than said above.
+pub fn quantize_panels<E>(
     src: &Source<'_>,
-    first_row: usize,
-    panel_rows: usize,
+    first_panel: usize,
     spec: &PanelSpec<'_>,
-    mut ask: impl FnMut(usize, &PanelStats) -> Result<Vec<f32>, E>,
+    ask: impl FnMut(StripAt, &PanelStats) -> Result<Vec<f32>, E>,
+    broken: impl Fn(usize, ContractViolation) -> E,
     q: &mut [u8],
     scales: &mut [f32],
 ) -> Result<CastReport, E> {
-    let PanelSpec { block_cols, moments, cast, measure, whole } = *spec;
-    assert!(block_cols > 0, "blocks have at least one column");
-    assert_eq!(q.len(), panel_rows * src.cols, "one code per value");
-    assert_eq!(scales.len(), src.cols.div_ceil(block_cols), "one scale per block");
-    let opts =
-        StatsOptions { moments, round_bf16: cast.round_bf16, ignore_nan: cast.edges == Edges::IgnoreNan };
-    let per_strip = match whole {
-        true => scales.len().max(1),
-        false => strip_blocks(panel_rows, block_cols, src.elem.size()),
+    quantize_panels_with(Isa::detect(), src, first_panel, spec, ask, broken, q, scales)
+}
+
+/// [`quantize_panels`] with the instructions of `isa`.
+///
+/// # Errors
+/// As [`quantize_panels`].
+///
+/// # Panics
+/// As [`quantize_panels`].
+pub fn quantize_panels_with<E>(
+    isa: Isa,
+    src: &Source<'_>,
+    first_panel: usize,
+    spec: &PanelSpec<'_>,
+    mut ask: impl FnMut(StripAt, &PanelStats) -> Result<Vec<f32>, E>,
+    broken: impl Fn(usize, ContractViolation) -> E,
+    q: &mut [u8],
+    scales: &mut [f32],
+) -> Result<CastReport, E> {
+    let PanelSpec { block_cols, moments, cast, measure, .. } = *spec;
+    let cut = Cut::new(src, first_panel, spec, q.len());
+    assert_eq!(scales.len(), cut.panels * cut.grid_cols, "one scale per block");
+    let opts = StatsOptions { moments, round_bf16: cast.round_bf16, ignore_nan: cast.edges == Edges::IgnoreNan };
+    let statistics = |i: usize| {
+        (i < cut.strips()).then(|| {
+            let at = cut.strip(i);
+            RunningStats::new(isa, src.columns(at.left, at.cols), at.first_row, at.rows, block_cols)
+        })
     };
     let mut report = CastReport::default();
-    for (strip, scales) in scales.chunks_mut(per_strip).enumerate() {
-        let first_block = strip * per_strip;
-        let left = first_block * block_cols;
-        let columns = src.columns(left, (scales.len() * block_cols).min(src.cols - left));
-        let stats = panel_stats_with(isa, &columns, first_row, panel_rows, block_cols, &opts);
-        let given = ask(first_block, &stats)?;
-        // The next strip lies beside this one, or begins the next panel.
-        let beside = left + columns.cols < src.cols;
-        let ahead = match first_row + panel_rows < src.rows {
-            _ if beside => columns.cols,
-            true => panel_rows * src.cols - left,
-            false => 0,
+    let mut running = statistics(0);
+    let mut i = 0;
+    while let Some(stats) = running.take() {
+        let stats = stats.finish(&opts);
+        let at = cut.strip(i);
+        i += 1;
+        running = statistics(i);
+        let given = ask(StripAt { panel: at.panel, first_block: at.first_block }, &stats)?;
+
+        let fail = |violation: ContractViolation| {
+            broken(at.panel, ContractViolation { block_col: at.first_block + violation.block_col, ..violation })
         };
-        report += cast_strip(
-            isa,
-            &columns,
-            first_row,
-            panel_rows,
-            block_cols,
-            &given,
-            &stats.amax,
-            cast,
-            measure,
-            &mut q[left..],
-            Layout { stride: src.cols, ahead: ahead * src.elem.size() },
-            scales,
-        )
-        .map_err(|violation| ContractViolation { block_col: first_block + violation.block_col, ..violation })?;
+        let own = (at.panel - first_panel) * cut.grid_cols + at.first_block;
+        let scales = &mut scales[own..own + stats.amax.len()];
+        let columns = src.columns(at.left, at.cols);
+        let mut strip =
+            Strip::new(isa, columns, at.first_row, at.rows, block_cols, &given, &stats.amax, cast, measure, scales)
+                .map_err(fail)?;
+        let q = &mut q[(at.first_row - first_panel * spec.block_rows) * src.cols + at.left..];
+        // Those rows of the next strip that are read right after these rows are cast.
+        let ahead = match running {
+            Some(_) => {
+                let next = cut.strip(i);
+                ((next.first_row - at.first_row) * src.cols + next.left - at.left) * src.elem.size()
+            }
+            None => 0,
+        };
+        for row in (0..at.rows).step_by(ROWS) {
+            strip.rows(row..at.rows.min(row + ROWS), q, src.cols, ahead);
+            if let Some(stats) = &mut running {
+                stats.read(ROWS);
+            }
+        }
+        report += strip.finish(&given, &stats.amax).map_err(fail)?;
     }
     Ok(report)
 }
 
-/// Blocks of a strip; at least one.
-fn strip_blocks(panel_rows: usize, block_cols: usize, elem_size: usize) -> usize {
-    let block = panel_rows.saturating_mul(block_cols).saturating_mul(elem_size);
-    STRIP_BYTES.checked_div(block).unwrap_or(1).max(1)
+/// The strips of some panels.
+struct Cut {
+    first_panel: usize,
+    panels: usize,
+    block_rows: usize,
+    block_cols: usize,
+    /// Blocks of a panel and of a strip.
+    grid_cols: usize,
+    per_strip: usize,
+    /// One behind the last row.
+    end_row: usize,
+    cols: usize,
+}
+
+/// Where a strip lies.
+struct At {
+    panel: usize,
+    first_row: usize,
+    rows: usize,
+    first_block: usize,
+    left: usize,
+    cols: usize,
+}
+
+impl Cut {
+    fn new(src: &Source<'_>, first_panel: usize, spec: &PanelSpec<'_>, codes: usize) -> Self {
+        let PanelSpec { block_rows, block_cols, whole, .. } = *spec;
+        assert!(block_rows > 0 && block_cols > 0, "blocks have at least one row and column");
+        let (cols, first_row) = (src.cols, first_panel * block_rows);
+        let rows = codes.checked_div(cols).unwrap_or(0);
+        assert!(first_row + rows <= src.rows && rows * cols == codes, "whole rows of the matrix");
+        assert!(rows.is_multiple_of(block_rows) || first_row + rows == src.rows, "only the last panel is short");
+        let grid_cols = cols.div_ceil(block_cols);
+        let block = block_rows.min(rows.max(1)).saturating_mul(block_cols).saturating_mul(src.elem.size());
+        let per_strip = if whole { grid_cols } else { (STRIP_BYTES / block.max(1)).min(grid_cols) };
+        let panels = rows.div_ceil(block_rows);
+        let per_strip = per_strip.max(1);
+        Self { first_panel, panels, block_rows, block_cols, grid_cols, per_strip, end_row: first_row + rows, cols }
+    }
+
+    fn strips(&self) -> usize {
+        self.panels * self.grid_cols.div_ceil(self.per_strip)
+    }
+
+    fn strip(&self, i: usize) -> At {
+        let across = self.grid_cols.div_ceil(self.per_strip).max(1);
+        let (panel, first_block) = (self.first_panel + i / across, i % across * self.per_strip);
+        let (first_row, left) = (panel * self.block_rows, first_block * self.block_cols);
+        let cols = self.per_strip.saturating_mul(self.block_cols).min(self.cols - left);
+        At { panel, first_row, rows: self.block_rows.min(self.end_row - first_row), first_block, left, cols }
+    }
 }

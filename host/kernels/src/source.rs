@@ -100,8 +100,6 @@ impl<'a> Source<'a> {
 pub(crate) trait Element: Copy {
     /// Bytes of one element.
     const SIZE: usize;
-    /// Whether the elements are bfloat16, which [`crate::steps::Steps`] casts without widening them.
-    const BF16: bool = false;
     /// Widens 16 elements; `x` has `16 * SIZE` bytes.
     fn load<S: Simd>(self, s: S, x: &[u8]) -> S::F;
     /// Widens fewer than 16 elements; the other lanes are +0.0.
@@ -134,10 +132,9 @@ impl Element for F32 {
 
 /// The two 16-bit formats differ only in the lane operation.
 macro_rules! element16 {
-    ($name:ident, $load:ident, $bf16:literal) => {
+    ($name:ident, $load:ident) => {
         impl Element for $name {
             const SIZE: usize = 2;
-            const BF16: bool = $bf16;
             #[inline(always)]
             fn load<S: Simd>(self, s: S, x: &[u8]) -> S::F {
                 match x.first_chunk::<32>() {
@@ -152,8 +149,8 @@ macro_rules! element16 {
         }
     };
 }
-element16!(F16, load_f16, false);
-element16!(Bf16, load_bf16, true);
+element16!(F16, load_f16);
+element16!(Bf16, load_bf16);
 
 /// One row, widened.
 struct Widen<'a, E, const ROUND: bool> {
