@@ -99,7 +99,7 @@ pub fn cast_panel_with(
     assert!(first_row + panel_rows <= src.rows, "the panel lies in the matrix");
     assert_eq!(q.len(), panel_rows * src.cols, "one code per value");
     let mut strip = Strip::new(isa, *src, first_row, panel_rows, block_cols, given, amax, spec, measure, scales)?;
-    strip.rows(0..panel_rows, q, src.cols, 0);
+    strip.cast(q, src.cols, 0);
     strip.finish(given, amax)
 }
 

@@ -1,22 +1,19 @@
 //! Panels (rows of blocks) from statistics to codes, each read from memory once.
 //!
-//! The statistics wait for memory; the cast of what they have read finds it in a cache and waits for arithmetic and for
-//! the codes to be written. So the two run side by side: while one panel is cast, the statistics of the next are made,
-//! a few rows of each in turn, and what they will read is asked for in time.
+//! The statistics wait for memory; the cast of what they have read finds it in a cache and waits for arithmetic. So the
+//! cast of one panel asks for the next one, line by line, and its statistics find it in a cache too.
 
 use crate::cast::{CastReport, ContractViolation, Measure};
 use crate::isa::Isa;
 use crate::source::Source;
 use crate::spec::{CastSpec, Edges};
-use crate::stats::{PanelStats, RunningStats, StatsOptions};
+use crate::stats::{PanelStats, StatsOptions, panel_stats_with};
 use crate::strip::Strip;
 
 /// Most bytes of a strip of more than one block. Wide panels are cut into such strips, so that any L3 holds two; but
-/// not into narrow ones, because no hardware prefetcher follows from one short row to the next.
+/// not into narrow ones: each row of a strip is a page of its own, and its translation is missed once more for each
+/// strip (measured: strips that fit L2 cost 1.5 times as much as whole panels of 1 MiB).
 const STRIP_BYTES: usize = 2 << 20;
-
-/// Rows that are cast, and read for the statistics, in turn.
-const ROWS: usize = 4;
 
 /// How panels are cut and what is done with them.
 #[derive(Debug, Clone, Copy)]
@@ -88,20 +85,11 @@ pub fn quantize_panels_with<E>(
     let cut = Cut::new(src, first_panel, spec, q.len());
     assert_eq!(scales.len(), cut.panels * cut.grid_cols, "one scale per block");
     let opts = StatsOptions { moments, round_bf16: cast.round_bf16, ignore_nan: cast.edges == Edges::IgnoreNan };
-    let statistics = |i: usize| {
-        (i < cut.strips()).then(|| {
-            let at = cut.strip(i);
-            RunningStats::new(isa, src.columns(at.left, at.cols), at.first_row, at.rows, block_cols)
-        })
-    };
     let mut report = CastReport::default();
-    let mut running = statistics(0);
-    let mut i = 0;
-    while let Some(stats) = running.take() {
-        let stats = stats.finish(&opts);
+    for i in 0..cut.strips() {
         let at = cut.strip(i);
-        i += 1;
-        running = statistics(i);
+        let columns = src.columns(at.left, at.cols);
+        let stats = panel_stats_with(isa, &columns, at.first_row, at.rows, block_cols, &opts);
         let given = ask(StripAt { panel: at.panel, first_block: at.first_block }, &stats)?;
 
         let fail = |violation: ContractViolation| {
@@ -109,25 +97,18 @@ pub fn quantize_panels_with<E>(
         };
         let own = (at.panel - first_panel) * cut.grid_cols + at.first_block;
         let scales = &mut scales[own..own + stats.amax.len()];
-        let columns = src.columns(at.left, at.cols);
         let mut strip =
             Strip::new(isa, columns, at.first_row, at.rows, block_cols, &given, &stats.amax, cast, measure, scales)
                 .map_err(fail)?;
         let q = &mut q[(at.first_row - first_panel * spec.block_rows) * src.cols + at.left..];
-        // Those rows of the next strip that are read right after these rows are cast.
-        let ahead = match running {
-            Some(_) => {
-                let next = cut.strip(i);
+        let ahead = match i + 1 < cut.strips() {
+            true => {
+                let next = cut.strip(i + 1);
                 ((next.first_row - at.first_row) * src.cols + next.left - at.left) * src.elem.size()
             }
-            None => 0,
+            false => 0,
         };
-        for row in (0..at.rows).step_by(ROWS) {
-            strip.rows(row..at.rows.min(row + ROWS), q, src.cols, ahead);
-            if let Some(stats) = &mut running {
-                stats.read(ROWS);
-            }
-        }
+        strip.cast(q, src.cols, ahead);
         report += strip.finish(&given, &stats.amax).map_err(fail)?;
     }
     Ok(report)

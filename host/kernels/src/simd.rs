@@ -108,7 +108,7 @@ pub(crate) trait Simd: Copy {
     /// [`Simd::max_abs_blocks_u32`] of one block.
     #[inline(always)]
     fn max_abs_u32(self, x: &[[u8; 64]], acc: &mut [u32; 16]) {
-        self.max_abs_blocks_u32(x, x.len(), std::slice::from_mut(acc));
+        self.max_abs_blocks_u32(x, x.len().max(1), std::slice::from_mut(acc));
     }
 
     /// Asks for the cache line of `p`; never faults, whatever `p` is.

@@ -4,7 +4,6 @@ use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, dispatch, round_bf16_bits, sum_lanes};
 use crate::source::{Bf16, Element, F16, F32, Source};
 use crate::spec::Elem;
-use std::ops::Range;
 
 /// What to compute about a panel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,62 +58,16 @@ pub fn panel_stats_with(
 ) -> PanelStats {
     assert!(block_cols > 0, "blocks have at least one column");
     assert!(first_row + panel_rows <= src.rows, "the panel lies in the matrix");
-    RunningStats::new(isa, *src, first_row, panel_rows, block_cols).finish(opts)
-}
-
-/// Statistics in the making: row after row, while the cast of another panel goes on.
-pub(crate) struct RunningStats<'a> {
-    isa: Isa,
-    panel: Panel<'a>,
-    lanes: Lanes,
-    /// Rows that were read.
-    rows: usize,
-}
-
-/// One accumulator of lanes per block.
-enum Lanes {
-    Of16(Vec<[u16; 32]>),
-    Of32(Vec<[u32; 16]>),
-}
-
-impl<'a> RunningStats<'a> {
-    /// Of the panel that [`panel_stats`] would be asked about.
-    pub fn new(isa: Isa, src: Source<'a>, first_row: usize, panel_rows: usize, block_cols: usize) -> Self {
-        // No block is wider than the matrix; this also keeps byte counts far from overflow.
-        let panel = Panel { src, first_row, panel_rows, block_cols: block_cols.min(src.cols.max(1)) };
-        let lanes = match src.elem {
-            Elem::F32 => Lanes::Of32(vec![[0; 16]; panel.blocks()]),
-            Elem::Bf16 | Elem::F16 => Lanes::Of16(vec![[0; 32]; panel.blocks()]),
-        };
-        Self { isa, panel, lanes, rows: 0 }
-    }
-
-    /// Reads so many more rows, or as many as there are left.
-    pub fn read(&mut self, rows: usize) {
-        let end = self.panel.panel_rows.min(self.rows + rows);
-        let rows = std::mem::replace(&mut self.rows, end)..end;
-        match &mut self.lanes {
-            Lanes::Of16(lanes) => dispatch(self.isa, MaxAbs16 { panel: &self.panel, rows, lanes }),
-            Lanes::Of32(lanes) => dispatch(self.isa, MaxAbs32 { panel: &self.panel, rows, lanes }),
+    // No block is wider than the matrix; this also keeps byte counts far from overflow.
+    let panel = Panel { src: *src, first_row, panel_rows, block_cols: block_cols.min(src.cols.max(1)) };
+    let amax = match src.elem {
+        Elem::F32 => dispatch(isa, MaxAbs32(panel)).into_iter().map(f32::from_bits).collect::<Vec<_>>(),
+        Elem::Bf16 => dispatch(isa, MaxAbs16(panel)).into_iter().map(|b| f32::from_bits(u32::from(b) << 16)).collect(),
+        Elem::F16 => {
+            dispatch(isa, MaxAbs16(panel)).into_iter().map(|b| half::f16::from_bits(b).to_f32_const()).collect()
         }
-    }
-
-    /// Reads what is left.
-    pub fn finish(mut self, opts: &StatsOptions) -> PanelStats {
-        self.read(self.panel.panel_rows);
-        let Self { isa, panel, lanes, .. } = self;
-        let amax: Vec<f32> = match lanes {
-            Lanes::Of32(lanes) => lanes.iter().map(|l| f32::from_bits(l.iter().fold(0, |a, b| a.max(*b)))).collect(),
-            Lanes::Of16(lanes) => {
-                let bits = lanes.iter().map(|l| l.iter().fold(0, |a, b| a.max(*b)));
-                match panel.src.elem {
-                    Elem::F16 => bits.map(|b| half::f16::from_bits(b).to_f32_const()).collect(),
-                    _ => bits.map(|b| f32::from_bits(u32::from(b) << 16)).collect(),
-                }
-            }
-        };
-        complete(isa, panel, amax, opts)
-    }
+    };
+    complete(isa, panel, amax, opts)
 }
 
 /// What the largest bits of each block mean under the options, and the rest of the statistics.
@@ -174,34 +127,31 @@ impl<'a> Panel<'a> {
 /// read one after the other, as they lie in memory; one accumulator of lanes per block stays in L1.
 macro_rules! max_abs {
     ($kernel:ident, $bits:ty, $lanes:literal, $size:literal, $method:ident, $mask:literal) => {
-        struct $kernel<'a> {
-            panel: &'a Panel<'a>,
-            rows: Range<usize>,
-            lanes: &'a mut [[$bits; $lanes]],
-        }
+        struct $kernel<'a>(Panel<'a>);
 
         impl Kernel for $kernel<'_> {
-            type Out = ();
+            type Out = Vec<$bits>;
 
             #[inline(always)]
-            fn run<S: Simd>(self, s: S) {
-                let Panel { src, first_row, block_cols, .. } = *self.panel;
-                let width = block_cols * $size;
-                for r in self.rows {
-                    let row = src.row_bytes(first_row + r);
+            fn run<S: Simd>(self, s: S) -> Self::Out {
+                let panel = self.0;
+                let mut lanes = vec![[0 as $bits; $lanes]; panel.blocks()];
+                let width = panel.block_cols * $size;
+                for row in panel.rows() {
                     // Where chunks fill the blocks, the whole row at once.
                     if width.is_multiple_of(64) && row.len().is_multiple_of(64) {
-                        s.$method(row.as_chunks::<64>().0, width / 64, self.lanes);
+                        s.$method(row.as_chunks::<64>().0, width / 64, &mut lanes);
                         continue;
                     }
-                    for (segment, lanes) in row.chunks(width).zip(&mut *self.lanes) {
+                    for (segment, lanes) in row.chunks(width).zip(&mut lanes) {
                         let (full, tail) = segment.as_chunks::<64>();
-                        s.$method(full, full.len(), std::slice::from_mut(lanes));
+                        s.$method(full, full.len().max(1), std::slice::from_mut(lanes));
                         for (x, lane) in tail.as_chunks::<$size>().0.iter().zip(lanes) {
                             *lane = (*lane).max(<$bits>::from_le_bytes(*x) & $mask);
                         }
                     }
                 }
+                lanes.iter().map(|lanes| lanes.iter().fold(0, |a, b| a.max(*b))).collect()
             }
         }
     };

@@ -8,7 +8,6 @@ use crate::simd::{Kernel, Simd, dispatch};
 use crate::source::{Bf16, Element, F16, F32, Source};
 use crate::spec::{CastRule, CastSpec, Contract, Edges, Elem};
 use crate::steps::Steps;
-use std::ops::Range;
 
 /// Rows of a strip for one that [`Measure::Sample`] measures.
 const SAMPLED: usize = 8;
@@ -59,8 +58,19 @@ impl<'a> Strip<'a> {
         let block_cols = block_cols.min(src.cols.max(1));
         // verl's Triton path clamps a NaN to -448: max and min of NaN and a number give the number.
         let nan = if spec.edges == Edges::IgnoreNan { 0xfe } else { e4m3::NAN };
-        let mut strip =
-            Self { isa, src, first_row, panel_rows, block_cols, spec, measure, blocks: Vec::with_capacity(blocks), steps: vec![], general: vec![true; blocks], report: CastReport::default() };
+        let mut strip = Self {
+            isa,
+            src,
+            first_row,
+            panel_rows,
+            block_cols,
+            spec,
+            measure,
+            blocks: Vec::with_capacity(blocks),
+            steps: vec![],
+            general: vec![true; blocks],
+            report: CastReport::default(),
+        };
         for (block_col, ((amax, given), scale)) in amax.iter().zip(given).zip(scales).enumerate() {
             let (amax, given) = (*amax, *given);
             let good = check(spec, amax, given).map_err(|(scale, what)| ContractViolation {
@@ -85,31 +95,23 @@ impl<'a> Strip<'a> {
         Ok(strip)
     }
 
-    /// Casts some rows, counted from the strip's first; row `r` of the strip goes to `q[r * stride..]`. Meanwhile asks
-    /// for what lies `ahead` bytes behind each row, unless that is 0.
-    pub fn rows(&mut self, rows: Range<usize>, q: &mut [u8], stride: usize, ahead: usize) {
-        assert!(rows.end <= self.panel_rows, "the rows lie in the strip");
+    /// Casts all rows; row `r` of the strip goes to `q[r * stride..]`. Meanwhile asks for what lies `ahead` bytes behind
+    /// each row, unless that is 0: it is read next.
+    pub fn cast(&mut self, q: &mut [u8], stride: usize, ahead: usize) {
         match (self.src.elem, self.spec.round_bf16) {
-            (Elem::F32, false) => self.run::<F32, false>(F32, rows, q, stride, ahead),
-            (Elem::F32, true) => self.run::<F32, true>(F32, rows, q, stride, ahead),
-            (Elem::F16, false) => self.run::<F16, false>(F16, rows, q, stride, ahead),
-            (Elem::F16, true) => self.run::<F16, true>(F16, rows, q, stride, ahead),
-            (Elem::Bf16, _) => self.run::<Bf16, false>(Bf16, rows, q, stride, ahead),
+            (Elem::F32, false) => self.run::<F32, false>(F32, q, stride, ahead),
+            (Elem::F32, true) => self.run::<F32, true>(F32, q, stride, ahead),
+            (Elem::F16, false) => self.run::<F16, false>(F16, q, stride, ahead),
+            (Elem::F16, true) => self.run::<F16, true>(F16, q, stride, ahead),
+            (Elem::Bf16, _) => self.run::<Bf16, false>(Bf16, q, stride, ahead),
         }
     }
 
-    fn run<E: Element, const ROUND: bool>(
-        &mut self,
-        elem: E,
-        rows: Range<usize>,
-        q: &mut [u8],
-        stride: usize,
-        ahead: usize,
-    ) {
+    fn run<E: Element, const ROUND: bool>(&mut self, elem: E, q: &mut [u8], stride: usize, ahead: usize) {
         let (isa, divide) = (self.isa, self.spec.cast == CastRule::Divide);
         match divide {
-            true => dispatch(isa, Cast::<E, ROUND, true> { strip: self, elem, rows, q, stride, ahead }),
-            false => dispatch(isa, Cast::<E, ROUND, false> { strip: self, elem, rows, q, stride, ahead }),
+            true => dispatch(isa, Cast::<E, ROUND, true> { strip: self, elem, q, stride, ahead }),
+            false => dispatch(isa, Cast::<E, ROUND, false> { strip: self, elem, q, stride, ahead }),
         }
     }
 
@@ -151,11 +153,10 @@ impl<const DIVIDE: bool> Kernel for MakeSteps<'_, DIVIDE> {
     }
 }
 
-/// The cast over some rows; also counts. `DIVIDE`: the factor divides instead of multiplying.
+/// The cast over all rows; also counts. `DIVIDE`: the factor divides instead of multiplying.
 struct Cast<'a, 'b, E, const ROUND: bool, const DIVIDE: bool> {
     strip: &'a mut Strip<'b>,
     elem: E,
-    rows: Range<usize>,
     q: &'a mut [u8],
     stride: usize,
     ahead: usize,
@@ -166,9 +167,9 @@ impl<E: Element, const ROUND: bool, const DIVIDE: bool> Kernel for Cast<'_, '_, 
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Cast { strip, elem, rows, q, stride, ahead } = self;
+        let Cast { strip, elem, q, stride, ahead } = self;
         let Strip { src, blocks, steps, general, report, block_cols, .. } = strip;
-        for r in rows {
+        for r in 0..strip.panel_rows {
             let row = src.row_bytes(strip.first_row + r);
             let codes = &mut q[r * stride..][..src.cols];
             let measured = match strip.measure {

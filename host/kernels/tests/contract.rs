@@ -181,7 +181,8 @@ fn clip_counts_and_limits() {
     let amax: Vec<f32> =
         (0..3).map(|b| (0..64).flat_map(|r| &x[r * 96 + b * 32..][..32]).fold(0f32, |a, x| a.max(x.abs()))).collect();
     let (mut q, mut scales) = (vec![0; 64 * 96], vec![0.0; 3]);
-    let mut run = |limit| cast_panel(&src, 0, 64, 32, &[s; 3], &amax, &spec(limit), Measure::Nothing, &mut q, &mut scales);
+    let mut run =
+        |limit| cast_panel(&src, 0, 64, 32, &[s; 3], &amax, &spec(limit), Measure::Nothing, &mut q, &mut scales);
     let most = *blocks.iter().max().unwrap();
     let report = run(most as f32 / 2048.0).unwrap();
     assert_eq!(report.saturated as usize, blocks.iter().sum::<usize>());
@@ -193,7 +194,8 @@ fn clip_counts_and_limits() {
     assert!(matches!(run(f32::NAN).unwrap_err().what, Violation::ClipShare { .. }));
     // A scale that is too large wastes bits: refused too.
     let large = [amax[0] / 223.9, s, s];
-    let error = cast_panel(&src, 0, 64, 32, &large, &amax, &spec(1.0), Measure::Nothing, &mut q, &mut scales).unwrap_err();
+    let error =
+        cast_panel(&src, 0, 64, 32, &large, &amax, &spec(1.0), Measure::Nothing, &mut q, &mut scales).unwrap_err();
     assert!(matches!(error.what, Violation::ClipRatio { .. }));
 }
 

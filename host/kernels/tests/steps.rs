@@ -5,13 +5,13 @@ mod common;
 
 use common::{bits, gauss_vec, rng, to_bytes};
 use patchhost_kernels::cast::{CastReport, ContractViolation, Measure, cast_panel_with};
+use patchhost_kernels::e4m3;
 use patchhost_kernels::isa::Isa;
-use patchhost_kernels::panel::{PanelSpec, quantize_panel_with};
+use patchhost_kernels::panel::{PanelSpec, StripAt, quantize_panels_with};
 use patchhost_kernels::profile::Profile;
 use patchhost_kernels::source::Source;
 use patchhost_kernels::spec::{CastRule, CastSpec, Contract, Edges, Elem, Floor, ScaleFormat};
 use patchhost_kernels::stats::{PanelStats, StatsOptions, panel_stats_with};
-use patchhost_kernels::{e4m3, stats};
 use rand::Rng;
 
 /// Codes, saturated and flushed values, one by one.
@@ -79,9 +79,10 @@ fn steps_cast_every_bfloat16_as_the_definition_does() {
     }
     factors.extend((-126..=127).step_by(11).map(|e| 1.372_549 * 2f32.powi(e)));
     let mut rng = rng(11);
-    factors.extend((0..if cfg!(debug_assertions) { 20 } else { 200 }).map(|_| {
-        f32::from_bits(rng.random_range(100u32 << 23..150 << 23))
-    }));
+    factors.extend(
+        (0..if cfg!(debug_assertions) { 20 } else { 200 })
+            .map(|_| f32::from_bits(rng.random_range(100u32 << 23..150 << 23))),
+    );
     for factor in factors {
         for rule in [CastRule::Multiply, CastRule::Divide, CastRule::Reciprocal] {
             every_bfloat16(factor, rule);
@@ -93,38 +94,49 @@ fn steps_cast_every_bfloat16_as_the_definition_does() {
 #[test]
 fn strips_are_the_panel() {
     let mut rng = rng(3);
-    for (rows, cols, block) in [(128, 4096, 128), (128, 1300, 128), (64, 700, 33), (128, 40, 128), (3, 9000, 4096)] {
+    for (rows, cols, block) in [(128, 16384, 128), (128, 1312, 128), (64, 700, 33), (128, 40, 128), (3, 9000, 4096)] {
         for elem in [Elem::Bf16, Elem::F16, Elem::F32] {
-            let mut x = gauss_vec(&mut rng, (rows + 5) * cols, 0.02);
+            // The second of two panels, and a third that is short.
+            let all = 2 * rows + rows / 2;
+            let mut x = gauss_vec(&mut rng, all * cols, 0.02);
             for i in (0..x.len()).step_by(97) {
                 x[i] = [0.0, -0.0, 1e-7, f32::NAN, -1e-5][i % 5];
             }
             let bytes = to_bytes(&x, elem);
-            let src = Source::new(&bytes, elem, rows + 5, cols).unwrap();
+            let src = Source::new(&bytes, elem, all, cols).unwrap();
             for (edges, measure) in [(Edges::IgnoreNan, Measure::Nothing), (Edges::PropagateNan, Measure::Sample)] {
                 let cast = Profile::VerlTriton.cast_spec(ScaleFormat::F32, edges);
                 let give = |amax: &[f32]| -> Vec<f32> {
                     amax.iter().map(|a| Profile::VerlTriton.given(ScaleFormat::F32, edges, *a)).collect()
                 };
                 let opts = StatsOptions { ignore_nan: edges == Edges::IgnoreNan, ..Default::default() };
+                let grid = cols.div_ceil(block);
                 for isa in Isa::available() {
-                    let whole = stats::panel_stats_with(isa, &src, 5, rows, block, &opts).amax;
-                    let (mut q, mut scales) = (vec![0; rows * cols], vec![0.0; whole.len()]);
-                    let report = cast_panel_with(
-                        isa, &src, 5, rows, block, &give(&whole), &whole, &cast, measure, &mut q, &mut scales,
-                    )
-                    .unwrap();
-                    let spec = PanelSpec { block_cols: block, moments: false, cast: &cast, measure, whole: false };
-                    let (mut q2, mut scales2) = (vec![0; rows * cols], vec![0.0; whole.len()]);
+                    let (mut q, mut scales) = (vec![0; (all - rows) * cols], vec![0.0; 2 * grid]);
+                    let (mut amax, mut report) = (Vec::new(), CastReport::default());
+                    for (panel, q) in q.chunks_mut(rows * cols).enumerate() {
+                        let (first, rows) = ((panel + 1) * rows, q.len() / cols);
+                        let of = panel_stats_with(isa, &src, first, rows, block, &opts).amax;
+                        let scales = &mut scales[panel * grid..(panel + 1) * grid];
+                        let given = give(&of);
+                        report +=
+                            cast_panel_with(isa, &src, first, rows, block, &given, &of, &cast, measure, q, scales)
+                                .unwrap();
+                        amax.extend(of);
+                    }
+                    let (block_rows, block_cols) = (rows, block);
+                    let spec = PanelSpec { block_rows, block_cols, moments: false, cast: &cast, measure, whole: false };
+                    let (mut q2, mut scales2) = (vec![0; q.len()], vec![0.0; scales.len()]);
                     let mut asked = Vec::new();
-                    let ask = |first: usize, stats: &PanelStats| -> Result<Vec<f32>, ContractViolation> {
-                        assert_eq!(first, asked.len());
+                    let ask = |at: StripAt, stats: &PanelStats| -> Result<Vec<f32>, ContractViolation> {
+                        assert_eq!((at.panel - 1) * grid + at.first_block, asked.len());
                         asked.extend_from_slice(&stats.amax);
                         Ok(give(&stats.amax))
                     };
-                    let report2 = quantize_panel_with(isa, &src, 5, rows, &spec, ask, &mut q2, &mut scales2).unwrap();
-                    assert_eq!(bits(&whole), bits(&asked));
-                    assert_eq!((q, bits(&scales)), (q2, bits(&scales2)), "{isa:?} {elem:?} {rows}x{cols}");
+                    let report2 =
+                        quantize_panels_with(isa, &src, 1, &spec, ask, |_, v| v, &mut q2, &mut scales2).unwrap();
+                    assert_eq!(bits(&amax), bits(&asked));
+                    assert!(q == q2 && bits(&scales) == bits(&scales2), "{isa:?} {elem:?} {rows}x{cols}");
                     assert_eq!(counts(&report), counts(&report2));
                     let close = |a: f64, b: f64| (a - b).abs() <= 1e-12 * a.abs();
                     assert!(close(report.squared_error, report2.squared_error));
@@ -141,19 +153,22 @@ fn counts(report: &CastReport) -> (u64, u64) {
 
 #[test]
 fn a_violation_names_its_block_in_the_panel() {
-    let x = vec![1.0f32; 128 * 4096];
-    let bytes = to_bytes(&x, Elem::Bf16);
-    let src = Source::new(&bytes, Elem::Bf16, 128, 4096).unwrap();
+    let (cols, grid) = (16384, 128);
+    let bytes = to_bytes(&vec![1.0f32; 256 * cols], Elem::Bf16);
+    let src = Source::new(&bytes, Elem::Bf16, 256, cols).unwrap();
     let cast = Profile::Deepseek.cast_spec(ScaleFormat::F32, Edges::Strict);
-    let spec = PanelSpec { block_cols: 128, moments: false, cast: &cast, measure: Measure::All, whole: false };
-    let ask = |first: usize, stats: &PanelStats| -> Result<Vec<f32>, ContractViolation> {
+    let measure = Measure::All;
+    let spec = PanelSpec { block_rows: 128, block_cols: 128, moments: false, cast: &cast, measure, whole: false };
+    let ask = |at: StripAt, stats: &PanelStats| -> Result<Vec<f32>, (usize, ContractViolation)> {
         let good = 1.0f32 / 448.0;
-        Ok((first..first + stats.amax.len()).map(|block| if block == 21 { 2.0 * good } else { good }).collect())
+        let blocks = at.first_block..at.first_block + stats.amax.len();
+        Ok(blocks.map(|block| if (at.panel, block) == (1, 101) { 2.0 * good } else { good }).collect())
     };
-    let (mut q, mut scales) = (vec![0; x.len()], vec![0.0; 32]);
+    let (mut q, mut scales) = (vec![0; 256 * cols], vec![0.0; 2 * grid]);
     let isa = Isa::detect();
-    let broken = quantize_panel_with(isa, &src, 0, 128, &spec, ask, &mut q, &mut scales).unwrap_err();
-    assert_eq!(broken.block_col, 21);
+    let broken = |panel, violation| (panel, violation);
+    let (panel, violation) = quantize_panels_with(isa, &src, 0, &spec, ask, broken, &mut q, &mut scales).unwrap_err();
+    assert_eq!((panel, violation.block_col), (1, 101));
 }
 
 /// A sample is every eighth row of the panel.
