@@ -64,7 +64,10 @@ impl LiveModel {
             let (data, elem) = unit.load(piece)?;
             let input = |data, elem| Input { name: &unit.info.name, data, elem, rows: piece.rows, cols: piece.cols };
             let real = || input(data.clone(), elem);
-            let (first, second) = (quantize(&real(), scheme, quant, Measure::Nothing)?, quantize(&real(), scheme, quant, Measure::Nothing)?);
+            let (first, second) = (
+                quantize(&real(), scheme, quant, Measure::Nothing)?,
+                quantize(&real(), scheme, quant, Measure::Nothing)?,
+            );
             if first.q != second.q || bits(&first.scales) != bits(&second.scales) {
                 return Err(LiveError::Probe(Refusal::new(
                     format!("patch `{}` at stage probe", quant.name()),

@@ -188,7 +188,8 @@ fn copy(job: &Job<'_>, output: &Output, placed: &Placed, file: &mut StreamFile) 
 fn to_fp8(output: &Output, scheme: &Scheme, quant: &dyn BlockQuant) -> Result<Quantized> {
     let ([rows, cols], Some(elem)) = (&output.shape[..], output.elem) else { return Err(short(output).into()) };
     let data = output.load().ok_or_else(|| short(output))?;
-    let made = quantize(&Input { name: &output.name, data, elem, rows: *rows, cols: *cols }, scheme, quant, Measure::All)?;
+    let made =
+        quantize(&Input { name: &output.name, data, elem, rows: *rows, cols: *cols }, scheme, quant, Measure::All)?;
     if contains_nan_code(&made.q) {
         return Err(refused(
             format!("tensor `{}`", output.name),
