@@ -9,7 +9,7 @@ use patchhost::patch::{Candidate, Limits, Sandbox, Verification, resolve};
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use patchhost_runtime::error::RuntimeError;
 use patchhost_runtime::hooks::{BlockQuant, Consumer, Decision, ModelInfo, Role};
-use patchhost_runtime::quantize::{Input, Quantized, quantize};
+use patchhost_runtime::quantize::{Input, Measure, Quantized, quantize};
 use patchhost_runtime::refit::info;
 
 fn guest(sandbox: &Sandbox, name: &str, settings: &[(&str, &str)]) -> Arc<dyn BlockQuant> {
@@ -40,7 +40,7 @@ fn run(quant: &dyn BlockQuant, tensor: &CheckpointTensor) -> Result<Quantized, R
         rows: tensor.shape[0],
         cols: tensor.shape[1],
     };
-    quantize(&input, scheme, quant, true)
+    quantize(&input, scheme, quant, Measure::All)
 }
 
 fn vectors() -> Checkpoint {

@@ -8,7 +8,7 @@
 
 use criterion::{Criterion, Throughput};
 use patchhost_kernels::Isa;
-use patchhost_kernels::cast::cast_panel;
+use patchhost_kernels::cast::{Measure, cast_panel};
 use patchhost_kernels::linear::{MatrixView, PackedMatrix, Product, ScaleOrder, multiply};
 use patchhost_kernels::profile::Profile;
 use patchhost_kernels::source::Source;
@@ -67,7 +67,7 @@ impl Data {
             let amax = panel_stats(&src, panel * 128, 128, 128, &StatsOptions::default()).amax;
             let given: Vec<f32> =
                 amax.iter().map(|a| Profile::VerlTorch.given(ScaleFormat::F32, Edges::Strict, *a)).collect();
-            cast_panel(&src, panel * 128, 128, 128, &given, &amax, &spec, false, q, scales).unwrap();
+            cast_panel(&src, panel * 128, 128, 128, &given, &amax, &spec, Measure::Nothing, q, scales).unwrap();
         });
     }
 

@@ -2,13 +2,25 @@
 
 pub use crate::contract::{ContractViolation, Violation};
 
-use crate::contract::{Checked, SATURATED_BITS, check};
 use crate::e4m3;
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, dispatch, pad};
-use crate::source::{Bf16, Element, F16, F32, Source};
-use crate::spec::{CastRule, CastSpec, Contract, Edges, Elem};
+use crate::source::Source;
+use crate::spec::CastSpec;
+use crate::strip::Strip;
 use std::ops::AddAssign;
+
+/// Of which values the cast measures the error; measuring costs more than casting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Measure {
+    /// Of none.
+    #[default]
+    Nothing,
+    /// Of every eighth row of a panel, from its first: an estimate.
+    Sample,
+    /// Of all.
+    All,
+}
 
 /// What the cast of a panel did.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -17,7 +29,7 @@ pub struct CastReport {
     pub saturated: u64,
     /// Values that are not zero but became ±0.
     pub flushed: u64,
-    /// `sum (x - q * s)^2` over blocks that are not exempt; 0 unless asked for. Computed as `s^2 * sum (y - q)^2` with
+    /// `sum (x - q * s)^2` over blocks that are not exempt, and over the rows that are measured. Computed as `s^2 * sum (y - q)^2` with
     /// y the scaled value before rounding, good to about 1e-6, so that tiny weights do not underflow. A row of a block
     /// that holds a NaN (edges other than strict) is left out.
     pub squared_error: f64,
@@ -55,12 +67,12 @@ pub fn cast_panel(
     given: &[f32],
     amax: &[f32],
     spec: &CastSpec,
-    measure_error: bool,
+    measure: Measure,
     q: &mut [u8],
     scales: &mut [f32],
 ) -> Result<CastReport, ContractViolation> {
     let isa = Isa::detect();
-    cast_panel_with(isa, src, first_row, panel_rows, block_cols, given, amax, spec, measure_error, q, scales)
+    cast_panel_with(isa, src, first_row, panel_rows, block_cols, given, amax, spec, measure, q, scales)
 }
 
 /// [`cast_panel`] with the instructions of `isa`.
@@ -79,165 +91,16 @@ pub fn cast_panel_with(
     given: &[f32],
     amax: &[f32],
     spec: &CastSpec,
-    measure_error: bool,
+    measure: Measure,
     q: &mut [u8],
     scales: &mut [f32],
 ) -> Result<CastReport, ContractViolation> {
     assert!(block_cols > 0, "blocks have at least one column");
     assert!(first_row + panel_rows <= src.rows, "the panel lies in the matrix");
     assert_eq!(q.len(), panel_rows * src.cols, "one code per value");
-    let blocks = src.cols.div_ceil(block_cols);
-    assert!(given.len() == blocks && amax.len() == blocks && scales.len() == blocks, "one number per block");
-    let block_cols = block_cols.min(src.cols.max(1));
-
-    let mut checked = Vec::with_capacity(blocks);
-    for block_col in 0..blocks {
-        let (amax, given) = (amax[block_col], given[block_col]);
-        let good = check(spec, amax, given).map_err(|(scale, what)| ContractViolation {
-            block_col,
-            amax,
-            given,
-            scale,
-            what,
-        })?;
-        scales[block_col] = good.scale;
-        checked.push(good);
-    }
-
-    let job = Job { src, first_row, panel_rows, block_cols, checked: &checked, spec, measure_error };
-    let (report, saturated) = match (src.elem, spec.round_bf16) {
-        (Elem::F32, false) => job.run::<F32, false>(isa, F32, q),
-        (Elem::F32, true) => job.run::<F32, true>(isa, F32, q),
-        (Elem::F16, false) => job.run::<F16, false>(isa, F16, q),
-        (Elem::F16, true) => job.run::<F16, true>(isa, F16, q),
-        (Elem::Bf16, _) => job.run::<Bf16, false>(isa, Bf16, q),
-    };
-
-    if let Contract::Clip(limit) = spec.contract {
-        for (block_col, good) in checked.iter().enumerate() {
-            let width = block_cols.min(src.cols - block_col * block_cols);
-            let share = saturated[block_col] as f64 / (width * panel_rows).max(1) as f64;
-            // "Not at most", so that a NaN limit allows nothing.
-            if !(good.exempt || share <= f64::from(limit)) {
-                let (amax, given) = (amax[block_col], given[block_col]);
-                let what = Violation::ClipShare { share, limit };
-                return Err(ContractViolation { block_col, amax, given, scale: good.scale, what });
-            }
-        }
-    }
-    Ok(report)
-}
-
-/// One panel to cast, its scales proved.
-#[derive(Clone, Copy)]
-struct Job<'a> {
-    src: &'a Source<'a>,
-    first_row: usize,
-    panel_rows: usize,
-    block_cols: usize,
-    checked: &'a [Checked],
-    spec: &'a CastSpec,
-    measure_error: bool,
-}
-
-impl Job<'_> {
-    fn run<E: Element, const ROUND: bool>(self, isa: Isa, elem: E, q: &mut [u8]) -> (CastReport, Vec<u64>) {
-        if self.spec.cast == CastRule::Divide {
-            dispatch(isa, Cast::<E, ROUND, true> { job: self, elem, q })
-        } else {
-            dispatch(isa, Cast::<E, ROUND, false> { job: self, elem, q })
-        }
-    }
-}
-
-/// The cast over all rows; also counts. `DIVIDE`: the factor divides instead of multiplying.
-struct Cast<'a, E, const ROUND: bool, const DIVIDE: bool> {
-    job: Job<'a>,
-    elem: E,
-    q: &'a mut [u8],
-}
-
-impl<E: Element, const ROUND: bool, const DIVIDE: bool> Kernel for Cast<'_, E, ROUND, DIVIDE> {
-    type Out = (CastReport, Vec<u64>);
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Self::Out {
-        let Cast { job, elem, q } = self;
-        // verl's Triton path clamps a NaN to -448: max and min of NaN and a number give the number.
-        let nan = if job.spec.edges == Edges::IgnoreNan { 0xfe } else { e4m3::NAN };
-        let mut report = CastReport::default();
-        let mut saturated = vec![0u64; job.checked.len()];
-        let cols = job.src.cols;
-        for r in 0..job.panel_rows {
-            let row = job.src.row_bytes(job.first_row + r);
-            let codes = &mut q[r * cols..(r + 1) * cols];
-            let segments = row.chunks(job.block_cols * E::SIZE).zip(codes.chunks_mut(job.block_cols));
-            for ((segment, codes), (good, saturated)) in segments.zip(job.checked.iter().zip(&mut saturated)) {
-                let (x16, x_tail) = segment.split_at(codes.len() / 16 * 16 * E::SIZE);
-                let (codes16, codes_tail) = codes.as_chunks_mut::<16>();
-                let mut step = Step::<S, ROUND, DIVIDE> {
-                    factor: s.splat(good.factor),
-                    // 0 times infinity: the NaN that x86 makes of it is negative, and torch keeps the sign.
-                    nan: if good.factor == f32::INFINITY && nan == e4m3::NAN { nan | 0x80 } else { nan },
-                    count: good.may_saturate,
-                    measure: job.measure_error && !good.exempt,
-                    flushed: 0,
-                    saturated: 0,
-                    error: s.splat(0.0),
-                    sum: s.splat(0.0),
-                };
-                for (x, codes) in x16.chunks_exact(16 * E::SIZE).zip(codes16) {
-                    *codes = step.cast(s, elem.load(s, x));
-                }
-                if !codes_tail.is_empty() {
-                    let codes = step.cast(s, elem.load_tail(s, x_tail));
-                    codes_tail.copy_from_slice(&codes[..codes_tail.len()]);
-                }
-                report.flushed += u64::from(step.flushed);
-                *saturated += u64::from(step.saturated);
-                let (error, sum) = (s.sum(step.error), s.sum(step.sum));
-                if step.measure && sum.is_finite() && error.is_finite() {
-                    let square = f64::from(good.scale) * f64::from(good.scale);
-                    report.squared_error += f64::from(error) * square;
-                    report.squared_sum += f64::from(sum) * square;
-                }
-            }
-        }
-        report.saturated = saturated.iter().sum();
-        (report, saturated)
-    }
-}
-
-/// One row of one block: constants and counts. A struct with an inlined method instead of a closure, which might not be
-/// inlined into the function that has the target features.
-struct Step<S: Simd, const ROUND: bool, const DIVIDE: bool> {
-    factor: S::F,
-    nan: u8,
-    count: bool,
-    measure: bool,
-    flushed: u32,
-    saturated: u32,
-    error: S::F,
-    sum: S::F,
-}
-
-impl<S: Simd, const ROUND: bool, const DIVIDE: bool> Step<S, ROUND, DIVIDE> {
-    #[inline(always)]
-    fn cast(&mut self, s: S, x: S::F) -> [u8; 16] {
-        let x = if ROUND { s.round_bf16(x) } else { x };
-        let y = if DIVIDE { s.div(x, self.factor) } else { s.mul(x, self.factor) };
-        if self.count {
-            self.saturated += s.beyond(y, SATURATED_BITS);
-        }
-        let (codes, flushed) = s.encode_counting(x, y, self.nan);
-        self.flushed += flushed;
-        if self.measure {
-            let error = s.sub(y, s.mul(s.load_e4m3_256th(&codes), s.splat(256.0)));
-            self.error = s.fma(error, error, self.error);
-            self.sum = s.fma(y, y, self.sum);
-        }
-        codes
-    }
+    let mut strip = Strip::new(isa, *src, first_row, panel_rows, block_cols, given, amax, spec, measure, scales)?;
+    strip.cast(q, src.cols, 0);
+    strip.finish(given, amax)
 }
 
 /// `out = decode(q) * scale`, one f32 multiplication per value (then nothing: the caller rounds to its own type).

@@ -7,9 +7,10 @@
 //! 2. [`stats::panel_stats`] computes what the patch is told: amax, and on request the sum of squares, of each block.
 //! 3. The patch answers with a number per block. ([`profile::Profile`] has the published formulas natively, as the
 //!    reference.)
-//! 4. [`cast::cast_panel`] proves every answer against the scheme's contract and casts.
-//! 5. [`linear::multiply`] and [`attention::attend`] compute with the result, shared out over a [`team::Team`];
-//!    [`activation`] emulates W8A8.
+//! 4. [`cast::cast_panel`] proves every answer against the scheme's contract and casts. [`panel::quantize_panels`] is
+//!    the way from 2 to 4 that reads the weights from memory once.
+//! 5. [`linear::multiply`] and [`attention::attend_rows`] compute with the result, shared out over a [`team::Team`];
+//!    [`rows`] has what lies between; [`activation`] emulates W8A8.
 //!
 //! **One result.** Every function gives the same bits on all instruction sets ([`isa::Isa`]), for all thread counts and
 //! batch sizes. Sums are defined as sixteen partial sums in a fixed order for that. MXCSR is never touched: subnormals
@@ -26,12 +27,15 @@ pub mod e8m0;
 pub mod error;
 pub mod isa;
 pub mod linear;
+pub mod panel;
 pub mod profile;
 pub mod rows;
 mod simd;
 pub mod source;
 pub mod spec;
 pub mod stats;
+mod steps;
+mod strip;
 pub mod team;
 
 pub use error::KernelError;

@@ -15,6 +15,7 @@ mod avx512;
 mod portable;
 
 use crate::isa::Isa;
+use crate::steps::Steps;
 pub(crate) use portable::{Portable, encode_bits, round_bf16_bits};
 
 #[cfg(target_endian = "big")]
@@ -70,6 +71,37 @@ pub(crate) trait Simd: Copy {
     }
     /// The smaller of `x` and `limit`; NaN in `x` stays.
     fn at_most(self, x: Self::F, limit: Self::F) -> Self::F;
+    /// A row of bfloat16 to codes by the steps of its blocks, `per_block` chunks each but for the last. Sets `general` of
+    /// the blocks with values that the steps do not hold for; the codes of those are undefined. Meanwhile asks for what
+    /// lies `ahead` bytes behind, unless that is 0. `true`: some block is `general`.
+    #[inline(always)]
+    fn cast_by_steps(
+        self,
+        x: &[[u8; 64]],
+        per_block: usize,
+        steps: &[Steps],
+        ahead: usize,
+        codes: &mut [[u8; 32]],
+        general: &mut [bool],
+    ) -> bool {
+        let _ = ahead;
+        let mut any = false;
+        for (((x, codes), steps), general) in
+            x.chunks(per_block).zip(codes.chunks_mut(per_block)).zip(steps).zip(general)
+        {
+            let mut most = 0;
+            for (x, code) in x.as_flattened().as_chunks::<2>().0.iter().zip(codes.as_flattened_mut()) {
+                let bits = u16::from_le_bytes(*x);
+                let above = (bits & 0x7fff).wrapping_sub(steps.low);
+                most = most.max(above);
+                let step = u16::from(steps.table[usize::from(bits >> 3 & 15)]);
+                *code = (above.wrapping_add(step) >> 4) as u8 | (bits >> 8 & 0x80) as u8;
+            }
+            *general = most > steps.span;
+            any |= *general;
+        }
+        any
+    }
     /// How many lanes have `limit < |y|` by their bits, NaN not counted.
     fn beyond(self, y: Self::F, limit: u32) -> u32;
 
@@ -81,10 +113,15 @@ pub(crate) trait Simd: Copy {
         [self.sum(x[0]), self.sum(x[1]), self.sum(x[2]), self.sum(x[3])]
     }
 
-    /// Lane-wise maximum of the bits without sign of `x` (u16 each) into `acc`.
-    fn max_abs_u16(self, x: &[[u8; 64]], acc: &mut [u16; 32]);
-    /// Lane-wise maximum of the bits without sign of `x` (u32 each) into `acc`.
-    fn max_abs_u32(self, x: &[[u8; 64]], acc: &mut [u32; 16]);
+    /// Lane-wise maximum of the bits without sign (u16 each) of each `per_block` chunks of `x` into its `acc`.
+    fn max_abs_blocks_u16(self, x: &[[u8; 64]], per_block: usize, acc: &mut [[u16; 32]]);
+    /// The same for u32.
+    fn max_abs_blocks_u32(self, x: &[[u8; 64]], per_block: usize, acc: &mut [[u32; 16]]);
+    /// [`Simd::max_abs_blocks_u32`] of one block.
+    #[inline(always)]
+    fn max_abs_u32(self, x: &[[u8; 64]], acc: &mut [u32; 16]) {
+        self.max_abs_blocks_u32(x, x.len().max(1), std::slice::from_mut(acc));
+    }
 
     /// Asks for the cache line of `p`; never faults, whatever `p` is.
     fn prefetch<T>(self, p: *const T);

@@ -5,11 +5,11 @@ use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, dispatch, pad};
 use crate::spec::Elem;
 
-/// A borrowed `rows x cols` matrix of `elem`. Built by [`Source::new`], which checks the length; the kernels panic on a
-/// `Source` put together by hand whose `bytes` do not fit.
+/// A borrowed `rows x cols` matrix of `elem`, or some of the columns of one. Built by [`Source::new`], which checks the
+/// length.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
-    /// Row-major little-endian elements, at any alignment (they come from memory-mapped files).
+    /// Row-major little-endian elements of the whole matrix, at any alignment (they come from memory-mapped files).
     pub bytes: &'a [u8],
     /// Type of the elements.
     pub elem: Elem,
@@ -17,6 +17,9 @@ pub struct Source<'a> {
     pub rows: usize,
     /// Number of columns; may be 0.
     pub cols: usize,
+    /// Columns of the whole matrix, and the first of them that is column 0 here.
+    stride: usize,
+    first_col: usize,
 }
 
 impl<'a> Source<'a> {
@@ -32,17 +35,27 @@ impl<'a> Source<'a> {
             Some(expected) if expected != bytes.len() => {
                 Err(KernelError::Length { rows, cols, elem, expected, actual: bytes.len() })
             }
-            Some(_) => Ok(Source { bytes, elem, rows, cols }),
+            Some(_) => Ok(Source { bytes, elem, rows, cols, stride: cols, first_col: 0 }),
         }
+    }
+
+    /// `cols` columns from `first` as a matrix of their own; the bytes stay where they are.
+    ///
+    /// # Panics
+    /// If there are no such columns.
+    pub fn columns(&self, first: usize, cols: usize) -> Source<'a> {
+        assert!(first <= self.cols && cols <= self.cols - first, "the columns lie in the matrix");
+        Source { cols, first_col: self.first_col + first, ..*self }
     }
 
     /// The bytes of one row.
     ///
     /// # Panics
     /// If there is no such row.
+    #[inline]
     pub fn row_bytes(&self, row: usize) -> &'a [u8] {
-        let stride = self.cols * self.elem.size();
-        &self.bytes[row * stride..(row + 1) * stride]
+        let start = (row * self.stride + self.first_col) * self.elem.size();
+        &self.bytes[start..start + self.cols * self.elem.size()]
     }
 
     /// Writes one row, widened exactly to f32, to `out` (`cols` values). With `round_bf16`, f32 and f16 values are

@@ -59,14 +59,20 @@ pub fn panel_stats_with(
     assert!(block_cols > 0, "blocks have at least one column");
     assert!(first_row + panel_rows <= src.rows, "the panel lies in the matrix");
     // No block is wider than the matrix; this also keeps byte counts far from overflow.
-    let panel = Panel { src, first_row, panel_rows, block_cols: block_cols.min(src.cols.max(1)) };
-    let mut amax = match src.elem {
+    let panel = Panel { src: *src, first_row, panel_rows, block_cols: block_cols.min(src.cols.max(1)) };
+    let amax = match src.elem {
         Elem::F32 => dispatch(isa, MaxAbs32(panel)).into_iter().map(f32::from_bits).collect::<Vec<_>>(),
         Elem::Bf16 => dispatch(isa, MaxAbs16(panel)).into_iter().map(|b| f32::from_bits(u32::from(b) << 16)).collect(),
         Elem::F16 => {
             dispatch(isa, MaxAbs16(panel)).into_iter().map(|b| half::f16::from_bits(b).to_f32_const()).collect()
         }
     };
+    complete(isa, panel, amax, opts)
+}
+
+/// What the largest bits of each block mean under the options, and the rest of the statistics.
+fn complete(isa: Isa, panel: Panel<'_>, mut amax: Vec<f32>, opts: &StatsOptions) -> PanelStats {
+    let src = panel.src;
     let round = opts.round_bf16 && src.elem != Elem::Bf16;
     for amax in &mut amax {
         // Rounding is monotonic, so the largest rounded magnitude is the rounded largest one.
@@ -101,7 +107,7 @@ pub fn panel_stats_with(
 /// The rows and the cut that the kernels below work on.
 #[derive(Clone, Copy)]
 struct Panel<'a> {
-    src: &'a Source<'a>,
+    src: Source<'a>,
     first_row: usize,
     panel_rows: usize,
     block_cols: usize,
@@ -132,11 +138,14 @@ macro_rules! max_abs {
                 let mut lanes = vec![[0 as $bits; $lanes]; panel.blocks()];
                 let width = panel.block_cols * $size;
                 for row in panel.rows() {
+                    // Where chunks fill the blocks, the whole row at once.
+                    if width.is_multiple_of(64) && row.len().is_multiple_of(64) {
+                        s.$method(row.as_chunks::<64>().0, width / 64, &mut lanes);
+                        continue;
+                    }
                     for (segment, lanes) in row.chunks(width).zip(&mut lanes) {
                         let (full, tail) = segment.as_chunks::<64>();
-                        if !full.is_empty() {
-                            s.$method(full, lanes);
-                        }
+                        s.$method(full, full.len().max(1), std::slice::from_mut(lanes));
                         for (x, lane) in tail.as_chunks::<$size>().0.iter().zip(lanes) {
                             *lane = (*lane).max(<$bits>::from_le_bytes(*x) & $mask);
                         }
@@ -147,8 +156,8 @@ macro_rules! max_abs {
         }
     };
 }
-max_abs!(MaxAbs16, u16, 32, 2, max_abs_u16, 0x7fff);
-max_abs!(MaxAbs32, u32, 16, 4, max_abs_u32, 0x7fff_ffff);
+max_abs!(MaxAbs16, u16, 32, 2, max_abs_blocks_u16, 0x7fff);
+max_abs!(MaxAbs32, u32, 16, 4, max_abs_blocks_u32, 0x7fff_ffff);
 
 /// Sums of squares, by the type of the elements.
 fn moments(isa: Isa, panel: Panel<'_>, round: bool) -> Vec<f32> {

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{encode_by_search, gauss_vec, positive_values, quantize, rng, to_bytes};
-use patchhost_kernels::cast::{Violation, cast_panel};
+use patchhost_kernels::cast::{Measure, Violation, cast_panel};
 use patchhost_kernels::isa::Isa;
 use patchhost_kernels::profile::Profile;
 use patchhost_kernels::source::Source;
@@ -18,7 +18,7 @@ fn accepts(spec: &CastSpec, amax: &[f32], given: &[f32]) -> Result<Vec<f32>, Vio
     let bytes = to_bytes(amax, Elem::F32);
     let src = Source::new(&bytes, Elem::F32, 1, amax.len()).unwrap();
     let (mut q, mut scales) = (vec![0; amax.len()], vec![0.0; amax.len()]);
-    cast_panel(&src, 0, 1, 1, given, amax, spec, false, &mut q, &mut scales).map_err(|v| v.what)?;
+    cast_panel(&src, 0, 1, 1, given, amax, spec, Measure::Nothing, &mut q, &mut scales).map_err(|v| v.what)?;
     Ok(scales)
 }
 
@@ -127,7 +127,7 @@ fn each_violation_has_its_name() {
         &[0.5],
         &[1.0],
         &spec,
-        false,
+        Measure::Nothing,
         &mut [0],
         &mut [0.0],
     )
@@ -181,7 +181,8 @@ fn clip_counts_and_limits() {
     let amax: Vec<f32> =
         (0..3).map(|b| (0..64).flat_map(|r| &x[r * 96 + b * 32..][..32]).fold(0f32, |a, x| a.max(x.abs()))).collect();
     let (mut q, mut scales) = (vec![0; 64 * 96], vec![0.0; 3]);
-    let mut run = |limit| cast_panel(&src, 0, 64, 32, &[s; 3], &amax, &spec(limit), false, &mut q, &mut scales);
+    let mut run =
+        |limit| cast_panel(&src, 0, 64, 32, &[s; 3], &amax, &spec(limit), Measure::Nothing, &mut q, &mut scales);
     let most = *blocks.iter().max().unwrap();
     let report = run(most as f32 / 2048.0).unwrap();
     assert_eq!(report.saturated as usize, blocks.iter().sum::<usize>());
@@ -193,7 +194,8 @@ fn clip_counts_and_limits() {
     assert!(matches!(run(f32::NAN).unwrap_err().what, Violation::ClipShare { .. }));
     // A scale that is too large wastes bits: refused too.
     let large = [amax[0] / 223.9, s, s];
-    let error = cast_panel(&src, 0, 64, 32, &large, &amax, &spec(1.0), false, &mut q, &mut scales).unwrap_err();
+    let error =
+        cast_panel(&src, 0, 64, 32, &large, &amax, &spec(1.0), Measure::Nothing, &mut q, &mut scales).unwrap_err();
     assert!(matches!(error.what, Violation::ClipRatio { .. }));
 }
 

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{bits, gauss_vec, rng, to_bytes};
-use patchhost_kernels::cast::cast_panel_with;
+use patchhost_kernels::cast::{Measure, cast_panel_with};
 use patchhost_kernels::isa::Isa;
 use patchhost_kernels::profile::Profile;
 use patchhost_kernels::source::Source;
@@ -98,7 +98,7 @@ proptest! {
     #[test]
     fn casts_are_equal_on_all_paths(
         seed: u64, elem in 0usize..3, rows in 1usize..20, cols in 1usize..300, block in 1usize..310,
-        profile in 0usize..7, ue8m0: bool, ignore: bool, round_bf16: bool, measure: bool,
+        profile in 0usize..7, ue8m0: bool, ignore: bool, round_bf16: bool, measure in 0usize..3,
     ) {
         use rand::Rng;
         let mut rng = rng(seed);
@@ -112,10 +112,11 @@ proptest! {
         let opts = StatsOptions { moments: false, round_bf16, ignore_nan: ignore };
         let amax = panel_stats(&src, 0, rows, block, &opts).amax;
         let given: Vec<f32> = amax.iter().map(|a| profile.given(format, edges, *a)).collect();
+        let measured = [Measure::Nothing, Measure::Sample, Measure::All][measure];
         let mut results: Vec<(Vec<u8>, Vec<u32>, CastReport)> = vec![];
         for isa in Isa::available() {
             let (mut q, mut scales) = (vec![0; rows * cols], vec![0.0; given.len()]);
-            let report = cast_panel_with(isa, &src, 0, rows, block, &given, &amax, &spec, measure, &mut q, &mut scales);
+            let report = cast_panel_with(isa, &src, 0, rows, block, &given, &amax, &spec, measured, &mut q, &mut scales);
             results.push((q, bits(&scales), report.unwrap()));
         }
         for other in &results[1..] {

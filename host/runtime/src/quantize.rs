@@ -3,9 +3,11 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use patchhost_kernels::cast::{CastReport, ContractViolation, cast_panel};
+pub use patchhost_kernels::cast::Measure;
+use patchhost_kernels::cast::{CastReport, ContractViolation};
+use patchhost_kernels::panel::{PanelSpec, StripAt, quantize_panels};
 use patchhost_kernels::source::Source;
-use patchhost_kernels::stats::{StatsOptions, panel_stats};
+use patchhost_kernels::stats::{PanelStats, StatsOptions, panel_stats};
 use rayon::prelude::*;
 
 use crate::bytes::TensorBytes;
@@ -41,8 +43,11 @@ pub fn grid(rows: usize, cols: usize, scheme: &Scheme) -> (usize, usize) {
     (rows.div_ceil(scheme.block_rows), cols.div_ceil(scheme.block_cols))
 }
 
+/// Most panels that one thread takes in a row: each asks for the next one's bytes in time.
+const RUN: usize = 8;
+
 /// Quantizes a matrix with the scales that `patch` gives.
-pub fn quantize(input: &Input<'_>, scheme: &Scheme, patch: &dyn BlockQuant, measure_error: bool) -> Result<Quantized> {
+pub fn quantize(input: &Input<'_>, scheme: &Scheme, patch: &dyn BlockQuant, measure: Measure) -> Result<Quantized> {
     let (rows, cols) = (input.rows, input.cols);
     let source = Source::new(&input.data, input.elem, rows, cols).map_err(|e| {
         RuntimeError::Checkpoint(Refusal::new(
@@ -52,25 +57,28 @@ pub fn quantize(input: &Input<'_>, scheme: &Scheme, patch: &dyn BlockQuant, meas
         ))
     })?;
     let (grid_rows, grid_cols) = grid(rows, cols, scheme);
-    // 0xFF is NaN in both types: what nobody writes cannot pass for a weight or a scale.
-    let mut q = vec![0xFF; rows * cols];
+    // A scale of NaN marks a block that nobody wrote; its codes need no mark of their own, and fresh zeros cost nothing.
+    let mut q = vec![0; rows * cols];
     let mut scales = vec![f32::from_bits(u32::MAX); grid_rows * grid_cols];
     if rows == 0 || cols == 0 {
         return Ok(Quantized { q, scales, report: CastReport::default() });
     }
-    // The first panel that failed. Later ones are skipped, earlier ones are not: the error must not depend on timing.
+    let run = (grid_rows / rayon::current_num_threads()).clamp(1, RUN);
+    let job = Job { input, source, scheme, patch, measure, grid_cols };
+    // The first run of panels that failed. Later ones are skipped, earlier ones are not: the error must not depend on
+    // timing.
     let failed = AtomicUsize::new(usize::MAX);
     let results: Vec<Option<Result<CastReport>>> = q
-        .par_chunks_mut(scheme.block_rows * cols)
-        .zip(scales.par_chunks_mut(grid_cols))
+        .par_chunks_mut(run * scheme.block_rows * cols)
+        .zip(scales.par_chunks_mut(run * grid_cols))
         .enumerate()
-        .map(|(panel, (q, scales))| {
-            if panel > failed.load(Ordering::Relaxed) {
+        .map(|(i, (q, scales))| {
+            if i > failed.load(Ordering::Relaxed) {
                 return None;
             }
-            let result = one_panel(input, &source, scheme, patch, panel, measure_error, q, scales);
+            let result = job.panels(i * run, q, scales);
             if result.is_err() {
-                failed.fetch_min(panel, Ordering::Relaxed);
+                failed.fetch_min(i, Ordering::Relaxed);
             }
             Some(result)
         })
@@ -82,57 +90,67 @@ pub fn quantize(input: &Input<'_>, scheme: &Scheme, patch: &dyn BlockQuant, meas
     Ok(Quantized { q, scales, report })
 }
 
-fn one_panel(
-    input: &Input<'_>,
-    source: &Source<'_>,
-    scheme: &Scheme,
-    patch: &dyn BlockQuant,
-    panel: usize,
-    measure_error: bool,
-    q: &mut [u8],
-    scales: &mut [f32],
-) -> Result<CastReport> {
-    let first_row = panel * scheme.block_rows;
-    let panel_rows = q.len() / input.cols;
-    let options = StatsOptions {
-        moments: scheme.needs == Needs::Moments,
-        round_bf16: scheme.cast.round_bf16,
-        ignore_nan: scheme.cast.edges == Edges::IgnoreNan,
-    };
-    let stats = panel_stats(source, first_row, panel_rows, scheme.block_cols, &options);
-    if let Some((row, col)) = stats.first_nonfinite.filter(|_| scheme.cast.edges == Edges::Strict) {
-        return Err(not_finite(input, source, scheme, row, col));
+/// One matrix.
+struct Job<'a> {
+    input: &'a Input<'a>,
+    source: Source<'a>,
+    scheme: &'a Scheme,
+    patch: &'a dyn BlockQuant,
+    measure: Measure,
+    grid_cols: usize,
+}
+
+impl Job<'_> {
+    /// The panels from `first`, as many as `q` has codes of.
+    fn panels(&self, first: usize, q: &mut [u8], scales: &mut [f32]) -> Result<CastReport> {
+        let Self { scheme, source, measure, .. } = *self;
+        let spec = PanelSpec {
+            block_rows: scheme.block_rows,
+            block_cols: scheme.block_cols,
+            moments: scheme.needs == Needs::Moments,
+            cast: &scheme.cast,
+            measure,
+            // Rows are lent as whole panels.
+            whole: scheme.needs == Needs::Rows,
+        };
+        let broken = |panel, violation| broken(self.input, self.patch, panel, &violation);
+        quantize_panels(&source, first, &spec, |at, stats| self.ask(at, stats), broken, q, scales)
     }
-    let blocks = Blocks {
-        tensor: input.name,
-        rows: input.rows,
-        cols: input.cols,
-        block_rows: scheme.block_rows,
-        block_cols: scheme.block_cols,
-        first_block: panel * scales.len(),
-    };
-    let given = match scheme.needs {
-        Needs::Amax => patch.scales(&blocks, &stats.amax)?,
-        Needs::Moments => patch.scales_with_moments(&blocks, &stats.amax, &stats.sum_squares)?,
-        Needs::Rows => {
-            let rows =
-                RowPanel { data: input.data.clone(), elem: input.elem, cols: input.cols, first_row, rows: panel_rows };
-            patch.panel_scales(&blocks, &rows, &stats.amax)?
+
+    /// One number for each block of a strip.
+    fn ask(&self, at: StripAt, stats: &PanelStats) -> Result<Vec<f32>> {
+        let Self { input, scheme, patch, .. } = *self;
+        let first_row = at.panel * scheme.block_rows;
+        let rows = scheme.block_rows.min(input.rows - first_row);
+        if stats.first_nonfinite.is_some() && scheme.cast.edges == Edges::Strict {
+            return Err(self.not_finite(first_row, rows));
         }
-    };
-    cast_panel(
-        source,
-        first_row,
-        panel_rows,
-        scheme.block_cols,
-        &given,
-        &stats.amax,
-        &scheme.cast,
-        measure_error,
-        q,
-        scales,
-    )
-    .map_err(|v| broken(input, patch, panel, &v))
+        let blocks = Blocks {
+            tensor: input.name,
+            rows: input.rows,
+            cols: input.cols,
+            block_rows: scheme.block_rows,
+            block_cols: scheme.block_cols,
+            first_block: at.panel * self.grid_cols + at.first_block,
+        };
+        Ok(match scheme.needs {
+            Needs::Amax => patch.scales(&blocks, &stats.amax)?,
+            Needs::Moments => patch.scales_with_moments(&blocks, &stats.amax, &stats.sum_squares)?,
+            Needs::Rows => {
+                let rows = RowPanel { data: input.data.clone(), elem: input.elem, cols: input.cols, first_row, rows };
+                patch.panel_scales(&blocks, &rows, &stats.amax)?
+            }
+        })
+    }
+
+    /// Names the first value of a panel that is not finite, in the order of rows: a strip knows only its own.
+    fn not_finite(&self, first_row: usize, rows: usize) -> RuntimeError {
+        let Self { input, ref source, scheme, .. } = *self;
+        let options = StatsOptions { moments: false, round_bf16: scheme.cast.round_bf16, ignore_nan: false };
+        let whole = panel_stats(source, first_row, rows, scheme.block_cols, &options);
+        let (row, col) = whole.first_nonfinite.unwrap_or((first_row, 0));
+        not_finite(input, source, scheme, row, col)
+    }
 }
 
 fn not_finite(input: &Input<'_>, source: &Source<'_>, scheme: &Scheme, row: usize, col: usize) -> RuntimeError {

@@ -9,7 +9,7 @@ use patchhost_kernels::cast::CastReport;
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use patchhost_runtime::error::plain;
 use patchhost_runtime::hooks::{BlockQuant, Consumer, Decision, ModelInfo, Role, Scheme, TensorInfo};
-use patchhost_runtime::quantize::{Input, grid, quantize};
+use patchhost_runtime::quantize::{Input, Measure, grid, quantize};
 use patchhost_runtime::refit::info;
 use safetensors::tensor::Dtype;
 
@@ -180,7 +180,7 @@ fn one<'a>(
             .data
             .slice(i * each..(i + 1) * each)
             .ok_or_else(|| refuse("its data is shorter than its shape".to_string(), "copy the file again"))?;
-        let made = quantize(&Input { name: &tensor.name, data, elem, rows, cols }, scheme, quant, true)?;
+        let made = quantize(&Input { name: &tensor.name, data, elem, rows, cols }, scheme, quant, Measure::All)?;
         q.extend(made.q);
         scales.extend(made.scales.iter().flat_map(|s| s.to_le_bytes()));
         report += made.report;

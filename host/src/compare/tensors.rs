@@ -4,7 +4,7 @@ use patchhost_kernels::cast::dequantize;
 use patchhost_kernels::source::Source;
 use patchhost_runtime::error::{Refusal, RuntimeError};
 use patchhost_runtime::hooks::{BlockQuant, Decision, Scheme};
-use patchhost_runtime::quantize::{Input, Quantized, quantize};
+use patchhost_runtime::quantize::{Input, Measure, Quantized, quantize};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -232,7 +232,7 @@ impl Made<'_> {
 fn make<'a>(side: Side<'a>, input: &Input<'_>) -> Result<Option<Made<'a>>> {
     let Some((scheme, quant)) = side else { return Ok(None) };
     // The cast could measure its error, but against the weights after rounding; here the source itself counts.
-    Ok(Some(Made { scheme, quantized: quantize(input, scheme, quant, false)? }))
+    Ok(Some(Made { scheme, quantized: quantize(input, scheme, quant, Measure::Nothing)? }))
 }
 
 fn compare_piece(unit: &Unit, piece: &Piece, a: Side<'_>, b: Side<'_>, row: &mut TensorRow) -> Result<()> {

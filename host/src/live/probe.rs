@@ -10,7 +10,7 @@ use patchhost_runtime::activation::{Activation, ActivationMode};
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::error::{Refusal, RuntimeError};
 use patchhost_runtime::hooks::{BlockQuant, Decision, Elem, Scheme};
-use patchhost_runtime::quantize::{Input, quantize};
+use patchhost_runtime::quantize::{Input, Measure, quantize};
 
 use super::{LiveError, LiveModel};
 use crate::compare::{Unit, decide, of_model};
@@ -64,7 +64,10 @@ impl LiveModel {
             let (data, elem) = unit.load(piece)?;
             let input = |data, elem| Input { name: &unit.info.name, data, elem, rows: piece.rows, cols: piece.cols };
             let real = || input(data.clone(), elem);
-            let (first, second) = (quantize(&real(), scheme, quant, false)?, quantize(&real(), scheme, quant, false)?);
+            let (first, second) = (
+                quantize(&real(), scheme, quant, Measure::Nothing)?,
+                quantize(&real(), scheme, quant, Measure::Nothing)?,
+            );
             if first.q != second.q || bits(&first.scales) != bits(&second.scales) {
                 return Err(LiveError::Probe(Refusal::new(
                     format!("patch `{}` at stage probe", quant.name()),
@@ -75,7 +78,7 @@ impl LiveModel {
             for values in tempting(piece.rows, piece.cols) {
                 let len = values.len();
                 let Some(data) = TensorBytes::new(Arc::new(values), 0..len) else { continue };
-                quantize(&input(data, Elem::Bf16), scheme, quant, false)?;
+                quantize(&input(data, Elem::Bf16), scheme, quant, Measure::Nothing)?;
             }
         }
         Ok(())

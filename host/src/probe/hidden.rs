@@ -6,7 +6,7 @@ use super::constants::{self, Constants};
 use super::reference::Reference;
 use super::run::Found;
 use super::{synthetic, vectors};
-use patchhost_kernels::cast::cast_panel;
+use patchhost_kernels::cast::{Measure, cast_panel};
 use patchhost_kernels::source::Source;
 use patchhost_runtime::hooks::{BlockQuant, Blocks, Contract, Edges, Elem, HookCause, Needs, Scheme};
 
@@ -43,7 +43,7 @@ pub(super) fn prove(scheme: &Scheme, amax: &[f32], given: &[f32]) -> Result<(), 
     let bytes: Vec<u8> = amax.iter().flat_map(|a| a.to_le_bytes()).collect();
     let source = Source::new(&bytes, Elem::F32, 1, amax.len()).map_err(|e| e.to_string())?;
     let (mut q, mut stored) = (vec![0; amax.len()], vec![0.0; amax.len()]);
-    cast_panel(&source, 0, 1, 1, given, amax, &scheme.cast, false, &mut q, &mut stored)
+    cast_panel(&source, 0, 1, 1, given, amax, &scheme.cast, Measure::Nothing, &mut q, &mut stored)
         .map(|_| ())
         .map_err(|violation| format!("scale contract broken: {violation}"))
 }

@@ -8,7 +8,7 @@ use super::vectors;
 use half::bf16;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{BlockQuant, Contract, Elem, Needs, Scheme};
-use patchhost_runtime::quantize::{Input, quantize};
+use patchhost_runtime::quantize::{Input, Measure, quantize};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
@@ -65,7 +65,7 @@ pub(super) fn cast_named(
     let length = bytes.len();
     let data = TensorBytes::new(Arc::new(bytes), 0..length).ok_or("no bytes")?;
     let input = Input { name, data, elem, rows, cols };
-    let done = quantize(&input, scheme, quant, false).map_err(|e| e.to_string())?;
+    let done = quantize(&input, scheme, quant, Measure::Nothing).map_err(|e| e.to_string())?;
     Ok((done.q, done.scales))
 }
 

@@ -7,7 +7,7 @@ use patchhost::patch::{Limits, Patch};
 use patchhost_kernels::spec::Elem;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{BlockQuant, Consumer, Decision, Dtype, Role, Scheme, TensorInfo};
-use patchhost_runtime::quantize::{Input, quantize};
+use patchhost_runtime::quantize::{Input, Measure, quantize};
 
 use super::{inside, wat};
 
@@ -32,7 +32,7 @@ fn try_with(patch: &Arc<Patch>, tensor: &str, first: f32) -> Result<(), String> 
     let length = bytes.len();
     let data = TensorBytes::new(Arc::new(bytes), 0..length).unwrap();
     let input = Input { name: tensor, data, elem: Elem::F32, rows: ROWS, cols: COLS };
-    quantize(&input, &scheme(&*quant), &*quant, false).map(drop).map_err(|e| e.to_string())
+    quantize(&input, &scheme(&*quant), &*quant, Measure::Nothing).map(drop).map_err(|e| e.to_string())
 }
 
 #[test]

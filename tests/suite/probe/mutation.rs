@@ -14,7 +14,7 @@ use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{
     ActivationRule, BlockQuant, Consumer, Decision, Dtype, Elem, ModelInfo, Role, Scheme, TensorInfo,
 };
-use patchhost_runtime::quantize::{Input, quantize};
+use patchhost_runtime::quantize::{Input, Measure, quantize};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
@@ -199,7 +199,7 @@ fn matrices(scheme: &Scheme, rows_are_read: bool) -> Vec<Matrix> {
 fn cast(quant: &dyn BlockQuant, scheme: &Scheme, matrix: &Matrix) -> Result<Cast, String> {
     let &Matrix { ref data, elem, rows, cols } = matrix;
     let input = Input { name: NAME, data: data.clone(), elem, rows, cols };
-    let made = quantize(&input, scheme, quant, false).map_err(|e| e.to_string())?;
+    let made = quantize(&input, scheme, quant, Measure::Nothing).map_err(|e| e.to_string())?;
     Ok((made.q, made.scales.iter().map(|s| s.to_bits()).collect()))
 }
 

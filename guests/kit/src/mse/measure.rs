@@ -13,13 +13,13 @@ const STRETCH: usize = 256;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tally {
     /// Squared errors in units of the scale, by lane: so the order of additions is fixed.
-    errors: [f32; 4],
+    pub(super) errors: [f32; 4],
     /// Minus the number of saturated values, by lane.
-    saturated: [i32; 4],
+    pub(super) saturated: [i32; 4],
     /// One over the scale: what the cast multiplies by.
-    inverse: f32,
+    pub(super) inverse: f32,
     /// Whether any value can saturate.
-    clips: bool,
+    pub(super) clips: bool,
 }
 
 impl Tally {
@@ -41,6 +41,7 @@ impl Tally {
 }
 
 /// Adds the values of one block in one row (bf16 bits) to the tallies of all candidates, a multiple of [`GROUP`].
+#[inline(always)]
 pub fn measure_row(values: &[u16], tallies: &mut [Tally]) {
     let mut wide = [F4::splat(0.0); STRETCH / 4];
     for stretch in values.chunks(STRETCH) {

@@ -3,14 +3,17 @@
 //! An FP8 value has four significant bits, so what a block loses depends on where in a binade its large values fall.
 //! Scales between one and two times `amax / 448` slide the values through a whole binade without saturating any;
 //! smaller ones also clip the largest values, as far as the contract allows. Which is best depends on the block, so
-//! each candidate is measured: `sum((x - dequant(RN8(clamp(x / s))))^2)`, over all values of the block.
+//! each candidate is measured: `sum((x - dequant(RN8(clamp(x / s))))^2)`, over all values of the block. Small blocks are
+//! measured value by value (`measure`), large ones by how often they have each magnitude (`bins`).
 
+mod bins;
 mod lanes;
 mod measure;
 
 use crate::numeric::{F8_MAX, not_finite, pow2_up};
 use crate::settings::MseSettings;
 use crate::types::Floor;
+use bins::{BINS, Bins};
 use measure::{GROUP, Tally, measure_row};
 
 /// Blocks with at most this amax become zeros with scale 1: below it, reciprocals of candidates could overflow.
@@ -24,6 +27,10 @@ pub const MAX_FACTOR: f32 = 1.99;
 
 /// Most values in the tallies of one panel: 16 MiB of the 60 that this patch declares.
 const MOST_TALLIES: usize = 16 * 1024 * 1024 / size_of::<Tally>();
+
+/// Values of a block from which on it is worth its bins, and most blocks with bins in a panel: 16 MiB.
+const WORTH_BINS: usize = 2 * BINS;
+const MOST_BINS: usize = 16 * 1024 * 1024 / (BINS * size_of::<u32>());
 
 /// Which scales are tried, the same for every block of every tensor.
 #[derive(Debug, Clone)]
@@ -91,12 +98,14 @@ pub struct Panel<'a> {
 /// Rows in one read at most: enough to amortize the call, and never more than 128 KiB with the host's own bound.
 const CHUNK: u32 = 32;
 
-/// The scales of one panel. `read(first, n)` gives the bf16 bits of `n` rows from `first`.
-pub fn panel_scales(
+/// The scales of one panel. `read(first, n)` gives the bf16 bits of `n` rows from `first`. Inlined with all that it
+/// calls, so that a native caller with vector instructions gets them everywhere.
+#[inline(always)]
+pub fn panel_scales<R: AsRef<[u16]>>(
     search: &Search,
     panel: &Panel<'_>,
     amax: &[f32],
-    mut read: impl FnMut(u32, u32) -> Vec<u16>,
+    mut read: impl FnMut(u32, u32) -> R,
 ) -> Result<Vec<f32>, String> {
     let (cols, block_cols) = (panel.cols as usize, panel.block_cols as usize);
     if block_cols == 0 || panel.max_rows == 0 || panel.rows == 0 {
@@ -127,10 +136,13 @@ pub fn panel_scales(
             *tally = Tally::new(factor * base, *factor < 1.0);
         }
     }
+    let binned = (panel.rows as usize).saturating_mul(block_cols.min(cols)) >= WORTH_BINS && amax.len() <= MOST_BINS;
+    let mut counts = vec![0u32; if binned { amax.len() * BINS } else { 0 }];
     let mut first = 0;
     while first < panel.rows {
         let n = panel.max_rows.min(CHUNK).min(panel.rows - first);
         let rows = read(first, n);
+        let rows = rows.as_ref();
         if rows.len() != n as usize * cols {
             return Err(format!(
                 "tensor `{}`: the host lent {} values for {n} rows of {cols}",
@@ -138,7 +150,15 @@ pub fn panel_scales(
                 rows.len()
             ));
         }
-        for row in rows.chunks_exact(cols.max(1)) {
+        for (b, counts) in counts.as_chunks_mut::<BINS>().0.iter_mut().enumerate() {
+            // All rows of one block: its bins stay in the nearest cache.
+            let mut bins = Bins::new(amax[b], counts);
+            let (left, right) = (b * block_cols, cols.min((b + 1) * block_cols));
+            for row in rows.chunks_exact(cols) {
+                bins.count(&row[left..right]);
+            }
+        }
+        for row in rows.chunks_exact(cols.max(1)).filter(|_| !binned) {
             for (b, values) in row.chunks(block_cols).enumerate() {
                 if bases[b] > 0.0 {
                     measure_row(values, &mut tallies[b * tried..][..tried]);
@@ -146,6 +166,11 @@ pub fn panel_scales(
             }
         }
         first += n;
+    }
+    for (b, counts) in counts.as_chunks_mut::<BINS>().0.iter_mut().enumerate() {
+        if bases[b] > 0.0 {
+            Bins::new(amax[b], counts).folded().measure(&mut tallies[b * tried..][..tried]);
+        }
     }
     let scales = bases.iter().enumerate().map(|(b, &base)| {
         if base == 0.0 {

@@ -1,6 +1,7 @@
 //! The lanes as two AVX2 registers (lanes 0 to 7 and 8 to 15), with FMA and F16C.
 
 use super::{Kernel, Simd};
+use crate::steps::Steps;
 use std::arch::x86_64::*;
 
 /// Exists only inside [`run`], that is, where AVX2, FMA and F16C were detected.
@@ -35,6 +36,31 @@ pub(super) unsafe fn sum4_of_8(x: [__m256; 4]) -> __m128 {
         let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
         let cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
         _mm_add_ps(_mm_shuffle_ps::<0x88>(ab, cd), _mm_shuffle_ps::<0xdd>(ab, cd))
+    }
+}
+
+/// Codes of 32 bfloat16 by their steps; keeps the most that any lies above the lowest of its block.
+///
+/// # Safety
+/// Needs AVX2, which callers prove by a token, and 64 readable bytes.
+#[inline(always)]
+unsafe fn by_steps(x: *const __m256i, table: __m256i, low: __m256i, most: &mut __m256i) -> __m256i {
+    // SAFETY: the caller has AVX2; both halves are readable.
+    unsafe {
+        let (x0, x1) = (_mm256_loadu_si256(x), _mm256_loadu_si256(x.add(1)));
+        // With all signs set, the arithmetic shift leaves the top bit of every high byte set: there the shuffle gives
+        // 0, so that its bytes are 16-bit numbers.
+        let (sign, index) = (_mm256_set1_epi16(i16::MIN), _mm256_set1_epi16(0xff0fu16 as i16));
+        let (n0, n1) = (_mm256_or_si256(x0, sign), _mm256_or_si256(x1, sign));
+        let s0 = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srai_epi16::<3>(n0), index));
+        let s1 = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srai_epi16::<3>(n1), index));
+        let (a0, a1) = (_mm256_sub_epi16(n0, low), _mm256_sub_epi16(n1, low));
+        *most = _mm256_max_epu16(*most, _mm256_max_epu16(a0, a1));
+        let c0 = _mm256_srli_epi16::<4>(_mm256_add_epi16(a0, s0));
+        let c1 = _mm256_srli_epi16::<4>(_mm256_add_epi16(a1, s1));
+        // Saturation to 8 bits keeps the sign.
+        let signs = _mm256_and_si256(_mm256_packs_epi16(x0, x1), _mm256_set1_epi8(i8::MIN));
+        _mm256_permute4x64_epi64::<0xd8>(_mm256_or_si256(_mm256_packus_epi16(c0, c1), signs))
     }
 }
 
@@ -250,6 +276,70 @@ impl<const SUBNORMAL: bool> Simd for Avx2<SUBNORMAL> {
         both!(|h| _mm256_min_ps(limit[h], x[h]))
     }
     #[inline(always)]
+    fn encode_counting(self, x: Self::F, y: Self::F, nan: u8) -> ([u8; 16], u32) {
+        // SAFETY: the token proves the feature; a 128-bit register and 16 bytes have the same size.
+        unsafe {
+            let (a, b) = (self.abs_bits(y[0]), self.abs_bits(y[1]));
+            // One unsigned comparison finds NaN and everything below 2^-6; both are rare in weights.
+            let low = 0x3c80_0000;
+            let (low, span) = (_mm256_set1_epi32(low), _mm256_set1_epi32(0x7f80_0000 - low));
+            let above = _mm256_max_epu32(_mm256_sub_epi32(a, low), _mm256_sub_epi32(b, low));
+            let normal = _mm256_cmpeq_epi32(_mm256_max_epu32(above, span), span);
+            if _mm256_movemask_epi8(normal) != -1 {
+                return (self.encode(y, nan), self.flushed(x, y));
+            }
+            // The steps of `encode` for normal results; the codes are packed before they get their signs.
+            let (max, one) = (_mm256_set1_epi32(0x43e0_0000), _mm256_set1_epi32(1));
+            let rebias = _mm256_set1_epi32(0x7_ffff - (120 << 23));
+            let (a, b) = (_mm256_min_epi32(a, max), _mm256_min_epi32(b, max));
+            let odd_a = _mm256_and_si256(_mm256_srli_epi32::<20>(a), one);
+            let odd_b = _mm256_and_si256(_mm256_srli_epi32::<20>(b), one);
+            let a = _mm256_srli_epi32::<20>(_mm256_add_epi32(_mm256_add_epi32(a, rebias), odd_a));
+            let b = _mm256_srli_epi32::<20>(_mm256_add_epi32(_mm256_add_epi32(b, rebias), odd_b));
+            let codes = _mm256_packus_epi32(a, b);
+            // Saturation to 16 bits keeps the sign.
+            let signs = _mm256_packs_epi32(_mm256_castps_si256(y[0]), _mm256_castps_si256(y[1]));
+            let signs = _mm256_and_si256(_mm256_srli_epi16::<8>(signs), _mm256_set1_epi16(0x80));
+            let words = _mm256_permute4x64_epi64::<0xd8>(_mm256_or_si256(codes, signs));
+            let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            (std::mem::transmute::<__m128i, [u8; 16]>(bytes), 0)
+        }
+    }
+    #[inline(always)]
+    fn cast_by_steps(
+        self,
+        x: &[[u8; 64]],
+        per_block: usize,
+        steps: &[Steps],
+        ahead: usize,
+        codes: &mut [[u8; 32]],
+        general: &mut [bool],
+    ) -> bool {
+        let chunks = x.len().min(codes.len());
+        let mut any = false;
+        for (i, (steps, general)) in steps.iter().zip(general).enumerate() {
+            // SAFETY: the token proves the feature; all accesses are to whole arrays, `c` below the length of both
+            // slices. Prefetching is a hint and never faults.
+            unsafe {
+                let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(steps.table.as_ptr().cast()));
+                let low = _mm256_set1_epi16((steps.low | 0x8000) as i16);
+                let span = _mm256_set1_epi16(steps.span as i16);
+                let mut most = span;
+                for c in i * per_block..chunks.min((i + 1) * per_block) {
+                    let x = x.get_unchecked(c).as_ptr();
+                    if ahead > 0 {
+                        _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(ahead).cast());
+                    }
+                    let all = by_steps(x.cast(), table, low, &mut most);
+                    _mm256_storeu_si256(codes.get_unchecked_mut(c).as_mut_ptr().cast(), all);
+                }
+                *general = _mm256_movemask_epi8(_mm256_cmpeq_epi16(most, span)) != -1;
+                any |= *general;
+            }
+        }
+        any
+    }
+    #[inline(always)]
     fn beyond(self, y: Self::F, limit: u32) -> u32 {
         let mut count = 0;
         for y in y {
@@ -289,34 +379,40 @@ impl<const SUBNORMAL: bool> Simd for Avx2<SUBNORMAL> {
         }
     }
     #[inline(always)]
-    fn max_abs_u16(self, x: &[[u8; 64]], acc: &mut [u16; 32]) {
-        let (acc, _) = acc.as_chunks_mut::<16>();
-        for (h, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: the token proves the feature; all accesses are to 32 bytes inside arrays.
+    fn max_abs_blocks_u16(self, x: &[[u8; 64]], per_block: usize, acc: &mut [[u16; 32]]) {
+        for (i, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: the token proves the feature; all accesses are to 32 bytes inside arrays, `c` below the length.
             unsafe {
-                let mut max = _mm256_loadu_si256(acc.as_ptr().cast());
+                let (low, high) = (acc.as_mut_ptr(), acc.as_mut_ptr().add(16));
+                let (mut max0, mut max1) = (_mm256_loadu_si256(low.cast()), _mm256_loadu_si256(high.cast()));
                 let abs = _mm256_set1_epi16(0x7fff);
-                for x in x {
-                    let bits = _mm256_loadu_si256(x.as_ptr().add(32 * h).cast());
-                    max = _mm256_max_epu16(max, _mm256_and_si256(bits, abs));
+                for c in i * per_block..x.len().min((i + 1) * per_block) {
+                    let x = x.get_unchecked(c).as_ptr();
+                    let (x0, x1) = (_mm256_loadu_si256(x.cast()), _mm256_loadu_si256(x.add(32).cast()));
+                    max0 = _mm256_max_epu16(max0, _mm256_and_si256(x0, abs));
+                    max1 = _mm256_max_epu16(max1, _mm256_and_si256(x1, abs));
                 }
-                _mm256_storeu_si256(acc.as_mut_ptr().cast(), max);
+                _mm256_storeu_si256(low.cast(), max0);
+                _mm256_storeu_si256(high.cast(), max1);
             }
         }
     }
     #[inline(always)]
-    fn max_abs_u32(self, x: &[[u8; 64]], acc: &mut [u32; 16]) {
-        let (acc, _) = acc.as_chunks_mut::<8>();
-        for (h, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: the token proves the feature; all accesses are to 32 bytes inside arrays.
+    fn max_abs_blocks_u32(self, x: &[[u8; 64]], per_block: usize, acc: &mut [[u32; 16]]) {
+        for (i, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: the token proves the feature; all accesses are to 32 bytes inside arrays, `c` below the length.
             unsafe {
-                let mut max = _mm256_loadu_si256(acc.as_ptr().cast());
+                let (low, high) = (acc.as_mut_ptr(), acc.as_mut_ptr().add(8));
+                let (mut max0, mut max1) = (_mm256_loadu_si256(low.cast()), _mm256_loadu_si256(high.cast()));
                 let abs = _mm256_set1_epi32(ABS);
-                for x in x {
-                    let bits = _mm256_loadu_si256(x.as_ptr().add(32 * h).cast());
-                    max = _mm256_max_epu32(max, _mm256_and_si256(bits, abs));
+                for c in i * per_block..x.len().min((i + 1) * per_block) {
+                    let x = x.get_unchecked(c).as_ptr();
+                    let (x0, x1) = (_mm256_loadu_si256(x.cast()), _mm256_loadu_si256(x.add(32).cast()));
+                    max0 = _mm256_max_epu32(max0, _mm256_and_si256(x0, abs));
+                    max1 = _mm256_max_epu32(max1, _mm256_and_si256(x1, abs));
                 }
-                _mm256_storeu_si256(acc.as_mut_ptr().cast(), max);
+                _mm256_storeu_si256(low.cast(), max0);
+                _mm256_storeu_si256(high.cast(), max1);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The lanes as one AVX-512 register.
 
 use super::{Kernel, Simd};
+use crate::steps::Steps;
 use std::arch::x86_64::*;
 
 /// Exists only inside [`run`], that is, where AVX-512 F, BW, VL, DQ, AVX2, FMA and F16C were detected.
@@ -208,6 +209,51 @@ impl Simd for Avx512 {
         unsafe { _mm512_min_ps(limit, x) }
     }
     #[inline(always)]
+    fn cast_by_steps(
+        self,
+        x: &[[u8; 64]],
+        per_block: usize,
+        steps: &[Steps],
+        ahead: usize,
+        codes: &mut [[u8; 32]],
+        general: &mut [bool],
+    ) -> bool {
+        let chunks = x.len().min(codes.len());
+        let mut any = false;
+        for (i, (steps, general)) in steps.iter().zip(general).enumerate() {
+            // As in `avx2.rs`, all 32 in one register.
+            // SAFETY: the token proves the feature; all accesses are to whole arrays, `c` below the length of both
+            // slices. Prefetching is a hint and never faults.
+            unsafe {
+                let table = _mm512_broadcast_i32x4(_mm_loadu_si128(steps.table.as_ptr().cast()));
+                let low = _mm512_set1_epi16((steps.low | 0x8000) as i16);
+                let span = _mm512_set1_epi16(steps.span as i16);
+                let index = _mm512_set1_epi16(0xff0fu16 as i16);
+                let mut most = span;
+                for c in i * per_block..chunks.min((i + 1) * per_block) {
+                    let x = x.get_unchecked(c).as_ptr();
+                    if ahead > 0 {
+                        _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(ahead).cast());
+                    }
+                    let x = _mm512_loadu_si512(x.cast());
+                    let n = _mm512_or_si512(x, _mm512_set1_epi16(i16::MIN));
+                    let above = _mm512_sub_epi16(n, low);
+                    most = _mm512_max_epu16(most, above);
+                    let step = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srai_epi16::<3>(n), index));
+                    let code = _mm512_srli_epi16::<4>(_mm512_add_epi16(above, step));
+                    // code | (x >> 8 & 0x80), as one ternary operation: C ? A : B picks by the mask bit.
+                    let sign_bit = _mm512_set1_epi16(0x80);
+                    let signed = _mm512_ternarylogic_epi32::<0xca>(sign_bit, _mm512_srli_epi16::<8>(x), code);
+                    let codes = codes.get_unchecked_mut(c).as_mut_ptr();
+                    _mm256_storeu_si256(codes.cast(), _mm512_cvtepi16_epi8(signed));
+                }
+                *general = _mm512_cmpeq_epu16_mask(most, span) != u32::MAX;
+                any |= *general;
+            }
+        }
+        any
+    }
+    #[inline(always)]
     fn beyond(self, y: __m512, limit: u32) -> u32 {
         // SAFETY: the token proves the feature.
         unsafe {
@@ -238,27 +284,33 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn max_abs_u16(self, x: &[[u8; 64]], acc: &mut [u16; 32]) {
-        // SAFETY: the token proves the feature; all accesses are to 64 bytes behind references.
-        unsafe {
-            let mut max = _mm512_loadu_si512(acc.as_ptr().cast());
-            let abs = _mm512_set1_epi16(0x7fff);
-            for x in x {
-                max = _mm512_max_epu16(max, _mm512_and_si512(_mm512_loadu_si512(x.as_ptr().cast()), abs));
+    fn max_abs_blocks_u16(self, x: &[[u8; 64]], per_block: usize, acc: &mut [[u16; 32]]) {
+        for (i, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: the token proves the feature; all accesses are to 64 bytes behind references, `c` below the length.
+            unsafe {
+                let mut max = _mm512_loadu_si512(acc.as_ptr().cast());
+                let abs = _mm512_set1_epi16(0x7fff);
+                for c in i * per_block..x.len().min((i + 1) * per_block) {
+                    let x = _mm512_loadu_si512(x.get_unchecked(c).as_ptr().cast());
+                    max = _mm512_max_epu16(max, _mm512_and_si512(x, abs));
+                }
+                _mm512_storeu_si512(acc.as_mut_ptr().cast(), max);
             }
-            _mm512_storeu_si512(acc.as_mut_ptr().cast(), max);
         }
     }
     #[inline(always)]
-    fn max_abs_u32(self, x: &[[u8; 64]], acc: &mut [u32; 16]) {
-        // SAFETY: the token proves the feature; all accesses are to 64 bytes behind references.
-        unsafe {
-            let mut max = _mm512_loadu_si512(acc.as_ptr().cast());
-            let abs = _mm512_set1_epi32(ABS);
-            for x in x {
-                max = _mm512_max_epu32(max, _mm512_and_si512(_mm512_loadu_si512(x.as_ptr().cast()), abs));
+    fn max_abs_blocks_u32(self, x: &[[u8; 64]], per_block: usize, acc: &mut [[u32; 16]]) {
+        for (i, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: the token proves the feature; all accesses are to 64 bytes behind references, `c` below the length.
+            unsafe {
+                let mut max = _mm512_loadu_si512(acc.as_ptr().cast());
+                let abs = _mm512_set1_epi32(ABS);
+                for c in i * per_block..x.len().min((i + 1) * per_block) {
+                    let x = _mm512_loadu_si512(x.get_unchecked(c).as_ptr().cast());
+                    max = _mm512_max_epu32(max, _mm512_and_si512(x, abs));
+                }
+                _mm512_storeu_si512(acc.as_mut_ptr().cast(), max);
             }
-            _mm512_storeu_si512(acc.as_mut_ptr().cast(), max);
         }
     }
     #[inline(always)]

@@ -144,19 +144,23 @@ impl Simd for Portable {
         sum_lanes(x)
     }
     #[inline(always)]
-    fn max_abs_u16(self, x: &[[u8; 64]], acc: &mut [u16; 32]) {
-        for x in x {
-            for l in 0..32 {
-                acc[l] = acc[l].max(u16::from_le_bytes([x[2 * l], x[2 * l + 1]]) & 0x7fff);
+    fn max_abs_blocks_u16(self, x: &[[u8; 64]], per_block: usize, acc: &mut [[u16; 32]]) {
+        for (x, acc) in x.chunks(per_block).zip(acc) {
+            for x in x {
+                for l in 0..32 {
+                    acc[l] = acc[l].max(u16::from_le_bytes([x[2 * l], x[2 * l + 1]]) & 0x7fff);
+                }
             }
         }
     }
     #[inline(always)]
-    fn max_abs_u32(self, x: &[[u8; 64]], acc: &mut [u32; 16]) {
-        for x in x {
-            for l in 0..16 {
-                let bits = u32::from_le_bytes([x[4 * l], x[4 * l + 1], x[4 * l + 2], x[4 * l + 3]]);
-                acc[l] = acc[l].max(bits & 0x7fff_ffff);
+    fn max_abs_blocks_u32(self, x: &[[u8; 64]], per_block: usize, acc: &mut [[u32; 16]]) {
+        for (x, acc) in x.chunks(per_block).zip(acc) {
+            for x in x {
+                for l in 0..16 {
+                    let bits = u32::from_le_bytes([x[4 * l], x[4 * l + 1], x[4 * l + 2], x[4 * l + 3]]);
+                    acc[l] = acc[l].max(bits & 0x7fff_ffff);
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Helpers of the integration tests.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
-use patchhost_kernels::cast::{CastReport, ContractViolation, cast_panel_with};
+use patchhost_kernels::cast::{CastReport, ContractViolation, Measure, cast_panel_with};
 use patchhost_kernels::isa::Isa;
 use patchhost_kernels::source::Source;
 use patchhost_kernels::spec::{CastSpec, Edges, Elem};
@@ -81,7 +81,7 @@ pub fn quantize(
         let given: Vec<f32> = amax.iter().map(|a| given(*a)).collect();
         let q = &mut out.q[first * src.cols..(first + rows) * src.cols];
         let scales = &mut out.scales[panel * grid..(panel + 1) * grid];
-        out.report += cast_panel_with(isa, src, first, rows, block_cols, &given, &amax, spec, true, q, scales)?;
+        out.report += cast_panel_with(isa, src, first, rows, block_cols, &given, &amax, spec, Measure::All, q, scales)?;
     }
     Ok(out)
 }

@@ -14,7 +14,7 @@ use crate::fp8::BlockScale;
 use crate::hooks::{BlockQuant, Decision, Elem, LayoutPass, ScaleFormat, Scheme};
 use crate::layout;
 use crate::plan::{Action, Dest};
-use crate::quantize::{Input, Quantized, quantize};
+use crate::quantize::{Input, Measure, Quantized, quantize};
 use crate::weights::{Matrix, Part};
 
 /// The parts that one tensor became.
@@ -40,9 +40,9 @@ impl Job<'_> {
 
     fn quantize(&self, input: &Input<'_>, dest: &Dest, scheme: &Scheme, quant: &dyn BlockQuant) -> Result<Quantized> {
         if self.ue8m0(dest) && scheme.cast.format != ScaleFormat::Ue8m0 {
-            return quantize(input, &layout::scheme(scheme), &layout::Pow2::new(quant, scheme), true);
+            return quantize(input, &layout::scheme(scheme), &layout::Pow2::new(quant, scheme), Measure::Sample);
         }
-        quantize(input, scheme, quant, true)
+        quantize(input, scheme, quant, Measure::Sample)
     }
 
     /// Reads, asks for scales, casts.

@@ -8,7 +8,7 @@ use patchhost_kernels::e4m3::contains_nan_code;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::error::{Refusal, RuntimeError};
 use patchhost_runtime::hooks::{BlockQuant, Role, Scheme};
-use patchhost_runtime::quantize::{Input, Quantized, quantize};
+use patchhost_runtime::quantize::{Input, Measure, Quantized, quantize};
 
 use super::decide::{Entry, Fate, Plan};
 use super::shards::{Placed, Shard, index, shards};
@@ -188,7 +188,8 @@ fn copy(job: &Job<'_>, output: &Output, placed: &Placed, file: &mut StreamFile) 
 fn to_fp8(output: &Output, scheme: &Scheme, quant: &dyn BlockQuant) -> Result<Quantized> {
     let ([rows, cols], Some(elem)) = (&output.shape[..], output.elem) else { return Err(short(output).into()) };
     let data = output.load().ok_or_else(|| short(output))?;
-    let made = quantize(&Input { name: &output.name, data, elem, rows: *rows, cols: *cols }, scheme, quant, true)?;
+    let made =
+        quantize(&Input { name: &output.name, data, elem, rows: *rows, cols: *cols }, scheme, quant, Measure::All)?;
     if contains_nan_code(&made.q) {
         return Err(refused(
             format!("tensor `{}`", output.name),
