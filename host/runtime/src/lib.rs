@@ -21,6 +21,7 @@ pub mod model;
 mod moe;
 mod ops;
 mod output;
+pub mod pace;
 pub mod plan;
 pub mod quant_config;
 pub mod quantize;

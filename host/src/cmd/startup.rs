@@ -128,13 +128,13 @@ fn ms(time: Duration) -> f64 {
 }
 
 /// What the process has used so far.
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-#[cfg(not(unix))]
+#[cfg(not(target_os = "linux"))]
 fn cpu_time() -> Duration {
     Duration::ZERO
 }

@@ -36,7 +36,7 @@ impl LiveModel {
         actor: &Actor,
     ) -> Result<Staged, LiveError> {
         let (name, sha256) = (candidate.name().to_owned(), *candidate.digest());
-        let result = self.through_stages(candidate, expected, settings);
+        let result = self.pools.stage(|| self.through_stages(candidate, expected, settings));
         match result {
             Ok((patch, already, facts)) => {
                 let fresh = self.board.staged(&patch, &facts, actor)?;
@@ -80,7 +80,7 @@ impl LiveModel {
         }
         let patch = audited.compile(&self.sandbox)?.ready(settings, limits)?;
         if patch.applies_to(&self.engine.info().architecture) == Applicability::Applies {
-            self.pool.install(|| self.probe(&patch))?;
+            self.probe(&patch)?;
         }
         Ok((patch, false, facts))
     }

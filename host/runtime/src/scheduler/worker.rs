@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use super::job::FinishReason;
 use super::pause::PauseMode;
@@ -81,9 +82,14 @@ impl Worker {
         for queued in orders.admitted {
             self.admit(queued);
         }
-        if !self.frozen && !orders.asleep && !self.running.is_empty() {
+        let steps = !self.frozen && !orders.asleep && !self.running.is_empty();
+        let pace = self.inner.engine.pace().clone();
+        pace.set_decoding(steps);
+        if steps {
+            let began = Instant::now();
             self.step();
             self.retire();
+            pace.give_way(began.elapsed());
         }
         self.gauge();
         self.reach_pause();
@@ -94,6 +100,7 @@ impl Worker {
     fn orders(&self) -> Orders {
         let mut state = self.inner.state();
         while !self.has_work(&state) {
+            self.inner.engine.pace().set_decoding(false);
             state = self.inner.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.stop {
