@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use crate::bytes::TensorBytes;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{BlockQuant, Blocks, Edges, Elem, Needs, RowPanel, Scheme};
+use crate::pace::piece;
 
 /// A matrix to quantize.
 pub struct Input<'a> {
@@ -68,7 +69,7 @@ pub fn quantize(input: &Input<'_>, scheme: &Scheme, patch: &dyn BlockQuant, meas
             if panel > failed.load(Ordering::Relaxed) {
                 return None;
             }
-            let result = one_panel(input, &source, scheme, patch, panel, measure_error, q, scales);
+            let result = piece(|| one_panel(input, &source, scheme, patch, panel, measure_error, q, scales));
             if result.is_err() {
                 failed.fetch_min(panel, Ordering::Relaxed);
             }

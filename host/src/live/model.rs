@@ -124,7 +124,7 @@ impl LiveModel {
             engine: Arc::new(engine),
             tokenizer: tokenizer.map(Arc::new),
             board,
-            sandbox,
+            sandbox: sandbox.beside_decoding(),
             options,
             pools: Pools::new(pace)?,
             turn: Mutex::default(),

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
 
 use super::job::FinishReason;
 use super::pause::PauseMode;
@@ -83,13 +82,10 @@ impl Worker {
             self.admit(queued);
         }
         let steps = !self.frozen && !orders.asleep && !self.running.is_empty();
-        let pace = self.inner.engine.pace().clone();
-        pace.set_decoding(steps);
+        self.inner.engine.pace().set_decoding(steps);
         if steps {
-            let began = Instant::now();
             self.step();
             self.retire();
-            pace.give_way(began.elapsed());
         }
         self.gauge();
         self.reach_pause();
