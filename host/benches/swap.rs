@@ -100,7 +100,8 @@ fn started(candidate: &Candidate, sandbox: &Sandbox) -> Arc<Patch> {
 fn model_in(sandbox: &Sandbox) -> Arc<LiveModel> {
     let engine = Engine::new(model::CONFIG, EngineOptions::default()).expect("bundled");
     let mut start = Attachments::default();
-    for (name, settings) in [("moe_loader", vec![]), ("fp8_block", vec![("activation".to_owned(), "call".to_owned())])] {
+    for (name, settings) in [("moe_loader", vec![]), ("fp8_block", vec![("activation".to_owned(), "call".to_owned())])]
+    {
         let compiled = audited(bundled::bundled(name).expect("bundled")).compile(sandbox).expect("compiled");
         let patch = compiled.ready(&settings, Limits::default()).unwrap_or_else(|error| panic!("{error}"));
         start.attach(patch, Phase::EngineUp, &engine.info().architecture).expect("attached");
@@ -108,7 +109,8 @@ fn model_in(sandbox: &Sandbox) -> Arc<LiveModel> {
     let hooks = HookOptions { activation: ActivationMode::Dynamic128, vocabulary: None };
     let options = LiveOptions { hooks, ..LiveOptions::default() };
     let tokenizer = Some(model::tokenizer().expect("bundled"));
-    let live = LiveModel::new(engine, tokenizer, &start, sandbox.clone(), Policy::default(), Ledger::in_memory(), options);
+    let live =
+        LiveModel::new(engine, tokenizer, &start, sandbox.clone(), Policy::default(), Ledger::in_memory(), options);
     let live = Arc::new(live.expect("threads"));
     live.load(model::checkpoint().expect("bundled"), &me(), &|_, _, _| {}).unwrap_or_else(|error| panic!("{error}"));
     let to = stage(&live, 0);
@@ -228,7 +230,11 @@ fn decoding(live: &Arc<LiveModel>, compiling: &LiveModel) {
         let ratio = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64();
         println!(
             "{what:<50} {times:>6} {:>8} {p50:>9.2?} {p99:>9.2?} {:>9.2?} {:>9.2?}   p50 {:.2}, p99 {:.2} times the usual",
-            all.len(), at(0.999), at(1.0), ratio(p50, u50), ratio(p99, u99)
+            all.len(),
+            at(0.999),
+            at(1.0),
+            ratio(p50, u50),
+            ratio(p99, u99)
         );
     }
 }

@@ -91,7 +91,8 @@ impl LiveArgs {
         let architecture = model.engine.info().architecture.clone();
         let recorded = self.record.start(&model.name, &model.engine.info().config)?;
         let phase = Phase::of(Some(&model.engine));
-        let mut loaded = Patches::load_for(patches, &architecture, needs.patches, phase, watches, recorded, &Startup::begin())?;
+        let mut loaded =
+            Patches::load_for(patches, &architecture, needs.patches, phase, watches, recorded, &Startup::begin())?;
         let options = LiveOptions {
             hooks: HookOptions { activation: self.fp8_activation.into(), vocabulary: None },
             canary: needs.canary,

@@ -98,7 +98,8 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
     let model = Model::open(&args.model, options)?;
     let info = model.engine.info();
     let recorded = args.record.start(&model.name, &info.config)?;
-    let patches = Patches::load_recorded(&args.patches, &info.architecture, &[], Phase::EngineUp, recorded, &Startup::begin())?;
+    let patches =
+        Patches::load_recorded(&args.patches, &info.architecture, &[], Phase::EngineUp, recorded, &Startup::begin())?;
     let hooks = patches.hooks(Fp8Activation::Dynamic128.into());
     let text = format == Format::Text;
     let held = match (args.base_version, model.folder()) {

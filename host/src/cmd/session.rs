@@ -23,7 +23,8 @@ use super::startup::Startup;
 use crate::checkpoint::bundled;
 use crate::isolate::Isolation;
 use crate::patch::{
-    Applicability, Attached, Attachments, Cache, Digest, Hook, HookOptions, Patch, PatchSet, Phase, Policy, Sandbox, Trial,
+    Applicability, Attached, Attachments, Cache, Digest, Hook, HookOptions, Patch, PatchSet, Phase, Policy, Sandbox,
+    Trial,
 };
 use crate::trust::Gate;
 use load::Loader;

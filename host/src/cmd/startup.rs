@@ -46,12 +46,7 @@ pub struct StartupReport {
 impl Startup {
     /// To be called first thing in `main`.
     pub fn begin() -> Self {
-        Self {
-            began: Instant::now(),
-            before_main: cpu_time(),
-            parts: Mutex::default(),
-            first_token: Mutex::default(),
-        }
+        Self { began: Instant::now(), before_main: cpu_time(), parts: Mutex::default(), first_token: Mutex::default() }
     }
 
     /// A step of the main thread.
@@ -96,7 +91,8 @@ impl Startup {
     pub fn report(&self) -> StartupReport {
         let first = self.first_token.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(self.began.elapsed());
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut parts: Vec<Part> = parts.iter().filter(|(end, _)| *end <= first).map(|(_, part)| part.clone()).collect();
+        let mut parts: Vec<Part> =
+            parts.iter().filter(|(end, _)| *end <= first).map(|(_, part)| part.clone()).collect();
         parts.sort_by(|a, b| a.start_ms.total_cmp(&b.start_ms));
         StartupReport { first_token_ms: ms(first), before_main_ms: ms(self.before_main), parts }
     }

@@ -80,7 +80,12 @@ impl Loader<'_> {
         let mut wanted = Vec::new();
         for (i, name) in args.components.iter().enumerate() {
             let expected = args.sha256.get(i).map(|hex| parse_digest(hex)).transpose()?;
-            wanted.push(Wanted { name, expected, settings: self.settings.for_patch(&stem(name), true), default: false });
+            wanted.push(Wanted {
+                name,
+                expected,
+                settings: self.settings.for_patch(&stem(name), true),
+                default: false,
+            });
         }
         if !args.no_default_patches {
             for name in DEFAULT_PATCHES.iter().chain(more).copied() {
