@@ -28,6 +28,39 @@ fn run_does_the_main_job_on_the_bundled_model() {
 }
 
 #[test]
+fn run_says_where_the_time_to_the_first_token_went() {
+    let args = ["run", "--component", "fp8_block.wasm", "--max-tokens", "2", "--no-kl"];
+    let json = patchhost(args.iter().chain(&["--format", "json"])).good().json();
+    let startup = &json["startup"];
+    let total = startup["first_token_ms"].as_f64().unwrap();
+    assert!(total > 0.0 && startup["before_main_ms"].as_f64().unwrap() >= 0.0, "{startup}");
+    let parts = startup["parts"].as_array().unwrap();
+    let number = |part: &serde_json::Value, key: &str| part[key].as_f64().unwrap();
+    // Each ends before the first token, and those of the main thread follow one another. Rounded to microseconds.
+    for part in parts {
+        assert!(number(part, "start_ms") + number(part, "ms") <= total + 0.01, "{part} in {total}");
+    }
+    let steps: Vec<_> = parts.iter().filter(|part| part["within"] == false).collect();
+    let sum: f64 = steps.iter().map(|part| number(part, "ms")).sum();
+    assert!(sum <= total + 0.01 * steps.len() as f64, "{sum} of {total}: {startup}");
+    let names: Vec<_> = steps.iter().map(|part| part["part"].as_str().unwrap()).collect();
+    assert_eq!(names, ["model", "patches and tokenizer", "refit", "prefill"]);
+    for patch in ["fp8_block", "moe_loader", "vocab_mask"] {
+        for what in ["verify", "audit", "machine code", "start"] {
+            let found = parts.iter().filter(|part| part["patch"] == patch && part["part"] == what).count();
+            assert_eq!(found, 1, "{what} of {patch}: {startup}");
+        }
+        // The order that keeps the sandbox: nothing is compiled or read before its audit is through.
+        let of = |what: &str| parts.iter().find(|p| p["patch"] == patch && p["part"] == what).unwrap();
+        let audited = number(of("audit"), "start_ms") + number(of("audit"), "ms");
+        assert!(audited <= number(of("machine code"), "start_ms") + 0.01, "{startup}");
+    }
+    let text = patchhost(args.iter().chain(&["--timings"])).good().stdout;
+    assert!(text.contains("first token ") && text.contains("audit fp8_block"), "{text}");
+    assert!(!patchhost(args).good().stdout.contains("first token "));
+}
+
+#[test]
 fn activation_by_call_and_by_rule_give_the_same_tokens() {
     let tokens = |set: &str| {
         let args = [

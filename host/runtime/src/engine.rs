@@ -15,6 +15,7 @@ use crate::families::Arch;
 use crate::hooks::{Lora, ModelInfo};
 use crate::lora::{Adapter, AdapterBuilder, Adapters};
 use crate::model::Model;
+use crate::pace::Pace;
 use crate::plan::{AllowUnknown, ExpertLoaders};
 use crate::quant_config::QuantFormat;
 use crate::refit::{Begin, Planned, Progress, RefitHooks, RefitReport, Setup, TensorOutcome, Transaction, Turn};
@@ -57,6 +58,7 @@ pub struct Engine {
     turn: Turn,
     live: ArcSwapOption<WeightSet>,
     adapters: Adapters,
+    pace: Pace,
 }
 
 impl Engine {
@@ -94,6 +96,7 @@ impl Engine {
             turn: Turn::default(),
             live: ArcSwapOption::empty(),
             adapters: Adapters::default(),
+            pace: Pace::default(),
         })
     }
 
@@ -123,6 +126,11 @@ impl Engine {
     /// The forward pass.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Who is at work on this engine: decoding, and what goes on beside it.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     /// The adapters that are loaded now.

@@ -19,6 +19,7 @@ pub mod lora;
 pub mod metrics;
 pub mod model;
 mod output;
+pub mod pace;
 pub mod plan;
 pub mod quant_config;
 pub mod quantize;

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use crate::bytes::TensorBytes;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{BlockQuant, Blocks, Edges, Elem, Needs, RowPanel, Scheme};
+use crate::pace::{piece, stands_back};
 
 /// A matrix to quantize.
 pub struct Input<'a> {
@@ -63,7 +64,8 @@ pub fn quantize(input: &Input<'_>, scheme: &Scheme, patch: &dyn BlockQuant, meas
     if rows == 0 || cols == 0 {
         return Ok(Quantized { q, scales, report: CastReport::default() });
     }
-    let run = (grid_rows / rayon::current_num_threads()).clamp(1, RUN);
+    let most = if stands_back() { 1 } else { RUN };
+    let run = (grid_rows / rayon::current_num_threads()).clamp(1, most);
     let job = Job { input, source, scheme, patch, measure, grid_cols };
     // The first run of panels that failed. Later ones are skipped, earlier ones are not: the error must not depend on
     // timing.
@@ -76,7 +78,7 @@ pub fn quantize(input: &Input<'_>, scheme: &Scheme, patch: &dyn BlockQuant, meas
             if i > failed.load(Ordering::Relaxed) {
                 return None;
             }
-            let result = job.panels(i * run, q, scales);
+            let result = piece(|| job.panels(i * run, q, scales));
             if result.is_err() {
                 failed.fetch_min(i, Ordering::Relaxed);
             }

@@ -32,12 +32,12 @@ pub fn inspect_with(bytes: &[u8], options: &AuditOptions) -> Report {
         rules::before_validation(&Input::new(bytes, options, &found), &mut own);
         own.extend(burden::before_validation(bytes, caps).into_iter().map(rules::costs_too_much));
         if !has_errors(&own) && !has_errors_of_ours(&findings, options) {
-            match validate::validate(bytes) {
-                Ok(types) => {
+            match burden::validate(bytes) {
+                Ok((types, burden)) => {
                     validated = true;
                     found.facts.type_depth = validate::type_depth(&types);
                     found.facts.leaks = validate::leaks(&types, &found.facts.lifted);
-                    own.extend(burden::after_validation(bytes, caps).into_iter().map(rules::costs_too_much));
+                    own.extend(burden::after_validation(&burden, caps).into_iter().map(rules::costs_too_much));
                     rules::after_validation(&Input::new(bytes, options, &found), &mut own);
                 }
                 Err(error) => rules::features::explain(bytes, &error, &mut own),

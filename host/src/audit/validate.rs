@@ -41,11 +41,6 @@ pub(super) const FORBIDDEN: [(WasmFeatures, &str, &str); 21] = [
     (WasmFeatures::CM_GC, "PH401", "the GC canonical ABI"),
 ];
 
-/// Validates with the allowed proposals.
-pub(super) fn validate(bytes: &[u8]) -> Result<Types, BinaryReaderError> {
-    Validator::new_with_features(ALLOWED).validate_all(bytes)
-}
-
 /// Whether the bytes are valid at all.
 pub(super) fn valid_with_everything(bytes: &[u8]) -> Result<(), BinaryReaderError> {
     Validator::new_with_features(WasmFeatures::all()).validate_all(bytes).map(|_| ())

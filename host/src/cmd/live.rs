@@ -8,6 +8,7 @@ use patchhost_runtime::checkpoint::Checkpoint;
 use super::args::{Fp8Activation, PatchArgs};
 use super::record::{RecordArgs, Recorded};
 use super::session::{Model, Patches, advance, progress_bar};
+use super::startup::Startup;
 use crate::live::{CanaryUnit, LiveModel, LiveOptions, Refitted, Watcher};
 use crate::patch::{Actor, HookOptions, Ledger, LedgerOptions, Phase, When};
 
@@ -90,7 +91,8 @@ impl LiveArgs {
         let architecture = model.engine.info().architecture.clone();
         let recorded = self.record.start(&model.name, &model.engine.info().config)?;
         let phase = Phase::of(Some(&model.engine));
-        let mut loaded = Patches::load_for(patches, &architecture, needs.patches, phase, watches, recorded)?;
+        let mut loaded =
+            Patches::load_for(patches, &architecture, needs.patches, phase, watches, recorded, &Startup::begin())?;
         let options = LiveOptions {
             hooks: HookOptions { activation: self.fp8_activation.into(), vocabulary: None },
             canary: needs.canary,

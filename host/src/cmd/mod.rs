@@ -27,6 +27,7 @@ mod run;
 mod serve;
 mod session;
 mod sign;
+mod startup;
 mod status;
 mod swap;
 mod train;
@@ -85,6 +86,7 @@ enum Verb {
 
 /// Parses the command line, runs the verb and turns its error into the exit code.
 pub fn main() -> ExitCode {
+    let startup = startup::Startup::begin();
     if let Some(code) = crate::sandbox::trial::child().or_else(crate::isolate::child) {
         return code;
     }
@@ -112,7 +114,7 @@ pub fn main() -> ExitCode {
         return failure::report(&error.into(), format);
     }
     let result = match cli.verb {
-        Verb::Run(args) => run::run(args, format),
+        Verb::Run(args) => run::run(args, format, &startup),
         Verb::Serve(args) => serve::run(*args, format),
         Verb::Explain(args) => explain::run(args, format),
         Verb::Compare(args) => compare::run(args, format),

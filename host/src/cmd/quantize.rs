@@ -18,6 +18,7 @@ use super::failure::UsageError;
 use super::output::{bytes, json, plural};
 use super::record::RecordArgs;
 use super::session::{Patches, progress_bar};
+use super::startup::Startup;
 use crate::checkpoint::write::{Out, safetensors};
 use crate::patch::Phase;
 
@@ -47,7 +48,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     refuse_same_file(&args.input, &args.output)?;
     let checkpoint = Checkpoint::open(&args.input)?;
     let recorded = args.record.start(&args.input.display().to_string(), "{}")?;
-    let patches = Patches::load_recorded(&args.patches, "", &[], Phase::EngineUp, recorded)?;
+    let patches = Patches::load_recorded(&args.patches, "", &[], Phase::EngineUp, recorded, &Startup::begin())?;
     let patch = patches.require_quant("quantize")?;
     let Some(quant) = patch.block_quant() else {
         anyhow::bail!("patch `{}` has no block-quant hook", patch.info().name);

@@ -14,6 +14,7 @@ use super::output::{bytes, duration, json, plural};
 use super::record::RecordArgs;
 use super::run::print_refit;
 use super::session::{Model, Patches, advance, progress_bar};
+use super::startup::Startup;
 use crate::checkpoint::export::Companions;
 use crate::checkpoint::versions::{
     Base, Beside, Checksum, Encoding, Loaded, Source, Step, Version, VersionError, WriteOptions, Written,
@@ -97,7 +98,8 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
     let model = Model::open(&args.model, options)?;
     let info = model.engine.info();
     let recorded = args.record.start(&model.name, &info.config)?;
-    let patches = Patches::load_recorded(&args.patches, &info.architecture, &[], Phase::EngineUp, recorded)?;
+    let patches =
+        Patches::load_recorded(&args.patches, &info.architecture, &[], Phase::EngineUp, recorded, &Startup::begin())?;
     let hooks = patches.hooks(Fp8Activation::Dynamic128.into());
     let text = format == Format::Text;
     let held = match (args.base_version, model.folder()) {

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::ValueEnum;
 use patchhost_runtime::engine::EngineOptions;
@@ -19,6 +20,7 @@ use super::lora::LoraArgs;
 use super::output::{bytes, duration, json, plural};
 use super::record::RecordArgs;
 use super::session::{Model, Patches, advance, progress_bar};
+use super::startup::{Startup, StartupReport};
 use crate::checkpoint::bundled;
 use crate::patch::Phase;
 
@@ -72,6 +74,9 @@ pub struct Args {
     /// Do not compare with the unquantized weights (saves loading them too)
     #[arg(long)]
     no_kl: bool,
+    /// Say where the time to the first token went
+    #[arg(long)]
+    timings: bool,
     /// Play a fault of an engine, to see what a patch does about it
     #[arg(long, value_enum)]
     simulate: Option<Simulate>,
@@ -99,6 +104,7 @@ struct Summary {
     mismatch: Option<Mismatch>,
     completions: Vec<Completion>,
     timing: Timing,
+    startup: StartupReport,
 }
 
 /// The adapter, as reports show it.
@@ -110,7 +116,7 @@ struct AdapterRow {
 }
 
 /// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, format: Format, startup: &Startup) -> anyhow::Result<()> {
     let sampling = SamplingParams {
         temperature: args.temperature,
         top_k: args.top_k,
@@ -122,17 +128,27 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     args.lora.check()?;
     let options =
         EngineOptions { simulate_loader_loss: args.simulate == Some(Simulate::LoaderLoss), ..EngineOptions::default() };
-    let model = Model::open(&args.model, options)?;
-    let tokenizer = model.tokenizer()?;
-    let texts = prompts(&args)?;
-    let mut requests = requests(&args, &texts, &model, &tokenizer, &sampling)?;
+    let model = startup.step("model", || Model::open(&args.model, options))?;
     let more = [SAMPLING_PATCHES, args.lora.patches()].concat();
     let phase = match args.simulate {
         Some(Simulate::WrongPhase) => Phase::of(None),
         _ => Phase::of(Some(&model.engine)),
     };
-    let recorded = args.record.start(&model.name, &model.engine.info().config)?;
-    let patches = Patches::load_recorded(&args.patches, &model.engine.info().architecture, &more, phase, recorded)?;
+    // The tokenizer and the patches do not need each other.
+    let asked = || -> anyhow::Result<_> {
+        let tokenizer = startup.within("tokenizer", None, || model.tokenizer())?;
+        let texts = prompts(&args)?;
+        let requests = requests(&args, &texts, &model, &tokenizer, &sampling)?;
+        Ok((tokenizer, texts, requests))
+    };
+    let load = || {
+        let recorded = args.record.start(&model.name, &model.engine.info().config)?;
+        let architecture = &model.engine.info().architecture;
+        Patches::load_recorded(&args.patches, architecture, &more, phase, recorded, startup)
+    };
+    let (patches, asked) = startup.step("patches and tokenizer", || rayon::join(load, asked));
+    let (tokenizer, texts, mut requests) = asked?;
+    let patches = patches?;
     let hooks = patches.sampling_hooks(args.fp8_activation.into(), &tokenizer);
     let text = format == Format::Text;
     if text {
@@ -142,7 +158,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
 
     let bar = progress_bar("refit");
-    let report = model.engine.refit(&model.checkpoint, &hooks, &advance(&bar));
+    let report = startup.step("refit", || model.engine.refit(&model.checkpoint, &hooks, &advance(&bar)));
     bar.finish_and_clear();
     let report = report?;
     if text {
@@ -158,20 +174,6 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     if let Some(a) = adapter.as_ref().filter(|_| text) {
         println!("adapter {}: rank {}, {} adapted", a.name(), a.rank(), plural(a.adapted(), "module"));
     }
-    let masked_ids: usize = live.masked().iter().map(|r| r.len()).sum();
-    let distance = match hooks.quant.is_some() && !args.no_kl && report.quantized > 0 {
-        true => Some(compare(&model, &hooks, &live, &requests)?),
-        false => None,
-    };
-    if let Some(m) = distance.filter(|_| text) {
-        println!(
-            "mismatch on the prompt: KL(unquantized || FP8) {:.2e} nats per token (max {:.2e}), top-1 agreement {:.1} % of {}",
-            m.kl,
-            m.kl_max,
-            m.top1_agreement * 100.0,
-            plural(m.positions, "position"),
-        );
-    }
     let many = requests.len() > 1;
     if text {
         println!();
@@ -180,42 +182,71 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         }
     }
     let mut stream = |_: usize, piece: &str| {
+        startup.first_token();
         if text && !many {
             print!("{piece}");
             let _ = std::io::stdout().flush();
         }
     };
+    let begun = Instant::now();
     let (completions, timing) = generate(model.engine.model(), &live, &tokenizer, &requests, &mut stream)?;
-    match format {
-        Format::Json => json(&Summary {
+    startup.prefilled(begun);
+    let startup = startup.report();
+    // After the text: it loads the model once more, and nobody should wait for that.
+    let distance = match hooks.quant.is_some() && !args.no_kl && report.quantized > 0 {
+        true => Some(compare(&model, &hooks, &live, &requests)?),
+        false => None,
+    };
+    if format == Format::Json {
+        return json(&Summary {
             model: model.name,
             architecture: model.engine.info().architecture.clone(),
             patch_set: patches.set().digest().to_string(),
             patches: patches.ledger(),
             refit: report,
             adapter: adapter.map(|a| AdapterRow { name: a.name().to_string(), rank: a.rank(), parts: a.adapted() }),
-            masked_ids,
+            masked_ids: masked(&live),
             simulated_refits,
             mismatch: distance,
             completions,
             timing,
-        }),
-        Format::Text => {
-            if many {
-                for (i, (text, c)) in texts.iter().zip(&completions).enumerate() {
-                    println!("--- prompt {}: {}", i + 1, text.trim());
-                    println!("{}", c.text);
-                }
-            }
-            println!("\n");
-            if masked_ids > 0 {
-                println!("{} never sampled", plural(masked_ids, "token id"));
-            }
-            print_speed(&timing);
-            patches.print_ledger();
-            Ok(())
+            startup,
+        });
+    }
+    if many {
+        for (i, (text, c)) in texts.iter().zip(&completions).enumerate() {
+            println!("--- prompt {}: {}", i + 1, text.trim());
+            println!("{}", c.text);
         }
     }
+    println!("\n");
+    if masked(&live) > 0 {
+        println!("{} never sampled", plural(masked(&live), "token id"));
+    }
+    if let Some(m) = distance {
+        print_mismatch(&m);
+    }
+    print_speed(&timing);
+    if args.timings {
+        startup.print();
+    }
+    patches.print_ledger();
+    Ok(())
+}
+
+/// How many token ids are never sampled.
+fn masked(weights: &WeightSet) -> usize {
+    weights.masked().iter().map(|ids| ids.len()).sum()
+}
+
+fn print_mismatch(m: &Mismatch) {
+    println!(
+        "mismatch on the prompt: KL(unquantized || FP8) {:.2e} nats per token (max {:.2e}), top-1 agreement {:.1} % of {}",
+        m.kl,
+        m.kl_max,
+        m.top1_agreement * 100.0,
+        plural(m.positions, "position"),
+    );
 }
 
 /// The prompts as the user gave them.

@@ -1,5 +1,6 @@
 //! What most verbs start with: the model, the patches, and the patches' ledger.
 
+mod load;
 mod settings;
 
 use std::path::Path;
@@ -18,13 +19,15 @@ use super::args::{ModelArgs, PatchArgs};
 use super::failure::UsageError;
 use super::output::{count, duration};
 use super::record::Recorded;
+use super::startup::Startup;
 use crate::checkpoint::bundled;
 use crate::isolate::Isolation;
 use crate::patch::{
-    Applicability, Attached, Attachments, Cache, Candidate, Digest, Hook, HookOptions, Patch, PatchSet, Phase, Policy,
-    Sandbox, Trial, resolve,
+    Applicability, Attached, Attachments, Cache, Digest, Hook, HookOptions, Patch, PatchSet, Phase, Policy, Sandbox,
+    Trial,
 };
 use crate::trust::Gate;
+use load::Loader;
 use settings::Settings;
 pub use settings::parse_setting;
 
@@ -127,18 +130,19 @@ impl Patches {
 
     /// The same, with more bundled patches that the verb needs where the user names none for their hooks.
     pub fn load_with(args: &PatchArgs, architecture: &str, more: &[&str], phase: Phase) -> anyhow::Result<Self> {
-        Self::load_for(args, architecture, more, phase, false, None)
+        Self::load_for(args, architecture, more, phase, false, None, &Startup::begin())
     }
 
-    /// The same, with every call of the patches written down.
+    /// The same, with every call of the patches written down, and what it cost in `startup`.
     pub fn load_recorded(
         args: &PatchArgs,
         architecture: &str,
         more: &[&str],
         phase: Phase,
         recorded: Option<Recorded>,
+        startup: &Startup,
     ) -> anyhow::Result<Self> {
-        Self::load_for(args, architecture, more, phase, false, recorded)
+        Self::load_for(args, architecture, more, phase, false, recorded, startup)
     }
 
     /// The same for a verb that also `watches` files: a setting may be for a component that comes later.
@@ -149,6 +153,7 @@ impl Patches {
         phase: Phase,
         watches: bool,
         recorded: Option<Recorded>,
+        startup: &Startup,
     ) -> anyhow::Result<Self> {
         if args.sha256.len() > args.components.len() {
             return Err(UsageError::new(
@@ -164,28 +169,14 @@ impl Patches {
             true => Some(Isolation::this_program(rayon::current_num_threads())?),
             false => None,
         };
-        let sandbox = sandbox(rayon::current_num_threads())?
-            .with_isolation(isolation)
-            .with_recorder(recorded.as_ref().map(|r| Arc::clone(r.recorder())));
-        let mut patches = Vec::new();
         let settings = Settings::parse(&args.settings)?;
-        for (i, component) in args.components.iter().enumerate() {
-            let candidate = resolve(component)?;
-            let expected = args.sha256.get(i).map(|hex| parse_digest(hex)).transpose()?;
-            let mine = settings.for_patch(&stem(component), true);
-            patches.push(start(candidate, expected, &mine, &sandbox, &gate)?);
-        }
-        if !args.no_default_patches {
-            for name in DEFAULT_PATCHES.iter().chain(more).copied() {
-                let candidate = resolve(name)?;
-                let taken = |hook: &Hook| patches.iter().any(|p: &Arc<Patch>| p.hooks().contains(hook));
-                let patch = start(candidate, None, &settings.for_patch(name, false), &sandbox, &gate)?;
-                // A patch that the user names for the same hook takes the default one's place.
-                if !patch.hooks().iter().any(taken) {
-                    patches.push(patch);
-                }
-            }
-        }
+        let recorder = recorded.as_ref().map(|r| Arc::clone(r.recorder()));
+        let sandbox = || {
+            let sandbox = sandbox(rayon::current_num_threads())?;
+            Ok(sandbox.with_isolation(isolation).with_recorder(recorder))
+        };
+        let loader = Loader { gate: &gate, settings: &settings, startup };
+        let (patches, sandbox) = loader.load(args, more, sandbox)?;
         settings.check_used(&patches, args, watches)?;
         let mut attachments = Attachments::default();
         for patch in patches {
@@ -318,23 +309,6 @@ impl LedgerRow {
             }
         }
     }
-}
-
-fn start(
-    candidate: Candidate,
-    expected: Option<Digest>,
-    settings: &[(String, String)],
-    sandbox: &Sandbox,
-    gate: &Gate,
-) -> anyhow::Result<Arc<Patch>> {
-    let admitted = gate.admit(candidate, expected, settings)?;
-    if let Some(note) = admitted.note() {
-        eprintln!("note: {note}");
-    }
-    let passed = admitted.audit()?;
-    let patch = passed.audited.compile(sandbox)?.ready(settings, passed.limits)?;
-    tracing::info!(name = patch.info().name, digest = %patch.digest(), "patch is ready");
-    Ok(patch)
 }
 
 /// Where patches of a verb run.

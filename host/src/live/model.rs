@@ -15,7 +15,7 @@ use patchhost_runtime::weights::WeightSet;
 use serde::Serialize;
 
 use super::canary::{CanaryUnit, CanaryWeights, chosen};
-use super::priority::refit_pool;
+use super::priority::Pools;
 use super::shadow::ShadowReport;
 use crate::patch::{Attachments, Board, BoardStatus, Digest, HookOptions, Ledger, Policy, Sandbox};
 use crate::trust::Gate;
@@ -42,7 +42,7 @@ pub struct LiveModel {
     pub(super) board: Arc<Board>,
     pub(super) sandbox: Sandbox,
     pub(super) options: LiveOptions,
-    pub(super) pool: rayon::ThreadPool,
+    pub(super) pools: Pools,
     /// One refit, swap or staging of weights at a time.
     pub(super) turn: Mutex<Turn>,
     /// Where the weights came from: a swap `now` loads it again, and candidates are probed with it.
@@ -118,14 +118,15 @@ impl LiveModel {
         if options.hooks.vocabulary.is_none() {
             options.hooks.vocabulary = tokenizer.as_ref().and_then(|t| u32::try_from(t.vocabulary()).ok());
         }
+        let pace = engine.pace().clone();
         let board = Arc::new(Board::new(start, &engine.info().architecture, policy, ledger));
         Ok(Self {
             engine: Arc::new(engine),
             tokenizer: tokenizer.map(Arc::new),
             board,
-            sandbox,
+            sandbox: sandbox.beside_decoding(),
             options,
-            pool: refit_pool()?,
+            pools: Pools::new(pace)?,
             turn: Mutex::default(),
             source: ArcSwapOption::empty(),
             canary: ArcSwapOption::empty(),

@@ -99,7 +99,7 @@ impl LiveModel {
         self.heed_revocations();
         let turn = &mut *guard;
         let refit = turn.refits + 1;
-        let result = self.pool.install(|| self.through_board(turn, refit, &source, run, actor, progress));
+        let result = self.pools.refit(|| self.through_board(turn, refit, &source, run, actor, progress));
         match &result {
             Ok(_) => {
                 guard.refits = refit;

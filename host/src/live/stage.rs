@@ -73,14 +73,17 @@ impl LiveModel {
             let next = "repair the patch; or lift the quarantine with a reason";
             return Err(SwapError::new(SwapErrorKind::Forbidden, what, why, next).into());
         }
-        let Passed { audited, limits, facts } = self.options.gate.admit(candidate, expected, settings)?.audit()?;
+        let Passed { audited, limits, facts } =
+            self.pools.stage(|| self.options.gate.admit(candidate, expected, settings)?.audit())?;
         // Going back to what is still instantiated compiles nothing.
         if let Some(known) = self.board.known(&audited.generation(settings, &limits)) {
             return Ok((known, true, facts));
         }
-        let patch = audited.compile(&self.sandbox)?.ready(settings, limits)?;
+        let compiled = self.pools.stage(|| audited.compile(&self.sandbox))?;
+        // Not in the pool: with `--isolate` this starts the child that will answer.
+        let patch = compiled.ready(settings, limits)?;
         if patch.applies_to(&self.engine.info().architecture) == Applicability::Applies {
-            self.pool.install(|| self.probe(&patch))?;
+            self.pools.stage(|| self.probe(&patch))?;
         }
         Ok((patch, false, facts))
     }

@@ -60,6 +60,11 @@ impl Sandbox {
         Self { trial, ..self }
     }
 
+    /// The same for a host that goes on with something else while it compiles: a trial may take its time.
+    pub fn beside_decoding(self) -> Self {
+        Self { trial: self.trial.map(Trial::patient), ..self }
+    }
+
     /// The same, with every patch in child processes: nothing of them is compiled or run in this one.
     pub fn with_isolation(self, isolation: Option<Isolation>) -> Self {
         Self { isolation, ..self }

@@ -21,6 +21,8 @@ const MEMORY_BYTES: u64 = 128 << 20;
 const ADDRESS_SPACE: u64 = 1 << 30;
 /// Wall time after which the child is killed, whatever it does. Below the ten seconds that no input may hang this host.
 const WALL: Duration = Duration::from_secs(9);
+/// The same where nobody waits: beside threads that decode, a child has a hundredth of a core. CPU time bounds it as ever.
+const PATIENT_WALL: Duration = Duration::from_secs(60);
 /// Exit code of the child where the compiler said no.
 const REFUSED: i32 = 1;
 
@@ -64,6 +66,11 @@ impl Trial {
     /// The same with other limits.
     pub fn limited(self, cpu_seconds: u64, memory_bytes: u64) -> Self {
         Self { cpu_seconds, memory_bytes, ..self }
+    }
+
+    /// The same with more wall time, for children that stand back behind other threads of this host.
+    pub fn patient(self) -> Self {
+        Self { wall: PATIENT_WALL, ..self }
     }
 
     /// Compiles `bytes` in a child, and forgets the result: what a child made is never loaded.

@@ -84,7 +84,9 @@ impl Worker {
         for queued in orders.admitted {
             self.admit(queued);
         }
-        if !self.frozen && !orders.asleep && !self.running.is_empty() {
+        let steps = !self.frozen && !orders.asleep && !self.running.is_empty();
+        self.inner.engine.pace().set_decoding(steps);
+        if steps {
             self.step();
             self.retire();
         }
@@ -97,6 +99,7 @@ impl Worker {
     fn orders(&self) -> Orders {
         let mut state = self.inner.state();
         while !self.has_work(&state) {
+            self.inner.engine.pace().set_decoding(false);
             state = self.inner.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.stop {

@@ -3,6 +3,7 @@
 use super::MAGIC;
 use sha2::{Digest as _, Sha256};
 use std::hash::{Hash, Hasher};
+use std::sync::LazyLock;
 use std::time::SystemTime;
 use wasmtime::Engine;
 
@@ -12,7 +13,7 @@ pub(super) struct Key([u8; 32]);
 impl Key {
     pub(super) fn new(engine: &Engine, component: &[u8; 32]) -> Self {
         let mut hasher = Sha256Hasher(Sha256::new());
-        (MAGIC, component, build(), std::env::consts::ARCH, cpu_features()).hash(&mut hasher);
+        (MAGIC, component, &*BUILD, std::env::consts::ARCH, cpu_features()).hash(&mut hasher);
         engine.precompile_compatibility_hash().hash(&mut hasher);
         Self(hasher.0.finalize().into())
     }
@@ -40,6 +41,9 @@ impl Hasher for Sha256Hasher {
         0
     }
 }
+
+/// Asked once: the executable of a process stays what it was, even if its file is replaced.
+static BUILD: LazyLock<String> = LazyLock::new(build);
 
 /// Which build of patchhost this is. Hashing the executable would cost as much as compiling a small component.
 fn build() -> String {
