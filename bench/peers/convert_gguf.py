@@ -25,15 +25,19 @@ def converter(data: Path) -> Path:
     return folder / "vendor/llama.cpp"
 
 
-def convert(data: Path, model: Path, kind: str) -> Path:
+def convert(data: Path, model: Path, kind: str, python=sys.executable) -> Path:
     """`kind` is q8_0 or bf16; does nothing if the file is there."""
     out = data / "gguf" / f"{model.name}-{kind}.gguf"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
         half = out.with_suffix(".part")
-        command = [sys.executable, __file__, "--inside", str(converter(data)), str(model), "--outtype", kind,
-                   "--outfile", str(half)]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        command = [python, __file__, "--inside", converter(data), model, "--outtype", kind, "--outfile", half]
+        log = out.with_suffix(".log")
+        with log.open("w") as log_file:
+            status = subprocess.run(command, stdout=log_file, stderr=subprocess.STDOUT, check=False)
+        if status.returncode:
+            last = log.read_text().strip().splitlines()[-1:]
+            raise RuntimeError(f"convert_hf_to_gguf.py fails: {' '.join(last)}")
         half.rename(out)
     return out
 

@@ -9,23 +9,40 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 const BLOCK: usize = 128;
-/// What all copies take together; the same number as the peers'.
-const BYTES: usize = 256 << 20;
 
-/// One job: see `main`.
-pub fn run(job: &Value) -> anyhow::Result<Value> {
-    let repeats = super::number(job, "repeats")?;
-    if job["read"] == true {
-        return read(repeats);
+/// Codes of the weights, kept from job to job.
+#[derive(Default)]
+pub struct Work {
+    codes: Vec<u8>,
+}
+
+impl Work {
+    /// One job: see `main`.
+    pub fn run(&mut self, job: &Value) -> anyhow::Result<Value> {
+        let (repeats, bytes) = (super::number(job, "repeats")?, super::number(job, "bytes")?);
+        if job["read"] == true {
+            return read(bytes, repeats);
+        }
+        let (m, k, n) = (super::number(job, "m")?, super::number(job, "k")?, super::number(job, "n")?);
+        let copies = bytes.div_ceil(n * k);
+        if self.codes.len() < copies * n * k {
+            self.codes = codes(copies * n * k);
+        }
+        multiply(&self.codes[..copies * n * k], m, k, n, repeats)
     }
-    let (m, k, n) = (super::number(job, "m")?, super::number(job, "k")?, super::number(job, "n")?);
-    let copies = BYTES.div_ceil(n * k);
-    // Every code but the two NaNs, in an order without a pattern.
-    let codes = (0..copies * n * k).into_par_iter().map(|i| {
+}
+
+/// Every code but the two NaNs, in an order without a pattern.
+fn codes(count: usize) -> Vec<u8> {
+    let code = |i: usize| {
         let code = ((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
         if code & 0x7f == 0x7f { code ^ 1 } else { code }
-    });
-    let q: Vec<u8> = codes.collect();
+    };
+    (0..count).into_par_iter().map(code).collect()
+}
+
+fn multiply(q: &[u8], m: usize, k: usize, n: usize, repeats: usize) -> anyhow::Result<Value> {
+    let copies = q.len() / (n * k);
     let scales: Vec<f32> = super::normal((n / BLOCK) * (k / BLOCK), 1.0).map(|s| s.abs() * 1e-3 + 1e-4).collect();
     let x: Vec<f32> = super::normal(m * k, 1.0).collect();
     let mut out = vec![0.0; m * n];
@@ -45,13 +62,13 @@ pub fn run(job: &Value) -> anyhow::Result<Value> {
     Ok(json!({ "seconds": seconds, "bytes": n * k + scales.len() * 4 }))
 }
 
-fn read(repeats: usize) -> anyhow::Result<Value> {
-    let words = vec![1u64; BYTES / 8];
+fn read(bytes: usize, repeats: usize) -> anyhow::Result<Value> {
+    let words = vec![1u64; bytes / 8];
     let mut made = super::timed(repeats, || {
         black_box(words.par_chunks(1 << 16).map(sum).sum::<u64>());
         Ok(())
     })?;
-    made["bytes"] = json!(BYTES);
+    made["bytes"] = json!(bytes);
     Ok(made)
 }
 

@@ -29,7 +29,7 @@ struct Cli {
 enum Work {
     /// Block FP8 quantization: jobs {"what", "input", "rows", "cols", "repeats", "dump"?}
     Quantize,
-    /// y = x * w^T in block FP8: jobs {"m", "k", "n", "repeats"}, or {"read": true, "repeats"} for the read bandwidth
+    /// y = x * w^T in block FP8: jobs {"m", "k", "n", "bytes", "repeats"}, or {"read": true, ...} for the read bandwidth
     Linear,
     /// Generation: jobs {"prompts": [[token, ...], ...], "new"}
     Decode {
@@ -53,7 +53,10 @@ fn main() -> anyhow::Result<()> {
             let mut work = quantize::Work::new(&sandbox)?;
             answer(json!({}), |job| work.run(job))
         }
-        Work::Linear => answer(json!({}), linear::run),
+        Work::Linear => {
+            let mut work = linear::Work::default();
+            answer(json!({}), |job| work.run(job))
+        }
         Work::Decode { model, component, weight_only } => {
             let (work, ready) = decode::Work::load(&sandbox, &model, component.as_deref(), weight_only)?;
             answer(ready, |job| work.run(job))
@@ -68,7 +71,9 @@ fn answer(ready: Value, mut work: impl FnMut(&Value) -> anyhow::Result<Value>) -
         writeln!(out, "{value}")?;
         Ok(out.flush()?)
     };
-    say(json!({ "ready": true, "version": env!("CARGO_PKG_VERSION"), "isa": format!("{:?}", patchhost_kernels::Isa::detect()), "about": ready }))?;
+    say(
+        json!({ "ready": true, "version": env!("CARGO_PKG_VERSION"), "isa": format!("{:?}", patchhost_kernels::Isa::detect()), "about": ready }),
+    )?;
     for line in std::io::stdin().lock().lines() {
         let job: Value = serde_json::from_str(&line?).context("a job is a JSON object")?;
         say(match work(&job) {

@@ -53,7 +53,9 @@ impl Work {
         let scheme = scheme(&*guest)?;
         let asked: Arc<dyn BlockQuant> = match what {
             "native" => Arc::new(Native::new(guest, [(NAME, &scheme)])?),
-            "mse-native" => Arc::new(NativeMse { search: kit::mse::Search::new(&kit::settings::MseSettings::default()) }),
+            "mse-native" => {
+                Arc::new(NativeMse { search: kit::mse::Search::new(&kit::settings::MseSettings::default()) })
+            }
             _ => guest,
         };
         let run = || -> anyhow::Result<Quantized> {
