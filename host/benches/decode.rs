@@ -211,10 +211,8 @@ fn table(name: &str, rig: &Rig) {
     let mut alone = 0.0;
     for batch in [1, 2, 4, 8, 16, 32] {
         let steps = (64 / batch).max(8);
-        let [f, b] =
-            in_turn(7, [&|| rig.decode(fp8, batch, steps), &|| rig.decode(bf16, batch, steps)]).map(|seconds| {
-                (batch * steps) as f64 / seconds
-            });
+        let [f, b] = in_turn(7, [&|| rig.decode(fp8, batch, steps), &|| rig.decode(bf16, batch, steps)])
+            .map(|seconds| (batch * steps) as f64 / seconds);
         if batch == 1 {
             alone = f;
         }
@@ -232,7 +230,9 @@ fn table(name: &str, rig: &Rig) {
     println!("\nactivation scales by calls: {:+.2} % of decode time per token, batch 1", (asked / rule - 1.0) * 100.0);
     println!("(by the rule, the default: no call is made)\n");
 
-    for (what, weights, batch) in [("fp8", fp8, 1), ("fp8", fp8, 8), ("fp8, scales by calls", call, 1), ("bf16", bf16, 1)] {
+    for (what, weights, batch) in
+        [("fp8", fp8, 1), ("fp8", fp8, 8), ("fp8, scales by calls", call, 1), ("bf16", bf16, 1)]
+    {
         let model = rig.engine.model();
         // The prompts of the caches are no decode steps.
         let mut caches = rig.caches(weights, batch);

@@ -125,10 +125,7 @@ fn a_refused_step_changes_no_state() {
     let mut cache = engine.model().new_cache();
     let mut step = |tokens: &[u32]| {
         let mut batch = [Sequence { tokens, cache: &mut cache }];
-        engine
-            .model()
-            .forward(&weights, &mut batch, Rows::All)
-            .map(Logits::into_values)
+        engine.model().forward(&weights, &mut batch, Rows::All).map(Logits::into_values)
     };
     let mut got = step(&ids[..9]).unwrap();
     assert!(step(&[1_000_000]).is_err());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use patchhost::compare::Native;
 use patchhost::patch::{Patch, Sandbox};
+use patchhost_kernels::cast::Measure;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{
     ActivationRule, BlockQuant, Blocks, Consumer, Decision, Dtype, Elem, HookError, ModelInfo, Role, RowPanel, Scheme,
@@ -60,7 +61,7 @@ impl Work {
         };
         let run = || -> anyhow::Result<Quantized> {
             let input = Input { name: NAME, data: data.clone(), elem: Elem::Bf16, rows, cols };
-            Ok(quantize(&input, &scheme, &*asked, false)?)
+            Ok(quantize(&input, &scheme, &*asked, Measure::Nothing)?)
         };
         if let Some(path) = job["dump"].as_str() {
             dump(Path::new(path), &run()?)?;

@@ -169,7 +169,9 @@ fn criterion_groups(c: &mut Criterion, data: &Data) {
         });
         for (name, w) in &packed {
             group.throughput(Throughput::Bytes(w.bytes() as u64));
-            group.bench_function(format!("gemv {name} 4096x4096"), |b| b.iter(|| linear(&team, &data.x, 1, w, &mut out)));
+            group.bench_function(format!("gemv {name} 4096x4096"), |b| {
+                b.iter(|| linear(&team, &data.x, 1, w, &mut out))
+            });
         }
         for m in [8, 64, 128] {
             group.throughput(Throughput::Elements((2 * m * N * N) as u64));

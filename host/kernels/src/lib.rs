@@ -40,3 +40,4 @@ pub mod team;
 
 pub use error::KernelError;
 pub use isa::Isa;
+pub use simd::{bytes_of_f32, bytes_of_u16};

@@ -406,7 +406,12 @@ macro_rules! quad {
                     &lines[byte / 64].0[byte % 64..][..ROWS * Self::SIZE]
                 };
                 let [a, b, c, d] = [column(0), column(1), column(2), column(3)];
-                [Element::load(self, s, a), Element::load(self, s, b), Element::load(self, s, c), Element::load(self, s, d)]
+                [
+                    Element::load(self, s, a),
+                    Element::load(self, s, b),
+                    Element::load(self, s, c),
+                    Element::load(self, s, d),
+                ]
             }
         }
     };

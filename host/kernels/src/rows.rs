@@ -409,8 +409,16 @@ mod tests {
         for (neighbors, clip) in [(false, None), (true, Some(0.7))] {
             let mut x = values(rows * ld, 10);
             let before = x.clone();
-            let steps =
-                HeadSteps { norm: HeadNorm::Each(&w), eps: 1e-5, clip, cos: &cos, sin: &sin, half: 4, skip: 2, neighbors };
+            let steps = HeadSteps {
+                norm: HeadNorm::Each(&w),
+                eps: 1e-5,
+                clip,
+                cos: &cos,
+                sin: &sin,
+                half: 4,
+                skip: 2,
+                neighbors,
+            };
             heads(&Team::new(2), &mut x, ld, first, count, dim, &steps);
             for r in 0..rows {
                 for c in (0..ld).filter(|c| *c < first || *c >= first + count * dim) {

@@ -195,14 +195,14 @@ pub(crate) fn pad_f32(tail: &[f32]) -> [f32; 16] {
 
 /// The bytes of a slice of u16.
 #[inline(always)]
-pub(crate) fn bytes_of_u16(x: &[u16]) -> &[u8] {
+pub fn bytes_of_u16(x: &[u16]) -> &[u8] {
     // SAFETY: every byte of a u16 is initialized, u8 has no alignment, and the length in bytes is that of the slice.
     unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) }
 }
 
 /// The bytes of a slice of f32.
 #[inline(always)]
-pub(crate) fn bytes_of_f32(x: &[f32]) -> &[u8] {
+pub fn bytes_of_f32(x: &[f32]) -> &[u8] {
     // SAFETY: every byte of an f32 is initialized, u8 has no alignment, and the length in bytes is that of the slice.
     unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) }
 }

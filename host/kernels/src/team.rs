@@ -68,9 +68,9 @@ impl std::fmt::Debug for Team {
 
 /// `PATCHHOST_THREADS`, else `RAYON_NUM_THREADS`, else the cores that this process may use.
 fn default_threads() -> usize {
-    let named = ["PATCHHOST_THREADS", "RAYON_NUM_THREADS"].into_iter().find_map(|name| {
-        std::env::var(name).ok()?.parse::<usize>().ok().filter(|n| *n > 0)
-    });
+    let named = ["PATCHHOST_THREADS", "RAYON_NUM_THREADS"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok()?.parse::<usize>().ok().filter(|n| *n > 0));
     named.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())).min(256)
 }
 
@@ -201,7 +201,11 @@ impl Drop for Close<'_> {
         while state & MEMBERS != 0 {
             looked += 1;
             // A member that was taken off its core needs ours.
-            if looked.is_multiple_of(4096) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if looked.is_multiple_of(4096) {
+                std::thread::yield_now()
+            } else {
+                std::hint::spin_loop()
+            }
             state = self.0.state.load(Ordering::Acquire);
         }
     }

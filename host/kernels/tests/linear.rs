@@ -6,7 +6,9 @@ mod common;
 use common::{bits, gauss_vec, rng};
 use patchhost_kernels::e4m3::DECODE;
 use patchhost_kernels::isa::Isa;
-use patchhost_kernels::linear::{Kind, MatrixView, PackedMatrix, Product, ScaleOrder, Scales, dot, linear, linear_with, multiply};
+use patchhost_kernels::linear::{
+    Kind, MatrixView, PackedMatrix, Product, ScaleOrder, Scales, dot, linear, linear_with, multiply,
+};
 use patchhost_kernels::team::Team;
 use rand::Rng;
 

@@ -6,15 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::{bf16, f16};
-use patchhost_kernels::linear::{Kind, MatrixView, PackedMatrix, ROWS, ScaleOrder};
+use patchhost_kernels::linear::{Kind, PackedMatrix, ROWS, ScaleOrder, Scales};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::activation::Activation;
 use crate::hooks::{Dtype, Elem, LayoutPass};
 use crate::layout;
+use crate::pace::piece;
 use crate::refit::Origin;
 use crate::registry::{ParamId, Registry};
+
+/// Rows that are packed at a time.
+const PACKED_ROWS: usize = 4 * ROWS;
 
 /// The data of one part: row-major while it is made, packed for the kernels once it is published.
 #[derive(Debug, Clone)]
@@ -73,16 +77,28 @@ impl Matrix {
 
     /// Packed for the kernels.
     pub fn packed(self, rows: usize, cols: usize) -> Self {
-        let view = match &self {
-            Matrix::F32(data) => MatrixView::F32 { data },
-            Matrix::Bf16(data) => MatrixView::Bf16 { data },
-            Matrix::F16(data) => MatrixView::F16 { data },
-            Matrix::Fp8 { q, scales, order, block_rows, block_cols } => {
-                MatrixView::Fp8Block { q, scales, order: *order, block_rows: *block_rows, block_cols: *block_cols }
+        let (kind, scales) = match &self {
+            Matrix::F32(_) => (Kind::F32, None),
+            Matrix::Bf16(_) => (Kind::Bf16, None),
+            Matrix::F16(_) => (Kind::F16, None),
+            Matrix::Fp8 { scales, order, block_rows, block_cols, .. } => {
+                let (values, order) = (scales.clone(), *order);
+                (Kind::Fp8, Some(Scales { values, order, block_rows: *block_rows, block_cols: *block_cols }))
             }
             Matrix::Packed(_) => return self,
         };
-        Matrix::Packed(PackedMatrix::new(view, rows, cols))
+        let bytes = match &self {
+            Matrix::F32(data) => patchhost_kernels::bytes_of_f32(data),
+            Matrix::Bf16(data) | Matrix::F16(data) => patchhost_kernels::bytes_of_u16(data),
+            Matrix::Fp8 { q, .. } => q,
+            Matrix::Packed(_) => unreachable!("returned above"),
+        };
+        let mut packed = PackedMatrix::zeroed(kind, rows, cols, scales);
+        let stride = (PACKED_ROWS * cols * kind.size()).max(1);
+        for (i, bytes) in bytes.chunks(stride).enumerate() {
+            piece(|| packed.pack_rows(i * PACKED_ROWS, bytes));
+        }
+        Matrix::Packed(packed)
     }
 
     /// Row-major again, bit for bit what was packed.

@@ -2,8 +2,8 @@
 
 use patchhost_kernels::linear::{Product, multiply};
 
-use super::{Op, Pass};
 use super::work::Owner;
+use super::{Op, Pass};
 use crate::hooks::HookError;
 use crate::lora::Adapter;
 use crate::registry::ParamId;
