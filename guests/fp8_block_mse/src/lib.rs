@@ -1,5 +1,5 @@
 //! Block FP8 with the scale of least squared error for each block. It reads the weights through its only import,
-//! `row-source`, and measures every candidate scale with a SIMD kernel (`kit::mse`).
+//! `row-source`, and measures every candidate scale (`kit::mse`).
 
 #[path = "../../kit/glue/block_quant.rs"]
 mod glue;

@@ -191,7 +191,7 @@ pub struct MseSettings {
     pub clip: f32,
 }
 
-/// Most candidates for one block; each costs about ten instructions for every four weights.
+/// Most candidates for one block; each costs some 400 vector instructions, however large the block is.
 pub const MAX_CANDIDATES: usize = 64;
 
 impl Default for MseSettings {

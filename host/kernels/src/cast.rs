@@ -7,7 +7,7 @@ use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, dispatch, pad};
 use crate::source::Source;
 use crate::spec::CastSpec;
-use crate::strip::Strip;
+use crate::strip::{Strip, as_unwritten};
 use std::ops::AddAssign;
 
 /// Of which values the cast measures the error; measuring costs more than casting.
@@ -16,7 +16,7 @@ pub enum Measure {
     /// Of none.
     #[default]
     Nothing,
-    /// Of every eighth row of a panel, from its first: an estimate.
+    /// Of one row of each 32 of a panel, from its first: an estimate.
     Sample,
     /// Of all.
     All,
@@ -99,7 +99,7 @@ pub fn cast_panel_with(
     assert!(first_row + panel_rows <= src.rows, "the panel lies in the matrix");
     assert_eq!(q.len(), panel_rows * src.cols, "one code per value");
     let mut strip = Strip::new(isa, *src, first_row, panel_rows, block_cols, given, amax, spec, measure, scales)?;
-    strip.cast(q, src.cols, 0);
+    strip.cast(as_unwritten(q), src.cols, 0);
     strip.finish(given, amax)
 }
 

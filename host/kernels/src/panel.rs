@@ -8,7 +8,10 @@ use crate::isa::Isa;
 use crate::source::Source;
 use crate::spec::{CastSpec, Edges};
 use crate::stats::{PanelStats, StatsOptions, panel_stats_with};
-use crate::strip::Strip;
+use crate::strip::{Strip, as_unwritten};
+use rayon::prelude::*;
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Most bytes of a strip of more than one block. Wide panels are cut into such strips, so that any L3 holds two; but
 /// not into narrow ones: each row of a strip is a page of its own, and its translation is missed once more for each
@@ -79,6 +82,88 @@ pub fn quantize_panels_with<E>(
     mut ask: impl FnMut(StripAt, &PanelStats) -> Result<Vec<f32>, E>,
     broken: impl Fn(usize, ContractViolation) -> E,
     q: &mut [u8],
+    scales: &mut [f32],
+) -> Result<CastReport, E> {
+    quantize_unwritten(isa, src, first_panel, spec, &mut ask, &broken, as_unwritten(q), scales)
+}
+
+/// A matrix that was quantized.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct QuantizedMatrix {
+    /// One code per value, row-major.
+    pub q: Vec<u8>,
+    /// One scale per block, row-major.
+    pub scales: Vec<f32>,
+    /// What the casts counted.
+    pub report: CastReport,
+}
+
+/// Most panels that one thread takes in a row: each asks for the next one's bytes in time.
+const RUN: usize = 8;
+
+/// [`quantize_panels`] of a whole matrix, on all threads of the pool, into memory that nobody wrote before.
+///
+/// # Errors
+/// The first in the order of the panels, whatever the threads do.
+///
+/// # Panics
+/// If a block size is 0.
+pub fn quantize_matrix<E: Send>(
+    src: &Source<'_>,
+    spec: &PanelSpec<'_>,
+    ask: impl Fn(StripAt, &PanelStats) -> Result<Vec<f32>, E> + Sync,
+    broken: impl Fn(usize, ContractViolation) -> E + Sync,
+) -> Result<QuantizedMatrix, E> {
+    assert!(spec.block_rows > 0 && spec.block_cols > 0, "blocks have at least one row and column");
+    let (isa, codes) = (Isa::detect(), src.rows * src.cols);
+    let (grid_rows, grid_cols) = (src.rows.div_ceil(spec.block_rows), src.cols.div_ceil(spec.block_cols));
+    let mut q: Vec<u8> = Vec::with_capacity(codes);
+    // NaN: what nobody writes cannot pass for a scale.
+    let mut scales = vec![f32::from_bits(u32::MAX); grid_rows * grid_cols];
+    let mut report = CastReport::default();
+    if codes > 0 {
+        let run = (grid_rows / rayon::current_num_threads()).clamp(1, RUN);
+        // The first run of panels that failed. Later ones are skipped, earlier ones are not: the error must not depend
+        // on timing.
+        let failed = AtomicUsize::new(usize::MAX);
+        let results: Vec<Option<Result<CastReport, E>>> = q.spare_capacity_mut()[..codes]
+            .par_chunks_mut(run.saturating_mul(spec.block_rows).saturating_mul(src.cols))
+            .zip(scales.par_chunks_mut(run * grid_cols))
+            .enumerate()
+            .map(|(i, (q, scales))| {
+                if i > failed.load(Ordering::Relaxed) {
+                    return None;
+                }
+                let result =
+                    quantize_unwritten(isa, src, i * run, spec, &mut |at, stats| ask(at, stats), &broken, q, scales);
+                if result.is_err() {
+                    failed.fetch_min(i, Ordering::Relaxed);
+                }
+                Some(result)
+            })
+            .collect();
+        let mut runs = 0;
+        for result in results.into_iter().flatten() {
+            report += result?;
+            runs += 1;
+        }
+        assert_eq!(runs, grid_rows.div_ceil(run), "every run of panels was cast");
+    }
+    // SAFETY: the capacity is at least `codes`. Every chunk of them went through `quantize_unwritten` without an error,
+    // which then has cast every row of every strip of the chunk's panels, and these tile it (`Cut`).
+    unsafe { q.set_len(codes) };
+    Ok(QuantizedMatrix { q, scales, report })
+}
+
+/// [`quantize_panels`]: without an error, every code and every scale was written.
+fn quantize_unwritten<E>(
+    isa: Isa,
+    src: &Source<'_>,
+    first_panel: usize,
+    spec: &PanelSpec<'_>,
+    ask: &mut impl FnMut(StripAt, &PanelStats) -> Result<Vec<f32>, E>,
+    broken: &impl Fn(usize, ContractViolation) -> E,
+    q: &mut [MaybeUninit<u8>],
     scales: &mut [f32],
 ) -> Result<CastReport, E> {
     let PanelSpec { block_cols, moments, cast, measure, .. } = *spec;

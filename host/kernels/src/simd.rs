@@ -17,6 +17,7 @@ mod portable;
 use crate::isa::Isa;
 use crate::steps::Steps;
 pub(crate) use portable::{Portable, encode_bits, round_bf16_bits};
+use std::mem::MaybeUninit;
 
 #[cfg(target_endian = "big")]
 compile_error!("the kernels read little-endian tensors in place");
@@ -71,9 +72,9 @@ pub(crate) trait Simd: Copy {
     }
     /// The smaller of `x` and `limit`; NaN in `x` stays.
     fn at_most(self, x: Self::F, limit: Self::F) -> Self::F;
-    /// A row of bfloat16 to codes by the steps of its blocks, `per_block` chunks each but for the last. Sets `general` of
-    /// the blocks with values that the steps do not hold for; the codes of those are undefined. Meanwhile asks for what
-    /// lies `ahead` bytes behind, unless that is 0. `true`: some block is `general`.
+    /// A row of bfloat16 to codes by the steps of its blocks, `per_block` chunks each but for the last. Writes all
+    /// codes, and sets `general` of the blocks with values that the steps do not hold for: the codes of those are wrong.
+    /// Meanwhile asks for what lies `ahead` bytes behind, unless that is 0. `true`: some block is `general`.
     #[inline(always)]
     fn cast_by_steps(
         self,
@@ -81,7 +82,7 @@ pub(crate) trait Simd: Copy {
         per_block: usize,
         steps: &[Steps],
         ahead: usize,
-        codes: &mut [[u8; 32]],
+        codes: &mut [[MaybeUninit<u8>; 32]],
         general: &mut [bool],
     ) -> bool {
         let _ = ahead;
@@ -95,7 +96,7 @@ pub(crate) trait Simd: Copy {
                 let above = (bits & 0x7fff).wrapping_sub(steps.low);
                 most = most.max(above);
                 let step = u16::from(steps.table[usize::from(bits >> 3 & 15)]);
-                *code = (above.wrapping_add(step) >> 4) as u8 | (bits >> 8 & 0x80) as u8;
+                code.write((above.wrapping_add(step) >> 4) as u8 | (bits >> 8 & 0x80) as u8);
             }
             *general = most > steps.span;
             any |= *general;

@@ -8,9 +8,10 @@ use crate::simd::{Kernel, Simd, dispatch};
 use crate::source::{Bf16, Element, F16, F32, Source};
 use crate::spec::{CastRule, CastSpec, Contract, Edges, Elem};
 use crate::steps::Steps;
+use std::mem::MaybeUninit;
 
 /// Rows of a strip for one that [`Measure::Sample`] measures.
-const SAMPLED: usize = 8;
+const SAMPLED: usize = 32;
 
 /// Values of a block from which on the steps of its factor are worth making: they cost about as much as casting 200.
 const WORTH_STEPS: usize = 1024;
@@ -95,9 +96,9 @@ impl<'a> Strip<'a> {
         Ok(strip)
     }
 
-    /// Casts all rows; row `r` of the strip goes to `q[r * stride..]`. Meanwhile asks for what lies `ahead` bytes behind
+    /// Casts all rows and writes every code; row `r` of the strip goes to `q[r * stride..]`. Meanwhile asks for what lies `ahead` bytes behind
     /// each row, unless that is 0: it is read next.
-    pub fn cast(&mut self, q: &mut [u8], stride: usize, ahead: usize) {
+    pub fn cast(&mut self, q: &mut [MaybeUninit<u8>], stride: usize, ahead: usize) {
         match (self.src.elem, self.spec.round_bf16) {
             (Elem::F32, false) => self.run::<F32, false>(F32, q, stride, ahead),
             (Elem::F32, true) => self.run::<F32, true>(F32, q, stride, ahead),
@@ -107,7 +108,7 @@ impl<'a> Strip<'a> {
         }
     }
 
-    fn run<E: Element, const ROUND: bool>(&mut self, elem: E, q: &mut [u8], stride: usize, ahead: usize) {
+    fn run<E: Element, const ROUND: bool>(&mut self, elem: E, q: &mut [MaybeUninit<u8>], stride: usize, ahead: usize) {
         let (isa, divide) = (self.isa, self.spec.cast == CastRule::Divide);
         match divide {
             true => dispatch(isa, Cast::<E, ROUND, true> { strip: self, elem, q, stride, ahead }),
@@ -134,6 +135,13 @@ impl<'a> Strip<'a> {
     }
 }
 
+/// Bytes as a place to write to. Only for what writes no bytes that are not initialized.
+pub(crate) fn as_unwritten(q: &mut [u8]) -> &mut [MaybeUninit<u8>] {
+    // SAFETY: both types have one layout. Nobody makes bytes uninitialized through the result: the casts of this crate
+    // only write codes.
+    unsafe { &mut *(std::ptr::from_mut(q) as *mut [MaybeUninit<u8>]) }
+}
+
 /// The steps of every block; nothing where one has none.
 struct MakeSteps<'a, const DIVIDE: bool>(&'a [Block]);
 
@@ -157,7 +165,7 @@ impl<const DIVIDE: bool> Kernel for MakeSteps<'_, DIVIDE> {
 struct Cast<'a, 'b, E, const ROUND: bool, const DIVIDE: bool> {
     strip: &'a mut Strip<'b>,
     elem: E,
-    q: &'a mut [u8],
+    q: &'a mut [MaybeUninit<u8>],
     stride: usize,
     ahead: usize,
 }
@@ -232,15 +240,15 @@ struct Step<S: Simd, const ROUND: bool, const DIVIDE: bool> {
 impl<S: Simd, const ROUND: bool, const DIVIDE: bool> Step<S, ROUND, DIVIDE> {
     /// All values of a row.
     #[inline(always)]
-    fn row<E: Element>(&mut self, s: S, elem: E, x: &[u8], codes: &mut [u8]) {
+    fn row<E: Element>(&mut self, s: S, elem: E, x: &[u8], codes: &mut [MaybeUninit<u8>]) {
         let (x16, x_tail) = x.split_at(codes.len() / 16 * 16 * E::SIZE);
         let (codes16, codes_tail) = codes.as_chunks_mut::<16>();
         for (x, codes) in x16.chunks_exact(16 * E::SIZE).zip(codes16) {
-            *codes = self.cast(s, elem.load(s, x));
+            codes.write_copy_of_slice(&self.cast(s, elem.load(s, x)));
         }
         if !codes_tail.is_empty() {
             let codes = self.cast(s, elem.load_tail(s, x_tail));
-            codes_tail.copy_from_slice(&codes[..codes_tail.len()]);
+            codes_tail.write_copy_of_slice(&codes[..codes_tail.len()]);
         }
     }
 

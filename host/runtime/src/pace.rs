@@ -25,6 +25,8 @@ thread_local! {
     static STANDS_BACK: OnceCell<Pace> = const { OnceCell::new() };
     /// Worked since the last rest.
     static WORKED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    /// The end of the last rest of [`breathe`].
+    static RESTED: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 impl Pace {
@@ -49,6 +51,21 @@ impl Pace {
 /// Whether this thread is one of the background and tokens are being decoded: then pieces should be short.
 pub fn stands_back() -> bool {
     STANDS_BACK.with(|pace| pace.get().is_some_and(Pace::is_decoding))
+}
+
+/// The same between two pieces of work that belong to one call: what this thread did since it last rested counts as work,
+/// as far as the longest piece.
+pub fn breathe() {
+    if !stands_back() {
+        return;
+    }
+    let worked = RESTED.get().map_or(Duration::ZERO, |rested| rested.elapsed().min(LONGEST));
+    if worked >= PIECE {
+        std::thread::sleep(worked * REST);
+    }
+    if worked >= PIECE || RESTED.get().is_none() {
+        RESTED.set(Some(Instant::now()));
+    }
 }
 
 /// A short piece of work, a panel of a matrix for example. Where this thread is one of the background and tokens are being

@@ -1,19 +1,17 @@
 //! One matrix into block FP8: native statistics, the patch's scales, and the native cast that proves them. Panels (rows
 //! of blocks) run in parallel; each is read, asked about and cast while it is still in cache.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
+use patchhost_kernels::cast::ContractViolation;
 pub use patchhost_kernels::cast::Measure;
-use patchhost_kernels::cast::{CastReport, ContractViolation};
-use patchhost_kernels::panel::{PanelSpec, StripAt, quantize_panels};
+pub use patchhost_kernels::panel::QuantizedMatrix as Quantized;
+use patchhost_kernels::panel::{PanelSpec, StripAt, quantize_matrix};
 use patchhost_kernels::source::Source;
 use patchhost_kernels::stats::{PanelStats, StatsOptions, panel_stats};
-use rayon::prelude::*;
 
 use crate::bytes::TensorBytes;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{BlockQuant, Blocks, Edges, Elem, Needs, RowPanel, Scheme};
-use crate::pace::{piece, stands_back};
+use crate::pace::breathe;
 
 /// A matrix to quantize.
 pub struct Input<'a> {
@@ -29,23 +27,10 @@ pub struct Input<'a> {
     pub cols: usize,
 }
 
-/// The result.
-pub struct Quantized {
-    /// e4m3fn codes [rows, cols].
-    pub q: Vec<u8>,
-    /// Stored scales [ceil(rows / block_rows), ceil(cols / block_cols)].
-    pub scales: Vec<f32>,
-    /// What the cast counted.
-    pub report: CastReport,
-}
-
 /// Rows and columns of the block grid.
 pub fn grid(rows: usize, cols: usize, scheme: &Scheme) -> (usize, usize) {
     (rows.div_ceil(scheme.block_rows), cols.div_ceil(scheme.block_cols))
 }
-
-/// Most panels that one thread takes in a row: each asks for the next one's bytes in time.
-const RUN: usize = 8;
 
 /// Quantizes a matrix with the scales that `patch` gives.
 pub fn quantize(input: &Input<'_>, scheme: &Scheme, patch: &dyn BlockQuant, measure: Measure) -> Result<Quantized> {
@@ -57,39 +42,18 @@ pub fn quantize(input: &Input<'_>, scheme: &Scheme, patch: &dyn BlockQuant, meas
             "check the checkpoint",
         ))
     })?;
-    let (grid_rows, grid_cols) = grid(rows, cols, scheme);
-    // A scale of NaN marks a block that nobody wrote; its codes need no mark of their own, and fresh zeros cost nothing.
-    let mut q = vec![0; rows * cols];
-    let mut scales = vec![f32::from_bits(u32::MAX); grid_rows * grid_cols];
-    if rows == 0 || cols == 0 {
-        return Ok(Quantized { q, scales, report: CastReport::default() });
-    }
-    let most = if stands_back() { 1 } else { RUN };
-    let run = (grid_rows / rayon::current_num_threads()).clamp(1, most);
-    let job = Job { input, source, scheme, patch, measure, grid_cols };
-    // The first run of panels that failed. Later ones are skipped, earlier ones are not: the error must not depend on
-    // timing.
-    let failed = AtomicUsize::new(usize::MAX);
-    let results: Vec<Option<Result<CastReport>>> = q
-        .par_chunks_mut(run * scheme.block_rows * cols)
-        .zip(scales.par_chunks_mut(run * grid_cols))
-        .enumerate()
-        .map(|(i, (q, scales))| {
-            if i > failed.load(Ordering::Relaxed) {
-                return None;
-            }
-            let result = piece(|| job.panels(i * run, q, scales));
-            if result.is_err() {
-                failed.fetch_min(i, Ordering::Relaxed);
-            }
-            Some(result)
-        })
-        .collect();
-    let mut report = CastReport::default();
-    for result in results.into_iter().flatten() {
-        report += result?;
-    }
-    Ok(Quantized { q, scales, report })
+    let job = Job { input, source, scheme, patch, grid_cols: grid(rows, cols, scheme).1 };
+    let spec = PanelSpec {
+        block_rows: scheme.block_rows,
+        block_cols: scheme.block_cols,
+        moments: scheme.needs == Needs::Moments,
+        cast: &scheme.cast,
+        measure,
+        // Rows are lent as whole panels.
+        whole: scheme.needs == Needs::Rows,
+    };
+    let broken = |panel, violation| broken(input, patch, panel, &violation);
+    quantize_matrix(&source, &spec, |at, stats| job.ask(at, stats), broken)
 }
 
 /// One matrix.
@@ -98,29 +62,13 @@ struct Job<'a> {
     source: Source<'a>,
     scheme: &'a Scheme,
     patch: &'a dyn BlockQuant,
-    measure: Measure,
     grid_cols: usize,
 }
 
 impl Job<'_> {
-    /// The panels from `first`, as many as `q` has codes of.
-    fn panels(&self, first: usize, q: &mut [u8], scales: &mut [f32]) -> Result<CastReport> {
-        let Self { scheme, source, measure, .. } = *self;
-        let spec = PanelSpec {
-            block_rows: scheme.block_rows,
-            block_cols: scheme.block_cols,
-            moments: scheme.needs == Needs::Moments,
-            cast: &scheme.cast,
-            measure,
-            // Rows are lent as whole panels.
-            whole: scheme.needs == Needs::Rows,
-        };
-        let broken = |panel, violation| broken(self.input, self.patch, panel, &violation);
-        quantize_panels(&source, first, &spec, |at, stats| self.ask(at, stats), broken, q, scales)
-    }
-
     /// One number for each block of a strip.
     fn ask(&self, at: StripAt, stats: &PanelStats) -> Result<Vec<f32>> {
+        breathe();
         let Self { input, scheme, patch, .. } = *self;
         let first_row = at.panel * scheme.block_rows;
         let rows = scheme.block_rows.min(input.rows - first_row);

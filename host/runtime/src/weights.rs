@@ -47,31 +47,23 @@ pub enum Matrix {
 }
 
 impl Matrix {
-    /// Staging for `len` elements: every byte 0xFF, which is NaN in each of these types, so that a byte that nobody
-    /// wrote cannot pass for a weight.
-    pub fn staging(elem: Elem, len: usize) -> Self {
-        match elem {
-            Elem::F32 => Matrix::F32(vec![f32::from_bits(u32::MAX); len]),
-            Elem::Bf16 => Matrix::Bf16(vec![u16::MAX; len]),
-            Elem::F16 => Matrix::F16(vec![u16::MAX; len]),
+    /// Little-endian bytes of a tensor as they are.
+    pub fn copied(elem: Elem, bytes: &[u8]) -> Self {
+        fn all<T: Copy + Default + Send, const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> T + Sync) -> Vec<T> {
+            const PIECE: usize = 1 << 16;
+            let values = bytes.as_chunks::<N>().0;
+            let mut out = vec![T::default(); values.len()];
+            out.par_chunks_mut(PIECE).zip(values.par_chunks(PIECE)).for_each(|(out, values)| {
+                for (out, bytes) in out.iter_mut().zip(values) {
+                    *out = value(*bytes);
+                }
+            });
+            out
         }
-    }
-
-    /// Copies little-endian bytes over staging of the same length.
-    pub fn fill(&mut self, bytes: &[u8]) {
-        match self {
-            Matrix::F32(out) => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                    *o = f32::from_le_bytes(*b);
-                }
-            }
-            Matrix::Bf16(out) | Matrix::F16(out) => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *o = u16::from_le_bytes(*b);
-                }
-            }
-            Matrix::Fp8 { q, .. } => q.copy_from_slice(bytes),
-            Matrix::Packed(_) => unreachable!("what is published is not written"),
+        match elem {
+            Elem::F32 => Matrix::F32(all(bytes, f32::from_le_bytes)),
+            Elem::Bf16 => Matrix::Bf16(all(bytes, u16::from_le_bytes)),
+            Elem::F16 => Matrix::F16(all(bytes, u16::from_le_bytes)),
         }
     }
 

@@ -152,6 +152,49 @@ fn finds_what_brute_force_finds() {
     }
 }
 
+/// Blocks large enough for bins, with values of every binade that a candidate can tell apart, and with zeros: bins and
+/// values tell the same losses, and the same number of saturated values.
+#[test]
+fn bins_lose_what_values_lose() {
+    let mut rng = Rng(21);
+    for (settings, spread, largest) in [
+        (MseSettings::default(), 1.0, 1.0),
+        (MseSettings { range: (0.5, 1.95), clip: 0.05, ..MseSettings::default() }, 1.0, 3.0),
+        (MseSettings { range: (0.5, 1.99), candidates: 64, clip: 0.05, ..MseSettings::default() }, 24.0, 1.0),
+        // The lowest amax with a scale of its own: there are fewer than 20 binades below.
+        (MseSettings::default(), 24.0, f64::from(ZERO_BELOW) * 1.01),
+        (MseSettings::default(), 3.0, 3e38),
+    ] {
+        let mut bits: Vec<u16> = (0..128 * 128)
+            .map(|i| {
+                if i % 7 == 0 {
+                    0
+                } else {
+                    bf16(0.99 * largest * rng.normal().tanh() * (-spread * rng.uniform()).exp2())
+                }
+            })
+            .collect();
+        bits[777] = bf16(-largest);
+        let amax = bits.iter().map(|&x| widen(x).abs()).fold(0.0, f32::max);
+        let search = Search::new(&settings);
+        let base = search.base(amax);
+        let new = || -> Vec<Tally> { search.factors.iter().map(|f| Tally::new(f * base, *f < 1.0)).collect() };
+        let (mut by_value, mut by_bin) = (new(), new());
+        bits.chunks(128).for_each(|row| measure_row(row, &mut by_value));
+        let mut counts = [0; BINS];
+        let mut bins = Bins::new(amax, &mut counts);
+        bits.chunks(100).for_each(|row| bins.count(row));
+        bins.folded().measure(&mut by_bin);
+        // What becomes zero under every scale is left out of the bins: the difference in absolute terms is one number.
+        let gap = |i: usize| f64::from(by_value[i].error() - by_bin[i].error()) * f64::from(search.factors[i]).powi(2);
+        for i in 0..search.factors.len() {
+            let tolerance = 1e-3 * f64::from(by_value[i].error()) + 1e-9;
+            assert!((gap(i) - gap(0)).abs() <= tolerance, "{spread} {largest}: candidate {i}: {} {}", gap(i), gap(0));
+            assert_eq!(by_value[i].saturated(), by_bin[i].saturated(), "{spread} {largest}: candidate {i}");
+        }
+    }
+}
+
 #[test]
 fn the_size_of_reads_changes_nothing() {
     let mut rng = Rng(5);

@@ -3,6 +3,7 @@
 use super::{Kernel, Simd};
 use crate::steps::Steps;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 /// Exists only inside [`run`], that is, where AVX2, FMA and F16C were detected.
 /// `SUBNORMAL`: [`crate::isa::Isa::Avx2Subnormal`].
@@ -312,7 +313,7 @@ impl<const SUBNORMAL: bool> Simd for Avx2<SUBNORMAL> {
         per_block: usize,
         steps: &[Steps],
         ahead: usize,
-        codes: &mut [[u8; 32]],
+        codes: &mut [[MaybeUninit<u8>; 32]],
         general: &mut [bool],
     ) -> bool {
         let chunks = x.len().min(codes.len());

@@ -3,6 +3,7 @@
 use super::{Kernel, Simd};
 use crate::steps::Steps;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 /// Exists only inside [`run`], that is, where AVX-512 F, BW, VL, DQ, AVX2, FMA and F16C were detected.
 #[derive(Clone, Copy)]
@@ -215,7 +216,7 @@ impl Simd for Avx512 {
         per_block: usize,
         steps: &[Steps],
         ahead: usize,
-        codes: &mut [[u8; 32]],
+        codes: &mut [[MaybeUninit<u8>; 32]],
         general: &mut [bool],
     ) -> bool {
         let chunks = x.len().min(codes.len());

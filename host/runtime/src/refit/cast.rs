@@ -5,13 +5,14 @@ use std::sync::Arc;
 use patchhost_kernels::cast::CastReport;
 use patchhost_kernels::e4m3::contains_nan_code;
 use patchhost_kernels::linear::ScaleOrder;
+use rayon::prelude::*;
 
 use super::RefitHooks;
 use crate::bytes::TensorBytes;
 use crate::checkpoint::CheckpointTensor;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::fp8::BlockScale;
-use crate::hooks::{BlockQuant, Decision, Elem, LayoutPass, ScaleFormat, Scheme};
+use crate::hooks::{BlockQuant, Decision, Edges, Elem, LayoutPass, ScaleFormat, Scheme};
 use crate::layout;
 use crate::plan::{Action, Dest};
 use crate::quantize::{Input, Measure, Quantized, quantize};
@@ -73,7 +74,8 @@ impl Job<'_> {
                 (Decision::Quantize(scheme), Some(quant)) => {
                     let input = Input { name: &tensor.name, data: bytes, elem, rows: dest.rows, cols: dest.cols };
                     let made = self.quantize(&input, dest, scheme, quant.as_ref())?;
-                    if contains_nan_code(&made.q) {
+                    // Under strict edges every value is finite, and no finite value becomes a NaN code.
+                    if scheme.cast.edges != Edges::Strict && contains_nan_code(&made.q) {
                         return Err(RuntimeError::NonFinite(Refusal::new(
                             format!("tensor `{}`", tensor.name),
                             "its FP8 codes hold NaN under the chosen edge policy; a model with NaN weights cannot be served",
@@ -101,9 +103,7 @@ impl Job<'_> {
                             "repair the weight; the old weights, if any, keep serving",
                         )));
                     }
-                    let mut matrix = Matrix::staging(elem, dest.rows * dest.cols);
-                    matrix.fill(&bytes);
-                    matrix
+                    Matrix::copied(elem, &bytes)
                 }
             };
             staged.parts.push((*dest, Part { rows: dest.rows, cols: dest.cols, matrix }));
@@ -114,8 +114,12 @@ impl Job<'_> {
 
 /// The first value that is NaN or infinite.
 fn first_nonfinite(bytes: &[u8], elem: Elem) -> Option<(usize, f32)> {
-    fn find<const N: usize>(bytes: &[u8], bad: impl Fn(&[u8; N]) -> bool) -> Option<usize> {
-        bytes.as_chunks::<N>().0.iter().position(bad)
+    // Pieces without an exit inside, so that the compiler turns them into vector code.
+    fn find<const N: usize>(bytes: &[u8], bad: impl Fn(&[u8; N]) -> bool + Sync) -> Option<usize> {
+        let pieces = bytes.as_chunks::<N>().0.par_chunks(PIECE);
+        let (piece, values) =
+            pieces.enumerate().find_first(|(_, values)| values.iter().fold(false, |found, b| found | bad(b)))?;
+        Some(piece * PIECE + values.iter().position(bad)?)
     }
     // All bits of the exponent are set.
     let at = match elem {
@@ -130,6 +134,9 @@ fn first_nonfinite(bytes: &[u8], elem: Elem) -> Option<(usize, f32)> {
     };
     Some((at, value.unwrap_or(f32::NAN)))
 }
+
+/// Values that one thread looks at.
+const PIECE: usize = 1 << 16;
 
 /// FP8 weights of the checkpoint: bytes and scales as they are, split into parts, transposed together.
 fn stored_fp8(

@@ -88,7 +88,8 @@ pub struct RefitReport {
     pub bytes_before: u64,
     /// Bytes of the published weights.
     pub bytes_after: u64,
-    /// Relative root mean square error of the quantized weights; `None` where nothing was quantized.
+    /// Relative root mean square error of the quantized weights, estimated from one row of each 32; `None` where nothing
+    /// was quantized.
     pub relative_rmse: Option<f64>,
     /// Values that were clipped to ±448 times the scale.
     pub saturated: u64,
