@@ -281,6 +281,13 @@ fn packing_is_a_permutation() {
             piecewise.pack_rows(first, &bytes[first * stride..(first + 16).min(n) * stride]);
         }
         assert!(piecewise.bit_equal(&packed));
+        let scales = packed.scales().map(|s| Scales { ..s.clone() });
+        let mut at_once = PackedMatrix::zeroed(packed.kind(), n, k, scales);
+        let runs = std::sync::atomic::AtomicUsize::new(0);
+        at_once.fill(&bytes, || {
+            runs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert!(at_once.bit_equal(&packed) && runs.into_inner() == if k > 0 { n.div_ceil(64) } else { 0 });
         if let Some(byte) = bytes.first() {
             let mut other = bytes.clone();
             other[0] = byte ^ 1;

@@ -13,12 +13,9 @@ use sha2::{Digest, Sha256};
 use crate::activation::Activation;
 use crate::hooks::{Dtype, Elem, LayoutPass};
 use crate::layout;
-use crate::pace::piece;
+use crate::pace::breathe;
 use crate::refit::Origin;
 use crate::registry::{ParamId, Registry};
-
-/// Rows that are packed at a time.
-const PACKED_ROWS: usize = 4 * ROWS;
 
 /// The data of one part: row-major while it is made, packed for the kernels once it is published.
 #[derive(Debug, Clone)]
@@ -86,10 +83,7 @@ impl Matrix {
             Matrix::Packed(_) => unreachable!("returned above"),
         };
         let mut packed = PackedMatrix::zeroed(kind, rows, cols, scales);
-        let stride = (PACKED_ROWS * cols * kind.size()).max(1);
-        for (i, bytes) in bytes.chunks(stride).enumerate() {
-            piece(|| packed.pack_rows(i * PACKED_ROWS, bytes));
-        }
+        packed.fill(bytes, breathe);
         Matrix::Packed(packed)
     }
 

@@ -12,9 +12,12 @@
 
 use super::{MatrixView, ScaleOrder};
 use crate::e4m3;
+use rayon::prelude::*;
 
 /// Rows that stand side by side.
 pub const ROWS: usize = 16;
+/// Groups of sixteen rows that one thread packs in a row.
+const RUN: usize = 4;
 /// Columns of a quad.
 pub(super) const QUAD: usize = 4;
 /// Columns of a partial sum of plain floats; FP8 has its block's.
@@ -144,18 +147,26 @@ impl PackedMatrix {
         assert!(rows.is_multiple_of(ROWS) || first + rows == self.n, "sixteen rows are filled together");
         let (kind, k, block_cols, group_lines) = (self.kind, self.k, self.block_cols, self.group_lines);
         let lines = &mut self.lines[first / ROWS * group_lines..];
-        for (bytes, lines) in bytes.chunks(ROWS * stride).zip(lines.chunks_exact_mut(group_lines)) {
-            let mut at = 0;
-            for start in (0..k).step_by(block_cols) {
-                let width = block_cols.min(k - start);
-                match kind {
-                    Kind::Fp8 => pack_codes(bytes, stride, start, width, &mut lines[at..]),
-                    Kind::Bf16 | Kind::F16 => pack_floats::<2>(bytes, stride, start, width, &mut lines[at..]),
-                    Kind::F32 => pack_floats::<4>(bytes, stride, start, width, &mut lines[at..]),
-                }
-                at += width.div_ceil(QUAD) * kind.size();
-            }
+        pack(kind, k, block_cols, bytes, lines, group_lines);
+    }
+
+    /// Fills all rows with row-major little-endian bytes, on all threads of the pool; `between` is called before each
+    /// run of some rows.
+    ///
+    /// # Panics
+    /// If there are not as many bytes as the matrix has.
+    pub fn fill(&mut self, bytes: &[u8], between: impl Fn() + Sync) {
+        let stride = self.k * self.kind.size();
+        assert_eq!(bytes.len(), self.n * stride, "all bytes of the matrix");
+        if bytes.is_empty() {
+            return;
         }
+        let (kind, k, block_cols, group_lines) = (self.kind, self.k, self.block_cols, self.group_lines);
+        let runs = self.lines.par_chunks_mut(RUN * group_lines).zip(bytes.par_chunks(RUN * ROWS * stride));
+        runs.for_each(|(lines, bytes)| {
+            between();
+            pack(kind, k, block_cols, bytes, lines, group_lines);
+        });
     }
 
     /// Rows (outputs).
@@ -266,6 +277,23 @@ impl PackedMatrix {
     #[inline(always)]
     pub(super) fn block_cols(&self) -> usize {
         self.block_cols
+    }
+}
+
+/// Rows of `k` values into lines, sixteen rows at a time.
+fn pack(kind: Kind, k: usize, block_cols: usize, bytes: &[u8], lines: &mut [Line], group_lines: usize) {
+    let stride = k * kind.size();
+    for (bytes, lines) in bytes.chunks(ROWS * stride).zip(lines.chunks_exact_mut(group_lines)) {
+        let mut at = 0;
+        for start in (0..k).step_by(block_cols) {
+            let width = block_cols.min(k - start);
+            match kind {
+                Kind::Fp8 => pack_codes(bytes, stride, start, width, &mut lines[at..]),
+                Kind::Bf16 | Kind::F16 => pack_floats::<2>(bytes, stride, start, width, &mut lines[at..]),
+                Kind::F32 => pack_floats::<4>(bytes, stride, start, width, &mut lines[at..]),
+            }
+            at += width.div_ceil(QUAD) * kind.size();
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use crate::hooks::{BlockQuant, Decision, Edges, Elem, LayoutPass, ScaleFormat, S
 use crate::layout;
 use crate::plan::{Action, Dest};
 use crate::quantize::{Input, Measure, Quantized, quantize};
+use crate::registry::Registry;
 use crate::weights::{Matrix, Part};
 
 /// The parts that one tensor became.
@@ -32,6 +33,7 @@ pub(super) struct Job<'a> {
     pub(super) hooks: &'a RefitHooks,
     /// Layout passes of every runtime tensor.
     pub(super) passes: &'a [Vec<LayoutPass>],
+    pub(super) registry: &'a Registry,
 }
 
 impl Job<'_> {
@@ -46,8 +48,20 @@ impl Job<'_> {
         quantize(input, scheme, quant, Measure::Sample)
     }
 
-    /// Reads, asks for scales, casts.
+    /// Reads, asks for scales, casts, and packs what no layout pass needs row-major: it lies in a cache now.
     pub(super) fn run(&self) -> Result<Staged> {
+        let mut staged = self.stage()?;
+        for (dest, part) in &mut staged.parts {
+            let as_is = self.passes[dest.param].iter().all(|pass| *pass == LayoutPass::SwapW13);
+            if as_is && self.registry.is_packed(dest.param) {
+                let plain = std::mem::replace(&mut part.matrix, Matrix::F32(Vec::new()));
+                part.matrix = plain.packed(part.rows, part.cols);
+            }
+        }
+        Ok(staged)
+    }
+
+    fn stage(&self) -> Result<Staged> {
         let Job { tensor, action, decision, hooks, .. } = *self;
         let mut staged = Staged { parts: Vec::new(), report: CastReport::default() };
         let Action::Load { dests, transposed, .. } = action else { return Ok(staged) };

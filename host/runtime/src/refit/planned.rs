@@ -185,7 +185,8 @@ impl<'a> Planned<'a> {
                 if *i > failed.load(Ordering::Relaxed) {
                     return None;
                 }
-                let job = Job { tensor, action: &self.plan.actions[*i], decision, hooks, passes: &self.passes };
+                let (action, passes, registry) = (&self.plan.actions[*i], &self.passes, self.setup.registry);
+                let job = Job { tensor, action, decision, hooks, passes, registry };
                 let result = job.run();
                 if result.is_err() {
                     failed.fetch_min(*i, Ordering::Relaxed);
