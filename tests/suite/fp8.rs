@@ -43,9 +43,10 @@ fn dequantized_on_load_they_agree_with_transformers() {
     }
 }
 
-/// Read as they are, the model is the one whose weights are f32(q) * scale, bit for bit, and the bytes are the file's.
+/// Read as they are, the model is the one whose weights are f32(q) * scale, but for roundings (the kernels scale the sum of
+/// a block instead of each weight).
 #[test]
-fn as_stored_they_are_the_product_bit_for_bit() {
+fn as_stored_they_are_the_product() {
     for style in STYLES {
         let (_tmp, folder) = model(style);
         let fp8 = load(&folder, false, &loader());
@@ -66,7 +67,9 @@ fn as_stored_they_are_the_product_bit_for_bit() {
             c.as_object_mut().unwrap().remove("quantization_config");
         });
         let plain = load(&folder, false, &loader());
-        assert_eq!(logits(&fp8, &[&ids]), logits(&plain, &[&ids]), "{style}");
+        let (ours, exact) = (logits(&fp8, &[&ids]), logits(&plain, &[&ids]));
+        let worst = ours.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(ours.len() == exact.len() && worst < 1e-4, "{style}: {worst}");
         assert!(live.bytes() < plain.live().unwrap().bytes() / 2, "{style}");
     }
 }
