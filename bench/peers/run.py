@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import checkpoints
@@ -55,6 +54,7 @@ class Row:
     def __init__(self, engine, options, places, threads):
         self.engine, self.worker, self.failed = engine, None, ""
         self.answers, self.once, self.about, self.peak = {}, set(), {}, 0
+        self.slow = options.slow
         try:
             takes_threads = engine.peer == "patchhost"
             command = engine.command(places, threads) if takes_threads else engine.command(places)
@@ -70,7 +70,6 @@ class Row:
         """One job, and how long it took; nothing if the engine has failed at it before."""
         if self.failed or isinstance(self.answers.get(key), str):
             return
-        started = time.monotonic()
         try:
             answer = self.worker.ask({**job, **self.engine.job})
         except Failed as error:
@@ -79,16 +78,11 @@ class Row:
             if self.worker.process.poll() is not None:
                 self.failed = str(error)
             return
-        if keep or self.slow_at(key, started):
-            self.answers.setdefault(key, []).append(answer)
-
-    def slow_at(self, key, started):
-        """Whether the first, uncounted run took so long that it is the only one."""
-        if time.monotonic() - started > self.options_slow:
+        # By the worker's own clock: what it did before, such as compiling, is not meant.
+        if not keep and sum(answer.get("seconds", [answer.get("prefill_s", 0), answer.get("decode_s", 0)])) > self.slow:
             self.once.add(key)
-        return key in self.once
-
-    options_slow = 20.0
+        if keep or key in self.once:
+            self.answers.setdefault(key, []).append(answer)
 
     def stop(self):
         """Ends the worker."""
@@ -108,7 +102,6 @@ class Row:
 def measure(chosen, options, places, threads, jobs, seconds):
     """Asks all engines for all jobs, in rounds: A B C, then B C A, and so on. No more than --at-once are loaded; the
     first engine, which all are compared with, is in every such set."""
-    Row.options_slow = options.slow
     reference, rest = chosen[0], chosen[1:]
     size = max(1, options.at_once - 1)
     sets = [rest[i:i + size] for i in range(0, len(rest), size)] or [[]]
