@@ -201,7 +201,7 @@ def linear(options, places, save):
         if isinstance(row.answers.get("read"), list):
             bandwidth[threads] = common.BYTES_SMALL_M / common.median(row.answers["read"][0]["seconds"])
         row.stop()
-    save({"results": made, "bandwidth": bandwidth, "when": when(options)})
+        save({"results": made, "bandwidth": bandwidth, "when": when(options)})
 
 
 def decode(options, places, save):
