@@ -75,9 +75,9 @@ def linear():
 def decode(model):
     """Engines of the generation table of one checkpoint folder."""
 
-    def gguf(kind):
+    def gguf(kind, worker="peer_llamacpp.py"):
         def command(places):
-            return [places.python, HERE / "peer_llamacpp.py", convert_gguf.convert(places.data, model, kind, places.python)]
+            return [places.python, HERE / worker, convert_gguf.convert(places.data, model, kind, places.python)]
 
         return command
 
@@ -98,7 +98,7 @@ def decode(model):
         Engine("mistral.rs, in-place Q8_0", "mistralrs", script("peer_mistralrs.py", model, "BF16", "--isq", "Q8_0")),
         Engine("transformers bf16", "transformers", script("peer_transformers.py", model, "bfloat16")),
         Engine("transformers f32", "transformers", script("peer_transformers.py", model, "float32")),
-        Engine("OpenVINO GenAI", "openvino", script("peer_openvino.py", model)),
+        Engine("OpenVINO GenAI Q8_0", "openvino", gguf("q8_0", "peer_openvino.py")),
     ]
 
 

@@ -49,7 +49,7 @@ def weights(kind, count):
 
     rng = numpy.random.default_rng(0)
     if kind == BF16:
-        return (rng.standard_normal(count, numpy.float32) * 0.02).view(numpy.uint32) >> 16
+        return ((rng.standard_normal(count, numpy.float32) * 0.02).view(numpy.uint32) >> 16).astype(numpy.uint16)
     blocks = numpy.empty(count // 32, numpy.dtype([("d", "<f2"), ("q", "i1", 32)]))
     blocks["d"] = 0.02 / 42
     blocks["q"] = numpy.clip(rng.standard_normal((count // 32, 32), numpy.float32) * 42, -127, 127)
@@ -62,11 +62,13 @@ def load(kind):
 
     base, cpu = libraries()
     number = {"q8_0": Q8_0, "bf16": BF16}[kind]
+    made_of = {}
 
     def work(job):
         m, k, n = job["m"], job["k"], job["n"]
-        one = weights(number, n * k)
-        one = one.astype(numpy.uint16) if number == BF16 else one
+        if n * k not in made_of:
+            made_of[n * k] = weights(number, n * k)
+        one = made_of[n * k]
         copies = -(-job["bytes"] // one.nbytes)
         room = copies * (one.nbytes + m * n * 4 + 4096) + m * k * 4 + (64 << 20)
         context = base.ggml_init(Params(room, None, False))

@@ -78,7 +78,8 @@ def linear(dtype):
         copies = -(-job["bytes"] // size)
         if last.get("of") != (n, k, copies):
             last.clear()
-            weights = [torch.empty(n, k, dtype=dtype).normal_(0, 0.02) for _ in range(copies)]
+            one = torch.empty(n, k).normal_(0, 0.02).to(dtype)
+            weights = [one.clone() for _ in range(copies)]
             last.update(of=(n, k, copies), weights=weights)
         x = torch.randn(m, k).to(dtype)
 

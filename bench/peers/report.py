@@ -107,13 +107,13 @@ def quantize(part):
         lines.append([name, *cells, mib(max(r["peak"] for r in by_threads.values()))])
     notes = [f"- {name} against verl's recipe in torch eager, bit by bit: "
              + "; ".join(f"{k} {v}" for k, v in found.items()) for name, found in part["equal"].items()]
-    return ["## Block FP8 quantization, bf16 to 128x128 blocks", "", table(head, lines), "",
+    return ["## Block FP8 quantization, bf16 to 128x128 blocks", "", part["when"], "", table(head, lines), "",
             *notes, *(f for t in threads for f in failures(results[t])), ""]
 
 
 def linear(part):
     """Shapes down, engines across."""
-    out = ["## y = x Wᵀ, ms per product, weights from memory", ""]
+    out = ["## y = x Wᵀ, ms per product, weights from memory", "", part["when"], ""]
     for threads, rows in part["results"].items():
         bandwidth = part["bandwidth"].get(threads)
         joined = best_of_sets(rows)
@@ -164,21 +164,19 @@ def decode(part):
                 lines.append([threads, row["engine"], *value_cells(rows, row, keys, rate, rate, 1),
                               "-" if load is None else f"{load:.1f}", mib(row["peak"]), same])
             notes += [f"{line} ({threads}T)" for line in failures(rows)]
-        out += [f"### {model}, {found['parameters'] / 1e6:.0f}M parameters", "", table(head, lines), "", *notes, ""]
+        out += [f"### {model}, {found['parameters'] / 1e6:.0f}M parameters", "", found["when"], "", table(head, lines), "", *notes, ""]
     return out
 
 
 def markdown(made):
     """The report."""
-    loads = " to ".join(f"{made[k][0]:.1f}" for k in ("load_before", "load_after"))
     out = [
         "# patchhost and its peers, side by side", "",
-        f"{made['date']}, {made['processor']}, {made['cores']} cores, load {loads}, {made['minutes']:.0f} minutes. "
-        f"{made['note']}".strip(), "",
+        f"{made['processor']}, {made['cores']} cores.", "",
         "Versions: " + ", ".join(f"{k} {v}" for k, v in made["versions"].items()) + ".", "",
-        f"Medians of {made['rounds']} rounds; in a round every engine is asked once, in turn. In brackets: how many times "
-        "patchhost (the first row) is as fast as this engine, the median over rounds of the ratio within a round; below 1 the "
-        "engine is ahead. `*`: measured once, because it is slow. How it was measured: README.md.", "",
+        "In a round every engine is asked once, in turn. In brackets: how many times patchhost (the first row) is as fast as "
+        "this engine, the median over rounds of the ratio within a round; below 1 the engine is ahead. `*`: measured "
+        "once, because it is slow. How it was measured: README.md.", "",
     ]
     for part, render in (("quantize", quantize), ("linear", linear), ("decode", decode)):
         if part in made:

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import checkpoints
@@ -44,6 +43,7 @@ def arguments():
     parser.add_argument("--at-once", type=int, default=5, help="workers that are loaded at the same time")
     parser.add_argument("--limit", type=float, default=600, help="seconds that a start or an answer may take")
     parser.add_argument("--slow", type=float, default=20, help="what takes longer is measured once")
+    parser.add_argument("--keep", action="store_true", help="what --out has of other work and models stays in it")
     parser.add_argument("--note", default="", help="a sentence for the head of the report")
     return parser.parse_args()
 
@@ -54,6 +54,7 @@ class Row:
     def __init__(self, engine, options, places, threads):
         self.engine, self.worker, self.failed = engine, None, ""
         self.answers, self.once, self.about, self.peak = {}, set(), {}, 0
+        self.slow = options.slow
         try:
             takes_threads = engine.peer == "patchhost"
             command = engine.command(places, threads) if takes_threads else engine.command(places)
@@ -69,7 +70,6 @@ class Row:
         """One job, and how long it took; nothing if the engine has failed at it before."""
         if self.failed or isinstance(self.answers.get(key), str):
             return
-        started = time.monotonic()
         try:
             answer = self.worker.ask({**job, **self.engine.job})
         except Failed as error:
@@ -78,16 +78,11 @@ class Row:
             if self.worker.process.poll() is not None:
                 self.failed = str(error)
             return
-        if keep or self.slow_at(key, started):
-            self.answers.setdefault(key, []).append(answer)
-
-    def slow_at(self, key, started):
-        """Whether the first, uncounted run took so long that it is the only one."""
-        if time.monotonic() - started > self.options_slow:
+        # By the worker's own clock: what it did before, such as compiling, is not meant.
+        if not keep and sum(answer.get("seconds", [answer.get("prefill_s", 0), answer.get("decode_s", 0)])) > self.slow:
             self.once.add(key)
-        return key in self.once
-
-    options_slow = 20.0
+        if keep or key in self.once:
+            self.answers.setdefault(key, []).append(answer)
 
     def stop(self):
         """Ends the worker."""
@@ -107,7 +102,6 @@ class Row:
 def measure(chosen, options, places, threads, jobs, seconds):
     """Asks all engines for all jobs, in rounds: A B C, then B C A, and so on. No more than --at-once are loaded; the
     first engine, which all are compared with, is in every such set."""
-    Row.options_slow = options.slow
     reference, rest = chosen[0], chosen[1:]
     size = max(1, options.at_once - 1)
     sets = [rest[i:i + size] for i in range(0, len(rest), size)] or [[]]
@@ -159,7 +153,7 @@ def matrix(data, rows, cols):
     return str(path)
 
 
-def quantize(options, places):
+def quantize(options, places, save):
     """Milliseconds per matrix, and whether all who should make the same bytes do."""
     jobs = {
         f"{rows}x{cols}": {"input": matrix(options.data, rows, cols), "rows": rows, "cols": cols, "repeats": 3}
@@ -167,7 +161,7 @@ def quantize(options, places):
     }
     chosen = selected(engines.quantize(), options)
     made = {t: measure(chosen, options, places, t, jobs, lambda a: common.median(a["seconds"])) for t in options.threads}
-    return {"results": made, "equal": equal_bytes(options, places, chosen, jobs)}
+    save({"results": made, "equal": equal_bytes(options, places, chosen, jobs), "when": when(options)})
 
 
 def equal_bytes(options, places, chosen, jobs):
@@ -191,7 +185,7 @@ def equal_bytes(options, places, chosen, jobs):
     return found
 
 
-def linear(options, places):
+def linear(options, places, save):
     """Seconds per product, and the read bandwidth."""
     jobs = {}
     for n, k in MATRICES:
@@ -207,10 +201,10 @@ def linear(options, places):
         if isinstance(row.answers.get("read"), list):
             bandwidth[threads] = common.BYTES_SMALL_M / common.median(row.answers["read"][0]["seconds"])
         row.stop()
-    return {"results": made, "bandwidth": bandwidth}
+        save({"results": made, "bandwidth": bandwidth, "when": when(options)})
 
 
-def decode(options, places):
+def decode(options, places, save):
     """Tokens per second of every checkpoint."""
     made = {}
     for name in options.models:
@@ -233,8 +227,10 @@ def decode(options, places):
         chosen = selected(engines.decode(folder), options)
         results = {t: measure(chosen, options, places, t, jobs, rates) for t in options.threads}
         counts = {key: (job["per"], job["tokens"]) for key, job in jobs.items()}
-        made[name] = {"results": results, "jobs": counts, "parameters": checkpoints.parameters(folder)}
-    return made
+        made[name] = {
+            "results": results, "jobs": counts, "parameters": checkpoints.parameters(folder), "when": when(options),
+        }
+        save(made)
 
 
 def main():
@@ -248,23 +244,28 @@ def main():
     # The link of a virtual environment must stay as it is: resolving it would leave the environment.
     python = Path(sys.executable)
     places = engines.Places(options.data, options.patchhost.absolute(), python, options.vllm_python.absolute())
-    started = time.monotonic()
-    made = {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "processor": engines.processor(), "cores": os.cpu_count(), "note": options.note, "rounds": options.rounds,
-        "versions": engines.versions(places), "load_before": os.getloadavg(),
-    }
-    for work in options.work:
-        print(work, file=sys.stderr, flush=True)
-        made[work] = {"quantize": quantize, "linear": linear, "decode": decode}[work](options, places)
-        made["minutes"] = (time.monotonic() - started) / 60
-        made["load_after"] = os.getloadavg()
+    earlier = options.out.with_suffix(".json") if options.out else None
+    made = json.loads(earlier.read_text()) if options.keep and earlier and earlier.exists() else {}
+    made |= {"processor": engines.processor(), "cores": os.cpu_count(), "versions": engines.versions(places)}
+
+    def save(work, part):
         # After each part: what is measured must not be lost to what comes later.
+        made[work] = {**made.get(work, {}), **part}
         text = report.markdown(json.loads(json.dumps(made)))
         if options.out:
             options.out.write_text(text)
-            options.out.with_suffix(".json").write_text(json.dumps(made, indent=1))
-    print(text)
+            earlier.write_text(json.dumps(made, indent=1) + "\n")
+
+    for work in options.work:
+        print(work, file=sys.stderr, flush=True)
+        {"quantize": quantize, "linear": linear, "decode": decode}[work](options, places, lambda part: save(work, part))
+    print(report.markdown(json.loads(json.dumps(made))))
+
+
+def when(options):
+    """When and in what company a part was measured."""
+    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{now}, medians of {options.rounds} rounds, load {os.getloadavg()[2]:.1f}. {options.note}".strip()
 
 
 if __name__ == "__main__":
