@@ -316,6 +316,32 @@ fn table(data: &Data, n: usize, k: usize) {
     }
 }
 
+/// Attention of one token, as often as a batch of 8 with 8 layers asks for it: each with keys and values of its own.
+fn attention_table(data: &Data) {
+    use patchhost_kernels::attention::{AttentionShape, Context, attend_rows};
+    println!("\n| {:<52} | {:>8} | {:>8} |", "attention, 8 heads of 64 on 4", "us", "GFLOP/s");
+    let shape = AttentionShape { heads: 8, kv_heads: 4, head_dim: 64 };
+    for (what, caches) in [("in cache", 1), ("64 caches in turn", 64)] {
+        for len in [32, 128, 512] {
+            let size = len * 256;
+            let at = |i: usize| &data.f32s[i % caches * size % (data.f32s.len() - size)..][..size];
+            let mut out = vec![0.0; 512];
+            let team = Team::new(1);
+            let mut turn = 0;
+            let mut once = || {
+                turn += 2;
+                let context = |_| Context { keys: at(turn), values: at(turn + 1), first: 0, len };
+                attend_rows(&team, &shape, &data.x[..512], 512, &context, 0.125, &mut out);
+            };
+            let mut times: Vec<f64> = (0..300).map(|_| seconds(&mut once)).collect();
+            times.drain(..100);
+            let time = median(times);
+            let rate = (4 * 512 * len) as f64 / time / 1e9;
+            println!("| {:<52} | {:>8.1} | {rate:>8.1} |", format!("{len} positions, {what}"), time * 1e6);
+        }
+    }
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     // `cargo test --benches` only wants to know that it runs.
@@ -331,6 +357,10 @@ fn main() {
         let mut criterion = Criterion::default().configure_from_args();
         criterion_groups(&mut criterion, &data);
         criterion.final_summary();
+    }
+    attention_table(&data);
+    if args.iter().any(|arg| arg == "attention") {
+        return;
     }
     let (n, k) = size.unwrap_or((N, N));
     table(&data, n, k);

@@ -173,9 +173,19 @@ fn apply<S: Simd>(s: S, x: S::F, scale: S::F, out: &mut [f32; 16]) {
     let value = s.mul(s.load_e4m3_256th(&codes), s.splat(256.0));
     s.store(s.mul(value, scale), out);
     // The fused decoding takes NaN for 480; NaN must not become a number here.
-    for (code, out) in codes.iter().zip(out) {
-        if *code == NAN {
-            *out = f32::NAN;
+    if has_nan(&codes) {
+        for (code, out) in codes.iter().zip(out) {
+            if *code == NAN {
+                *out = f32::NAN;
+            }
         }
     }
+}
+
+/// Whether one of the codes is NaN: adding 1 to the seven bits carries into the eighth.
+#[inline(always)]
+fn has_nan(codes: &[u8; 16]) -> bool {
+    const ONES: u128 = u128::MAX / 255;
+    let magnitudes = u128::from_le_bytes(*codes) & (0x7f * ONES);
+    (magnitudes + ONES) & (0x80 * ONES) != 0
 }
