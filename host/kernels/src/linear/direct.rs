@@ -20,7 +20,7 @@ pub(super) fn groups(isa: Isa, m: usize) -> usize {
     match (isa.min(Isa::hardware()), m) {
         (Isa::Avx512, 1..=6) => 4,
         (Isa::Avx512, _) => 2,
-        (_, 1) => 4,
+        (_, 1) => 3,
         (_, 2 | 3) => 2,
         _ => 1,
     }
@@ -51,12 +51,15 @@ impl<Q: Quad> Kernel for Direct<'_, Q> {
         let mut group = self.groups.start;
         while group < self.groups.end {
             let left = self.groups.end - group;
-            // The widest tile for this many rows, as `groups` says; what remains goes one group at a time.
+            // The widest tile for this many rows, as `groups` says; what remains goes in narrower ones.
             macro_rules! go {
                 ($rows:literal, $wide:literal) => {
                     if left >= $wide {
                         tile::<S, Q, $rows, $wide>(s, p, q, group);
                         $wide
+                    } else if $wide > 2 && left == 2 {
+                        tile::<S, Q, $rows, 2>(s, p, q, group);
+                        2
                     } else {
                         tile::<S, Q, $rows, 1>(s, p, q, group);
                         1
@@ -80,7 +83,7 @@ impl<Q: Quad> Kernel for Direct<'_, Q> {
                 }
             } else {
                 match p.x.m {
-                    1 => go!(1, 4),
+                    1 => go!(1, 3),
                     2 => go!(2, 2),
                     3 => go!(3, 2),
                     4 => go!(4, 1),
@@ -111,8 +114,8 @@ fn tile<S: Simd, Q: Quad, const R: usize, const G: usize>(s: S, p: &Piece<'_>, q
         for c in (0..width / QUAD).map(|i| i * QUAD) {
             for g in 0..G {
                 s.prefetch(lines[g].as_ptr().wrapping_add(at + AHEAD));
-                if Q::LINES > 1 {
-                    (1..Q::LINES).for_each(|l| s.prefetch(lines[g].as_ptr().wrapping_add(at + AHEAD + l)));
+                for l in 1..Q::LINES {
+                    s.prefetch(lines[g].as_ptr().wrapping_add(at + AHEAD + l));
                 }
             }
             let mut x = [[s.splat(0.0); QUAD]; R];

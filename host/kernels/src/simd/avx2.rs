@@ -178,12 +178,16 @@ impl<const SUBNORMAL: bool> Simd for Avx2<SUBNORMAL> {
             let mut out = [[_mm256_setzero_ps(); 2]; 4];
             for i in 0..4 {
                 out[i] = if SUBNORMAL {
-                    // Shifted right by four with its sign, a code is the upper half of a binary32 but for the copies of
-                    // the sign, which the mask clears; the exponent's bias is 127 instead of 7. Even rows, odd rows.
+                    // Shifted right by four with its sign, a code in the upper byte is a binary32 but for the copies of
+                    // the sign, which the mask clears; the exponent's bias is 127 instead of 7. The even rows by a
+                    // product with 2^12 instead of two shifts: units that shift are scarcer than those that multiply.
                     let mask = _mm256_set1_epi32(0x87f0_0000u32 as i32);
-                    let halves = _mm256_srai_epi16::<4>(words[i]);
-                    let even = _mm256_and_si256(_mm256_slli_epi32::<16>(halves), mask);
-                    [_mm256_castsi256_ps(even), _mm256_castsi256_ps(_mm256_and_si256(halves, mask))]
+                    let even = _mm256_madd_epi16(words[i], _mm256_set1_epi32(1 << 12));
+                    let odd = _mm256_srai_epi32::<4>(words[i]);
+                    [
+                        _mm256_castsi256_ps(_mm256_and_si256(even, mask)),
+                        _mm256_castsi256_ps(_mm256_and_si256(odd, mask)),
+                    ]
                 } else {
                     // Shifted right by one, it is a binary16; value / 256 for the reason in `avx512.rs`.
                     let half = _mm256_and_si256(_mm256_srai_epi16::<1>(words[i]), _mm256_set1_epi16(0xbfffu16 as i16));
