@@ -34,7 +34,7 @@ pub struct Limits {
     /// Fuel per block in those calls. `fp8_block` needs 76.
     pub fuel_per_block: u64,
     /// Fuel per element of the panel in `panel-scales`, on top of `fuel_scales_base`. `fp8_block_mse` needs 122 with 16
-    /// candidates, 490 with the 64 that are its most.
+    /// candidates for blocks that are too small for its histogram, 490 with the 64 that are its most; less for large ones.
     pub fuel_per_element: u64,
     /// Most fuel of any one call, however large its input: one to four seconds of a loop. `fp8_block` needs 6,000 a tensor in
     /// `decide`, so 131,072 tensors fit.
