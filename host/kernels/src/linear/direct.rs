@@ -112,17 +112,16 @@ fn tile<S: Simd, Q: Quad, const R: usize, const G: usize>(s: S, p: &Piece<'_>, q
         let width = block_cols.min(k - start);
         let mut sums = [[s.splat(0.0); G]; R];
         for c in (0..width / QUAD).map(|i| i * QUAD) {
-            for g in 0..G {
-                s.prefetch(lines[g].as_ptr().wrapping_add(at + AHEAD));
-                for l in 1..Q::LINES {
-                    s.prefetch(lines[g].as_ptr().wrapping_add(at + AHEAD + l));
+            for lines in lines {
+                for l in 0..Q::LINES {
+                    s.prefetch(lines.as_ptr().wrapping_add(at + AHEAD + l));
                 }
             }
             let mut x = [[s.splat(0.0); QUAD]; R];
-            for r in 0..R {
-                for i in 0..QUAD {
+            for (x, row) in x.iter_mut().zip(rows) {
+                for (i, x) in x.iter_mut().enumerate() {
                     // SAFETY: columns `start + c .. + QUAD` are below k, the length of each row of x.
-                    x[r][i] = s.splat(unsafe { *rows[r].get_unchecked(start + c + i) });
+                    *x = s.splat(unsafe { *row.get_unchecked(start + c + i) });
                 }
             }
             for g in 0..G {
