@@ -103,5 +103,10 @@ fn decoding_allocates_nothing() {
         // The scores of attention grow with the text, by doubling; nothing else does.
         let (steady, grown): (Vec<usize>, Vec<usize>) = counts[8..].iter().partition(|n| **n == 0);
         assert!(grown.len() <= 3, "{family}: {grown:?} of {} steps", steady.len());
+        for cache in &caches {
+            assert_eq!(cache.bytes(), model.cache_bytes(cache.len()));
+        }
+        // Two layers in f32: per position keys and values of two heads, or a latent and one rotated key.
+        assert_eq!(model.cache_bytes(1), 2 * 4 * if family == LATENT { 32 + 8 } else { 2 * 2 * 16 });
     }
 }
