@@ -10,7 +10,7 @@
 //! 4. [`cast::cast_panel`] proves every answer against the scheme's contract and casts. [`panel::quantize_panels`] is
 //!    the way from 2 to 4 that reads the weights from memory once.
 //! 5. [`linear::multiply`] and [`attention::attend_rows`] compute with the result, shared out over a [`team::Team`];
-//!    [`rows`] has what lies between; [`activation`] emulates W8A8.
+//!    [`rows`] and [`strided`] have what lies between; [`activation`] emulates W8A8.
 //!
 //! **One result.** Every function gives the same bits on all instruction sets ([`isa::Isa`]), for all thread counts and
 //! batch sizes. Sums are defined as sixteen partial sums in a fixed order for that. MXCSR is never touched: subnormals
@@ -35,6 +35,7 @@ pub mod source;
 pub mod spec;
 pub mod stats;
 mod steps;
+pub mod strided;
 mod strip;
 pub mod team;
 

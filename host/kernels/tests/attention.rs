@@ -5,55 +5,108 @@ mod common;
 
 use common::{bits, encode_by_search, gauss_vec, positive_values, rng};
 use patchhost_kernels::activation::{GROUP, apply_groups, apply_groups_with, apply_rule, group_amax, rule_scales};
-use patchhost_kernels::attention::{AttentionShape, attend_with};
+use patchhost_kernels::attention::{AttentionShape, Context, attend_rows, attend_with};
 use patchhost_kernels::e4m3;
 use patchhost_kernels::isa::Isa;
 use patchhost_kernels::linear::{MatrixView, ScaleOrder, linear};
 use patchhost_kernels::profile::Profile;
 use patchhost_kernels::spec::ActivationRule;
+use patchhost_kernels::strided::{Strides, copy_heads};
 use patchhost_kernels::team::Team;
 use rand::Rng;
+
+/// Attention in f64: row after row of heads.
+fn softmax_f64(shape: &AttentionShape, q: &[f32], context: &Context<'_>, scale: f32) -> Vec<f64> {
+    let AttentionShape { heads, kv_heads, head_dim, value_dim, value_stride } = *shape;
+    let Context { keys, values, first, len } = *context;
+    let mut out = vec![];
+    for h in 0..heads {
+        let kv = h / (heads / kv_heads);
+        let score = |p: usize| {
+            let key = &keys[(p * kv_heads + kv) * head_dim..][..head_dim];
+            let q = &q[h * head_dim..][..head_dim];
+            q.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>() * f64::from(scale)
+        };
+        let scores: Vec<f64> = (first..len).map(score).collect();
+        let max = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
+        let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+        out.extend((0..value_dim).map(|d| {
+            let value = |p: usize| f64::from(values[p * value_stride + kv * value_dim + d]);
+            scores.iter().zip(first..).map(|(score, p)| (score - max).exp() * value(p)).sum::<f64>() / sum
+        }));
+    }
+    out
+}
 
 #[test]
 fn attention_is_softmax_in_f64_and_equal_on_all_paths() {
     let mut rng = rng(20);
-    for case in 0..60 {
+    let teams = [Team::new(1), Team::new(3)];
+    for case in 0..90 {
         let kv_heads = rng.random_range(1..4);
         let heads = kv_heads * rng.random_range(1..4);
         let head_dim = [1, 8, 16, 33, 64, 80, 128, 200][case % 8];
-        let len = rng.random_range(1..90);
+        // A third has one width, a third another for the values, a third the values within the keys.
+        let shape = match case / 30 {
+            0 => AttentionShape::grouped(heads, kv_heads, head_dim),
+            1 => {
+                let value_dim = rng.random_range(1..150);
+                let value_stride = kv_heads * value_dim + rng.random_range(0..3);
+                AttentionShape { heads, kv_heads, head_dim, value_dim, value_stride }
+            }
+            _ => {
+                // Heads enough for several runs of those that are computed side by side; positions for several blocks.
+                let head_dim = [36, 65, 80, 576][case % 4];
+                AttentionShape::shared(rng.random_range(1..21), head_dim, head_dim - rng.random_range(0..17))
+            }
+        };
+        let AttentionShape { heads, kv_heads, head_dim, value_dim, value_stride } = shape;
+        let (rows, len) = (rng.random_range(1..4), rng.random_range(1..90) * if case % 10 == 9 { 5 } else { 1 });
         let first = if case % 3 == 0 { rng.random_range(0..len) } else { 0 };
-        let shape = AttentionShape { heads, kv_heads, head_dim };
-        let spread = [0.3, 1.0, 6.0][case % 3];
-        let q = gauss_vec(&mut rng, heads * head_dim, spread);
-        let keys = gauss_vec(&mut rng, (len + 2) * kv_heads * head_dim, 1.0);
-        let values = gauss_vec(&mut rng, (len + 2) * kv_heads * head_dim, 1.0);
+        let ldq = heads * head_dim + case % 2 * 7;
+        let q = gauss_vec(&mut rng, rows * ldq, [0.3, 1.0, 6.0][case % 3]);
+        let keys = gauss_vec(&mut rng, (len + 2 * rows) * kv_heads * head_dim, 1.0);
+        let own = gauss_vec(&mut rng, (len + 2 * rows) * value_stride, 1.0);
+        let values = if case / 30 == 2 { &keys } else { &own };
         let scale = 1.0 / (head_dim as f32).sqrt();
+        let context = |row: usize| Context { keys: &keys, values, first, len: len + row };
         let mut results = vec![];
         for isa in Isa::available() {
-            let mut out = vec![9.0; q.len()];
-            attend_with(isa, &shape, &q, &keys, &values, first, len, scale, &mut out);
+            let mut out = vec![9.0; rows * heads * value_dim];
+            for (row, out) in out.chunks_exact_mut(heads * value_dim).enumerate() {
+                let q = &q[row * ldq..][..heads * head_dim];
+                attend_with(isa, &shape, q, &keys, values, first, len + row, scale, out);
+            }
             results.push(out);
         }
-        for other in &results[1..] {
-            assert_eq!(bits(other), bits(&results[0]));
+        for team in &teams {
+            let mut out = vec![9.0; rows * heads * value_dim];
+            attend_rows(team, &shape, &q, ldq, &context, scale, &mut out);
+            results.push(out);
         }
-        for h in 0..heads {
-            let at = |p: usize| (p * kv_heads + h / (heads / kv_heads)) * head_dim;
-            let scores: Vec<f64> = (first..len)
-                .map(|p| {
-                    (0..head_dim).map(|d| f64::from(q[h * head_dim + d]) * f64::from(keys[at(p) + d])).sum::<f64>()
-                })
-                .map(|score| score * f64::from(scale))
-                .collect();
-            let max = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
-            let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
-            for d in 0..head_dim {
-                let weighted =
-                    scores.iter().zip(first..).map(|(score, p)| (score - max).exp() * f64::from(values[at(p) + d]));
-                let exact = weighted.sum::<f64>() / sum;
-                let got = f64::from(results[0][h * head_dim + d]);
-                assert!((got - exact).abs() < 2e-5, "case {case} head {h}: {got} for {exact}");
+        // Head by head: what is computed side by side makes no difference.
+        let alone = AttentionShape { heads: 1, kv_heads: 1, value_stride: value_dim, ..shape };
+        let mut out = vec![];
+        for i in 0..rows * heads {
+            let (row, h) = (i / heads, i % heads);
+            let kv = h / (heads / kv_heads);
+            let pick = |all: &[f32], stride: usize, dim: usize| -> Vec<f32> {
+                (0..len + row).flat_map(|p| all[p * stride + kv * dim..][..dim].to_vec()).collect()
+            };
+            let (keys, values) = (pick(&keys, kv_heads * head_dim, head_dim), pick(values, value_stride, value_dim));
+            let q = &q[row * ldq + h * head_dim..][..head_dim];
+            out.extend(vec![9.0; value_dim]);
+            let mine = i * value_dim..;
+            attend_with(Isa::detect(), &alone, q, &keys, &values, first, len + row, scale, &mut out[mine]);
+        }
+        results.push(out);
+        for other in &results[1..] {
+            assert_eq!(bits(other), bits(&results[0]), "case {case}");
+        }
+        for (row, out) in results[0].chunks_exact(heads * value_dim).enumerate() {
+            let exact = softmax_f64(&shape, &q[row * ldq..], &context(row), scale);
+            for (i, (got, exact)) in out.iter().zip(exact).enumerate() {
+                assert!((f64::from(*got) - exact).abs() < 2e-5, "case {case}, value {i}: {got} for {exact}");
             }
         }
     }
@@ -61,7 +114,7 @@ fn attention_is_softmax_in_f64_and_equal_on_all_paths() {
 
 #[test]
 fn attention_edges() {
-    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 16 };
+    let shape = AttentionShape::grouped(1, 1, 16);
     let (one, mut out) = ([1.0; 32], [5.0; 16]);
     for isa in Isa::available() {
         attend_with(isa, &shape, &one[..16], &one, &one, 2, 2, 1.0, &mut out);
@@ -77,6 +130,30 @@ fn attention_edges() {
         attend_with(isa, &shape, &one[..16], &keys, &values, 0, 2, 1.0, &mut out);
         assert!(out.iter().all(|x| x.is_nan()), "{isa:?}");
     }
+}
+
+#[test]
+fn heads_are_copied_between_any_strides() {
+    let mut rng = rng(23);
+    for (rows, heads, width) in [(1, 1, 1), (3, 4, 5), (70, 16, 40), (0, 2, 2)] {
+        let x = gauss_vec(&mut rng, rows * heads * width, 1.0);
+        let (by_row, by_head) = (Strides::rows(heads, width), Strides::heads(rows, width));
+        let (mut there, mut back) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        copy_heads(&Team::new(2), [rows, heads, width], &x, by_row, &mut there, by_head);
+        copy_heads(&Team::new(2), [rows, heads, width], &there, by_head, &mut back, by_row);
+        assert_eq!(bits(&x), bits(&back));
+        for i in 0..rows * heads {
+            let (row, h) = (i / heads, i % heads);
+            assert_eq!(x[i * width..][..width], there[(h * rows + row) * width..][..width]);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "no two heads")]
+fn heads_that_overlap_are_refused() {
+    let from = Strides::rows(2, 4);
+    copy_heads(&Team::new(1), [2, 2, 4], &[0.0; 16], from, &mut [0.0; 16], Strides { row: 3, head: 4 });
 }
 
 #[test]

@@ -23,18 +23,24 @@ pub struct KvCache {
 /// How much a layer remembers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum LayerShape {
-    /// Keys and values of every position, this many numbers each.
-    Attention { width: usize },
+    /// Keys and values of every position, this many numbers each. Where latents are both, there are no values.
+    Attention { keys: usize, values: usize },
     /// A state of fixed size: the last inputs of the convolution, and the recurrent state.
     Recurrent { conv: usize, state: usize },
 }
 
 /// The memory of one layer.
 enum LayerCache {
-    /// f32, [positions, width] each.
-    Attention { keys: Vec<f32>, values: Vec<f32>, width: usize },
+    /// Keys and values.
+    Attention([Rows; 2]),
     /// The state, and the one before the running step.
     Recurrent { now: RecurrentState, before: Option<RecurrentState> },
+}
+
+/// f32, [positions, width].
+struct Rows {
+    data: Vec<f32>,
+    width: usize,
 }
 
 /// State of a gated DeltaNet layer.
@@ -49,7 +55,9 @@ pub(crate) struct RecurrentState {
 impl KvCache {
     pub(crate) fn new(shapes: &[LayerShape], adapter: Option<Arc<Adapter>>) -> Self {
         let layer = |shape: &LayerShape| match *shape {
-            LayerShape::Attention { width } => LayerCache::Attention { keys: Vec::new(), values: Vec::new(), width },
+            LayerShape::Attention { keys, values } => {
+                LayerCache::Attention([keys, values].map(|width| Rows { data: Vec::new(), width }))
+            }
             LayerShape::Recurrent { conv, state } => LayerCache::Recurrent {
                 now: RecurrentState { conv: vec![0.0; conv], state: vec![0.0; state] },
                 before: None,
@@ -76,7 +84,7 @@ impl KvCache {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         let numbers = |layer: &LayerCache| match layer {
-            LayerCache::Attention { keys, values, .. } => keys.len() + values.len(),
+            LayerCache::Attention(both) => both.iter().map(|rows| rows.data.len()).sum(),
             LayerCache::Recurrent { now, .. } => now.conv.len() + now.state.len(),
         };
         self.layers.iter().map(|l| numbers(l) * 4).sum()
@@ -84,29 +92,33 @@ impl KvCache {
 
     /// Room for the keys and the values of some more positions, all zero; nothing for a recurrent layer.
     pub(crate) fn extend(&mut self, layer: usize, positions: usize) -> Option<(&mut [f32], &mut [f32])> {
-        let LayerCache::Attention { keys, values, width } = &mut self.layers[layer] else { return None };
-        let (from, to) = (keys.len(), keys.len() + positions * *width);
-        keys.resize(to, 0.0);
-        values.resize(to, 0.0);
-        Some((&mut keys[from..], &mut values[from..]))
+        let LayerCache::Attention(both) = &mut self.layers[layer] else { return None };
+        let [keys, values] = both.each_mut().map(|Rows { data, width }| {
+            let from = data.len();
+            data.resize(from + positions * *width, 0.0);
+            &mut data[from..]
+        });
+        Some((keys, values))
     }
 
     /// Reserves memory for a text of so many positions in all, as far as [`RESERVED`], so that keys and values are not moved
     /// while they grow. The system gives the memory when it is used.
     pub fn reserve(&mut self, positions: usize) {
         for layer in &mut self.layers {
-            if let LayerCache::Attention { keys, values, width } = layer {
-                let more = (positions.min(RESERVED) * *width).saturating_sub(keys.len());
-                keys.reserve_exact(more);
-                values.reserve_exact(more);
+            if let LayerCache::Attention(both) = layer {
+                for Rows { data, width } in both {
+                    data.reserve_exact((positions.min(RESERVED) * *width).saturating_sub(data.len()));
+                }
             }
         }
     }
 
-    /// Keys and values of one layer, those of the running step included; nothing for a recurrent layer.
+    /// Keys and values of one layer, those of the running step included; the same where latents are both. Nothing for a
+    /// recurrent layer.
     pub(crate) fn layer(&self, layer: usize) -> (&[f32], &[f32]) {
         match &self.layers[layer] {
-            LayerCache::Attention { keys, values, .. } => (keys, values),
+            LayerCache::Attention([keys, values]) if values.width == 0 => (&keys.data, &keys.data),
+            LayerCache::Attention([keys, values]) => (&keys.data, &values.data),
             LayerCache::Recurrent { .. } => (&[], &[]),
         }
     }
@@ -114,7 +126,7 @@ impl KvCache {
     /// The state of a recurrent layer, to be advanced by the running step; `None` for an attention layer.
     pub(crate) fn advance(&mut self, layer: usize) -> Option<&mut RecurrentState> {
         match &mut self.layers[layer] {
-            LayerCache::Attention { .. } => None,
+            LayerCache::Attention(_) => None,
             LayerCache::Recurrent { now, before } => {
                 before.get_or_insert_with(|| now.clone());
                 Some(now)
@@ -128,11 +140,9 @@ impl KvCache {
             return None;
         }
         let layers = self.layers.iter().map(|layer| match layer {
-            LayerCache::Attention { keys, values, width } => LayerCache::Attention {
-                keys: keys[..len * width].to_vec(),
-                values: values[..len * width].to_vec(),
-                width: *width,
-            },
+            LayerCache::Attention(both) => LayerCache::Attention(
+                both.each_ref().map(|Rows { data, width }| Rows { data: data[..len * width].to_vec(), width: *width }),
+            ),
             LayerCache::Recurrent { now, .. } => LayerCache::Recurrent { now: now.clone(), before: None },
         });
         Some(Self {
@@ -152,9 +162,8 @@ impl KvCache {
     /// Gives back memory that was reserved for more positions.
     pub(crate) fn shrink(&mut self) {
         for layer in &mut self.layers {
-            if let LayerCache::Attention { keys, values, .. } = layer {
-                keys.shrink_to_fit();
-                values.shrink_to_fit();
+            if let LayerCache::Attention(both) = layer {
+                both.iter_mut().for_each(|rows| rows.data.shrink_to_fit());
             }
         }
     }
@@ -185,9 +194,8 @@ impl KvCache {
     pub(crate) fn rollback(&mut self) {
         for layer in &mut self.layers {
             match layer {
-                LayerCache::Attention { keys, values, width } => {
-                    keys.truncate(self.len * *width);
-                    values.truncate(self.len * *width);
+                LayerCache::Attention(both) => {
+                    both.iter_mut().for_each(|rows| rows.data.truncate(self.len * rows.width));
                 }
                 LayerCache::Recurrent { now, before } => {
                     if let Some(old) = before.take() {

@@ -2,6 +2,7 @@
 //! refit, forward pass, sampling and tokenizer. It asks patches through the traits of [`hooks`] and knows nothing of
 //! WebAssembly.
 
+mod absorbed;
 pub mod activation;
 pub mod assembly;
 pub mod bytes;

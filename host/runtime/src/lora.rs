@@ -2,6 +2,7 @@
 //! published at once. A sequence keeps the adapter (and its version) that its cache was made with.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -73,11 +74,29 @@ impl Adapter {
     /// out += scaling · B (A x) for one row, if the part is adapted. Row by row, so that a row's sum does not depend on
     /// the batch.
     pub(crate) fn add(&self, param: ParamId, part: usize, x: &[f32], out: &mut [f32]) {
+        self.add_rows(param, part, 0..out.len(), x, out);
+    }
+
+    /// The same for some rows of the part.
+    pub(crate) fn add_rows(&self, param: ParamId, part: usize, rows: Range<usize>, x: &[f32], out: &mut [f32]) {
         let Some(low) = self.parts.get(&(param, part)) else { return };
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let inner: Vec<f32> = low.a.chunks_exact(x.len()).map(|row| dot(row, x)).collect();
-        for (o, row) in out.iter_mut().zip(low.b.chunks_exact(self.rank)) {
+        for (o, row) in out.iter_mut().zip(low.b[rows.start * self.rank..].chunks_exact(self.rank)) {
             *o += self.scaling * dot(row, &inner);
+        }
+    }
+
+    /// out += scaling · Aᵀ (Bᵀ x) with some rows of B, one value of x for each: the product with these rows of the part,
+    /// transposed.
+    pub(crate) fn add_transposed(&self, param: ParamId, part: usize, rows: Range<usize>, x: &[f32], out: &mut [f32]) {
+        let Some(low) = self.parts.get(&(param, part)) else { return };
+        let mut inner = vec![0.0; self.rank];
+        for (x, row) in x.iter().zip(low.b[rows.start * self.rank..].chunks_exact(self.rank)) {
+            inner.iter_mut().zip(row).for_each(|(sum, b)| *sum += x * b);
+        }
+        for (inner, row) in inner.iter().zip(low.a.chunks_exact(out.len())) {
+            out.iter_mut().zip(row).for_each(|(o, a)| *o += self.scaling * inner * a);
         }
     }
 }

@@ -89,8 +89,11 @@ impl Model {
             .layers
             .iter()
             .map(|l| match &l.mixer {
-                MixerParams::Attention(_) => LayerShape::Attention { width: c.kv_heads * c.head_dim },
-                MixerParams::Latent(p) => LayerShape::Attention { width: c.heads * latent::padded(&p.shape) },
+                MixerParams::Attention(_) => {
+                    let width = c.kv_heads * c.head_dim;
+                    LayerShape::Attention { keys: width, values: width }
+                }
+                MixerParams::Latent(p) => latent::memory(&p.shape),
                 MixerParams::DeltaNet(p) => delta::memory(&p.shape),
             })
             .collect();
@@ -115,7 +118,7 @@ impl Model {
     /// Bytes of the cache of a sequence of so many positions.
     pub fn cache_bytes(&self, positions: usize) -> usize {
         let numbers = |shape: &LayerShape| match *shape {
-            LayerShape::Attention { width } => 2 * width * positions,
+            LayerShape::Attention { keys, values } => (keys + values) * positions,
             LayerShape::Recurrent { conv, state } => conv + state,
         };
         self.memory.iter().map(|s| numbers(s) * 4).sum()

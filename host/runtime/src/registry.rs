@@ -9,7 +9,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use crate::families::{Arch, Ignored};
 use crate::hooks::{Dtype, Role, Slot, TensorInfo};
-pub(crate) use params::{AttentionParams, DeltaNetParams, LatentParams, MixerParams, MlpParams, QueryParams};
+pub(crate) use params::{
+    AttentionParams, DeltaNetParams, Expansion, LatentParams, MixerParams, MlpParams, QueryParams,
+};
 pub use params::{LayerParams, ModelParams};
 
 /// One part of a runtime tensor: what one checkpoint tensor (or one expert of it) writes.
@@ -108,6 +110,8 @@ pub struct Registry {
     tied_head: Option<String>,
     /// Matrices that are read by rows and never multiplied.
     by_rows: BTreeSet<ParamId>,
+    /// The `kv_b_proj` of latent layers, from which published weights derive what is multiplied.
+    expansions: Vec<(ParamId, Expansion)>,
 }
 
 impl Registry {
@@ -129,6 +133,11 @@ impl Registry {
     /// Whether products read a tensor: published weights have it in the order of the kernels.
     pub fn is_packed(&self, param: ParamId) -> bool {
         self.params[param].cols.is_some() && !self.by_rows.contains(&param)
+    }
+
+    /// The `kv_b_proj` of latent layers.
+    pub(crate) fn expansions(&self) -> &[(ParamId, Expansion)] {
+        &self.expansions
     }
 
     /// Where the host's own loader puts a checkpoint tensor.

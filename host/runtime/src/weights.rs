@@ -1,6 +1,7 @@
 //! Published weights: immutable once made, shared by `Arc`. A refit makes a new set; requests that hold the old one
 //! keep it.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,12 +11,16 @@ use patchhost_kernels::linear::{Kind, PackedMatrix, ROWS, ScaleOrder, Scales};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::absorbed::Absorbed;
 use crate::activation::Activation;
 use crate::hooks::{Dtype, Elem, LayoutPass};
 use crate::layout;
 use crate::pace::breathe;
 use crate::refit::Origin;
 use crate::registry::{ParamId, Registry};
+
+/// Rows that are packed at a time.
+pub(crate) const PACKED_ROWS: usize = 4 * ROWS;
 
 /// The data of one part: row-major while it is made, packed for the kernels once it is published.
 #[derive(Debug, Clone)]
@@ -64,23 +69,26 @@ impl Matrix {
         }
     }
 
+    /// Element type and row-major bytes of the data; none if it is packed.
+    pub(crate) fn plain(&self) -> Option<(Kind, &[u8])> {
+        match self {
+            Matrix::F32(data) => Some((Kind::F32, patchhost_kernels::bytes_of_f32(data))),
+            Matrix::Bf16(data) => Some((Kind::Bf16, patchhost_kernels::bytes_of_u16(data))),
+            Matrix::F16(data) => Some((Kind::F16, patchhost_kernels::bytes_of_u16(data))),
+            Matrix::Fp8 { q, .. } => Some((Kind::Fp8, q)),
+            Matrix::Packed(_) => None,
+        }
+    }
+
     /// Packed for the kernels.
     pub fn packed(self, rows: usize, cols: usize) -> Self {
-        let (kind, scales) = match &self {
-            Matrix::F32(_) => (Kind::F32, None),
-            Matrix::Bf16(_) => (Kind::Bf16, None),
-            Matrix::F16(_) => (Kind::F16, None),
+        let Some((kind, bytes)) = self.plain() else { return self };
+        let scales = match &self {
             Matrix::Fp8 { scales, order, block_rows, block_cols, .. } => {
                 let (values, order) = (scales.clone(), *order);
-                (Kind::Fp8, Some(Scales { values, order, block_rows: *block_rows, block_cols: *block_cols }))
+                Some(Scales { values, order, block_rows: *block_rows, block_cols: *block_cols })
             }
-            Matrix::Packed(_) => return self,
-        };
-        let bytes = match &self {
-            Matrix::F32(data) => patchhost_kernels::bytes_of_f32(data),
-            Matrix::Bf16(data) | Matrix::F16(data) => patchhost_kernels::bytes_of_u16(data),
-            Matrix::Fp8 { q, .. } => q,
-            Matrix::Packed(_) => unreachable!("returned above"),
+            _ => None,
         };
         let mut packed = PackedMatrix::zeroed(kind, rows, cols, scales);
         packed.fill(bytes, breathe);
@@ -245,6 +253,8 @@ pub struct WeightSet {
     passes: Vec<Vec<LayoutPass>>,
     /// Vectors (norms, biases) in f32, parts concatenated; `None` for matrices.
     vectors: Vec<Option<Vec<f32>>>,
+    /// What products read instead of the `kv_b_proj` of latent layers.
+    absorbed: HashMap<ParamId, Absorbed>,
     activation: Arc<Activation>,
     /// The experts that are held, where it is not all of them.
     local_experts: Option<Range<usize>>,
@@ -306,10 +316,11 @@ impl WeightSet {
         for (passes, parts) in passes.iter().zip(&mut params) {
             layout::apply(passes, parts);
         }
+        let absorbed = Absorbed::all(registry, &params);
         let params = pack(registry, params);
         let id = IDS.fetch_add(1, Ordering::Relaxed);
         let activation = Arc::new(activation);
-        Self { id, version, label, params, passes, vectors, activation, local_experts, masked, origin }
+        Self { id, version, label, params, passes, vectors, absorbed, activation, local_experts, masked, origin }
     }
 
     /// Unlike any other set of this process: caches remember it.
@@ -414,12 +425,17 @@ impl WeightSet {
         self.vectors[param].as_deref().unwrap_or_else(|| unreachable!("a matrix was used as a vector"))
     }
 
+    /// What was derived from the `kv_b_proj` of a latent layer.
+    pub(crate) fn absorbed(&self, param: ParamId) -> &Absorbed {
+        self.absorbed.get(&param).unwrap_or_else(|| unreachable!("it was derived when the weights were published"))
+    }
+
     /// How activations are treated before an FP8 matrix.
     pub fn activation(&self) -> &Activation {
         &self.activation
     }
 
-    /// Bytes of all weights.
+    /// Bytes of all weights, without what is derived from them for latent attention.
     pub fn bytes(&self) -> usize {
         self.params.iter().flatten().map(|p| p.matrix.bytes()).sum()
     }

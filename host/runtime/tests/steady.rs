@@ -39,14 +39,20 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-const COMMON: &str = r#""hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-"head_dim": 16, "intermediate_size": 96, "vocab_size": 300, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
-"rope_theta": 10000.0, "tie_word_embeddings": true, "torch_dtype": "bfloat16""#;
+const COMMON: &str = r#""hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
+"vocab_size": 300, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+"tie_word_embeddings": true, "torch_dtype": "bfloat16""#;
 
 const MOE: &str = r#""architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 8,
-"num_experts_per_tok": 3, "moe_intermediate_size": 48, "norm_topk_prob": true"#;
+"num_experts_per_tok": 3, "moe_intermediate_size": 48, "norm_topk_prob": true, "num_key_value_heads": 2, "head_dim": 16"#;
 
-const DENSE: &str = r#""architectures": ["LlamaForCausalLM"], "model_type": "llama""#;
+const DENSE: &str = r#""architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_key_value_heads": 2,
+"head_dim": 16"#;
+
+const LATENT: &str = r#""architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "n_routed_experts": 8,
+"num_experts_per_tok": 3, "moe_intermediate_size": 48, "n_shared_experts": 1, "first_k_dense_replace": 1,
+"num_key_value_heads": 4, "q_lora_rank": 40, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+"v_head_dim": 16"#;
 
 fn checkpoint(engine: &Engine) -> Checkpoint {
     let mut state = 1u32;
@@ -72,7 +78,7 @@ fn checkpoint(engine: &Engine) -> Checkpoint {
 /// One test only: the count is of the whole process.
 #[test]
 fn decoding_allocates_nothing() {
-    for family in [MOE, DENSE] {
+    for family in [MOE, DENSE, LATENT] {
         let config = format!("{{{family}, {COMMON}}}");
         // The host's own expert loaders, for the first load: no patch is needed here.
         let options = EngineOptions { simulate_loader_loss: true, ..EngineOptions::default() };
@@ -97,5 +103,10 @@ fn decoding_allocates_nothing() {
         // The scores of attention grow with the text, by doubling; nothing else does.
         let (steady, grown): (Vec<usize>, Vec<usize>) = counts[8..].iter().partition(|n| **n == 0);
         assert!(grown.len() <= 3, "{family}: {grown:?} of {} steps", steady.len());
+        for cache in &caches {
+            assert_eq!(cache.bytes(), model.cache_bytes(cache.len()));
+        }
+        // Two layers in f32: per position keys and values of two heads, or a latent and one rotated key.
+        assert_eq!(model.cache_bytes(1), 2 * 4 * if family == LATENT { 32 + 8 } else { 2 * 2 * 16 });
     }
 }

@@ -69,7 +69,7 @@ impl Model {
         }
         pass.clock.lap(Op::Heads);
         inner.resize(owners.len() * q_width, 0.0);
-        let shape = AttentionShape { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim };
+        let shape = AttentionShape::grouped(c.heads, c.kv_heads, c.head_dim);
         let q = if p.shape.output_gate { &*q } else { &*wide };
         let scale = 1.0 / (c.head_dim as f32).sqrt();
         let context = context(pass.batch, pass.layer, owners, p.shape.window);

@@ -1,6 +1,6 @@
 //! Buffers of a forward pass, kept from pass to pass.
 
-use patchhost_kernels::linear::Product;
+use patchhost_kernels::linear::{PackedMatrix, Product};
 
 use crate::weights::Part;
 
@@ -57,6 +57,10 @@ pub(super) struct Work {
     /// Low-rank halves of latent attention.
     pub(super) low: Vec<f32>,
     pub(super) low_normed: Vec<f32>,
+    /// Inputs of the products of latent attention's heads, head after head, and their outputs.
+    pub(super) by_head: Vec<f32>,
+    pub(super) head_out: Vec<f32>,
+    pub(super) head_products: Vec<Product<'static, PackedMatrix>>,
     /// Gates of attention, or of a shared expert.
     pub(super) gate: Vec<f32>,
     /// Heads' outputs, or silu(gate) * up.

@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::params::SharedParams;
 use super::{
-    AttentionParams, DeltaNetParams, LatentParams, LayerParams, MixerParams, MlpParams, ModelParams, NativePlace,
-    ParamDecl, ParamId, PartDecl, QueryParams, Registry,
+    AttentionParams, DeltaNetParams, Expansion, LatentParams, LayerParams, MixerParams, MlpParams, ModelParams,
+    NativePlace, ParamDecl, ParamId, PartDecl, QueryParams, Registry,
 };
 use crate::families::{Arch, Attention, Common, DeltaNet, Latent, Mixer, Mlp, Moe, QkNorm, Scoring};
 use crate::hooks::{Role, Slot};
@@ -22,6 +22,7 @@ pub(super) fn build(arch: &Arch) -> (Registry, ModelParams) {
             ignored: arch.ignored.clone(),
             tied_head: arch.common.tied.then_some(head_name),
             by_rows: BTreeSet::new(),
+            expansions: Vec::new(),
         },
         plus_one: arch.common.norm_plus_one,
     };
@@ -31,11 +32,13 @@ pub(super) fn build(arch: &Arch) -> (Registry, ModelParams) {
     let layers: Vec<LayerParams> = (0..c.layers).map(|i| b.layer(arch, i)).collect();
     let norm = b.norm(&format!("{decoder}.norm.weight"), c.hidden);
     let head = if c.tied { embed } else { b.matrix(arch.names.head, Role::LmHead, c.hidden, &whole) };
-    let convolutions = layers.iter().filter_map(|l| match &l.mixer {
+    let mixers = layers.iter().filter_map(|l| match &l.mixer {
         MixerParams::DeltaNet(d) => Some(d.conv),
-        MixerParams::Attention(_) | MixerParams::Latent(_) => None,
+        // What products read is derived from it.
+        MixerParams::Latent(l) => Some(l.kv_b),
+        MixerParams::Attention(_) => None,
     });
-    b.registry.by_rows = convolutions.chain((!c.tied).then_some(embed)).collect();
+    b.registry.by_rows = mixers.chain((!c.tied).then_some(embed)).collect();
     (b.registry, ModelParams { embed, layers, norm, head })
 }
 
@@ -159,8 +162,10 @@ impl Builder {
         let bias = |b: &mut Self, leaf: &str, len: usize| {
             l.bias.then(|| b.vector(&format!("{module}.{leaf}.bias"), Role::Attention, len))
         };
-        LatentParams {
+        let expansion = Expansion { heads: c.heads, nope: l.nope, value: l.value };
+        let params = LatentParams {
             shape: l,
+            expansion,
             query: match l.q_rank {
                 None => QueryParams::Direct(self.plain(&name("q_proj"), Role::Attention, query_rows, c.hidden)),
                 Some(rank) => QueryParams::LowRank {
@@ -176,7 +181,9 @@ impl Builder {
             kv_b: self.plain(&name("kv_b_proj"), Role::Attention, c.heads * (l.nope + l.value), l.kv_rank),
             o: self.plain(&name("o_proj"), Role::Attention, c.hidden, c.heads * l.value),
             o_bias: bias(self, "o_proj", c.hidden),
-        }
+        };
+        self.registry.expansions.push((params.kv_b, expansion));
+        params
     }
 
     fn delta(&mut self, module: &str, c: &Common, d: DeltaNet) -> DeltaNetParams {

@@ -1,5 +1,7 @@
 //! The runtime tensors that the forward pass reads, by index into the registry, next to what it must know about them.
 
+use std::ops::Range;
+
 use super::ParamId;
 use crate::families::{Attention, DeltaNet, Latent, Moe};
 
@@ -45,6 +47,7 @@ pub(crate) enum QueryParams {
 #[derive(Debug, Clone)]
 pub(crate) struct LatentParams {
     pub(crate) shape: Latent,
+    pub(crate) expansion: Expansion,
     pub(crate) query: QueryParams,
     pub(crate) kv_a: ParamId,
     pub(crate) kv_a_bias: Option<ParamId>,
@@ -52,6 +55,24 @@ pub(crate) struct LatentParams {
     pub(crate) kv_b: ParamId,
     pub(crate) o: ParamId,
     pub(crate) o_bias: Option<ParamId>,
+}
+
+/// How the rows of a `kv_b_proj` are shared out: per head those of the key, then those of the value.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expansion {
+    pub(crate) heads: usize,
+    /// Rows of a head's key.
+    pub(crate) nope: usize,
+    /// Rows of its value.
+    pub(crate) value: usize,
+}
+
+impl Expansion {
+    /// The rows of a head.
+    pub(crate) fn rows(&self, head: usize) -> Range<usize> {
+        let each = self.nope + self.value;
+        head * each..(head + 1) * each
+    }
 }
 
 /// Gated DeltaNet.
