@@ -57,7 +57,8 @@ pub fn attend_rows<'a>(
 ) {
     let AttentionShape { heads, kv_heads, head_dim } = *shape;
     assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "query heads share key heads evenly");
-    let (width, part) = (heads * head_dim, heads / kv_heads * head_dim);
+    let width = heads.checked_mul(head_dim).expect("a row of queries fits into memory");
+    let part = heads / kv_heads * head_dim;
     if width == 0 || out.is_empty() {
         return;
     }

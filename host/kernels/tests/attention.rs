@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{bits, encode_by_search, gauss_vec, positive_values, rng};
+use common::{bits, cases, encode_by_search, gauss_vec, positive_values, rng};
 use patchhost_kernels::activation::{GROUP, apply_groups, apply_groups_with, apply_rule, group_amax, rule_scales};
 use patchhost_kernels::attention::{AttentionShape, attend_with};
 use patchhost_kernels::e4m3;
@@ -17,7 +17,7 @@ use rand::Rng;
 #[test]
 fn attention_is_softmax_in_f64_and_equal_on_all_paths() {
     let mut rng = rng(20);
-    for case in 0..60 {
+    for case in 0..cases(60) {
         let kv_heads = rng.random_range(1..4);
         let heads = kv_heads * rng.random_range(1..4);
         let head_dim = [1, 8, 16, 33, 64, 80, 128, 200][case % 8];
