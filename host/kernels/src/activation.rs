@@ -78,7 +78,7 @@ pub fn rule_scales(rule: &ActivationRule, amax: &[f32], out: &mut [f32]) {
 /// # Panics
 /// If a slice has another length than said.
 pub fn apply_rule(team: &Team, rule: &ActivationRule, x: &[f32], m: usize, k: usize, out: &mut [f32]) {
-    assert!(x.len() == m * k && out.len() == m * k, "m x k matrices");
+    assert!(Some(x.len()) == m.checked_mul(k) && out.len() == x.len(), "m x k matrices");
     let out = Disjoint::new(out);
     share(team, m, k, &|first, count| {
         let (from, len) = (first * k, count * k);

@@ -90,7 +90,8 @@ pub fn attend_rows<'a>(
 ) {
     let AttentionShape { heads, head_dim, value_dim, .. } = *shape;
     let share = shape.share();
-    let (q_width, width) = (heads * head_dim, heads * value_dim);
+    let q_width = heads.checked_mul(head_dim).expect("a row of queries fits into memory");
+    let width = heads.checked_mul(value_dim).expect("a row of outputs fits into memory");
     if width == 0 || out.is_empty() {
         return;
     }

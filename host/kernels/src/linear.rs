@@ -174,13 +174,18 @@ impl<P: AsRef<PackedMatrix>> Product<'_, P> {
             return;
         }
         for p in self.parts {
-            assert_eq!(self.x.len(), self.m * p.as_ref().k(), "x is m x k");
+            assert_eq!(Some(self.x.len()), self.m.checked_mul(p.as_ref().k()), "x is m x k");
         }
         assert!(self.x_fp8.is_none_or(|x| x.len() == self.x.len()), "both forms of x are m x k");
         assert!(self.bias.is_none_or(|bias| bias.len() == n), "one bias per output");
-        let fits = self.ldo >= n && self.out.len() >= (self.m - 1) * self.ldo + n;
-        assert!(fits, "out holds m rows of n values, ldo apart");
+        assert!(fits(self.m, self.ldo, n, self.out.len()), "out holds m rows of n values, ldo apart");
     }
+}
+
+/// Whether `m > 0` rows of `n` values, `ldo` apart, lie side by side in `len` values.
+fn fits(m: usize, ldo: usize, n: usize, len: usize) -> bool {
+    let needed = (m - 1).checked_mul(ldo).and_then(|rows| rows.checked_add(n));
+    ldo >= n && needed.is_some_and(|needed| needed <= len)
 }
 
 /// One part of one product, with what its tasks need.
@@ -189,7 +194,9 @@ struct Piece<'a> {
     x: X<'a>,
     w: &'a PackedMatrix,
     bias: Option<&'a [f32]>,
-    /// The first value of the part's columns of the first row.
+    /// The first value of the part's columns of the first row. For each row `i < x.m`, `n` of `w` values from
+    /// `i * ldo` on lie within a product's `out`, and no other piece has them: parts of one product lie side by side
+    /// within `ldo`, and products have slices of their own.
     out: *mut f32,
     ldo: usize,
     /// Groups of sixteen rows per task.
@@ -221,7 +228,8 @@ impl Key {
     }
 }
 
-// SAFETY: `out` points into the exclusive slice of a product; each task writes columns of its own (see `Piece::run`).
+// SAFETY: all else is shared references. `out` points into the exclusive slice of a product, which is not used otherwise
+// while pieces live, and is written only by `Piece::write`: each task has columns of its own (see `Piece::run`).
 unsafe impl Sync for Piece<'_> {}
 
 /// What a call keeps for the next one, so that it need not allocate.
@@ -272,10 +280,12 @@ pub fn multiply_with<P: AsRef<PackedMatrix>>(isa: Isa, team: &Team, products: &m
         if p.m == 0 || n == 0 {
             continue;
         }
-        let (m, ldo, base) = (p.m, p.ldo, p.out.as_mut_ptr());
+        let (m, ldo, len, base) = (p.m, p.ldo, p.out.len(), p.out.as_mut_ptr());
         let (mut first, begun) = (0, pieces.len());
         for part in p.parts {
             let w = part.as_ref();
+            // Again, since `as_ref` is the caller's and may have answered otherwise to `check`: tasks write unchecked.
+            assert!(fits(m, ldo, first + w.n(), len), "out holds m rows of n values, ldo apart");
             let key = Key::of(w, m > most);
             let rows = p.x_fp8.filter(|_| key.fp8).unwrap_or(p.x);
             let known = pieces[begun..].iter().find(|before| Key::of(before.w, m > most) == key);
@@ -300,7 +310,7 @@ pub fn multiply_with<P: AsRef<PackedMatrix>>(isa: Isa, team: &Team, products: &m
                 x,
                 w,
                 bias: p.bias.map(|b| &b[first..first + w.n()]),
-                // Within the slice, since `check` proved that a row of all parts fits.
+                // Within the slice, as was checked above.
                 out: base.wrapping_add(first),
                 ldo,
                 groups: wanted,
@@ -344,7 +354,9 @@ impl Piece<'_> {
         if let Some(bias) = self.bias {
             lanes.iter_mut().zip(&bias[first..first + width]).for_each(|(sum, bias)| *sum += bias);
         }
-        // SAFETY: row i < m and columns below n lie in the slice of the product; only this task has these columns.
+        debug_assert!(i < self.x.m && first < n);
+        // SAFETY: row i < m and columns below n lie in the slice of the product (see the field), and only this task has
+        // these columns. `lanes` is a local of ROWS >= width values.
         unsafe { std::ptr::copy_nonoverlapping(lanes.as_ptr(), self.out.add(i * self.ldo + first), width) };
     }
 

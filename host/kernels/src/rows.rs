@@ -265,7 +265,8 @@ pub fn heads(
     if width == 0 || x.is_empty() {
         return;
     }
-    assert!(ld >= first + width && x.len().is_multiple_of(ld), "the heads lie within a row");
+    let end = first.checked_add(width);
+    assert!(end.is_some_and(|end| end <= ld) && x.len().is_multiple_of(ld), "the heads lie within a row");
     assert!(steps.skip + 2 * steps.half <= head_dim, "what is rotated lies within a head");
     let rows = x.len() / ld;
     assert!(steps.cos.len() >= rows * steps.half && steps.sin.len() == steps.cos.len(), "an angle per row and pair");

@@ -12,6 +12,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+mod neon;
 mod portable;
 
 use crate::isa::Isa;
@@ -22,8 +24,8 @@ use std::mem::MaybeUninit;
 #[cfg(target_endian = "big")]
 compile_error!("the kernels read little-endian tensors in place");
 
-/// Sixteen f32 lanes and what the kernels do with them. Arithmetic is IEEE with round to nearest even; MXCSR is never
-/// touched, so subnormals count.
+/// Sixteen f32 lanes and what the kernels do with them. Arithmetic is IEEE with round to nearest even; MXCSR
+/// (or FPCR) is never touched, so subnormals count.
 pub(crate) trait Simd: Copy {
     /// The lanes.
     type F: Copy;
@@ -162,8 +164,9 @@ pub(crate) trait Kernel {
 /// Runs a kernel with the instructions of `isa`, or with the best that the hardware has where it lacks them.
 #[inline]
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
-    match isa.min(Isa::hardware()) {
-        Isa::Portable => kernel.run(Portable),
+    match isa.usable() {
+        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        Isa::Neon => neon::run(kernel),
         // SAFETY: `isa` is at most what `Isa::hardware` detected.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2::run::<K, false>(kernel) },
@@ -173,7 +176,7 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512::run(kernel) },
-        #[cfg(not(target_arch = "x86_64"))]
+        // Also what other architectures have; `usable` names none of them.
         _ => kernel.run(Portable),
     }
 }

@@ -29,7 +29,15 @@ struct Job {
     tasks: usize,
 }
 
+// SAFETY: the pointer is followed only by members that joined the job while it was open, and the caller of `Team::run`
+// keeps the closure, which is `Sync`, alive until the last of them has left. Afterwards it may dangle unused.
+unsafe impl Send for Job {}
+
 /// `state`: the number of the job in the upper half; then whether it is open; then how many members are at it.
+///
+/// Members change it by read-modify-write only, and only join while it is open; the caller overwrites it only while it is
+/// closed and nobody is at it. So a job, once written, stays until its last member has left. Numbers return after 2^32
+/// jobs: a member that slept for exactly as many misses one, which costs its help and nothing else.
 const OPEN: u64 = 1 << 31;
 const MEMBERS: u64 = OPEN - 1;
 
@@ -44,12 +52,6 @@ struct Shared {
     sleeping: AtomicUsize,
     stop: AtomicBool,
 }
-
-// SAFETY: the pointer in a job is followed only by members that joined it while it was open, and the caller of
-// `Team::run` keeps the closure (which is `Sync`) alive until the last of them has left.
-unsafe impl Send for Shared {}
-// SAFETY: as above; all else is atomic or locked.
-unsafe impl Sync for Shared {}
 
 /// Threads that work on one job at a time; see the module.
 pub struct Team {
@@ -124,6 +126,7 @@ impl Team {
         }
     }
 
+    /// Runs one job with the members' help; `_turn` proves that it is the only one.
     fn share(&self, tasks: usize, task: &(dyn Fn(usize) + Sync), _turn: MutexGuard<'_, ()>) {
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. The pointer is followed by members between joining and leaving; `Close`
@@ -131,10 +134,13 @@ impl Team {
         let run = unsafe {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(task)
         };
+        // The last job left one behind if its caller panicked too. Payloads are forgotten, not dropped: that may panic.
+        std::mem::forget(lock(&shared.panic).take());
         *lock(&shared.job) = Some(Job { run, tasks });
         shared.next.store(0, Ordering::Relaxed);
         let number = (shared.state.load(Ordering::Relaxed) >> 32).wrapping_add(1) << 32;
         // Sequentially consistent with the member that counts itself as sleeping and then looks once more.
+        // It also publishes the job and what the tasks read to those who join.
         shared.state.store(number | OPEN, Ordering::SeqCst);
         let close = Close(shared);
         if shared.sleeping.load(Ordering::SeqCst) > 0 {
@@ -168,7 +174,8 @@ impl Drop for Team {
 /// A slice whose parts several tasks write.
 pub(crate) struct Disjoint<'a>(*mut f32, usize, PhantomData<&'a mut [f32]>);
 
-// SAFETY: it stands for an exclusive slice, and `part` is called for disjoint parts only.
+// SAFETY: it stands for an exclusive slice of `f32`, which other threads may write too (`f32` is `Send`), and the callers of
+// `part` promise that no two parts in use overlap.
 unsafe impl Sync for Disjoint<'_> {}
 
 impl<'a> Disjoint<'a> {
@@ -184,7 +191,8 @@ impl<'a> Disjoint<'a> {
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn part(&self, from: usize, len: usize) -> &mut [f32] {
         assert!(from <= self.1 && len <= self.1 - from, "a part of the slice");
-        // SAFETY: within the slice, which is borrowed exclusively; the caller keeps parts apart.
+        // SAFETY: within the slice, which is borrowed exclusively as long as `self` lives and reached through this
+        // pointer only; the caller keeps parts apart.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(from), len) }
     }
 }
@@ -196,6 +204,8 @@ impl Drop for Close<'_> {
     fn drop(&mut self) {
         // No task begins after this; after a panic some are never done.
         self.0.next.store(usize::MAX / 2, Ordering::Relaxed);
+        // Acquires, here or below, what each member wrote before it left: all changes since the job was opened are
+        // read-modify-writes, one release sequence.
         let mut state = self.0.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looked = 0u32;
         while state & MEMBERS != 0 {
@@ -284,7 +294,12 @@ fn join(shared: &Shared, number: u64) {
             }
         }));
         if let Err(panic) = result {
-            lock(&shared.panic).get_or_insert(panic);
+            let mut first = lock(&shared.panic);
+            match &*first {
+                None => *first = Some(panic),
+                // Dropping it may panic, and this member must leave.
+                Some(_) => std::mem::forget(panic),
+            }
         }
     }
     shared.state.fetch_sub(1, Ordering::AcqRel);
@@ -344,6 +359,51 @@ mod tests {
             sum.fetch_add(i, Ordering::Relaxed);
         });
         assert_eq!(sum.into_inner(), 63 * 32);
+    }
+
+    #[test]
+    fn two_panics_in_one_job_leave_nothing_behind() {
+        /// What a panic may carry: more trouble.
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("a payload that panics when it is dropped");
+            }
+        }
+        let team = Team::new(3);
+        for threads in [2, 3] {
+            let begun = AtomicUsize::new(0);
+            // Each thread of the job takes a task and waits for the others: all of them panic, the caller too.
+            let run = || {
+                team.run(threads, &|_| {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    while begun.load(Ordering::SeqCst) < threads {
+                        std::thread::yield_now();
+                    }
+                    std::panic::panic_any(Bomb);
+                });
+            };
+            std::mem::forget(catch_unwind(AssertUnwindSafe(run)).expect_err("the caller's own panic"));
+            let sum = AtomicUsize::new(0);
+            team.run(64, &|i| {
+                sum.fetch_add(i, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 63 * 32);
+        }
+    }
+
+    #[test]
+    fn the_number_of_a_job_may_wrap_around() {
+        let team = Team::new(2);
+        team.shared.state.store((u64::from(u32::MAX) - 2) << 32, Ordering::SeqCst);
+        for _ in 0..6 {
+            let done = AtomicUsize::new(0);
+            team.run(100, &|_| {
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(done.into_inner(), 100);
+        }
+        assert_eq!(team.shared.state.load(Ordering::SeqCst) >> 32, 3);
     }
 
     #[test]

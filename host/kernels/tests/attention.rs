@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{bits, encode_by_search, gauss_vec, positive_values, rng};
+use common::{bits, cases, encode_by_search, gauss_vec, positive_values, rng};
 use patchhost_kernels::activation::{GROUP, apply_groups, apply_groups_with, apply_rule, group_amax, rule_scales};
 use patchhost_kernels::attention::{AttentionShape, Context, attend_rows, attend_with};
 use patchhost_kernels::e4m3;
@@ -42,7 +42,7 @@ fn softmax_f64(shape: &AttentionShape, q: &[f32], context: &Context<'_>, scale: 
 fn attention_is_softmax_in_f64_and_equal_on_all_paths() {
     let mut rng = rng(20);
     let teams = [Team::new(1), Team::new(3)];
-    for case in 0..90 {
+    for case in 0..cases(90) {
         let kv_heads = rng.random_range(1..4);
         let heads = kv_heads * rng.random_range(1..4);
         let head_dim = [1, 8, 16, 33, 64, 80, 128, 200][case % 8];

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{bits, gauss_vec, rng};
+use common::{bits, cases, gauss_vec, rng};
 use patchhost_kernels::e4m3::DECODE;
 use patchhost_kernels::isa::Isa;
 use patchhost_kernels::linear::{
@@ -110,7 +110,7 @@ fn lanes_by_definition(a: &[f32], b: &[f32]) -> f32 {
 fn every_path_is_the_definition_bit_for_bit() {
     let mut rng = rng(1);
     let team = Team::new(2);
-    for case in 0..160 {
+    for case in 0..cases(160) {
         let m = if case % 4 == 0 { rng.random_range(13..=40) } else { rng.random_range(1..=14) };
         let n = rng.random_range(1..=70);
         let k = if case % 5 == 0 { rng.random_range(1000..2600) } else { rng.random_range(0..=300) };
@@ -255,7 +255,7 @@ fn column_major_scales_give_the_same_bits() {
 #[test]
 fn packing_is_a_permutation() {
     let mut rng = rng(5);
-    for case in 0..60 {
+    for case in 0..cases(60) {
         let (n, k) = (rng.random_range(1..70), if case % 7 == 0 { 0 } else { rng.random_range(1..300) });
         let block = [(128, 128), (16, 48), (7, 13), (1, 16), (64, 4096), (3, 1)][case % 6];
         let w = Weights::random(&mut rng, case % 4, n, k, block);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{bits, gauss_vec, rng, to_bytes};
+use common::{bits, cases, gauss_vec, rng, to_bytes};
 use patchhost_kernels::cast::{Measure, cast_panel_with};
 use patchhost_kernels::isa::Isa;
 use patchhost_kernels::profile::Profile;
@@ -76,7 +76,7 @@ fn check(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(300) as u32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn stats_are_the_plain_loops(

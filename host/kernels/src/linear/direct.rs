@@ -12,12 +12,12 @@ const AHEAD: usize = 16;
 
 /// Most rows of x that are computed here.
 pub(super) fn most_rows(isa: Isa) -> usize {
-    if isa.min(Isa::hardware()) == Isa::Avx512 { 12 } else { 6 }
+    if isa.usable() == Isa::Avx512 { 12 } else { 6 }
 }
 
 /// Groups of sixteen outputs that are computed together: enough chains of multiply-adds to hide their latency.
 pub(super) fn groups(isa: Isa, m: usize) -> usize {
-    match (isa.min(Isa::hardware()), m) {
+    match (isa.usable(), m) {
         (Isa::Avx512, 1..=6) => 4,
         (Isa::Avx512, _) => 2,
         (_, 1) => 3,

@@ -23,7 +23,7 @@ fn height(isa: Isa) -> usize {
 
 /// Groups that are decoded and multiplied together.
 pub(super) fn groups(isa: Isa) -> usize {
-    if isa.min(Isa::hardware()) == Isa::Avx512 { 2 } else { 1 }
+    if isa.usable() == Isa::Avx512 { 2 } else { 1 }
 }
 
 /// First row and height of tile t of `count`: nearly equal heights, since low tiles hide less latency.

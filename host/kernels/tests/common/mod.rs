@@ -9,6 +9,12 @@ use patchhost_kernels::stats::{StatsOptions, panel_stats_with};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+/// How many random cases a loop tries: `usual`, or as many as `PATCHHOST_TEST_CASES` says (valgrind and Miri are slow).
+pub fn cases(usual: usize) -> usize {
+    let asked = std::env::var("PATCHHOST_TEST_CASES").ok().and_then(|n| n.parse().ok());
+    asked.map_or(usual, |n: usize| n.min(usual))
+}
+
 pub fn rng(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
 }
