@@ -277,14 +277,16 @@ fn score<S: Simd>(s: S, q: &[f32], keys: &[f32], stride: usize, scale: f32, scor
 /// Turns the first `count` scores into weights, the padding into zeros; gives the sum.
 #[inline(always)]
 fn weights<S: Simd>(s: S, scores: &mut [f32], count: usize) -> f32 {
-    let mut max = f32::NEG_INFINITY;
-    for score in &scores[..count] {
-        // NaN does not win here; it comes through in exp.
-        max = max.max(*score);
-    }
     // The padding becomes exp(-inf) = 0 and adds nothing.
     scores[count..].fill(f32::NEG_INFINITY);
-    let minus_max = s.splat(-max);
+    let mut max = s.splat(f32::NEG_INFINITY);
+    for chunk in scores.as_chunks::<16>().0 {
+        // NaN does not win here; it comes through in exp.
+        max = s.at_least(s.load(chunk), max);
+    }
+    let mut lanes = [0.0; 16];
+    s.store(max, &mut lanes);
+    let minus_max = s.splat(-lanes.into_iter().fold(f32::NEG_INFINITY, f32::max));
     let mut sum = s.splat(0.0);
     for chunk in scores.as_chunks_mut::<16>().0 {
         let e = s.exp(s.add(s.load(chunk), minus_max));

@@ -74,6 +74,8 @@ pub(crate) trait Simd: Copy {
     }
     /// The smaller of `x` and `limit`; NaN in `x` stays.
     fn at_most(self, x: Self::F, limit: Self::F) -> Self::F;
+    /// `x` where it is above `least`, else `least`: NaN in `x` does not win.
+    fn at_least(self, x: Self::F, least: Self::F) -> Self::F;
     /// A row of bfloat16 to codes by the steps of its blocks, `per_block` chunks each but for the last. Writes all
     /// codes, and sets `general` of the blocks with values that the steps do not hold for: the codes of those are wrong.
     /// Meanwhile asks for what lies `ahead` bytes behind, unless that is 0. `true`: some block is `general`.

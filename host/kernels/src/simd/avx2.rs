@@ -345,6 +345,11 @@ impl<const SUBNORMAL: bool> Simd for Avx2<SUBNORMAL> {
         any
     }
     #[inline(always)]
+    fn at_least(self, x: Self::F, least: Self::F) -> Self::F {
+        // Of NaN and a number, maxps gives the second.
+        both!(|h| _mm256_max_ps(x[h], least[h]))
+    }
+    #[inline(always)]
     fn beyond(self, y: Self::F, limit: u32) -> u32 {
         let mut count = 0;
         for y in y {

@@ -255,6 +255,12 @@ impl Simd for Avx512 {
         any
     }
     #[inline(always)]
+    fn at_least(self, x: __m512, least: __m512) -> __m512 {
+        // Of NaN and a number, maxps gives the second.
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_max_ps(x, least) }
+    }
+    #[inline(always)]
     fn beyond(self, y: __m512, limit: u32) -> u32 {
         // SAFETY: the token proves the feature.
         unsafe {

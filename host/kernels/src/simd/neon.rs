@@ -310,6 +310,14 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    fn at_least(self, x: Self::F, least: Self::F) -> Self::F {
+        // SAFETY: NEON is in the baseline of the target.
+        unsafe {
+            // A comparison with NaN is false.
+            each(|i| vbslq_f32(vcgtq_f32(x[i], least[i]), x[i], least[i]))
+        }
+    }
+    #[inline(always)]
     fn cast_by_steps(
         self,
         x: &[[u8; 64]],

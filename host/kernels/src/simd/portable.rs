@@ -131,6 +131,10 @@ impl Simd for Portable {
         lanes!(|l| if x[l] > limit[l] { limit[l] } else { x[l] })
     }
     #[inline(always)]
+    fn at_least(self, x: Self::F, least: Self::F) -> Self::F {
+        lanes!(|l| if x[l] > least[l] { x[l] } else { least[l] })
+    }
+    #[inline(always)]
     fn beyond(self, y: Self::F, limit: u32) -> u32 {
         let mut count = 0;
         for y in y {
