@@ -13,10 +13,13 @@
 //!    [`rows`] and [`strided`] have what lies between; [`activation`] emulates W8A8.
 //!
 //! **One result.** Every function gives the same bits on all instruction sets ([`isa::Isa`]), for all thread counts and
-//! batch sizes. Sums are defined as sixteen partial sums in a fixed order for that. MXCSR is never touched: subnormals
-//! count, and a patch that runs between two kernels finds the floating-point environment it expects.
+//! batch sizes. Sums are defined as sixteen partial sums in a fixed order for that. MXCSR (FPCR on Arm) is never touched:
+//! subnormals count, and a patch that runs between two kernels finds the floating-point environment it expects.
 //!
-//! `unsafe` is confined to the intrinsics behind the `Simd` trait and a few unchecked loads, each with its reason.
+//! The paths are AVX-512, AVX2 and NEON, and plain Rust for all other machines; the best one is chosen at run time.
+//!
+//! `unsafe` is confined to the intrinsics behind the `Simd` trait, a few unchecked loads, and threads that write parts of one
+//! slice ([`team`]), each with its reason.
 
 pub mod activation;
 pub mod attention;

@@ -309,13 +309,18 @@ fn join(shared: &Shared, number: u64) {
 mod tests {
     use super::*;
 
+    /// Rounds of a test; few in Miri, which tries another interleaving with each seed instead.
+    fn rounds(usual: usize) -> usize {
+        if cfg!(miri) { 2 } else { usual }
+    }
+
     #[test]
     fn every_task_is_done_once() {
         for threads in [1, 2, 5] {
             let team = Team::new(threads);
             assert_eq!(team.threads(), threads);
-            for tasks in [0, 1, 2, 3, 100, 1000] {
-                for _ in 0..20 {
+            for tasks in [0, 1, 2, 3, rounds(100), rounds(1000)] {
+                for _ in 0..rounds(20) {
                     let done: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                     team.run(tasks, &|i| {
                         done[i].fetch_add(1, Ordering::Relaxed);
@@ -413,7 +418,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for _ in 0..200 {
+                    for _ in 0..rounds(200) {
                         team.run(4, &|_| {
                             team.run(5, &|_| {
                                 sum.fetch_add(1, Ordering::Relaxed);
@@ -423,6 +428,6 @@ mod tests {
                 });
             }
         });
-        assert_eq!(sum.into_inner(), 4 * 200 * 20);
+        assert_eq!(sum.into_inner(), 4 * rounds(200) * 20);
     }
 }
