@@ -205,7 +205,7 @@ impl Simd for Neon {
             each(|c| {
                 let (top, bottom) = (x[c / 2 * 2], x[c / 2 * 2 + 1]);
                 let halves = [top, bottom].map(|x| if c % 2 == 0 { vget_low_s8(x) } else { vget_high_s8(x) });
-                let [[a, b], [c, d]] = halves.map(|x| decode8(x));
+                let [[a, b], [c, d]] = halves.map(decode8);
                 [a, b, c, d]
             })
         }
@@ -277,7 +277,7 @@ impl Simd for Neon {
     fn encode_counting(self, x: Self::F, y: Self::F, nan: u8) -> ([u8; 16], u32) {
         // SAFETY: NEON is in the baseline of the target.
         unsafe {
-            let a = y.map(|y| abs_bits(y));
+            let a = y.map(abs_bits);
             // One unsigned comparison finds NaN and everything below 2^-6; both are rare in weights.
             let low = 0x3c80_0000;
             let above = a.map(|a| vsubq_u32(a, vdupq_n_u32(low)));
@@ -295,7 +295,7 @@ impl Simd for Neon {
                 let x = x.map(|x| vreinterpretq_u16_u32(x));
                 [vuzp2q_u16(x[0], x[1]), vuzp2q_u16(x[2], x[3])]
             };
-            let ([a, b], [c, d]) = (upper(sums), upper(y.map(|y| bits(y))));
+            let ([a, b], [c, d]) = (upper(sums), upper(y.map(bits)));
             let codes = vshrn_high_n_u16::<4>(vshrn_n_u16::<4>(a), b);
             let signs = vuzp2q_u8(vreinterpretq_u8_u16(c), vreinterpretq_u8_u16(d));
             (bytes(vbslq_u8(vdupq_n_u8(0x80), signs, codes)), 0)
@@ -423,6 +423,6 @@ impl Simd for Neon {
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
         // SAFETY: prefetching is a hint: it never faults, writes nothing and touches no flags.
-        unsafe { std::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(nomem, nostack, preserves_flags)) }
+        unsafe { std::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(readonly, nostack, preserves_flags)) }
     }
 }
