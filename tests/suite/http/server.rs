@@ -1,6 +1,6 @@
 //! A server under test, and requests to it.
 
-use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -59,7 +59,7 @@ impl Server {
     pub fn post_raw(&self, path: &str, kind: &str, body: &[u8]) -> Answer {
         for _ in 0..50 {
             match self.agent.post(self.url(path)).header("content-type", kind).send(body) {
-                Err(ureq::Error::Io(e)) if matches!(e.kind(), BrokenPipe | ConnectionReset | ConnectionAborted) => {}
+                Err(ureq::Error::Io(e)) if hung_up(e.kind()) => {}
                 answer => return read(answer.unwrap()),
             }
         }
@@ -127,6 +127,11 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What a connection that the other side has closed looks like, while a body is sent or when the answer is read.
+fn hung_up(kind: std::io::ErrorKind) -> bool {
+    matches!(kind, BrokenPipe | ConnectionReset | ConnectionAborted | UnexpectedEof)
 }
 
 fn read(mut response: ureq::http::Response<ureq::Body>) -> Answer {
