@@ -167,6 +167,9 @@ fn pause(live: &Arc<LiveModel>) {
     row("the same, the first time after a swap (goal 50 us more)", &mut first);
 }
 
+/// What goes on, one turn of it, the gaps between tokens meanwhile, and how many turns there were.
+type Going<'a> = (&'a str, &'a mut dyn FnMut(), Vec<Duration>, u64);
+
 /// Gaps between the tokens of texts that are generated while other things go on. `compiling` has no cache.
 fn decoding(live: &Arc<LiveModel>, compiling: &LiveModel) {
     let gaps: Arc<Mutex<Vec<Duration>>> = Arc::default();
@@ -197,7 +200,7 @@ fn decoding(live: &Arc<LiveModel>, compiling: &LiveModel) {
     let staged = |live: &LiveModel| {
         stage(live, number.fetch_add(1, Ordering::Relaxed));
     };
-    let mut phases: [(&str, &mut dyn FnMut(), Vec<Duration>, u64); 5] = [
+    let mut phases: [Going<'_>; 5] = [
         ("nothing", &mut || std::thread::sleep(Duration::from_millis(50)), Vec::new(), 0),
         ("refits, one after the other", &mut || refit(), Vec::new(), 0),
         ("swaps `now`, one after the other", &mut || swap(live), Vec::new(), 0),
