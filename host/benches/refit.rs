@@ -1,6 +1,9 @@
 //! A refit against the native quantization of the same bytes: what planning, the sandbox, staging and publishing cost.
 //! Interleaved pairs of one run. `cargo bench -p patchhost --bench refit`; `-- table` prints the table alone.
 
+#[path = "../kernels/benches/timing/mod.rs"]
+mod timing;
+
 use criterion::{Criterion, Throughput};
 use patchhost::patch::{Limits, Patch, Sandbox, bundled};
 use patchhost_kernels::cast::{ContractViolation, Measure};
@@ -19,7 +22,8 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use timing::{median, seconds};
 
 const BLOCK: usize = 128;
 const HIDDEN: usize = 2048;
@@ -118,42 +122,6 @@ fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or_default();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) * 1024
-}
-
-/// Seconds that `work` takes. On one thread, CPU time of this thread: other work on the machine then disturbs less.
-fn seconds(mut work: impl FnMut()) -> f64 {
-    let clock = if rayon::current_num_threads() == 1 { cpu_seconds } else { wall_seconds };
-    let started = clock();
-    work();
-    clock() - started
-}
-
-fn wall_seconds() -> f64 {
-    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
-    START.elapsed().as_secs_f64()
-}
-
-#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
-fn cpu_seconds() -> f64 {
-    // std has no thread clock, and the bench needs no other part of libc.
-    unsafe extern "C" {
-        fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
-    }
-    const THREAD_CPUTIME: i32 = 3;
-    let mut time = [0i64; 2];
-    // SAFETY: a timespec of a 64-bit Linux is two 64-bit integers.
-    unsafe { clock_gettime(THREAD_CPUTIME, &mut time) };
-    time[0] as f64 + time[1] as f64 * 1e-9
-}
-
-#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
-fn cpu_seconds() -> f64 {
-    wall_seconds()
-}
-
-fn median(mut all: Vec<f64>) -> f64 {
-    all.sort_by(f64::total_cmp);
-    all[all.len() / 2]
 }
 
 /// The kernels alone, into memory that is there: every matrix that the refit quantizes.

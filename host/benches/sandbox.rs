@@ -1,6 +1,9 @@
 //! What the sandbox costs: every row is measured against its native counterpart in interleaved pairs of one run, so that
 //! a noisy machine spoils both alike. Run with `cargo bench -p patchhost --bench sandbox`.
 
+#[path = "../kernels/benches/timing/mod.rs"]
+mod timing;
+
 use criterion::{Criterion, Throughput};
 use half::bf16;
 use patchhost::patch::{Limits, Patch, Sandbox, bundled};
@@ -15,7 +18,8 @@ use patchhost_runtime::hooks::{BlockQuant, Blocks, Consumer, Decision, Dtype, Mo
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use timing::seconds;
 
 const N: usize = 4096;
 const BLOCK: usize = 128;
@@ -188,37 +192,6 @@ fn row(what: &str, goal: &str, pairs: usize, native: impl Fn(), guest: impl Fn()
     let (n, g) = (median(sorted(|t| t.0)), median(sorted(|t| t.1)));
     let ratio = format!("{:.3} ({:.3}-{:.3})", at(2), at(1), at(3));
     println!("| {what:<54} | {n:>10.2?} | {g:>10.2?} | {ratio:<21} | {goal}");
-}
-
-/// Seconds that `work` takes. On one thread, CPU time of this thread: other work on the machine then disturbs less.
-fn seconds(work: &impl Fn()) -> f64 {
-    let clock = if rayon::current_num_threads() == 1 { cpu_seconds } else { wall_seconds };
-    let started = clock();
-    work();
-    clock() - started
-}
-
-fn wall_seconds() -> f64 {
-    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
-    START.elapsed().as_secs_f64()
-}
-
-#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
-fn cpu_seconds() -> f64 {
-    // std has no thread clock, and the bench needs no other part of libc.
-    unsafe extern "C" {
-        fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
-    }
-    const THREAD_CPUTIME: i32 = 3;
-    let mut time = [0i64; 2];
-    // SAFETY: a timespec of a 64-bit Linux is two 64-bit integers.
-    unsafe { clock_gettime(THREAD_CPUTIME, &mut time) };
-    time[0] as f64 + time[1] as f64 * 1e-9
-}
-
-#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
-fn cpu_seconds() -> f64 {
-    wall_seconds()
 }
 
 fn ready(sandbox: &Sandbox, name: &str, settings: &[(String, String)]) -> (Arc<Patch>, Arc<dyn BlockQuant>) {

@@ -3,6 +3,8 @@
 //! function in `benches/sandbox.rs` of the host.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod timing;
+
 use criterion::{Criterion, Throughput};
 use patchhost_kernels::Isa;
 use patchhost_kernels::cast::{ContractViolation, Measure};
@@ -13,7 +15,8 @@ use patchhost_kernels::spec::{Edges, Elem, ScaleFormat};
 use patchhost_kernels::stats::PanelStats;
 use rayon::prelude::*;
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use timing::{median, seconds};
 
 const COLS: usize = 4096;
 const BLOCK: usize = 128;
@@ -121,42 +124,6 @@ fn sum_avx2(x: &[u8]) -> u64 {
         }
     }
     sums.into_iter().fold(0, u64::wrapping_add)
-}
-
-fn median(mut x: Vec<f64>) -> f64 {
-    x.sort_by(f64::total_cmp);
-    x[x.len() / 2]
-}
-
-/// Seconds that `f` takes. On one thread, CPU time of this thread: other work on the machine then disturbs less.
-fn seconds(f: &mut impl FnMut()) -> f64 {
-    let clock = if rayon::current_num_threads() == 1 { cpu_seconds } else { wall_seconds };
-    let start = clock();
-    f();
-    clock() - start
-}
-
-fn wall_seconds() -> f64 {
-    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
-    START.elapsed().as_secs_f64()
-}
-
-#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
-fn cpu_seconds() -> f64 {
-    // std has no thread clock, and the crate needs no other part of libc.
-    unsafe extern "C" {
-        fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
-    }
-    const THREAD_CPUTIME: i32 = 3;
-    let mut time = [0i64; 2];
-    // SAFETY: a timespec of a 64-bit Linux is two 64-bit integers.
-    unsafe { clock_gettime(THREAD_CPUTIME, &mut time) };
-    time[0] as f64 + time[1] as f64 * 1e-9
-}
-
-#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
-fn cpu_seconds() -> f64 {
-    wall_seconds()
 }
 
 fn row(figure: &str, ratio: f64, goal: &str, detail: &str) {
