@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::bf16;
+use patchhost_kernels::team::Team;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use patchhost_runtime::engine::{Engine, EngineOptions};
@@ -100,9 +101,11 @@ fn decoding_allocates_nothing() {
         for i in 0..200u32 {
             counts.push(step(&[&[i], &[i * 7 % 300]]));
         }
-        // The scores of attention grow with the text, by doubling; nothing else does.
+        // On each thread the scores of attention grow with the text, by doubling, and buffers are made when the thread
+        // first takes a task of a kind. Nothing else allocates.
         let (steady, grown): (Vec<usize>, Vec<usize>) = counts[8..].iter().partition(|n| **n == 0);
-        assert!(grown.len() <= 3, "{family}: {grown:?} of {} steps", steady.len());
+        let most = 6 * Team::global().threads();
+        assert!(grown.len() <= most && grown.len() < steady.len(), "{family}: {grown:?}, {} without", steady.len());
         for cache in &caches {
             assert_eq!(cache.bytes(), model.cache_bytes(cache.len()));
         }
