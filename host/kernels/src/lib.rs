@@ -30,6 +30,7 @@ pub mod e8m0;
 pub mod error;
 pub mod isa;
 pub mod linear;
+mod pages;
 pub mod panel;
 pub mod profile;
 pub mod rows;

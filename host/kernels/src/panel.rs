@@ -5,6 +5,7 @@
 
 use crate::cast::{CastReport, ContractViolation, Measure};
 use crate::isa::Isa;
+use crate::pages::prefer_large;
 use crate::source::Source;
 use crate::spec::{CastSpec, Edges};
 use crate::stats::{PanelStats, StatsOptions, panel_stats_with};
@@ -118,6 +119,7 @@ pub fn quantize_matrix<E: Send>(
     let (isa, codes) = (Isa::detect(), src.rows * src.cols);
     let (grid_rows, grid_cols) = (src.rows.div_ceil(spec.block_rows), src.cols.div_ceil(spec.block_cols));
     let mut q: Vec<u8> = Vec::with_capacity(codes);
+    prefer_large(q.spare_capacity_mut());
     // NaN: what nobody writes cannot pass for a scale.
     let mut scales = vec![f32::from_bits(u32::MAX); grid_rows * grid_cols];
     let mut report = CastReport::default();

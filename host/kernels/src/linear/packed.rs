@@ -12,6 +12,7 @@
 
 use super::{MatrixView, ScaleOrder};
 use crate::e4m3;
+use crate::pages::prefer_large;
 use rayon::prelude::*;
 
 /// Rows that stand side by side.
@@ -128,7 +129,10 @@ impl PackedMatrix {
         let block_cols = block_cols.min(k.max(1));
         let quads = (k / block_cols) * block_cols.div_ceil(QUAD) + (k % block_cols).div_ceil(QUAD);
         let group_lines = quads * kind.size();
-        let lines = vec![Line([0; 64]); n.div_ceil(ROWS) * group_lines];
+        let count = n.div_ceil(ROWS) * group_lines;
+        let mut lines = Vec::with_capacity(count);
+        prefer_large(lines.spare_capacity_mut());
+        lines.resize(count, Line([0; 64]));
         Self { n, k, kind, lines, group_lines, block_cols, scales }
     }
 
