@@ -111,7 +111,7 @@ fn an_update_beside_a_request_does_not_touch_it() {
     let beside = choice(running.join().unwrap());
     assert_eq!(beside["token_ids"], alone["token_ids"]);
     assert_eq!(beside["weight_versions"].as_array().unwrap().len(), 1);
-    let after = choice(long(&server, 20).join().unwrap());
+    let after = choice(long(&server, 200).join().unwrap());
     assert_eq!(after["weight_versions"][0]["version"], "new");
 }
 
