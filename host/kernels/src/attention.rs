@@ -1,13 +1,13 @@
 //! Attention of tokens over the keys and values of their sequences, in f32.
 //!
-//! For each head: scores `dot(q, k[p]) * scale` ([`crate::linear::dot`]'s order), minus their maximum, `exp` by a
+//! For each head: scores `dot(q, k[p]) * scale` ([`crate::dot::dot`]'s order), minus their maximum, `exp` by a
 //! polynomial that is the same on all paths, their sum in sixteen lanes (position modulo 16, fixed tree), and
 //! `out = sum of exp[p] * v[p]` in the order of the positions by fused multiply-add, divided by the sum at the end.
 //! The same bits on every [`Isa`], and whichever heads are computed together: query heads that share keys go through
 //! them side by side, a block of positions at a time, so that the block stays in the nearest cache.
 
+use crate::dot::{dot_lanes, dot_lanes_4};
 use crate::isa::Isa;
-use crate::linear::{dot_lanes, dot_lanes_4};
 use crate::simd::{Kernel, Simd, dispatch, pad_f32};
 use crate::team::{Disjoint, Team};
 use std::cell::RefCell;

@@ -25,6 +25,7 @@ pub mod activation;
 pub mod attention;
 pub mod cast;
 mod contract;
+pub mod dot;
 pub mod e4m3;
 pub mod e8m0;
 pub mod error;

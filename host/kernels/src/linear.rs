@@ -17,128 +17,22 @@
 //! once and multiply it in register tiles (`tiles.rs`).
 
 mod direct;
+mod lanes;
 mod packed;
 mod tiles;
+mod view;
 
 pub use packed::{Kind, PackedMatrix, ROWS, Scales};
+pub use view::{MatrixView, ScaleOrder};
 
 use crate::isa::Isa;
-use crate::simd::{Kernel, Simd, dispatch, pad_f32};
-use crate::source::{Bf16, Element, F16, F32};
+use crate::simd::{Simd, dispatch};
 use crate::team::Team;
-use packed::{Line, QUAD};
+use lanes::{Enter, UNIT};
 use std::cell::RefCell;
-
-/// `2^n`.
-const fn pow2(n: i32) -> f32 {
-    f32::from_bits(((127 + n) as u32) << 23)
-}
-
-/// What the units of FP8 sums are undone with, half for the sum of a block and half for the total.
-const UNIT: f32 = pow2(40);
-
-/// x as FP8 products take it: for codes in units of 2^-120, or of `code_unit`.
-#[inline(always)]
-fn enter<S: Simd>(s: S, x: S::F) -> S::F {
-    let x = s.mul(s.mul(x, s.splat(pow2(-72))), s.splat(pow2(112)));
-    if S::CODE_UNIT == pow2(-120) { x } else { s.mul(x, s.splat(pow2(-120) / S::CODE_UNIT)) }
-}
-
-/// [`enter`] for all of x.
-struct Enter<'a> {
-    x: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl Kernel for Enter<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (x16, tail) = self.x.as_chunks::<16>();
-        let (out16, out_tail) = self.out.as_chunks_mut::<16>();
-        for (x, out) in x16.iter().zip(out16) {
-            s.store(enter(s, s.load(x)), out);
-        }
-        let mut lanes = [0.0; 16];
-        s.store(enter(s, s.load(&pad_f32(tail))), &mut lanes);
-        out_tail.copy_from_slice(&lanes[..tail.len()]);
-    }
-}
 
 /// Multiplications of a task, about: some microseconds. Less is not worth another thread.
 const TASK_MACS: usize = 64 * 1024;
-
-/// A weight matrix `n x k`, row-major, as checkpoints have it.
-#[derive(Debug, Clone, Copy)]
-pub enum MatrixView<'a> {
-    /// IEEE binary32.
-    F32 {
-        /// `n * k` values.
-        data: &'a [f32],
-    },
-    /// bfloat16.
-    Bf16 {
-        /// `n * k` bit patterns.
-        data: &'a [u16],
-    },
-    /// IEEE binary16.
-    F16 {
-        /// `n * k` bit patterns.
-        data: &'a [u16],
-    },
-    /// e4m3 codes with one f32 scale per block. The codes must be free of NaN
-    /// ([`crate::e4m3::contains_nan_code`]): the vector paths take 0x7f and 0xff for ±480.
-    Fp8Block {
-        /// `n * k` codes.
-        q: &'a [u8],
-        /// One scale per block of the `ceil(n / block_rows) x ceil(k / block_cols)` grid.
-        scales: &'a [f32],
-        /// How the scales lie.
-        order: ScaleOrder,
-        /// Rows of a block.
-        block_rows: usize,
-        /// Columns of a block.
-        block_cols: usize,
-    },
-}
-
-/// How the scales of a block grid lie in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ScaleOrder {
-    /// Row after row, without gaps.
-    #[default]
-    RowMajor,
-    /// Column after column, each of `stride` values, of which the grid's rows come first: the layout that DeepGEMM's TMA
-    /// loads take.
-    ColMajor {
-        /// Values of a column, padding included; at least the rows of the grid.
-        stride: usize,
-    },
-}
-
-impl ScaleOrder {
-    /// Column-major with columns padded to a multiple of 16 bytes (4 values), for a grid of `rows`.
-    pub fn aligned(rows: usize) -> Self {
-        ScaleOrder::ColMajor { stride: rows.next_multiple_of(4) }
-    }
-
-    /// Values that a grid takes, padding included.
-    pub fn len(self, rows: usize, cols: usize) -> usize {
-        match self {
-            ScaleOrder::RowMajor => rows * cols,
-            ScaleOrder::ColMajor { stride } => stride * cols,
-        }
-    }
-
-    /// Distance in values from one row to the next, and from one column to the next.
-    pub fn strides(self, cols: usize) -> (usize, usize) {
-        match self {
-            ScaleOrder::RowMajor => (cols, 1),
-            ScaleOrder::ColMajor { stride } => (1, stride),
-        }
-    }
-}
 
 /// One product of rows of x with stacked weight matrices: `out[i * ldo + j]` for j over the rows of all parts.
 pub struct Product<'a, P> {
@@ -378,60 +272,6 @@ impl Piece<'_> {
     }
 }
 
-/// The total with the sum of one more block.
-#[inline(always)]
-fn add_block<S: Simd>(s: S, kind: Kind, sum: S::F, scale: S::F, total: S::F) -> S::F {
-    match kind {
-        Kind::Fp8 => s.fma(s.mul(s.by_row(sum), s.splat(UNIT)), scale, total),
-        _ => s.add(total, sum),
-    }
-}
-
-/// How the quads of one kind of weights become lanes.
-trait Quad: Copy {
-    /// Cache lines of a quad.
-    const LINES: usize;
-    /// Four columns of sixteen rows.
-    fn load<S: Simd>(self, s: S, lines: &[Line]) -> [S::F; QUAD];
-}
-
-/// e4m3 codes.
-#[derive(Clone, Copy)]
-struct Fp8;
-
-impl Quad for Fp8 {
-    const LINES: usize = 1;
-    #[inline(always)]
-    fn load<S: Simd>(self, s: S, lines: &[Line]) -> [S::F; QUAD] {
-        s.load_e4m3_quad(&lines[0].0)
-    }
-}
-
-macro_rules! quad {
-    ($kind:ty, $lines:literal) => {
-        impl Quad for $kind {
-            const LINES: usize = $lines;
-            #[inline(always)]
-            fn load<S: Simd>(self, s: S, lines: &[Line]) -> [S::F; QUAD] {
-                let column = |c: usize| {
-                    let byte = c * ROWS * Self::SIZE;
-                    &lines[byte / 64].0[byte % 64..][..ROWS * Self::SIZE]
-                };
-                let [a, b, c, d] = [column(0), column(1), column(2), column(3)];
-                [
-                    Element::load(self, s, a),
-                    Element::load(self, s, b),
-                    Element::load(self, s, c),
-                    Element::load(self, s, d),
-                ]
-            }
-        }
-    };
-}
-quad!(F32, 4);
-quad!(Bf16, 2);
-quad!(F16, 2);
-
 /// The same for one product over row-major weights, which are packed for it: for tests and single products. Uses
 /// [`Isa::detect`] and [`Team::global`].
 ///
@@ -469,71 +309,4 @@ pub fn linear_with(
 ) {
     let w = PackedMatrix::new(w, n, k);
     multiply_with(isa, team, &mut [Product { x, x_fp8: None, m, parts: &[&w], bias, out, ldo }]);
-}
-
-impl AsRef<PackedMatrix> for PackedMatrix {
-    fn as_ref(&self) -> &PackedMatrix {
-        self
-    }
-}
-
-/// The inner product of two slices: sixteen lanes start at +0.0; lane l takes the columns `l, l + 16, ...` in this order,
-/// each by one fused multiply-add (the last step is padded with zeros); then the tree `l + (l+8)`, +4, +2, +1.
-///
-/// # Panics
-/// If the slices differ in length.
-pub fn dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len(), "vectors of one length");
-    dispatch(isa, Dot { a, b })
-}
-
-struct Dot<'a> {
-    a: &'a [f32],
-    b: &'a [f32],
-}
-
-impl Kernel for Dot<'_> {
-    type Out = f32;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        dot_lanes(s, self.a, self.b)
-    }
-}
-
-/// [`dot`] inside a kernel.
-#[inline(always)]
-pub(crate) fn dot_lanes<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
-    let (a16, a_tail) = a.as_chunks::<16>();
-    let (b16, b_tail) = b.as_chunks::<16>();
-    let mut acc = s.splat(0.0);
-    for (a, b) in a16.iter().zip(b16) {
-        acc = s.fma(s.load(a), s.load(b), acc);
-    }
-    if !a_tail.is_empty() {
-        acc = s.fma(s.load(&pad_f32(a_tail)), s.load(&pad_f32(b_tail)), acc);
-    }
-    s.sum(acc)
-}
-
-/// Four of [`dot`] with one of the vectors in common.
-#[inline(always)]
-pub(crate) fn dot_lanes_4<S: Simd>(s: S, a: &[f32], b: [&[f32]; 4]) -> [f32; 4] {
-    let (a16, a_tail) = a.as_chunks::<16>();
-    let [b0, b1, b2, b3] = b.map(|b| b.as_chunks::<16>().0);
-    let mut acc = [s.splat(0.0); 4];
-    for ((((a, b0), b1), b2), b3) in a16.iter().zip(b0).zip(b1).zip(b2).zip(b3) {
-        let a = s.load(a);
-        acc[0] = s.fma(a, s.load(b0), acc[0]);
-        acc[1] = s.fma(a, s.load(b1), acc[1]);
-        acc[2] = s.fma(a, s.load(b2), acc[2]);
-        acc[3] = s.fma(a, s.load(b3), acc[3]);
-    }
-    if !a_tail.is_empty() {
-        let a = s.load(&pad_f32(a_tail));
-        for (acc, b) in acc.iter_mut().zip(b) {
-            *acc = s.fma(a, s.load(&pad_f32(b.as_chunks::<16>().1)), *acc);
-        }
-    }
-    s.sum4(acc)
 }

@@ -36,7 +36,7 @@ macro_rules! each {
 }
 
 /// `out = x / sqrt(mean(x^2) + eps) * w` for each row of `w.len()` values. The sum of squares is that of
-/// [`crate::linear::dot`].
+/// [`crate::dot::dot`].
 ///
 /// # Panics
 /// If `x` and `out` differ in length or are no whole rows.
@@ -74,7 +74,7 @@ impl Kernel for RmsNorm<'_> {
 /// `1 / sqrt(mean(x^2) + eps)`.
 #[inline(always)]
 fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
-    1.0 / (crate::linear::dot_lanes(s, x, x) / x.len() as f32 + eps).sqrt()
+    1.0 / (crate::dot::dot_lanes(s, x, x) / x.len() as f32 + eps).sqrt()
 }
 
 /// `x += y`.

@@ -4,10 +4,11 @@
 mod common;
 
 use common::{bits, cases, gauss_vec, rng};
+use patchhost_kernels::dot::dot;
 use patchhost_kernels::e4m3::DECODE;
 use patchhost_kernels::isa::Isa;
 use patchhost_kernels::linear::{
-    Kind, MatrixView, PackedMatrix, Product, ScaleOrder, Scales, dot, linear, linear_with, multiply,
+    Kind, MatrixView, PackedMatrix, Product, ScaleOrder, Scales, linear, linear_with, multiply,
 };
 use patchhost_kernels::team::Team;
 use rand::Rng;

@@ -1,7 +1,8 @@
 //! A few rows of x: weights are read once and decoded in registers, and the limit is the memory.
 
+use super::lanes::{Fp8, Quad, add_block};
 use super::packed::QUAD;
-use super::{Fp8, Kind, Piece, Quad, ROWS, add_block};
+use super::{Kind, Piece, ROWS};
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, dispatch};
 use crate::source::{Bf16, F16, F32};

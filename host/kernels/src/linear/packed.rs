@@ -284,6 +284,12 @@ impl PackedMatrix {
     }
 }
 
+impl AsRef<PackedMatrix> for PackedMatrix {
+    fn as_ref(&self) -> &PackedMatrix {
+        self
+    }
+}
+
 /// Rows of `k` values into lines, sixteen rows at a time.
 fn pack(kind: Kind, k: usize, block_cols: usize, bytes: &[u8], lines: &mut [Line], group_lines: usize) {
     let stride = k * kind.size();

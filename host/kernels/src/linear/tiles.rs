@@ -3,8 +3,9 @@
 //! x is put into tiles first: for each block of columns, for each tile, column after column, the rows of the tile side
 //! by side. The decoded block (16 KiB at most for blocks of 128) stays in L1 while the tiles stream by.
 
+use super::lanes::{Enter, Fp8, Quad, add_block};
 use super::packed::QUAD;
-use super::{Enter, Fp8, Kind, PackedMatrix, Piece, Quad, ROWS, add_block};
+use super::{Kind, PackedMatrix, Piece, ROWS};
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, dispatch};
 use crate::source::{Bf16, F16, F32};
