@@ -20,6 +20,8 @@ mod direct;
 mod lanes;
 mod packed;
 mod tiles;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
+mod transpose;
 mod view;
 
 pub use packed::{Kind, PackedMatrix, ROWS, Scales};
