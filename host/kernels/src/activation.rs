@@ -2,7 +2,7 @@
 //!
 //! A block-FP8 GEMM on the GPU computes `sum over K blocks of dot(codes of a, codes of b) * sa * sb` in f32 (vLLM's
 //! test reference `native_w8a8_block_matmul`). Here the activations are quantized and dequantized again
-//! ([`apply_groups`]) and go through [`crate::linear::linear`] with the FP8 weights. Both compute the same real
+//! ([`apply_groups`]) and go through [`crate::linear::multiply`] with the FP8 weights. Both compute the same real
 //! number; they differ by f32 roundings of the sum only (below 1e-5 relative to the norms, held by a test).
 
 use crate::e4m3::NAN;

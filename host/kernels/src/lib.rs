@@ -10,7 +10,7 @@
 //! 4. [`cast::cast_panel`] proves every answer against the scheme's contract and casts. [`panel::quantize_panels`] is
 //!    the way from 2 to 4 that reads the weights from memory once.
 //! 5. [`linear::multiply`] and [`attention::attend_rows`] compute with the result, shared out over a [`team::Team`];
-//!    [`rows`] and [`strided`] have what lies between; [`activation`] emulates W8A8.
+//!    [`rows`], [`heads`] and [`strided`] have what lies between; [`activation`] emulates W8A8.
 //!
 //! **One result.** Every function gives the same bits on all instruction sets ([`isa::Isa`]), for all thread counts and
 //! batch sizes. Sums are defined as sixteen partial sums in a fixed order for that. MXCSR (FPCR on Arm) is never touched:
@@ -29,6 +29,7 @@ pub mod dot;
 pub mod e4m3;
 pub mod e8m0;
 pub mod error;
+pub mod heads;
 pub mod isa;
 pub mod linear;
 mod pages;

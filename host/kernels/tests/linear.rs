@@ -162,7 +162,7 @@ fn close_to_f64() {
 
 #[test]
 fn absurd_scales_stay_exact() {
-    // 256 * scale overflows: the fused decoding must not be used.
+    // The units of the sums must not make a scale overflow that the result does not.
     let q = vec![0x01u8; 32];
     let scales = [f32::MAX, 1.0];
     for isa in Isa::available() {
@@ -219,8 +219,8 @@ fn dot_is_the_definition() {
     }
 }
 
-/// Column-major scales with padded columns are only another order in memory: the same bits come out, with fused decoding
-/// and without, for one row of x and for many.
+/// Column-major scales with padded columns are only another order in memory: the same bits come out, for one row of x
+/// and for many.
 #[test]
 fn column_major_scales_give_the_same_bits() {
     let mut rng = rng(31);

@@ -9,12 +9,12 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use patchhost_kernels::linear::{Kind, PackedMatrix};
+use patchhost_kernels::linear::{Kind, PackedMatrix, ROWS};
 use rayon::prelude::*;
 
-use crate::pace::piece;
+use crate::pace::{breathe, piece};
 use crate::registry::{Expansion, ParamId, Registry};
-use crate::weights::{Matrix, PACKED_ROWS, Part};
+use crate::weights::{Matrix, Part};
 
 /// What is derived from one `kv_b_proj`, per head.
 pub(crate) struct Absorbed {
@@ -37,6 +37,9 @@ impl Absorbed {
         Self { keys, values }
     }
 }
+
+/// Rows that are transposed and packed at a time.
+const PACKED_ROWS: usize = 4 * ROWS;
 
 fn head(e: &Expansion, part: &Part, h: usize) -> (PackedMatrix, PackedMatrix) {
     let (rows, rank) = (e.rows(h), part.cols);
@@ -65,9 +68,7 @@ fn head(e: &Expansion, part: &Part, h: usize) -> (PackedMatrix, PackedMatrix) {
         });
     }
     let mut values = PackedMatrix::zeroed(kind, e.value, rank, None);
-    for (i, bytes) in down.chunks((PACKED_ROWS * rank * kind.size()).max(1)).enumerate() {
-        piece(|| values.pack_rows(i * PACKED_ROWS, bytes));
-    }
+    values.fill(down, breathe);
     (keys, values)
 }
 

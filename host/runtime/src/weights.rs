@@ -19,9 +19,6 @@ use crate::pace::breathe;
 use crate::refit::Origin;
 use crate::registry::{ParamId, Registry};
 
-/// Rows that are packed at a time.
-pub(crate) const PACKED_ROWS: usize = 4 * ROWS;
-
 /// The data of one part: row-major while it is made, packed for the kernels once it is published.
 #[derive(Debug, Clone)]
 pub enum Matrix {

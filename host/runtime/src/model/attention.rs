@@ -1,7 +1,8 @@
 //! Grouped-query attention.
 
 use patchhost_kernels::attention::{AttentionShape, Context, attend_rows};
-use patchhost_kernels::rows::{HeadNorm, HeadSteps, gate, heads};
+use patchhost_kernels::heads::{HeadNorm, HeadSteps, heads};
+use patchhost_kernels::rows::gate;
 
 use super::linear::linear;
 use super::work::{Owner, Work};

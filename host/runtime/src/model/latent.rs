@@ -2,8 +2,9 @@
 //! shared key, and every head attends to these ([`crate::absorbed`]).
 
 use patchhost_kernels::attention::{AttentionShape, attend_rows};
+use patchhost_kernels::heads::{HeadNorm, HeadSteps, heads};
 use patchhost_kernels::linear::{PackedMatrix, Product, multiply};
-use patchhost_kernels::rows::{HeadNorm, HeadSteps, heads, rms_norm};
+use patchhost_kernels::rows::rms_norm;
 use patchhost_kernels::strided::{Strides, copy_heads};
 
 use super::attention::context;
