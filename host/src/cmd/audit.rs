@@ -69,24 +69,24 @@ pub fn run(args: Args, format: Format, sarif: bool) -> anyhow::Result<()> {
     }
     if sarif {
         let files: Vec<(String, &Report)> = audited.iter().map(|one| (one.name.clone(), &one.report)).collect();
-        println!("{}", serde_json::to_string_pretty(&audit::sarif(&files))?);
+        outln!("{}", serde_json::to_string_pretty(&audit::sarif(&files))?);
     } else if format == Format::Json {
         let files: Vec<_> = audited.iter().map(json).collect();
-        println!("{}", json!({ "files": files, "refused": refused(&audited) }));
+        outln!("{}", json!({ "files": files, "refused": refused(&audited) }));
     } else {
         let style = if std::io::stdout().is_terminal() { Style::Color } else { Style::Plain };
         for (i, one) in audited.iter().enumerate() {
             if i > 0 {
-                println!();
+                outln!();
             }
-            print!("{}", audit::text(&one.name, &one.report, &one.more, style));
+            out!("{}", audit::text(&one.name, &one.report, &one.more, style));
             if let Some(diff) = &one.diff {
                 print_diff(diff);
             }
             if let Some(probe) = &one.probe {
                 print_probe(probe);
             }
-            println!("({:.0} ms)", one.milliseconds);
+            outln!("({:.0} ms)", one.milliseconds);
         }
     }
     match refused(&audited) {
@@ -187,8 +187,8 @@ fn json(one: &Audited) -> serde_json::Value {
 
 fn print_diff(diff: &diff::Diff) {
     let f = &diff.functions;
-    println!("\nsince {} ({} bytes)", diff.old.0, diff.old.1);
-    println!(
+    outln!("\nsince {} ({} bytes)", diff.old.0, diff.old.1);
+    outln!(
         "  functions {} changed, {} added, {} removed, {} the same",
         f.changed.len(),
         f.added.len(),
@@ -197,36 +197,36 @@ fn print_diff(diff: &diff::Diff) {
     );
     for changed in &f.changed {
         let (before, now) = changed.instructions;
-        println!("    ~ {}  ({})", changed.name, changed.place);
-        println!("      {before} instructions before, {now} now; first: `{}` → `{}`", changed.first.0, changed.first.1);
+        outln!("    ~ {}  ({})", changed.name, changed.place);
+        outln!("      {before} instructions before, {now} now; first: `{}` → `{}`", changed.first.0, changed.first.1);
     }
     for (sign, names) in [('+', &f.added), ('-', &f.removed)] {
         for name in names {
-            println!("    {sign} {name}");
+            outln!("    {sign} {name}");
         }
     }
     let list = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    println!("  imports   added {}; removed {}", list(&diff.imports_added), list(&diff.imports_removed));
+    outln!("  imports   added {}; removed {}", list(&diff.imports_added), list(&diff.imports_removed));
     if !diff.opcodes.is_empty() {
         let all: Vec<String> = diff.opcodes.iter().map(|(name, count)| format!("{count:+} {name}")).collect();
-        println!("  opcodes   {}", all.join(", "));
+        outln!("  opcodes   {}", all.join(", "));
     }
     let (before, now) = diff.data_bytes;
     let data = if diff.data_changed { "changed" } else { "the same" };
-    println!("  data      {data}: {before} bytes before, {now} now");
+    outln!("  data      {data}: {before} bytes before, {now} now");
     let size = i64::try_from(diff.new.1).unwrap_or(0) - i64::try_from(diff.old.1).unwrap_or(0);
-    println!("  size      {size:+} bytes");
+    outln!("  size      {size:+} bytes");
     if !diff.wit.is_empty() {
-        println!("  interface");
+        outln!("  interface");
         for line in &diff.wit {
-            println!("    {line}");
+            outln!("    {line}");
         }
     }
 }
 
 fn print_probe(report: &ProbeReport) {
     let of = report.profile.as_deref().map(|profile| format!(", profile {profile}")).unwrap_or_default();
-    println!("\nasked {}{of}: {} answers in {:.1} s", report.patch, report.asked(), report.seconds);
+    outln!("\nasked {}{of}: {} answers in {:.1} s", report.patch, report.asked(), report.seconds);
     for check in &report.checks {
         let word = match check.verdict {
             Verdict::Passed => "ok",
@@ -235,9 +235,9 @@ fn print_probe(report: &ProbeReport) {
             Verdict::Skipped => "-",
         };
         let worst = check.worst.as_deref().map(|worst| format!("  ({worst})")).unwrap_or_default();
-        println!("  {word:<7}{:<28}{:>8}  {}{worst}", check.title(), check.asked, check.about);
+        outln!("  {word:<7}{:<28}{:>8}  {}{worst}", check.title(), check.asked, check.about);
         if let Some(why) = &check.why {
-            println!("         {}", why.replace('\n', "\n         "));
+            outln!("         {}", why.replace('\n', "\n         "));
         }
     }
 }
@@ -257,7 +257,7 @@ fn rules(explain: Option<&str>, format: Format) -> anyhow::Result<()> {
         }
     }
     if format == Format::Json {
-        println!("{}", json!({ "rules": all }));
+        outln!("{}", json!({ "rules": all }));
         return Ok(());
     }
     for rule in all {
@@ -266,7 +266,7 @@ fn rules(explain: Option<&str>, format: Format) -> anyhow::Result<()> {
             Severity::Warn => "warning",
             Severity::Info => "note",
         };
-        println!("{} {:<28} {severity:<8} {}", rule.id, rule.slug, rule.about);
+        outln!("{} {:<28} {severity:<8} {}", rule.id, rule.slug, rule.about);
     }
     Ok(())
 }

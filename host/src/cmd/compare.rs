@@ -254,8 +254,8 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     match format {
         Format::Json => json(&Printed { report: &report, patches: [a.ledger(), b.ledger()] }),
         Format::Text => {
-            print!("{}", compare::text(&report, limit));
-            args.html.iter().for_each(|path| println!("\nwrote {}", path.display()));
+            out!("{}", compare::text(&report, limit));
+            args.html.iter().for_each(|path| outln!("\nwrote {}", path.display()));
             for (label, side) in [("A", &a), ("B", &b)] {
                 side.print_ledger(label);
             }

@@ -38,7 +38,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
         Some(consumer) => {
             let reader = ReaderArgs { consumer, scale_format: None, allow_partial_blocks: args.allow_partial_blocks };
             let (plan, _) = reader.plan(&model, &patches, "explain --for")?;
-            plan.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+            plan.warnings.iter().for_each(|w| errln!("warning: {w}"));
             plan.entries.iter().map(Entry::outcome).collect()
         }
     };
@@ -51,7 +51,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
             "tensors": outcomes,
         }));
     }
-    println!("model {} ({})", model.name, model.engine.info().architecture);
+    outln!("model {} ({})", model.name, model.engine.info().architecture);
     let width = outcomes.iter().map(|o| o.name.len()).max().unwrap_or(0);
     let mut counts = [0usize; 4];
     for o in &outcomes {
@@ -59,7 +59,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
         counts[i] += 1;
         let role = serde_json::to_value(o.role)?;
         let dtype = serde_json::to_value(o.dtype)?;
-        println!(
+        outln!(
             "{:width$}  {:13} {:5} {:16} {verdict}",
             plain(o.name.clone()),
             role.as_str().unwrap_or_default(),
@@ -68,7 +68,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
         );
     }
     let stored = if counts[3] > 0 { format!(", {} FP8 as stored", counts[3]) } else { String::new() };
-    println!("{} quantized, {} kept, {} ignored{stored}", counts[0], counts[1], counts[2]);
+    outln!("{} quantized, {} kept, {} ignored{stored}", counts[0], counts[1], counts[2]);
     patches.print_ledger();
     Ok(())
 }

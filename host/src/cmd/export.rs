@@ -189,7 +189,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
         None => None,
     };
     for warning in &plan.warnings {
-        eprintln!("warning: {}", patchhost_runtime::error::plain(warning.to_string()));
+        errln!("warning: {}", patchhost_runtime::error::plain(warning.to_string()));
     }
     let config = config_json(&info.config, &plan).map_err(plain)?;
     let companions = match model.folder() {
@@ -200,7 +200,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     let staging = target.stage().map_err(plain)?;
     let removed_leftovers = staging.leftovers;
     if removed_leftovers > 0 {
-        eprintln!("note: removed what {} left behind", plural(removed_leftovers, "interrupted export"));
+        errln!("note: removed what {} left behind", plural(removed_leftovers, "interrupted export"));
     }
     let bar = progress_bar("export");
     if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {bytes}/{total_bytes} {wide_msg}") {
@@ -245,10 +245,10 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
             patches: patches.ledger(),
         });
     }
-    println!("exported {} ({}) to {} for {}", model.name, info.architecture, out.display(), plan.consumer);
+    outln!("exported {} ({}) to {} for {}", model.name, info.architecture, out.display(), plan.consumer);
     print_report(&report, seconds);
     if !companions.left.is_empty() {
-        println!("not copied: {}", companions.left.join(", "));
+        outln!("not copied: {}", companions.left.join(", "));
     }
     patches.print_ledger();
     Ok(())
@@ -289,28 +289,35 @@ fn metadata(plan: &Plan, patch: &Patch) -> BTreeMap<String, String> {
 
 fn print_table(rows: &[TpRow], sizes: &[usize]) {
     let width = rows.iter().map(|r| r.module.len()).max().unwrap_or(0).max("tensor parallel".len());
-    print!("{:width$}  {:>5}  {:7}", "tensor parallel", "count", "cut");
+    out!("{:width$}  {:>5}  {:7}", "tensor parallel", "count", "cut");
     for size in sizes {
-        print!("  {size:>4}");
+        out!("  {size:>4}");
     }
-    println!();
+    outln!();
     for row in rows {
-        print!("{:width$}  {:>5}  {:7}", row.module, row.count, row.cut);
+        out!("{:width$}  {:>5}  {:7}", row.module, row.count, row.cut);
         for problem in &row.problems {
-            print!("  {:>4}", if problem.is_none() { "ok" } else { "no" });
+            out!("  {:>4}", if problem.is_none() { "ok" } else { "no" });
         }
-        println!();
+        outln!();
     }
 }
 
 fn print_report(report: &Report, seconds: f64) {
-    println!(
+    outln!(
         "{:14} {:>9} {:>6} {:>10} {:>10}  {:>9} {:>9} {:>9}",
-        "", "quantized", "kept", "before", "after", "rel. RMSE", "saturated", "flushed"
+        "",
+        "quantized",
+        "kept",
+        "before",
+        "after",
+        "rel. RMSE",
+        "saturated",
+        "flushed"
     );
     for c in report.classes.iter().chain([&report.total]) {
         let rmse = c.relative_rmse.map_or_else(String::new, |r| format!("{:.3} %", r * 100.0));
-        println!(
+        outln!(
             "{:14} {:>9} {:>6} {:>10} {:>10}  {rmse:>9} {:>9} {:>9}",
             c.class,
             c.quantized,
@@ -322,15 +329,15 @@ fn print_report(report: &Report, seconds: f64) {
         );
     }
     let shards = report.files.iter().filter(|f| f.name.ends_with(".safetensors")).count();
-    print!(
+    out!(
         "{} of weights, {} in all, in {}",
         plural(shards, "file"),
         plural(report.files.len(), "file"),
         duration(seconds)
     );
     match peak_memory() {
-        Some(peak) => println!("; peak memory {}", bytes(peak)),
-        None => println!(),
+        Some(peak) => outln!("; peak memory {}", bytes(peak)),
+        None => outln!(),
     }
 }
 

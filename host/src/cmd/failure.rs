@@ -72,7 +72,7 @@ pub(super) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
         return ExitCode::from(code);
     }
     match format {
-        Format::Text => eprintln!("error: {error}"),
+        Format::Text => errln!("error: {error}"),
         // The one object of the verb says it.
         Format::Json if error.is::<Refused>() => {}
         Format::Json => {
@@ -81,7 +81,7 @@ pub(super) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
                 object["first_bad_seq"] = at.seq.into();
                 object["broken"] = serde_json::json!(at);
             }
-            println!("{object}");
+            outln!("{object}");
         }
     }
     ExitCode::from(code)

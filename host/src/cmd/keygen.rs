@@ -28,9 +28,9 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
             "public": public, "name": key.name(), "secret_file": args.out, "public_file": public_file,
         }));
     }
-    println!("{public}");
-    println!("secret key in {} (keep it to yourself), public key in {}", shown(&args.out), shown(&public_file));
-    println!("who trusts it writes into patchhost.toml:");
-    println!("  [[trust.signers]]\n  name = {:?}\n  key = \"{public}\"", key.name().unwrap_or("NAME"));
+    outln!("{public}");
+    outln!("secret key in {} (keep it to yourself), public key in {}", shown(&args.out), shown(&public_file));
+    outln!("who trusts it writes into patchhost.toml:");
+    outln!("  [[trust.signers]]\n  name = {:?}\n  key = \"{public}\"", key.name().unwrap_or("NAME"));
     Ok(())
 }

@@ -78,7 +78,7 @@ impl LiveArgs {
             Some(path) => {
                 let (ledger, opened) = Ledger::open(path, LedgerOptions::default())?;
                 if let Some(torn) = &opened.torn {
-                    eprintln!(
+                    errln!(
                         "note: the ledger ended in the middle of a line; {} bytes are kept in {}",
                         torn.bytes,
                         torn.moved_to.display()
@@ -114,7 +114,7 @@ impl LiveArgs {
         };
         for seen in watcher.iter().flat_map(Watcher::sync) {
             if let Err(error) = &seen.outcome {
-                eprintln!("note: {} is not used\n{error}", seen.path.display());
+                errln!("note: {} is not used\n{error}", seen.path.display());
             }
         }
         let given = patches.components.iter().map(PathBuf::from).filter(|path| path.is_file());

@@ -93,15 +93,15 @@ pub(super) fn show(lock: &str, recorded: &Recorded, format: Format) -> anyhow::R
         });
         return json(&object);
     }
-    println!("{} {}  {}  {} bytes", clean(&entry.name, 120), entry.version, entry.digest, entry.size);
-    println!("  generation {}", entry.generation);
+    outln!("{} {}  {}  {} bytes", clean(&entry.name, 120), entry.version, entry.digest, entry.size);
+    outln!("  generation {}", entry.generation);
     match &changes[..] {
-        [] => println!("  nothing changed"),
-        all => all.iter().for_each(|change| println!("  {}", change.line())),
+        [] => outln!("  nothing changed"),
+        all => all.iter().for_each(|change| outln!("  {}", change.line())),
     }
     let shown = findings.iter().filter(|finding| finding.severity == Severity::Warn);
-    shown.for_each(|finding| println!("  warning {}", finding.line()));
-    println!(
+    shown.for_each(|finding| outln!("  warning {}", finding.line()));
+    outln!(
         "  audit: {} warnings, {} notes; {}; {}",
         entry.audit.warnings,
         entry.audit.infos,
@@ -111,9 +111,9 @@ pub(super) fn show(lock: &str, recorded: &Recorded, format: Format) -> anyhow::R
             None => "no review is written down (--note)".to_owned(),
         }
     );
-    println!("written to {}", clean(lock, 200));
+    outln!("written to {}", clean(lock, 200));
     if *began {
-        println!("note: the lock is new; where it is found, only locked patches are loaded from now on");
+        outln!("note: the lock is new; where it is found, only locked patches are loaded from now on");
     }
     Ok(())
 }
@@ -146,21 +146,21 @@ fn list(files: &TrustFiles, format: Format) -> anyhow::Result<()> {
     for entry in &lock.patches {
         print_entry(entry);
     }
-    println!("{} in {path}", super::output::plural(lock.patches.len(), "entry").replace("entrys", "entries"));
+    outln!("{} in {path}", super::output::plural(lock.patches.len(), "entry").replace("entrys", "entries"));
     Ok(())
 }
 
 fn print_entry(entry: &Entry) {
     let list = |items: Vec<String>| if items.is_empty() { "none".to_owned() } else { clean(&items.join(", "), 400) };
-    println!(
+    outln!(
         "{} {}  sha256:{}  {}",
         clean(&entry.name, 120),
         entry.version,
         entry.digest.short(),
         list(entry.hooks.clone())
     );
-    println!("  settings {}", list(entry.settings.iter().map(ToString::to_string).collect()));
-    println!(
+    outln!("  settings {}", list(entry.settings.iter().map(ToString::to_string).collect()));
+    outln!(
         "  limits   {}",
         if entry.limits_set.is_empty() {
             "the policy's".to_owned()
@@ -168,10 +168,10 @@ fn print_entry(entry: &Entry) {
             list(entry.limits_set.clone()) + " of its own"
         }
     );
-    println!("  grants   {}", list(entry.grants.lines()));
-    println!("  signed   {}", list(entry.signatures.iter().map(|s| s.key.short()).collect()));
+    outln!("  grants   {}", list(entry.grants.lines()));
+    outln!("  signed   {}", list(entry.signatures.iter().map(|s| s.key.short()).collect()));
     if let Some(review) = &entry.review {
-        println!("  reviewed by {} on {}: {}", clean(&review.who, 120), review.date, clean(&review.note, 300));
+        outln!("  reviewed by {} on {}: {}", clean(&review.who, 120), review.date, clean(&review.note, 300));
     }
 }
 
@@ -193,6 +193,6 @@ fn remove(files: &TrustFiles, name: &str, format: Format) -> anyhow::Result<()> 
     if format == Format::Json {
         return json(&serde_json::json!({ "lock": path, "removed": name }));
     }
-    println!("removed `{}` from {path}; its grants are gone with it", clean(name, 80));
+    outln!("removed `{}` from {path}; its grants are gone with it", clean(name, 80));
     Ok(())
 }

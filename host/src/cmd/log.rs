@@ -65,12 +65,12 @@ fn verify(args: &VerifyArgs, format: Format) -> anyhow::Result<()> {
     let (records, files) = (plural(verified.records as usize, "record"), plural(verified.files, "file"));
     match (verified.first_seq, verified.head) {
         (Some(first), Some(head)) => {
-            println!("good: {records}, seq {first} to {}, in {files}", head.seq);
-            println!("head: {}", head.hash);
+            outln!("good: {records}, seq {first} to {}, in {files}", head.seq);
+            outln!("head: {}", head.hash);
         }
-        _ => println!("good: {records} in {files}"),
+        _ => outln!("good: {records} in {files}"),
     }
-    verified.notes.iter().for_each(|note| println!("note: {note}"));
+    verified.notes.iter().for_each(|note| outln!("note: {note}"));
     Ok(())
 }
 
@@ -79,8 +79,8 @@ fn show(args: &ShowArgs, format: Format) -> anyhow::Result<()> {
     if format == Format::Json {
         return json(&shown);
     }
-    shown.records.iter().for_each(|entry| println!("{}", line(entry)));
-    shown.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    shown.records.iter().for_each(|entry| outln!("{}", line(entry)));
+    shown.notes.iter().for_each(|note| errln!("note: {note}"));
     Ok(())
 }
 

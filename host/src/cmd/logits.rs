@@ -99,7 +99,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
             "out": args.out, "shape": shape, "dtype": label, "refit": refit, "patches": patches.ledger(),
         }));
     }
-    println!("wrote logits {shape:?} ({label}) of {} to {}", model.name, args.out.display());
+    outln!("wrote logits {shape:?} ({label}) of {} to {}", model.name, args.out.display());
     patches.print_ledger();
     Ok(())
 }

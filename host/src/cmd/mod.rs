@@ -1,5 +1,8 @@
 //! The command line: one file per verb.
 
+#[macro_use]
+mod output;
+
 mod admin_client;
 mod args;
 mod audit;
@@ -14,7 +17,6 @@ mod lock;
 mod log;
 mod logits;
 mod lora;
-mod output;
 mod patches;
 mod quantize;
 mod rebuild;
@@ -84,15 +86,25 @@ enum Verb {
     Replay(replay::Args),
 }
 
+impl Verb {
+    /// Whether it works for others until it is told to stop: then nobody who hangs up, on standard output or on a
+    /// connection, may end it, as SIGPIPE would.
+    fn stays(&self) -> bool {
+        matches!(self, Verb::Serve(_) | Verb::Train(_))
+    }
+}
+
 /// Parses the command line, runs the verb and turns its error into the exit code.
 pub fn main() -> ExitCode {
     let startup = startup::Startup::begin();
     if let Some(code) = crate::sandbox::trial::child().or_else(crate::isolate::child) {
         return code;
     }
-    // `patchhost run | head` must end quietly, not with a panic about a broken pipe.
-    sigpipe::reset();
     let cli = Cli::parse();
+    if !cli.verb.stays() {
+        // `patchhost audit X.wasm | head` ends quietly, as other programs do.
+        sigpipe::reset();
+    }
     let filter = tracing_subscriber::EnvFilter::try_from_env("PATCHHOST_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
     tracing_subscriber::fmt()
@@ -139,7 +151,7 @@ pub fn main() -> ExitCode {
         Verb::Replay(args) => replay::run(&args, format),
         Verb::VerifyRefit(args) => verify_refit::run(args, format),
     };
-    match result {
+    match result.and_then(|()| output::complete()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => failure::report(&e, format),
     }

@@ -1,6 +1,56 @@
-//! Printing: numbers as people read them.
+//! Printing: lines that cannot panic, and numbers as people read them.
+
+use std::fmt::Arguments;
+use std::io::{self, Write};
+use std::sync::OnceLock;
 
 use serde::Serialize;
+
+/// Why standard output did not take everything, if it did not.
+static LOST: OnceLock<io::Error> = OnceLock::new();
+
+/// A line on standard output. Unlike `println!` it does not panic where the output is closed or the disk is full.
+macro_rules! outln {
+    () => { $crate::cmd::output::write(format_args!("\n")) };
+    ($($text:tt)*) => { $crate::cmd::output::write(format_args!("{}\n", format_args!($($text)*))) };
+}
+
+/// The same without the end of the line.
+macro_rules! out {
+    ($($text:tt)*) => { $crate::cmd::output::write(format_args!($($text)*)) };
+}
+
+/// A line on standard error, where somebody may read it or not.
+macro_rules! errln {
+    ($($text:tt)*) => { $crate::cmd::output::remark(format_args!($($text)*)) };
+}
+
+/// What [`outln`] does.
+pub(in crate::cmd) fn write(text: Arguments<'_>) {
+    if let Err(error) = io::stdout().write_fmt(text) {
+        // Only the first one is told; who closed the output has read enough.
+        let _ = LOST.set(error);
+    }
+}
+
+/// What [`errln`] does.
+pub(in crate::cmd) fn remark(text: Arguments<'_>) {
+    let _ = io::stderr().write_fmt(format_args!("{text}\n"));
+}
+
+/// An error where a part of the output was lost, so that a script does not take half of it for all.
+pub(super) fn complete() -> anyhow::Result<()> {
+    if let Err(error) = io::stdout().flush() {
+        let _ = LOST.set(error);
+    }
+    match LOST.get() {
+        Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let (why, next) = ("what was printed is not all there is", "make room, or print to another place");
+            Err(anyhow::anyhow!("refused: standard output: {error}\n  why: {why}\n  next: {next}"))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// "4.3 GB", decimal units as file managers use.
 pub fn bytes(n: u64) -> String {
@@ -39,6 +89,6 @@ pub fn plural(n: usize, one: &str) -> String {
 
 /// Prints one JSON object.
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    outln!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }

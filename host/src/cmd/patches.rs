@@ -56,25 +56,25 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
         return json(&serde_json::json!({ "patches": rows }));
     }
     for r in &rows {
-        println!("{} {}  {}  sha256:{}", r.name, r.version, r.hooks.join(", "), &r.sha256[..12]);
-        println!("  {}", r.summary);
-        println!("  why: {}", r.reason);
+        outln!("{} {}  {}  sha256:{}", r.name, r.version, r.hooks.join(", "), &r.sha256[..12]);
+        outln!("  {}", r.summary);
+        outln!("  why: {}", r.reason);
         if let Some(upstream) = r.upstream {
-            println!("  upstream: {upstream}");
+            outln!("  upstream: {upstream}");
         }
         if let Some(when) = r.remove_when {
-            println!("  remove when: {when}");
+            outln!("  remove when: {when}");
         }
         for t in r.targets {
             let models = match &t.architectures[..] {
                 [] => "any architecture".to_string(),
                 some => some.join(", "),
             };
-            println!("  for {} {}: {models}", t.engine, t.versions);
+            outln!("  for {} {}: {models}", t.engine, t.versions);
         }
     }
     let (one, many) = if named { ("patch", "patches") } else { ("bundled patch", "bundled patches") };
-    println!("{} {}", rows.len(), if rows.len() == 1 { one } else { many });
+    outln!("{} {}", rows.len(), if rows.len() == 1 { one } else { many });
     Ok(())
 }
 

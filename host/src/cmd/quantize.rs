@@ -132,10 +132,10 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
             None => format!("quantized, scale {}: {}", r["scale_shape"], r["rule"].as_str().unwrap_or_default()),
         };
         let name = plain(r["tensor"].as_str().unwrap_or_default().to_owned());
-        println!("{name} {} {verdict}", r["shape"]);
+        outln!("{name} {} {verdict}", r["shape"]);
     }
     let rmse = relative(&total).map(|r| format!(", relative RMSE {:.3} %", r * 100.0)).unwrap_or_default();
-    println!(
+    outln!(
         "{} quantized, {} kept; {} -> {}{rmse}; {} saturated, {} flushed to zero",
         plural(quantized, "tensor"),
         rows.len() - quantized,

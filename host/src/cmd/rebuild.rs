@@ -71,7 +71,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         return if same { Ok(()) } else { Err(Said(EXIT_REFUSED).into()) };
     }
     if same {
-        println!("{name} {digest}\n  rebuilt: identical\n  source  {}\n  tools   {}", here.source, here.toolchain);
+        outln!("{name} {digest}\n  rebuilt: identical\n  source  {}\n  tools   {}", here.source, here.toolchain);
         return Ok(());
     }
     let finding = not_reproducible(file, &digest, rebuilt.as_ref());

@@ -22,7 +22,7 @@ impl RecordArgs {
     /// Makes the file, if one is asked for. `model` names the model, `config` is the text of its config.json.
     pub fn start(&self, model: &str, config: &str) -> anyhow::Result<Option<Recorded>> {
         let Some(path) = &self.record else { return Ok(None) };
-        let notice = |text: &str| eprintln!("note: {text}");
+        let notice = |text: &str| errln!("note: {text}");
         Ok(Some(Recorded(Recorder::create(path, self.record_max_bytes, model, config, notice)?)))
     }
 }
@@ -44,7 +44,7 @@ impl Drop for Recorded {
         if status.calls == 0 && status.left_out == 0 {
             // Made by this run, for nothing: the next one can use the name again.
             let _ = std::fs::remove_file(&status.path);
-            eprintln!("note: no call was made, so nothing is recorded");
+            errln!("note: no call was made, so nothing is recorded");
             return;
         }
         let missing = match status.left_out {
@@ -52,6 +52,6 @@ impl Drop for Recorded {
             n => format!("; {n} more are missing"),
         };
         let calls = plural(status.calls as usize, "call");
-        eprintln!("note: {calls} in {} are recorded in `{}`{missing}", bytes(status.bytes), status.path.display());
+        errln!("note: {calls} in {} are recorded in `{}`{missing}", bytes(status.bytes), status.path.display());
     }
 }

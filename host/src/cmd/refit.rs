@@ -111,10 +111,10 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
     let loaded = Source::open(&args.from).map_err(plain)?;
     let loaded = loaded.load(Some(base), args.target_version.map(Version)).map_err(plain)?;
     for s in &loaded.skipped {
-        eprintln!("note: `{}` is passed over: {}", s.name, s.why);
+        errln!("note: `{}` is passed over: {}", s.name, s.why);
     }
     if loaded.steps.is_empty() {
-        eprintln!("note: `{}` holds nothing newer than the weights of MODEL", args.from.display());
+        errln!("note: `{}` holds nothing newer than the weights of MODEL", args.from.display());
     }
     if text {
         print_source(&args.from, &loaded);
@@ -128,7 +128,7 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
     let first = first?;
     let before = model.engine.live()?.digest(model.engine.registry());
     if text {
-        println!("live: version {} sha256:{}", first.label, &before[..16]);
+        outln!("live: version {} sha256:{}", first.label, &before[..16]);
     }
 
     let version = args.version.clone().or_else(|| loaded.version.map(|v| v.to_string()));
@@ -153,7 +153,7 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
         Err(e) => {
             let live = model.engine.live()?;
             let digest = live.digest(model.engine.registry());
-            eprintln!("note: nothing was published; version {} serves, sha256:{}", live.label(), &digest[..16]);
+            errln!("note: nothing was published; version {} serves, sha256:{}", live.label(), &digest[..16]);
             return Err(e);
         }
     };
@@ -163,9 +163,9 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
         print_refit(&report);
         print_layout(&report);
         if args.verify {
-            println!("verified: equal to a fresh load of the same tensors, bit for bit");
+            outln!("verified: equal to a fresh load of the same tensors, bit for bit");
         }
-        println!(
+        outln!(
             "live: version {} sha256:{}{}",
             report.label,
             &digest[..16],
@@ -176,7 +176,7 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
     if text {
         for w in &saved {
             let what = if w.unchanged > 0 { format!(", {} unchanged", w.unchanged) } else { String::new() };
-            println!("wrote {}: {}{what}, {}", w.path.display(), plural(w.tensors, "tensor"), bytes(w.bytes));
+            outln!("wrote {}: {}{what}, {}", w.path.display(), plural(w.tensors, "tensor"), bytes(w.bytes));
         }
         patches.print_ledger();
         return Ok(());
@@ -260,11 +260,11 @@ fn save(args: &Args, model: &Model, held: Option<Version>, new: &Loaded) -> anyh
 
 fn print_source(from: &Path, loaded: &Loaded) {
     let version = loaded.version.map(|v| format!(", version {v}")).unwrap_or_default();
-    println!("from {}{version}: {}", from.display(), plural(loaded.checkpoint.tensors().len(), "tensor"));
+    outln!("from {}{version}: {}", from.display(), plural(loaded.checkpoint.tensors().len(), "tensor"));
     for s in &loaded.steps {
         if let (Some(version), Some(base), Some(encoding)) = (s.version, s.base_version, s.encoding) {
             let changed = plural(s.changed, "tensor");
-            println!("  {base} -> {version}: {changed} changed ({}), {}", encoding.name(), bytes(s.bytes));
+            outln!("  {base} -> {version}: {changed} changed ({}), {}", encoding.name(), bytes(s.bytes));
         }
     }
 }
@@ -276,13 +276,13 @@ fn print_layout(report: &RefitReport) {
             .iter()
             .map(|(pass, n)| format!("{} on {}", layout::name(*pass), plural(*n, "tensor")))
             .collect();
-        println!("  layout: {}", passes.join(", "));
+        outln!("  layout: {}", passes.join(", "));
     }
     if report.not_local > 0 {
-        println!("  {} of experts of other ranks skipped", plural(report.not_local, "tensor"));
+        outln!("  {} of experts of other ranks skipped", plural(report.not_local, "tensor"));
     }
     if !report.observers.is_empty() {
-        println!("  accepted by {} in {}", report.observers.join(", "), duration(report.seconds));
+        outln!("  accepted by {} in {}", report.observers.join(", "), duration(report.seconds));
     }
 }
 

@@ -44,7 +44,7 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
     }
     cast.check_settings(&recording)?;
     let notes = std::mem::take(&mut cast.notes);
-    notes.iter().for_each(|note| eprintln!("note: {note}"));
+    notes.iter().for_each(|note| errln!("note: {note}"));
     let bar = progress_bar("replay");
     bar.set_length(recording.overview().calls);
     let report = replay.run(&|done| bar.set_position(done));
@@ -80,7 +80,7 @@ fn print_json(report: &ReplayReport, file: &Path, notes: &[String]) -> anyhow::R
 fn print_text(report: &ReplayReport, file: &Path) {
     let r = &report.recording;
     let clean = |text: &str| crate::abi::text::clean(text, 200);
-    println!(
+    outln!(
         "recording {}: patchhost {}, model {} (config sha256:{}), {} in {}",
         file.display(),
         clean(&r.host),
@@ -92,20 +92,20 @@ fn print_text(report: &ReplayReport, file: &Path) {
     match (r.full, r.end) {
         (Some(limit), end) => {
             let missing = end.map_or(String::new(), |end| format!("; {} calls are missing", end.left_out));
-            println!("  it reached its bound of {}{missing}", bytes(limit));
+            outln!("  it reached its bound of {}{missing}", bytes(limit));
         }
-        (None, Some(end)) if end.left_out > 0 => println!("  {} calls are missing", end.left_out),
-        (None, None) => println!("  it was not closed: the host that recorded was killed"),
+        (None, Some(end)) if end.left_out > 0 => outln!("  {} calls are missing", end.left_out),
+        (None, None) => outln!("  it was not closed: the host that recorded was killed"),
         _ => {}
     }
     if r.torn > 0 {
-        println!("  its last frame is torn: {} are left out", bytes(r.torn));
+        outln!("  its last frame is torn: {} are left out", bytes(r.torn));
     }
     for patch in &report.patches {
         print_patch(patch);
     }
     if report.skipped > 0 {
-        println!("{} not asked again", plural(report.skipped as usize, "call"));
+        outln!("{} not asked again", plural(report.skipped as usize, "call"));
     }
     for (what, found) in [("first difference", &report.first), ("first failure", &report.failed)] {
         match found {
@@ -115,8 +115,8 @@ fn print_text(report: &ReplayReport, file: &Path) {
     }
     let Count { calls, identical, different, failed, .. } = report.total;
     match exit(report) {
-        0 => println!("identical: {}, bit for bit", plural(identical as usize, "call")),
-        _ => println!("NOT identical: of {} {different} differ and {failed} failed", plural(calls as usize, "call")),
+        0 => outln!("identical: {}, bit for bit", plural(identical as usize, "call")),
+        _ => outln!("NOT identical: of {} {different} differ and {failed} failed", plural(calls as usize, "call")),
     }
 }
 
@@ -127,17 +127,17 @@ fn print_patch(patch: &PatchReplay) {
         Some((name, digest)) => format!("{name} sha256:{} answers for it", digest.short()),
     };
     let other = if patch.other_settings { ", other settings, limits or grants" } else { "" };
-    println!("{} {} sha256:{}: {by}{other}", patch.name, patch.version, patch.recorded_sha256.short());
+    outln!("{} {} sha256:{}: {by}{other}", patch.name, patch.version, patch.recorded_sha256.short());
     for (function, count) in &patch.functions {
-        print!("  {:20} {:>8}", function.name(), plural(count.calls as usize, "call"));
+        out!("  {:20} {:>8}", function.name(), plural(count.calls as usize, "call"));
         match *count {
-            Count { different: 0, failed: 0, .. } => println!("  identical"),
+            Count { different: 0, failed: 0, .. } => outln!("  identical"),
             Count { identical, different, failed, numbers, max_ulp, .. } => {
-                print!("  {identical} identical, {different} different, {failed} failed");
+                out!("  {identical} identical, {different} different, {failed} failed");
                 if numbers > 0 {
-                    print!("; {numbers} numbers, at most {max_ulp} ulp apart");
+                    out!("; {numbers} numbers, at most {max_ulp} ulp apart");
                 }
-                println!();
+                outln!();
             }
         }
     }
@@ -146,14 +146,14 @@ fn print_patch(patch: &PatchReplay) {
 fn print_difference(what: &str, found: &Difference) {
     let about = found.tensor.as_ref().map(|name| format!(" for `{name}`")).unwrap_or_default();
     let block = found.block.map(|block| format!(", block {block}")).unwrap_or_default();
-    println!("{what}: call {}, `{}` of {}{about}", found.call, found.function, found.patch);
-    println!("  {}{block}", found.part);
+    outln!("{what}: call {}, `{}` of {}{about}", found.call, found.function, found.patch);
+    outln!("  {}{block}", found.part);
     if let Some(asked) = &found.asked {
-        println!("  asked     {asked}");
+        outln!("  asked     {asked}");
     }
-    println!("  recorded  {}", found.recorded);
-    println!("  got       {}", found.got);
+    outln!("  recorded  {}", found.recorded);
+    outln!("  got       {}", found.got);
     if let Some(ulp) = found.ulp {
-        println!("  {ulp} ulp apart");
+        outln!("  {ulp} ulp apart");
     }
 }

@@ -36,14 +36,14 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         }));
     }
     for one in &what {
-        println!("revoked {one}: {}", clean(&args.reason, 300));
+        outln!("revoked {one}: {}", clean(&args.reason, 300));
     }
     if !done.fresh {
-        println!("it was revoked before; nothing was added");
+        outln!("it was revoked before; nothing was added");
     }
     for name in &done.removed {
-        println!("removed `{}` and its grants from the lock", clean(name, 120));
+        outln!("removed `{}` and its grants from the lock", clean(name, 120));
     }
-    println!("written to {}", clean(&done.file, 200));
+    outln!("written to {}", clean(&done.file, 200));
     Ok(())
 }

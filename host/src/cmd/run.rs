@@ -154,7 +154,7 @@ pub fn run(args: Args, format: Format, startup: &Startup) -> anyhow::Result<()> 
     if text {
         let info = model.engine.info();
         let kind = if info.experts > 0 { format!(", {} experts", info.experts) } else { String::new() };
-        println!("model {} ({}, {} layers{kind})", model.name, info.architecture, info.layers);
+        outln!("model {} ({}, {} layers{kind})", model.name, info.architecture, info.layers);
     }
 
     let bar = progress_bar("refit");
@@ -172,19 +172,19 @@ pub fn run(args: Args, format: Format, startup: &Startup) -> anyhow::Result<()> 
     let adapter = args.lora.load(&model, &patches)?;
     requests.iter_mut().for_each(|r| r.adapter = adapter.clone());
     if let Some(a) = adapter.as_ref().filter(|_| text) {
-        println!("adapter {}: rank {}, {} adapted", a.name(), a.rank(), plural(a.adapted(), "module"));
+        outln!("adapter {}: rank {}, {} adapted", a.name(), a.rank(), plural(a.adapted(), "module"));
     }
     let many = requests.len() > 1;
     if text {
-        println!();
+        outln!();
         if !many && !tokenizer.has_template() {
-            print!("{}", tokenizer.decode(&requests[0].prompt)?);
+            out!("{}", tokenizer.decode(&requests[0].prompt)?);
         }
     }
     let mut stream = |_: usize, piece: &str| {
         startup.first_token();
         if text && !many {
-            print!("{piece}");
+            out!("{piece}");
             let _ = std::io::stdout().flush();
         }
     };
@@ -215,13 +215,13 @@ pub fn run(args: Args, format: Format, startup: &Startup) -> anyhow::Result<()> 
     }
     if many {
         for (i, (text, c)) in texts.iter().zip(&completions).enumerate() {
-            println!("--- prompt {}: {}", i + 1, text.trim());
-            println!("{}", c.text);
+            outln!("--- prompt {}: {}", i + 1, text.trim());
+            outln!("{}", c.text);
         }
     }
-    println!("\n");
+    outln!("\n");
     if masked(&live) > 0 {
-        println!("{} never sampled", plural(masked(&live), "token id"));
+        outln!("{} never sampled", plural(masked(&live), "token id"));
     }
     if let Some(m) = distance {
         print_mismatch(&m);
@@ -240,7 +240,7 @@ fn masked(weights: &WeightSet) -> usize {
 }
 
 fn print_mismatch(m: &Mismatch) {
-    println!(
+    outln!(
         "mismatch on the prompt: KL(unquantized || FP8) {:.2e} nats per token (max {:.2e}), top-1 agreement {:.1} % of {}",
         m.kl,
         m.kl_max,
@@ -328,7 +328,7 @@ fn refits_after_loader_loss(model: &Model, hooks: &RefitHooks, text: bool) -> an
             anyhow::bail!("refit {round} differs from a fresh load in {} of `{}`", decl.part_label(part), decl.name);
         }
         if text {
-            println!("refit {round} after the loss of the loaders: equal to a fresh load, bit for bit");
+            outln!("refit {round} after the loss of the loaders: equal to a fresh load, bit for bit");
         }
     }
     Ok(3)
@@ -350,7 +350,7 @@ fn compare(model: &Model, hooks: &RefitHooks, live: &WeightSet, requests: &[Requ
 
 /// What a refit did, for people.
 pub(super) fn print_refit(r: &RefitReport) {
-    println!(
+    outln!(
         "refit {}{}: {} quantized, {} kept{}{} in {}; {} -> {}",
         r.version,
         if r.label == r.version.to_string() { String::new() } else { format!(" ({})", r.label) },
@@ -363,7 +363,7 @@ pub(super) fn print_refit(r: &RefitReport) {
         bytes(r.bytes_after),
     );
     if let Some(rmse) = r.relative_rmse {
-        println!(
+        outln!(
             "  relative RMSE {:.3} %; of {} quantized values {} saturated, {} flushed to zero",
             rmse * 100.0,
             r.quantized_elements,
@@ -374,9 +374,9 @@ pub(super) fn print_refit(r: &RefitReport) {
 }
 
 fn print_speed(t: &Timing) {
-    print!("prefill {} tokens in {}", t.prompt_tokens, duration(t.prefill_seconds));
+    out!("prefill {} tokens in {}", t.prompt_tokens, duration(t.prefill_seconds));
     if t.decode_tokens > 0 {
-        print!("; decode {:.1} tokens/s", t.decode_tokens as f64 / t.decode_seconds);
+        out!("; decode {:.1} tokens/s", t.decode_tokens as f64 / t.decode_seconds);
     }
-    println!("; {} generated", plural(t.generated_tokens, "token"));
+    outln!("; {} generated", plural(t.generated_tokens, "token"));
 }

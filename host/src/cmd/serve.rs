@@ -165,7 +165,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     if format == Format::Text {
         let info = model.engine.info();
         let experts = if info.experts > 0 { format!(", {} experts", info.experts) } else { String::new() };
-        println!("model {} ({}, {} layers{experts})", model.name, info.architecture, info.layers);
+        outln!("model {} ({}, {} layers{experts})", model.name, info.architecture, info.layers);
     }
     let needs = Needs { patches: PATCHES, canary: CanaryUnit::Request, hash_weights: false };
     let started = Arc::new(args.live.start(model, &args.patches, needs)?);
@@ -337,49 +337,49 @@ fn announce(args: &Args, app: &App, addresses: &[(String, Option<SocketAddr>)], 
             "patch_set": set.digest(),
             "patches": patches,
         });
-        println!("{line}");
+        outln!("{line}");
         return;
     }
-    println!("patch set {}", set.digest());
+    outln!("patch set {}", set.digest());
     for p in set.patches() {
         let hooks: Vec<String> = p.hooks().iter().map(ToString::to_string).collect();
-        println!("  {} {}  sha256:{}  {}", p.info().name, p.info().version, p.digest().short(), hooks.join(", "));
+        outln!("  {} {}  sha256:{}  {}", p.info().name, p.info().version, p.digest().short(), hooks.join(", "));
     }
     for path in &args.live.watch {
-        println!("watching {} (--watch-when {})", path.display(), args.live.watch_when);
+        outln!("watching {} (--watch-when {})", path.display(), args.live.watch_when);
     }
     match &args.admin {
-        Some(path) => println!("admin: unix:{} (only this user)", path.display()),
-        None if args.admin_token_file.is_some() => println!("admin: with the token of --admin-token-file"),
-        None => println!("admin: off (--admin unix:PATH or --admin-token-file FILE switches it on)"),
+        Some(path) => outln!("admin: unix:{} (only this user)", path.display()),
+        None if args.admin_token_file.is_some() => outln!("admin: with the token of --admin-token-file"),
+        None => outln!("admin: off (--admin unix:PATH or --admin-token-file FILE switches it on)"),
     }
     match args.rl {
         RlMode::On if args.listen.iter().all(Address::is_local) => {
-            println!("weights, adapters, pauses: whoever reaches this server (--rl token or off changes that)");
+            outln!("weights, adapters, pauses: whoever reaches this server (--rl token or off changes that)");
         }
-        RlMode::On | RlMode::Token => println!("weights, adapters, pauses: with a token"),
-        RlMode::Off => println!("weights, adapters, pauses: nobody (--rl off)"),
+        RlMode::On | RlMode::Token => outln!("weights, adapters, pauses: with a token"),
+        RlMode::Off => outln!("weights, adapters, pauses: nobody (--rl off)"),
     }
     if args.live.ledger.is_none() {
-        println!("ledger: in memory only (--ledger FILE keeps it)");
+        outln!("ledger: in memory only (--ledger FILE keeps it)");
     }
     for (address, _) in addresses {
-        println!("serving `{}` on {address}", app.served_name);
+        outln!("serving `{}` on {address}", app.served_name);
     }
     if let Some(address) = tcp {
-        println!(
+        outln!(
             "try it: curl http://{address}/v1/completions -H 'Content-Type: application/json' -d '{}'",
             serde_json::json!({ "model": app.served_name, "prompt": bundled::PROMPT, "max_tokens": 32 })
         );
     }
-    println!("{} at once, {} waiting; stop with Ctrl-C", plural(args.max_num_seqs, "sequence"), args.max_waiting);
+    outln!("{} at once, {} waiting; stop with Ctrl-C", plural(args.max_num_seqs, "sequence"), args.max_waiting);
 }
 
 fn farewell(drained: &Drained, format: Format) {
     match (format, drained.aborted) {
-        (Format::Json, aborted) => println!("{}", serde_json::json!({ "stopped": true, "aborted": aborted })),
-        (Format::Text, 0) => println!("stopped; every request was answered"),
-        (Format::Text, n) => println!("stopped; {} aborted after --drain-timeout", plural(n, "sequence")),
+        (Format::Json, aborted) => outln!("{}", serde_json::json!({ "stopped": true, "aborted": aborted })),
+        (Format::Text, 0) => outln!("stopped; every request was answered"),
+        (Format::Text, n) => outln!("stopped; {} aborted after --drain-timeout", plural(n, "sequence")),
     }
 }
 
@@ -390,8 +390,8 @@ async fn reload_on_hangup(mut hangup: Signal, started: Arc<Started>) {
         let seen = tokio::task::spawn_blocking(move || started.files.reload(&Actor::new("sighup"))).await;
         for seen in seen.unwrap_or_default() {
             match &seen.outcome {
-                Ok(outcome) => eprintln!("reload: {} {}: {outcome:?}", seen.path.display(), seen.sha256.short()),
-                Err(why) => eprintln!("reload: {} is not used\n{why}", seen.path.display()),
+                Ok(outcome) => errln!("reload: {} {}: {outcome:?}", seen.path.display(), seen.sha256.short()),
+                Err(why) => errln!("reload: {} is not used\n{why}", seen.path.display()),
             }
         }
     }

@@ -182,7 +182,7 @@ impl Patches {
         for patch in patches {
             let name = patch.info().name.clone();
             if attachments.attach(patch, phase, architecture)? == Attached::Already {
-                eprintln!("note: patch `{name}` is given twice with the same settings; it is loaded once");
+                errln!("note: patch `{name}` is given twice with the same settings; it is loaded once");
             }
         }
         let named = args.components.iter().map(|c| stem(c)).collect();
@@ -295,16 +295,16 @@ impl LedgerRow {
 
     /// Prints lines for people.
     pub fn print(rows: &[Self]) {
-        println!("patches");
+        outln!("patches");
         for r in rows {
             let hooks = r.hooks.join(", ");
-            print!("  {} {}  sha256:{}  {hooks}  {}", r.name, r.version, &r.sha256[..12], r.state);
+            out!("  {} {}  sha256:{}  {hooks}  {}", r.name, r.version, &r.sha256[..12], r.state);
             match &r.reason {
-                Some(reason) => println!(": {reason}"),
-                None if r.calls == 0 => println!(", but never called"),
+                Some(reason) => outln!(": {reason}"),
+                None if r.calls == 0 => outln!(", but never called"),
                 None => {
                     let calls = if r.calls == 1 { "1 call".to_string() } else { format!("{} calls", count(r.calls)) };
-                    println!(": {calls}, fuel {}, {}", count(r.fuel), duration(r.seconds));
+                    outln!(": {calls}, fuel {}, {}", count(r.fuel), duration(r.seconds));
                 }
             }
         }

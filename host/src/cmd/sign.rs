@@ -57,8 +57,8 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         }));
     }
     let until = args.not_after.map(|day| format!(", until {day}")).unwrap_or_default();
-    println!("signed {} with {}{until}", candidate.digest(), key.public());
-    println!(
+    outln!("signed {} with {}{until}", candidate.digest(), key.public());
+    outln!(
         "written to {}, which has {}",
         clean(&path.display().to_string(), 200),
         super::output::plural(count, "signature")

@@ -102,7 +102,7 @@ impl StartupReport {
     /// For people.
     pub fn print(&self) {
         let time = |ms: f64| duration(ms / 1e3);
-        println!(
+        outln!(
             "first token {} after main began ({} of CPU time before it)",
             time(self.first_token_ms),
             time(self.before_main_ms)
@@ -113,7 +113,7 @@ impl StartupReport {
                 None => (*part).to_owned(),
             };
             let indent = if *within { "    " } else { "  " };
-            println!("{:<34} at {:>9}  {:>9}", format!("{indent}{what}"), time(*start_ms), time(*ms));
+            outln!("{:<34} at {:>9}  {:>9}", format!("{indent}{what}"), time(*start_ms), time(*ms));
         }
     }
 }

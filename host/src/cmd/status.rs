@@ -28,9 +28,9 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
     print(&status);
     if let Some(entries) = ledger.as_ref().and_then(|l| l.get("entries")).and_then(Value::as_array) {
-        println!("ledger");
+        outln!("ledger");
         for e in entries {
-            println!("  {} {} {} by {}", text(e, "/seq"), text(e, "/ts"), text(e, "/event"), text(e, "/actor"));
+            outln!("  {} {} {} by {}", text(e, "/seq"), text(e, "/ts"), text(e, "/event"), text(e, "/actor"));
         }
     }
     Ok(())
@@ -45,29 +45,29 @@ fn text(value: &Value, pointer: &str) -> String {
 }
 
 fn print(status: &Value) {
-    println!("model {}, weights `{}`", text(status, "/architecture"), text(status, "/weight_version"));
-    println!("patch set {}", text(status, "/patch_set"));
+    outln!("model {}, weights `{}`", text(status, "/architecture"), text(status, "/weight_version"));
+    outln!("patch set {}", text(status, "/patch_set"));
     let list = |pointer: &str| status.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default();
     for p in list("/board/patches") {
-        println!("  {} {}  {}", text(&p, "/name"), text(&p, "/version"), text(&p, "/sha256"));
+        outln!("  {} {}  {}", text(&p, "/name"), text(&p, "/version"), text(&p, "/sha256"));
     }
     if let Some(t) = status.pointer("/board/transition").filter(|t| !t.is_null()) {
-        println!("coming: {} ({}, {}) by {}", text(t, "/to"), text(t, "/mode"), text(t, "/when"), text(t, "/by"));
+        outln!("coming: {} ({}, {}) by {}", text(t, "/to"), text(t, "/mode"), text(t, "/when"), text(t, "/by"));
     }
     for p in list("/board/staged") {
-        println!("staged: {} {}  generation {}", text(&p, "/name"), text(&p, "/version"), text(&p, "/generation"));
+        outln!("staged: {} {}  generation {}", text(&p, "/name"), text(&p, "/version"), text(&p, "/generation"));
     }
     for set in list("/board/retained") {
-        println!("retained: {}", set.as_str().unwrap_or_default());
+        outln!("retained: {}", set.as_str().unwrap_or_default());
     }
     for q in list("/board/quarantine") {
-        println!("quarantine: {} by {}: {}", text(&q, "/sha256"), text(&q, "/by"), text(&q, "/reason"));
+        outln!("quarantine: {} by {}: {}", text(&q, "/sha256"), text(&q, "/by"), text(&q, "/reason"));
     }
     for why in list("/board/tainted") {
-        println!("tainted: {}", why.as_str().unwrap_or_default());
+        outln!("tainted: {}", why.as_str().unwrap_or_default());
     }
     if let Some(why) = status.pointer("/last_refit/degraded").and_then(Value::as_str) {
-        println!("degraded: {why}");
+        outln!("degraded: {why}");
     }
-    println!("ledger: seq {}, {}", text(status, "/ledger/seq"), text(status, "/ledger/hash"));
+    outln!("ledger: seq {}, {}", text(status, "/ledger/seq"), text(status, "/ledger/hash"));
 }

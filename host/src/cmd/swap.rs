@@ -75,7 +75,7 @@ fn swap(args: &Args, format: Format) -> anyhow::Result<Value> {
             let staged = stage(args, given)?;
             if format == Format::Text {
                 let text = |key: &str| staged.get(key).and_then(Value::as_str).unwrap_or("?").to_string();
-                println!("staged {} {}: generation {}", text("name"), text("version"), text("generation"));
+                outln!("staged {} {}: generation {}", text("name"), text("version"), text("generation"));
             }
             if args.stage_only {
                 return Ok(staged);
@@ -135,22 +135,22 @@ fn escape(text: &str) -> String {
 pub fn print(answer: &Value) {
     let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_string();
     if let Some(done) = answer.get("done").and_then(Value::as_bool) {
-        println!("{}", if done { "done" } else { "there was nothing to do" });
+        outln!("{}", if done { "done" } else { "there was nothing to do" });
         return;
     }
     if let Some(landed) = answer.get("landed").filter(|l| !l.is_null()) {
-        println!("landed: {} -> {}", text(landed.get("from")), text(landed.get("to")));
+        outln!("landed: {} -> {}", text(landed.get("from")), text(landed.get("to")));
         return;
     }
     if let Some(why) = answer.get("reversed").and_then(Value::as_str) {
-        println!("reversed: {why}");
+        outln!("reversed: {why}");
         return;
     }
     match answer.get("state").and_then(Value::as_str) {
-        Some("pending") => println!("pending: {} -> {}", text(answer.get("from")), text(answer.get("to"))),
-        Some("already-pending") => println!("already pending: {}", text(answer.get("to"))),
-        Some("already-active") => println!("already active: {}", text(answer.get("active"))),
-        _ => println!("{answer}"),
+        Some("pending") => outln!("pending: {} -> {}", text(answer.get("from")), text(answer.get("to"))),
+        Some("already-pending") => outln!("already pending: {}", text(answer.get("to"))),
+        Some("already-active") => outln!("already active: {}", text(answer.get("active"))),
+        _ => outln!("{answer}"),
     }
 }
 

@@ -147,9 +147,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let tokenizer = model.tokenizer()?;
     let mut trainer = Trainer::new(settings, masters, &arch, &model.engine, &tokenizer)?;
     let state = match &checkpoints {
-        Some(checkpoints) if args.resume => {
-            checkpoints.resume(&mut trainer, &|skipped| eprintln!("note: {skipped}"))?
-        }
+        Some(checkpoints) if args.resume => checkpoints.resume(&mut trainer, &|skipped| errln!("note: {skipped}"))?,
         Some(checkpoints) => checkpoints.require_empty().map(|()| None)?,
         None => None,
     };
@@ -190,7 +188,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         write_file(path, render(&title(&started, &trainer), &history).as_bytes())?;
     }
     if trainer.steps_done() < args.steps {
-        eprintln!("note: stopped by a signal after step {} of {}", trainer.steps_done(), args.steps);
+        errln!("note: stopped by a signal after step {} of {}", trainer.steps_done(), args.steps);
     }
     let used = std::mem::take(&mut rollout.used);
     summary(&started, &trainer, &history, &used, format, Rest { resumed_at, checkpoint, begun })
@@ -262,7 +260,7 @@ fn metrics_file(args: &Args, mark: Option<&crate::train::Mark>, done: u64) -> an
     }
     let (lines, kept) = Lines::resume(path, mark)?;
     if done > 0 && !kept {
-        eprintln!("note: {} begins with step {}; the lines before are in no file", path.display(), done + 1);
+        errln!("note: {} begins with step {}; the lines before are in no file", path.display(), done + 1);
     }
     Ok(Some(lines))
 }

@@ -56,15 +56,15 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         }))?;
         return if good { Ok(()) } else { Err(Said(EXIT_REFUSED).into()) };
     }
-    println!("{}  {}", clean(&args.component.display().to_string(), 200), candidate.digest());
+    outln!("{}  {}", clean(&args.component.display().to_string(), 200), candidate.digest());
     for signed in &judged.good {
         let until = signed.not_after.map(|day| format!(", until {day}")).unwrap_or_default();
-        println!("  good: {} at {}{until}  {}", clean(&signed.name, 120), signed.signed_at, signed.key);
+        outln!("  good: {} at {}{until}  {}", clean(&signed.name, 120), signed.signed_at, signed.key);
     }
     for finding in judged.findings.iter().filter(|f| f.severity != Severity::Error) {
-        println!("  note: {}", finding.line());
+        outln!("  note: {}", finding.line());
     }
-    println!("{} of {threshold} needed, {} trusted", judged.good.len(), super::output::plural(signers.len(), "signer"));
+    outln!("{} of {threshold} needed, {} trusted", judged.good.len(), super::output::plural(signers.len(), "signer"));
     let Some(first) = errors.first() else { return Ok(()) };
     let why = errors.iter().map(|finding| finding.line()).collect::<Vec<_>>().join("\n       ");
     let name = clean(&args.component.display().to_string(), 200);

@@ -90,16 +90,16 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
             "combinations": shown, "seconds": started.elapsed().as_secs_f64(), "patches": patches.ledger(),
         }));
     }
-    println!("model {} ({})", model.name, model.engine.info().architecture);
+    outln!("model {} ({})", model.name, model.engine.info().architecture);
     for c in &shown {
         for d in &c.params {
-            print!("  {:60} {:8?} {:?}  checkpoint {}", plain(d.name.clone()), d.dtype, d.shape, d.sha256_checkpoint);
+            out!("  {:60} {:8?} {:?}  checkpoint {}", plain(d.name.clone()), d.dtype, d.shape, d.sha256_checkpoint);
             match d.sha256_checkpoint == d.sha256_runtime {
-                true => println!("  runtime the same"),
-                false => println!("  runtime {}", d.sha256_runtime),
+                true => outln!("  runtime the same"),
+                false => outln!("  runtime {}", d.sha256_runtime),
             }
         }
-        println!(
+        outln!(
             "{:32} on {:11}  refit == fresh load, bit for bit; undone == checkpoint layout  sha256:{}",
             if c.passes.is_empty() { "plain".to_string() } else { c.passes.join("+") },
             plural(c.tensors, "tensor"),
@@ -107,9 +107,9 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
         );
     }
     if base.layout.is_some() {
-        println!("the passes of the loaded layout patch: refit == fresh load, bit for bit");
+        outln!("the passes of the loaded layout patch: refit == fresh load, bit for bit");
     }
-    println!("8 combinations of layout passes in {}", duration(started.elapsed().as_secs_f64()));
+    outln!("8 combinations of layout passes in {}", duration(started.elapsed().as_secs_f64()));
     patches.print_ledger();
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Clients that go away, limits, signals.
 
-use std::io::BufRead;
+use std::io::{BufRead, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use serde_json::json;
@@ -32,6 +33,39 @@ fn who_hangs_up_ends_his_sequences() {
     let impatient = config.new_agent().post(server.url("/v1/completions")).send_json(long());
     assert!(impatient.is_err());
     server.until("aborted", |s| s["load"]["running"] == 0 && s["load"]["aborted"] == 5);
+}
+
+/// Clients that send many requests and hang up before, while and after they are answered, and a standard output that
+/// nobody reads any more: none of it ends the server. Writing to such a connection raises SIGPIPE.
+#[test]
+fn who_hangs_up_does_not_end_the_server() {
+    let mut server = Server::start(&[]);
+    server.close_output();
+    let body = json!({ "prompt": "KING HENRY.\n", "max_tokens": 2, "temperature": 0, "stream": true }).to_string();
+    let request = |path: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let pipelined = request("/v1/completions").repeat(6) + &"GET /status HTTP/1.1\r\nHost: x\r\n\r\n".repeat(40);
+    for round in 0..60_usize {
+        let mut stream = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+        // Any of these may fail: the server is free to hang up too.
+        let _ = stream.write_all(&pipelined.as_bytes()[..pipelined.len() * (1 + round % 4) / 4]);
+        match round % 3 {
+            // Unread answers: the kernel resets the connection.
+            0 => {}
+            1 => drop(stream.shutdown(Shutdown::Write)),
+            _ => drop(stream.read(&mut [0; 64])),
+        }
+    }
+    server.until("idle", |s| s["load"]["running"] == 0 && s["load"]["waiting"] == 0);
+    server.signal("HUP");
+    server.signal("PIPE");
+    assert_eq!(server.status()["load"]["running"], 0);
+    server.signal("TERM");
+    assert_eq!(server.code(), 0);
 }
 
 #[test]

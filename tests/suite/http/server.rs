@@ -13,7 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Server {
     child: Child,
-    out: BufReader<ChildStdout>,
+    /// What it prints, where somebody reads it.
+    out: Option<BufReader<ChildStdout>>,
     /// What it said when it was ready.
     pub ready: Value,
     pub agent: Agent,
@@ -39,7 +40,7 @@ impl Server {
         out.read_line(&mut line).unwrap();
         let ready = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
         let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).build();
-        Self { child, out, ready, agent: config.new_agent() }
+        Self { child, out: Some(out), ready, agent: config.new_agent() }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -88,20 +89,34 @@ impl Server {
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
-    /// Waits for the end; the exit code and the last line.
-    pub fn ended(mut self) -> (i32, Value) {
+    pub fn port(&self) -> u16 {
+        u16::try_from(self.ready["port"].as_u64().unwrap()).unwrap()
+    }
+
+    /// Nobody reads what it prints from here on.
+    pub fn close_output(&mut self) {
+        self.out = None;
+    }
+
+    /// Waits for the end; the exit code.
+    pub fn code(&mut self) -> i32 {
         let since = Instant::now();
-        let status = loop {
+        loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
+                return status.code().unwrap_or(-1);
             }
             assert!(since.elapsed() < PATIENCE, "the server does not end");
             std::thread::sleep(Duration::from_millis(20));
-        };
+        }
+    }
+
+    /// Waits for the end; the exit code and the last line.
+    pub fn ended(mut self) -> (i32, Value) {
+        let code = self.code();
         let mut rest = String::new();
-        self.out.read_to_string(&mut rest).unwrap();
+        self.out.take().unwrap().read_to_string(&mut rest).unwrap();
         let last = serde_json::from_str(rest.trim()).unwrap_or_else(|e| panic!("{e}: {rest}"));
-        (status.code().unwrap_or(-1), last)
+        (code, last)
     }
 
     pub fn status(&self) -> Value {

@@ -7,7 +7,7 @@ use patchhost_runtime::model::{Rows, Sequence};
 use patchhost_runtime::refit::RefitHooks;
 use patchhost_runtime::sampling::argmax;
 use patchhost_runtime::scheduler::{
-    FinishReason, LogprobsMode, SampleParams, SchedulerOptions, StopReason, TokenLogprob,
+    FinishReason, LogprobsMode, PauseMode, SampleParams, SchedulerOptions, StopReason, TokenLogprob,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -348,4 +348,40 @@ fn the_last_position_is_used_and_no_more() {
     let prompt: Vec<u32> = (0..most as u32 - 5).map(|i| 3 + i % 500).collect();
     let heard = rig.run("long", &prompt, greedy(100));
     assert_eq!((heard.tokens.len(), heard.done.finish_reason), (6, FinishReason::Length));
+}
+
+/// Jobs that want the rows of their prompt and jobs that do not, in one step: passes of their own, and the same answers.
+#[test]
+fn prompts_whose_rows_are_wanted_meet_others_in_a_step() {
+    let rig = rig(FP8, SchedulerOptions { prefix_cache_bytes: 0, ..SchedulerOptions::default() });
+    let text = rig.encode(TEXT);
+    let weights = rig.engine.live().unwrap();
+    let rows = direct(&rig.engine, &text);
+    for wants in 0..8_u32 {
+        // All of them begin in the same step.
+        rig.scheduler.pause(PauseMode::Keep);
+        let jobs: Vec<_> = (0..3)
+            .map(|i| {
+                let prompt = text[..5 + 7 * i].to_vec();
+                let wanted = wants & 1 << i != 0;
+                let params = SampleParams { prompt_logprobs: wanted.then_some(2), ..greedy(i) };
+                let (job, receive) = job(&format!("w{wants}i{i}"), &prompt, params.clone());
+                rig.scheduler.submit(job).unwrap();
+                (prompt, params, receive)
+            })
+            .collect();
+        rig.scheduler.resume();
+        for (prompt, params, receive) in jobs {
+            let heard = listen(&receive);
+            assert_eq!(heard.done.finish_reason, FinishReason::Length, "{:?}", heard.done.error);
+            if params.max_tokens > 0 {
+                assert_eq!(heard.ids(), rig.alone(&weights, &prompt, &params).token_ids);
+            }
+            let of_prompt = heard.started.unwrap().prompt_logprobs;
+            assert_eq!(of_prompt.is_some(), params.prompt_logprobs.is_some());
+            for (i, lp) in of_prompt.iter().flatten().enumerate().skip(1) {
+                agrees(lp.as_ref().unwrap(), &rows[i - 1], prompt[i], 2, &[]);
+            }
+        }
+    }
 }

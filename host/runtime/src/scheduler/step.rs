@@ -22,24 +22,32 @@ impl Worker {
     pub(super) fn step(&mut self) {
         let chunks = self.plan();
         count(&self.inner.counters.steps, 1);
-        // Sequences whose prompt's rows are wanted go apart: the output head is the dearest layer of a prompt.
-        let group = |r: &Running| (r.weights.id(), r.wants_prompt());
+        // Sequences whose prompt's rows are wanted go apart: the output head is the dearest layer of a prompt. The groups are
+        // settled before the first pass: a pass starts its sequences, which then want no rows of their prompt any more.
+        let of: Vec<Option<(u64, bool)>> = self
+            .running
+            .iter()
+            .zip(&chunks)
+            .map(|(r, chunk)| (*chunk > 0).then(|| (r.weights.id(), r.wants_prompt())))
+            .collect();
         let mut groups: Vec<(u64, bool)> = Vec::new();
-        for (r, _) in self.running.iter().zip(&chunks).filter(|(_, chunk)| **chunk > 0) {
-            if !groups.contains(&group(r)) {
-                groups.push(group(r));
+        for group in of.iter().flatten() {
+            if !groups.contains(group) {
+                groups.push(*group);
             }
         }
-        for of in groups {
+        for group in groups {
             let inner = self.inner.clone();
             let mut members: Vec<(&mut Running, usize)> = self
                 .running
                 .iter_mut()
                 .zip(chunks.iter().copied())
-                .filter(|(r, chunk)| *chunk > 0 && group(r) == of)
+                .zip(&of)
+                .filter(|(_, of)| **of == Some(group))
+                .map(|(member, _)| member)
                 .collect();
             let Some(weights) = members.first().map(|(r, _)| r.weights.clone()) else { continue };
-            let rows = if of.1 { Rows::All } else { Rows::Last };
+            let rows = if group.1 { Rows::All } else { Rows::Last };
             let logits = &mut self.logits;
             let pass = || forward(&inner.engine, &weights, &mut members, rows, logits);
             let computed = catch_unwind(AssertUnwindSafe(pass))

@@ -176,7 +176,7 @@ impl Side {
     /// The same for people.
     pub fn print_ledger(&self, label: &str) {
         if let Some(patches) = &self.patches {
-            print!("\n{label} ");
+            out!("\n{label} ");
             patches.print_ledger();
         }
     }

@@ -33,15 +33,15 @@ pub(super) fn run(files: &TrustFiles, format: Format) -> anyhow::Result<()> {
         json(&serde_json::json!({ "lock": path, "good": bad == 0, "patches": rows }))?;
     } else {
         for row in &rows {
-            println!("{} {}  {}", if row.good { "good" } else { "BAD " }, row.name, row.file);
+            outln!("{} {}  {}", if row.good { "good" } else { "BAD " }, row.name, row.file);
             if !row.good {
-                println!("  why: {}\n  next: {}", row.why, row.next);
+                outln!("  why: {}\n  next: {}", row.why, row.next);
             }
         }
     }
     if bad == 0 {
         if format == Format::Text {
-            println!("{} of {} good in {path}", rows.len(), rows.len());
+            outln!("{} of {} good in {path}", rows.len(), rows.len());
         }
         return Ok(());
     }

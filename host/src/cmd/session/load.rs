@@ -52,7 +52,7 @@ impl Loader<'_> {
         let (sandbox, passed) = rayon::join(sandbox, audit);
         let sandbox = sandbox?;
         for note in passed.iter().flatten().filter_map(|(_, note)| note.as_ref()) {
-            eprintln!("note: {note}");
+            errln!("note: {note}");
         }
         let mut taken: Vec<Hook> = Vec::new();
         let mut kept = Vec::new();

@@ -47,8 +47,8 @@ pub(super) fn title(started: &Started, trainer: &Trainer) -> String {
 pub(super) fn header(args: &Args, started: &Started, trainer: &Trainer, resumed_at: Option<u64>) {
     let (s, info) = (trainer.settings(), started.live.engine().info());
     let parameters = trainer.masters().parameters() as u64;
-    println!("model {} ({}, {} parameters)", started.name, info.architecture, count(parameters));
-    println!(
+    outln!("model {} ({}, {} parameters)", started.name, info.architecture, count(parameters));
+    outln!(
         "task {}: {} x {} completions of at most {} per step; AdamW, lr {}; seed {}",
         s.task.name(),
         plural(s.prompts_per_step, "prompt"),
@@ -58,21 +58,21 @@ pub(super) fn header(args: &Args, started: &Started, trainer: &Trainer, resumed_
         s.seed
     );
     match resumed_at {
-        Some(step) => println!("resumed after step {step} of {}", args.steps),
-        None if args.resume => println!("no checkpoint yet: from the start"),
+        Some(step) => outln!("resumed after step {step} of {}", args.steps),
+        None if args.resume => outln!("no checkpoint yet: from the start"),
         None => {}
     }
 }
 
 pub(super) fn report_step(r: &Record, samples: &[Sample], steps: u64) {
     if let Some(swap) = &r.swap {
-        println!("  step {}: patch set {} takes the place of {}", r.step, short(&swap.to), short(&swap.from));
+        outln!("  step {}: patch set {} takes the place of {}", r.step, short(&swap.to), short(&swap.from));
     }
     if let Some(note) = &r.note {
-        println!("  step {}: {}", r.step, note.replace('\n', "\n  "));
+        outln!("  step {}: {}", r.step, note.replace('\n', "\n  "));
     }
     let sample = samples.first().map(|s| crate::abi::text::clean(s.text.trim(), 44)).unwrap_or_default();
-    println!(
+    outln!(
         "  {:>width$}/{steps}  reward {:.3}  k3 {:.2e}  |g| {:.2}  {:.1} tokens  patches {}  {}  {sample}",
         r.step,
         r.reward.mean,
@@ -132,20 +132,20 @@ pub(super) fn summary(
     if format == Format::Json {
         return json(&made);
     }
-    println!("{} in {}", plural(made.steps as usize, "step"), duration(made.seconds));
+    outln!("{} in {}", plural(made.steps as usize, "step"), duration(made.seconds));
     if let (Some((first, last)), Some(k3)) = (made.reward, made.k3_kl) {
         let steps = plural(quarter, "step");
-        println!(
+        outln!(
             "mean reward {first:.3} in the first {steps}, {last:.3} in the last; mean k3 KL {k3:.2e} nats per token"
         );
     }
-    println!("{}; master weights sha256:{}", plural(made.swaps.len(), "swap"), &made.master_sha256[..12]);
+    outln!("{}; master weights sha256:{}", plural(made.swaps.len(), "swap"), &made.master_sha256[..12]);
     if let Some(path) = &made.checkpoint {
-        println!("checkpoint {}", path.display());
+        outln!("checkpoint {}", path.display());
     }
     LedgerRow::print(&made.patches);
     for (name, why) in not_applicable {
-        println!("  {name}  not applicable: {why}");
+        outln!("  {name}  not applicable: {why}");
     }
     Ok(())
 }

@@ -36,7 +36,7 @@ impl Rollout for LiveRollout<'_> {
         }
         for seen in seen {
             if let Err(error) = &seen.outcome {
-                self.bar.suspend(|| eprintln!("note: {} is not used\n{error}", seen.path.display()));
+                self.bar.suspend(|| errln!("note: {} is not used\n{error}", seen.path.display()));
             }
         }
         let live = &self.started.live;
