@@ -2,6 +2,7 @@
 
 pub mod abi;
 pub mod audit;
+pub mod base;
 pub mod checkpoint;
 pub mod cmd;
 pub mod compare;

@@ -220,7 +220,7 @@ fn twice(name: &str) -> Refusal {
 }
 
 fn refuse(name: &str, why: String, next: &str) -> Refusal {
-    let shown: String = name.chars().take(200).flat_map(char::escape_debug).collect();
+    let shown = crate::words::shown(name);
     Refusal::new(format!("tensor `{shown}`"), why, next)
 }
 

@@ -31,3 +31,4 @@ pub mod sampling;
 pub mod scheduler;
 pub mod tokenizer;
 pub mod weights;
+pub mod words;

@@ -290,7 +290,7 @@ fn place(
     let mut halves: BTreeMap<(ParamId, usize), Halves> = BTreeMap::new();
     let rank = plan.rank as usize;
     for (t, place) in tensors.iter().zip(&plan.places) {
-        let shown: String = place.target.chars().take(200).flat_map(char::escape_debug).collect();
+        let shown = crate::words::shown(&place.target);
         let wrong = |why: String| refuse(&t.name, format!("patch `{patch}` places it {why}"), "repair the patch");
         let param = registry
             .find(&place.target)
@@ -417,7 +417,7 @@ fn of_adapter(refusal: Refusal) -> RuntimeError {
 }
 
 fn refuse(name: &str, why: String, next: &str) -> RuntimeError {
-    let shown: String = name.chars().take(200).flat_map(char::escape_debug).collect();
+    let shown = crate::words::shown(name);
     RuntimeError::Refit(Refusal::new(format!("adapter tensor `{shown}`"), why, next))
 }
 

@@ -4,10 +4,11 @@
 use regex::Regex;
 
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
-use crate::error::{Refusal, Result, RuntimeError, did_you_mean};
+use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{LoaderMap, Placement, Role, Slot, TensorInfo};
 use crate::refit::Setup;
 use crate::registry::{ParamId, Registry};
+use crate::words::nearest;
 
 /// One part that a checkpoint tensor writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,8 +176,7 @@ fn native(setup: &Setup<'_>, tensor: &CheckpointTensor, loader: Option<&dyn Load
     if let Some(glob) = allow_unknown.allows(name) {
         return Ok(Action::Ignore(format!("no tensor of the model; allowed by `{glob}`")));
     }
-    let hint =
-        did_you_mean(name, registry.checkpoint_names()).map(|k| format!("; did you mean `{k}`?")).unwrap_or_default();
+    let hint = nearest(name, registry.checkpoint_names()).map(|k| format!("; did you mean `{k}`?")).unwrap_or_default();
     Err(refit(
         format!("tensor `{name}`"),
         format!("this model has no tensor of that name{hint}"),
@@ -267,9 +267,9 @@ fn place(
 }
 
 fn unknown_target(registry: &Registry, tensor: &CheckpointTensor, who: &str, target: &str) -> RuntimeError {
-    let near = did_you_mean(target, registry.params().iter().map(|p| p.name.as_str()));
+    let near = nearest(target, registry.params().iter().map(|p| p.name.as_str()));
     let hint = near.map(|k| format!("; did you mean `{k}`?")).unwrap_or_default();
-    let shown: String = target.chars().take(200).flat_map(char::escape_debug).collect();
+    let shown = crate::words::shown(target);
     refit(
         format!("tensor `{}`", tensor.name),
         format!("{who} places it in `{shown}`, which the runtime does not have{hint}"),

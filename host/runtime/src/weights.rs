@@ -18,6 +18,7 @@ use crate::layout;
 use crate::pace::breathe;
 use crate::refit::Origin;
 use crate::registry::{ParamId, Registry};
+use crate::words::hex;
 
 /// The data of one part: row-major while it is made, packed for the kernels once it is published.
 #[derive(Debug, Clone)]
@@ -477,9 +478,4 @@ fn pack(registry: &Registry, params: Vec<Vec<Part>>) -> Vec<Vec<Part>> {
         }
     };
     params.into_par_iter().enumerate().map(one).collect()
-}
-
-/// Lower-case hex digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -1,14 +1,15 @@
 //! `patchhost:patch/block-quant` and `block-quant-rows`: what becomes FP8, and with which scale. That a scale is right
 //! is proved by the native cast on every block; here is checked what the interface says about the answer's form.
 
-use super::Hook;
 use super::bindings::{block_quant as wit, block_quant_rows as rows_wit};
 use super::guest::{Exports, Guest, Subject};
 use super::model::{block_quant as lower, check_question};
 use super::row_source::max_rows;
 use super::scheme;
-use super::text;
-use crate::sandbox::{Function, Lent, State};
+use crate::base::Function;
+use crate::base::Hook;
+use crate::base::text;
+use crate::sandbox::{Lent, State};
 use patchhost_runtime::hooks::{
     ActivationRule, BlockQuant, Blocks, Consumer, Decision, HookCause, HookError, ModelInfo, Needs, RowPanel,
     TensorInfo,

@@ -5,10 +5,9 @@ use super::bindings::{
 };
 use super::identity::{Info, configure, describe};
 use super::state::Inherited;
-use super::{Hook, text};
-use crate::sandbox::{
-    Budget, Fault, Function, Granted, Instances, Lease, Lent, Limits, Pool, Sandbox, State, Stats, run,
-};
+use crate::base::Function;
+use crate::base::{Hook, text};
+use crate::sandbox::{Budget, Fault, Granted, Instances, Lease, Lent, Limits, Pool, Sandbox, State, Stats, run};
 use patchhost_runtime::hooks::{HookCause, HookError};
 use std::fmt;
 use std::sync::{Arc, OnceLock};

@@ -1,8 +1,9 @@
 //! `patchhost:patch/identity`: who a patch is.
 
 use super::bindings::identity as wit;
-use super::text;
-use crate::sandbox::{Budget, Fault, Function, State, Stats, run};
+use crate::base::Function;
+use crate::base::text;
+use crate::sandbox::{Budget, Fault, State, Stats, run};
 use patchhost_runtime::hooks::HookCause;
 use serde::{Deserialize, Serialize};
 use wasmtime::Store;

@@ -3,8 +3,8 @@
 use super::bindings::layout as wit;
 use super::guest::{Guest, Subject};
 use super::model::{check_question, layout as lower};
-use super::text;
-use crate::sandbox::Function;
+use crate::base::Function;
+use crate::base::text;
 use patchhost_runtime::hooks::{Consumer, HookCause, HookError, Layout, LayoutPass, ModelInfo, TensorInfo};
 use std::sync::Arc;
 

@@ -3,8 +3,8 @@
 use super::bindings::loader_map as wit;
 use super::guest::{Guest, Subject};
 use super::model::{NAME_BYTES, REASON_BYTES, check_question, loader_map as lower};
-use super::text;
-use crate::sandbox::Function;
+use crate::base::Function;
+use crate::base::text;
 use patchhost_runtime::hooks::{HookCause, HookError, LoaderMap, ModelInfo, Placement, Slot, TensorInfo};
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@
 use super::bindings::logits_mask as wit;
 use super::guest::{Guest, Subject};
 use super::model::{check_question, logits_mask as lower};
-use crate::sandbox::Function;
+use crate::base::Function;
 use patchhost_runtime::hooks::{HookCause, HookError, LogitsMask, ModelInfo};
 use std::ops::Range;
 use std::sync::Arc;

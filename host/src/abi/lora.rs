@@ -3,7 +3,7 @@
 use super::bindings::lora as wit;
 use super::guest::{Guest, Subject};
 use super::model::{NAME_BYTES, check_question, lora as lower};
-use crate::sandbox::Function;
+use crate::base::Function;
 use patchhost_runtime::hooks::{
     HookCause, HookError, Lora, LoraPlace, LoraPlan, LoraSide, ModelInfo, Slot, TensorInfo,
 };

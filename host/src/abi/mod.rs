@@ -3,11 +3,10 @@
 #[allow(missing_docs, clippy::all, unreachable_pub)] // written by a macro
 mod bindings;
 pub(crate) mod block_quant;
-pub mod diff;
 mod guest;
-mod hook;
 pub(crate) mod identity;
 pub(crate) mod layout;
+mod linker;
 mod loader_map;
 pub(crate) mod logits_mask;
 pub(crate) mod lora;
@@ -16,19 +15,15 @@ mod refit_observer;
 pub(crate) mod row_source;
 pub(crate) mod scheme;
 mod state;
-pub mod text;
-mod typediff;
 
-pub use hook::Hook;
 pub use identity::{Info, Target};
 pub use state::Snapshot;
 
 pub(crate) use block_quant::QuantAdapter;
 pub(crate) use guest::Guest;
-pub(crate) use hook::{IDENTITY, PACKAGE, VERSION, interface};
 pub(crate) use layout::LayoutAdapter;
+pub(crate) use linker::linker_for;
 pub(crate) use loader_map::LoaderAdapter;
 pub(crate) use logits_mask::MaskAdapter;
 pub(crate) use lora::LoraAdapter;
 pub(crate) use refit_observer::ObserverAdapter;
-pub(crate) use state::is_state;

@@ -23,7 +23,7 @@ pub(super) fn check_question(model: &ModelInfo, lists: &[&[TensorInfo]]) -> Resu
         for tensor in *list {
             let (bytes, dims) = (tensor.name.len(), tensor.shape.len());
             if bytes > NAME_BYTES || dims > DIMENSIONS {
-                let name = super::text::clean(&tensor.name, 80);
+                let name = crate::base::text::clean(&tensor.name, 80);
                 return Err(format!(
                     "tensor `{name}` has a name of {bytes} bytes and {dims} dimensions; \
                      the interface allows {NAME_BYTES} and {DIMENSIONS}"

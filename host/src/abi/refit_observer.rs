@@ -4,8 +4,9 @@
 use super::bindings::refit_observer as wit;
 use super::guest::{Exports, Guest, Subject};
 use super::model::refit_observer as lower;
-use super::text;
-use crate::sandbox::{Budget, Function, Lease};
+use crate::base::Function;
+use crate::base::text;
+use crate::sandbox::{Budget, Lease};
 use patchhost_runtime::hooks::{Arrival, HookCause, HookError, RefitObserver, RefitWatch, Verdict};
 use std::sync::Arc;
 

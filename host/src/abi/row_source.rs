@@ -8,9 +8,6 @@ use patchhost_kernels::spec::Elem;
 use patchhost_runtime::hooks::{HookCause, RowPanel};
 use wasmtime::component::{HasSelf, Linker};
 
-/// Full name of the interface.
-pub(crate) const NAME: &str = "patchhost:patch/row-source@0.1.0";
-
 /// Most bytes of bf16 in one read, unless one row is longer.
 const READ_BYTES: usize = 128 << 10;
 

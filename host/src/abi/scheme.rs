@@ -2,7 +2,7 @@
 
 use super::bindings::block_quant as wit;
 use super::model::REASON_BYTES;
-use super::text;
+use crate::base::text;
 use patchhost_runtime::hooks::{
     ActivationRule, CastRule, CastSpec, Contract, Decision, Edges, Floor, Needs, ScaleFormat, Scheme,
 };

@@ -2,8 +2,9 @@
 
 use super::bindings::state as wit;
 use super::guest::{Exports, Guest, Subject};
-use super::{interface, text};
-use crate::sandbox::{Budget, Fault, Function, State, Stats, run};
+use crate::base::Function;
+use crate::base::text;
+use crate::sandbox::{Budget, Fault, State, Stats, run};
 use patchhost_runtime::hooks::{HookCause, HookError};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,11 +14,6 @@ use wasmtime::Store;
 const SCHEMA_BYTES: usize = 64;
 /// Largest payload.
 const PAYLOAD_BYTES: usize = 1 << 20;
-
-/// Whether an exported name is this interface. It is no hook: nothing in a refit or a forward pass calls it.
-pub(crate) fn is_state(full_name: &str) -> bool {
-    full_name == interface("state")
-}
 
 /// What a patch remembered. Only the patch knows what is in it.
 #[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

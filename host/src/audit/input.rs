@@ -3,7 +3,7 @@
 use super::names::{Export, Import};
 use super::scan::Scan;
 use super::{AuditOptions, AuditPolicy, Caps, Facts};
-use crate::sandbox::Grants;
+use crate::base::Grants;
 
 /// A file's bytes, and what one pass over them found.
 pub(super) struct Input<'a> {

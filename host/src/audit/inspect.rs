@@ -4,8 +4,8 @@ use super::input::Input;
 use super::report::{Finding, Kind, Report, Severity};
 use super::scan::{Scan, scan};
 use super::{AuditOptions, burden, levels, rules, validate};
-use crate::abi::{Hook, text};
-use crate::patch::Digest;
+use crate::base::Digest;
+use crate::base::{Hook, text};
 
 /// Audits a file with the default options. Never compiles, never panics on any bytes.
 pub fn inspect(bytes: &[u8]) -> Report {

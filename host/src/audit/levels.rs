@@ -3,8 +3,9 @@
 use super::policy::{AuditPolicy, Ignore, Level};
 use super::report::{Finding, Severity};
 use super::rules::{Rule, catalogue};
-use crate::abi::text;
-use crate::patch::Digest;
+use crate::base::text;
+use crate::base::{Day, Digest, nearest};
+use std::time::SystemTime;
 
 const IGNORE: Rule = Rule::warn(
     "PH717",
@@ -38,7 +39,7 @@ impl AuditPolicy {
         for (name, level) in &self.rules {
             let Some(rule) = find(&all, name) else {
                 let shown = text::clean(name, 60);
-                let next = match nearest(&all, name) {
+                let next = match nearest(name, all.iter().flat_map(|rule| [rule.id, rule.slug])) {
                     Some(near) => format!("did you mean `{near}`?"),
                     None => "`patchhost audit --rules` lists every rule".to_owned(),
                 };
@@ -66,7 +67,7 @@ impl AuditPolicy {
                     "say why it is accepted".to_owned(),
                 );
             }
-            if day(&ignore.expires).is_none() {
+            if ignore.expires.parse::<Day>().is_err() {
                 let why = format!("[[audit.ignore]] of `{shown}` expires `{}`", text::clean(&ignore.expires, 40));
                 return fault(why, "give a day: 2026-12-31".to_owned());
             }
@@ -77,35 +78,6 @@ impl AuditPolicy {
 
 fn find<'a>(all: &'a [Rule], name: &str) -> Option<&'a Rule> {
     all.iter().find(|rule| rule.id == name || rule.slug == name)
-}
-
-/// The rule whose id or name is nearest, if one is near.
-fn nearest(all: &[Rule], name: &str) -> Option<&'static str> {
-    let names = all.iter().flat_map(|rule| [rule.id, rule.slug]);
-    let (distance, near) = names.map(|known| (distance(known, name), known)).min()?;
-    (distance <= 3).then_some(near)
-}
-
-/// Edit distance of two short names.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().take(64).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
-/// Days since 1970 at the end of a day given as `2026-12-31`.
-fn day(text: &str) -> Option<u64> {
-    let midnight = humantime::parse_rfc3339(&format!("{text}T00:00:00Z")).ok()?;
-    Some(midnight.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs() / 86_400)
 }
 
 /// Gives findings the policy's severities, and takes out those that it accepts for this file.
@@ -123,16 +95,16 @@ pub(super) fn apply(policy: &AuditPolicy, digest: &Digest, findings: &mut Vec<Fi
         }
         true
     });
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = SystemTime::now();
     for ignore in policy.ignore.iter().filter(|ignore| ignore.digest == *digest) {
-        accept(ignore, now / 86_400, findings);
+        accept(ignore, now, findings);
     }
 }
 
-fn accept(ignore: &Ignore, today: u64, findings: &mut Vec<Finding>) {
+fn accept(ignore: &Ignore, now: SystemTime, findings: &mut Vec<Finding>) {
     let rule = text::clean(&ignore.rule, 60);
     let mut say = |message: String| findings.push(IGNORE.finding(message, "take the line out of the policy"));
-    if day(&ignore.expires).is_none_or(|last| last < today) {
+    if ignore.expires.parse::<Day>().ok().is_none_or(|last| last.is_over(now)) {
         say(format!("the policy accepted {rule} until {}", text::clean(&ignore.expires, 40)));
         return;
     }

@@ -13,6 +13,7 @@ mod policy;
 mod report;
 mod rules;
 mod scan;
+mod skew;
 mod validate;
 
 pub use caps::Caps;

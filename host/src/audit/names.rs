@@ -1,7 +1,7 @@
 //! Names of imports and exports as they are in the file: not escaped, not trusted.
 
 use super::Facts;
-use crate::abi::text;
+use crate::base::text;
 
 /// An import of the root component.
 pub(super) struct Import {

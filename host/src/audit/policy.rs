@@ -2,8 +2,8 @@
 
 use super::Caps;
 use super::report::Finding;
-use crate::patch::Digest;
-use crate::sandbox::Grants;
+use crate::base::Digest;
+use crate::base::Grants;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

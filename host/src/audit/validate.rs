@@ -84,7 +84,7 @@ pub(super) fn leaks(types: &Types, lifted: &[super::facts::Lifted]) -> Vec<Strin
         let func = &types[types.component_function_at(lifted.component_function)];
         func.result.as_ref().is_some_and(|ty| allocates(&types, ty, &mut std::collections::HashMap::new()))
     };
-    lifted.iter().filter(on_the_heap).map(|lifted| crate::abi::text::clean(&lifted.export, 120)).collect()
+    lifted.iter().filter(on_the_heap).map(|lifted| crate::base::text::clean(&lifted.export, 120)).collect()
 }
 
 fn allocates(

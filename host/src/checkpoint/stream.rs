@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::write::WriteError;
+use crate::base::hex;
 
 type Result<T> = std::result::Result<T, WriteError>;
 
@@ -70,11 +71,6 @@ pub(crate) fn sha256(path: &Path) -> Result<String> {
         hasher.update(&buffer[..n]);
     }
     Ok(hex(&hasher.finalize()))
-}
-
-/// Lower-case hex digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Makes names in a folder durable, where the system can.

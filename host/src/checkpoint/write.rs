@@ -7,6 +7,8 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
 
+use crate::base::file::{Access, write_whole};
+
 /// Why a file could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
@@ -72,20 +74,5 @@ pub fn safetensors(path: &Path, tensors: &[Out<'_>], metadata: HashMap<String, S
 /// Writes a whole file, which appears complete or not at all.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
     let io = |source| WriteError::Io { path: path.display().to_string(), source };
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Asked first: the error of making the temporary file would name that file, which nobody knows.
-    std::fs::read_dir(folder).map_err(io)?;
-    let mut file = tempfile::Builder::new().prefix(".patchhost-").tempfile_in(folder).map_err(io)?;
-    file.write_all(bytes).map_err(io)?;
-    file.as_file().sync_all().map_err(io)?;
-    let plain = file.persist(path).map_err(|e| io(e.error))?;
-    // tempfile makes files private; what we write is as readable as any file the user makes.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        plain.set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io)?;
-    }
-    #[cfg(not(unix))]
-    drop(plain);
-    Ok(())
+    write_whole(path, Access::Shared, |file| file.write_all(bytes)).map_err(io)
 }

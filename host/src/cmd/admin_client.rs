@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::failure::UsageError;
-use crate::abi::text::clean;
+use crate::base::text::clean;
 
 /// How long an answer may take: a swap `now` loads all weights again.
 const PATIENCE: Duration = Duration::from_secs(3600);

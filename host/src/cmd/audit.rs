@@ -121,7 +121,7 @@ fn one(candidate: Candidate, with: &With<'_>) -> anyhow::Result<Audited> {
     let mut report = audit::inspect_with(candidate.bytes(), &options);
     let name = candidate.name().to_owned();
     for finding in &mut report.findings {
-        finding.fix = finding.fix.replace("X.wasm", &crate::trust::quoted(name.as_ref()));
+        finding.fix = finding.fix.replace("X.wasm", &crate::base::quoted(name.as_ref()));
     }
     // Only where the cost rules and the validator let it through.
     let wit = if report.validated { diff::wit(candidate.bytes()) } else { String::new() };
@@ -247,7 +247,7 @@ fn rules(explain: Option<&str>, format: Format) -> anyhow::Result<()> {
     if let Some(name) = explain {
         all.retain(|rule| rule.id.eq_ignore_ascii_case(name) || rule.slug == name);
         if all.is_empty() {
-            let shown = crate::abi::text::clean(name, 60);
+            let shown = crate::base::text::clean(name, 60);
             return Err(UsageError::new(
                 format!("--explain {shown}"),
                 "there is no such rule",

@@ -14,11 +14,12 @@ use super::args::{Format, PatchArgs, ReadingArgs};
 use super::failure::UsageError;
 use super::output::{bytes, duration, json, plural};
 use super::session::{Model, Patches, progress_bar};
+use crate::base::Hook;
 use crate::checkpoint::export::tensor_parallel::{self, TpRow};
 use crate::checkpoint::export::{
     Companions, Consumer, ExportError, Fate, Job, Options, Plan, Report, Target, config_json, outputs, write,
 };
-use crate::patch::{Hook, Patch, resolve};
+use crate::patch::{Patch, resolve};
 
 /// Write a model as block FP8 for transformers, vLLM, SGLang, DeepSeek's own code or compressed-tensors
 #[derive(Debug, clap::Args)]

@@ -2,7 +2,7 @@
 
 use super::args::Format;
 use super::output::json;
-use crate::abi::text::clean;
+use crate::base::text::clean;
 use crate::trust::SecretKey;
 use std::path::PathBuf;
 

@@ -5,8 +5,8 @@ use super::failure::UsageError;
 use super::output::json;
 use super::session::{parse_setting, sandbox};
 use super::trust_args::{GrantArgs, TrustFiles};
-use crate::abi::text::clean;
 use crate::audit::Severity;
+use crate::base::text::clean;
 use crate::patch::resolve;
 use crate::trust::{Decision, Entry, LockFile, Recorded, TrustError};
 

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::args::Format;
 use super::output::{json, plural};
-use crate::abi::text;
-use crate::patch::Digest;
+use crate::base::Digest;
+use crate::base::text;
 use crate::patch::ledger::{self, Entry};
 
 /// Longest value in a line of text; `--format json` has it whole.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::args::{Format, PatchArgs};
 use super::output::json;
 use super::session::Patches;
+use crate::base::Hook;
 use crate::patch::bundled::BUNDLED;
-use crate::patch::{Hook, Patch, Phase};
+use crate::patch::{Patch, Phase};
 
 /// List the bundled patches (or those named): hooks, versions, digests, and why they exist
 #[derive(Debug, clap::Args)]

@@ -3,8 +3,9 @@
 use super::args::Format;
 use super::failure::{EXIT_REFUSED, Said};
 use super::output::json;
-use crate::abi::text::clean;
-use crate::patch::{Digest, StageError, resolve};
+use crate::base::Digest;
+use crate::base::text::clean;
+use crate::patch::{StageError, resolve};
 use crate::trust::TrustError;
 use crate::trust::provenance::{Provenance, not_reproducible};
 use serde::Deserialize;

@@ -79,7 +79,7 @@ fn print_json(report: &ReplayReport, file: &Path, notes: &[String]) -> anyhow::R
 
 fn print_text(report: &ReplayReport, file: &Path) {
     let r = &report.recording;
-    let clean = |text: &str| crate::abi::text::clean(text, 200);
+    let clean = |text: &str| crate::base::text::clean(text, 200);
     outln!(
         "recording {}: patchhost {}, model {} (config sha256:{}), {} in {}",
         file.display(),

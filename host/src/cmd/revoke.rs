@@ -3,7 +3,7 @@
 use super::args::Format;
 use super::output::json;
 use super::trust_args::TrustFiles;
-use crate::abi::text::clean;
+use crate::base::text::clean;
 use crate::trust::{Revoked, TrustError};
 
 /// Revoke a component (by digest, name or file) or a key: it is refused everywhere, and its entries leave the lock

@@ -20,11 +20,11 @@ use super::failure::UsageError;
 use super::output::{count, duration};
 use super::record::Recorded;
 use super::startup::Startup;
+use crate::base::{Digest, Hook};
 use crate::checkpoint::bundled;
 use crate::isolate::Isolation;
 use crate::patch::{
-    Applicability, Attached, Attachments, Cache, Digest, Hook, HookOptions, Patch, PatchSet, Phase, Policy, Sandbox,
-    Trial,
+    Applicability, Attached, Attachments, Cache, HookOptions, Patch, PatchSet, Phase, Policy, Sandbox, Trial,
 };
 use crate::trust::Gate;
 use load::Loader;

@@ -2,10 +2,11 @@
 
 use super::args::Format;
 use super::output::json;
-use crate::abi::text::clean;
 use crate::audit::{Severity, inspect};
+use crate::base::Day;
+use crate::base::text::clean;
 use crate::patch::{Candidate, StageError};
-use crate::trust::{Day, SecretKey, Signature, Signatures, TrustError};
+use crate::trust::{SecretKey, Signature, Signatures, TrustError};
 use std::path::PathBuf;
 use std::time::SystemTime;
 

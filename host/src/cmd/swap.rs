@@ -8,7 +8,8 @@ use super::admin_client::{Sent, ServerArgs};
 use super::args::Format;
 use super::failure::UsageError;
 use super::output::json as print_json;
-use crate::patch::{Digest, Mode, When, bundled::bundled};
+use crate::base::Digest;
+use crate::patch::{Mode, When, bundled::bundled};
 
 /// Stage a patch in a running server and swap to it, or end or move a swap that has not landed
 #[derive(Debug, clap::Args)]

@@ -16,10 +16,10 @@ use super::args::{Format, ModelArgs, PatchArgs};
 use super::failure::UsageError;
 use super::live::{LiveArgs, Needs};
 use super::session::Model;
+use crate::base::Digest;
 use crate::checkpoint::write::write_file;
 use crate::compare::rollout_corr::Threshold;
 use crate::live::CanaryUnit;
-use crate::patch::Digest;
 use crate::train::metrics::Point;
 use crate::train::optimizer::AdamWSettings;
 use crate::train::{

@@ -1,8 +1,8 @@
 //! Where policy and lock lie: what verbs that load or lock patches share.
 
 use super::failure::UsageError;
+use crate::base::{Dir, DirMode};
 use crate::patch::{POLICY_FILE, Policy};
-use crate::sandbox::{Dir, DirMode};
 use crate::trust::{Gate, GrantChange, Places};
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};

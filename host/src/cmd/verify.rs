@@ -4,8 +4,8 @@ use super::args::Format;
 use super::failure::{EXIT_REFUSED, Said};
 use super::output::json;
 use super::trust_args::TrustFiles;
-use crate::abi::text::clean;
 use crate::audit::Severity;
+use crate::base::text::clean;
 use crate::patch::{Candidate, StageError};
 use crate::trust::{Gate, PublicKey, Signer, TrustError, TrustPolicy};
 use std::path::PathBuf;
@@ -90,7 +90,7 @@ fn signer(word: &str) -> Result<Signer, TrustError> {
     if word.starts_with("ed25519:") {
         return word.parse().map(|key: PublicKey| named(&key.short(), key)).map_err(bad);
     }
-    let text = crate::trust::read_small(std::path::Path::new(word), "public key")?
+    let text = crate::base::file::read_small(std::path::Path::new(word), "public key")?
         .ok_or_else(|| bad("it is neither a key nor a file".to_owned()))?;
     let (key, name) = text.trim().split_once(' ').unwrap_or((text.trim(), word));
     key.parse().map(|key| named(&clean(name, 80), key)).map_err(bad)

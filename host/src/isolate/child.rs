@@ -3,8 +3,12 @@
 use super::confine::confine;
 use super::process::ARGUMENT;
 use super::protocol::{Answer, Counters, Reply, Request, Start, read, write};
-use crate::abi::{Guest, LayoutAdapter, LoaderAdapter, LoraAdapter, MaskAdapter, ObserverAdapter, QuantAdapter, text};
-use crate::sandbox::{Function, Granted, Sandbox, linker_for};
+use crate::abi::{
+    Guest, LayoutAdapter, LoaderAdapter, LoraAdapter, MaskAdapter, ObserverAdapter, QuantAdapter, linker_for,
+};
+use crate::base::Function;
+use crate::base::text;
+use crate::sandbox::{Granted, Sandbox};
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{
     BlockQuant, HookError, Layout, LoaderMap, LogitsMask, Lora, RefitObserver, RefitWatch, RowPanel,

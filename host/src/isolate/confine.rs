@@ -1,6 +1,6 @@
 //! What a child gives up before it hears of a guest.
 
-use crate::sandbox::Grants;
+use crate::base::Grants;
 
 /// Memory that a child may have besides that of its guests: the program itself, and the compiler at work.
 #[cfg(target_os = "linux")]
@@ -24,7 +24,7 @@ pub(super) fn confine(grants: &Grants, memory_bytes: usize) {
 
 #[cfg(target_os = "linux")]
 fn files(grants: &Grants) -> bool {
-    use crate::sandbox::DirMode;
+    use crate::base::DirMode;
     use landlock::{
         ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, path_beneath_rules,
     };

@@ -1,8 +1,10 @@
 //! What host and child say to each other: frames of postcard, each behind its length. The child is not trusted: what it says
 //! is bounded before it is read, and its answers are checked like those of a guest in this process.
 
-use crate::abi::{Hook, Info, Snapshot};
-use crate::sandbox::{Fault, Function, FunctionStats, Grants, Limits};
+use crate::abi::{Info, Snapshot};
+use crate::base::Hook;
+use crate::base::{Function, Grants};
+use crate::sandbox::{Fault, FunctionStats, Limits};
 use patchhost_runtime::hooks::{
     ActivationRule, Arrival, Blocks, Consumer, Decision, Elem, HookError, LayoutPass, LoraPlan, ModelInfo, Placement,
     TensorInfo, Verdict,

@@ -7,8 +7,10 @@ pub(crate) use hooks::Hooked;
 
 use super::process::{Isolation, Lost, Process};
 use super::protocol::{Answer, Counters, Request, Start};
-use crate::abi::{Hook, Info, Snapshot, identity, text};
-use crate::sandbox::{CallStats, Fault, Function, FunctionStats, Grants, Limits};
+use crate::abi::{Info, Snapshot, identity};
+use crate::base::{Function, Grants};
+use crate::base::{Hook, text};
+use crate::sandbox::{CallStats, Fault, FunctionStats, Limits};
 use patchhost_runtime::hooks::{HookCause, HookError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;

@@ -7,7 +7,7 @@ use patchhost_runtime::hooks::{
 };
 use patchhost_runtime::weights::WeightSet;
 
-use crate::patch::Digest;
+use crate::base::Digest;
 
 /// What is divided between the live set and the candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -7,7 +7,8 @@ use patchhost_runtime::hooks::{
     ActivationRule, BlockQuant, Blocks, Consumer, Decision, HookError, ModelInfo, RowPanel, TensorInfo,
 };
 
-use crate::patch::{Board, Digest, Failure, Hook, NativeQuant, OnFailure};
+use crate::base::{Digest, Hook};
+use crate::patch::{Board, Failure, NativeQuant, OnFailure};
 
 /// A patch, and what happens when it fails between refits.
 pub(super) struct Guarded {

@@ -17,7 +17,8 @@ use serde::Serialize;
 use super::canary::{CanaryUnit, CanaryWeights, chosen};
 use super::priority::Pools;
 use super::shadow::ShadowReport;
-use crate::patch::{Attachments, Board, BoardStatus, Digest, HookOptions, Ledger, Policy, Sandbox};
+use crate::base::Digest;
+use crate::patch::{Attachments, Board, BoardStatus, HookOptions, Ledger, Policy, Sandbox};
 use crate::trust::Gate;
 
 /// How a live model is made.

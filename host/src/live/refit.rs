@@ -15,7 +15,8 @@ use super::canary::{CanaryUnit, Mixed};
 use super::guard::Guarded;
 use super::model::{LastRefit, Source, Turn};
 use super::{LiveError, LiveModel};
-use crate::patch::{Actor, Beside, Digest, Failure, Generation, Hook, Landing, Mode, OnFailure, RefitPlan, has_native};
+use crate::base::{Digest, Hook};
+use crate::patch::{Actor, Beside, Failure, Generation, Landing, Mode, OnFailure, RefitPlan, has_native};
 
 /// Fallbacks within one refit at most: each patch of a set can fail once.
 const MOST_FALLBACKS: usize = 8;
@@ -106,7 +107,7 @@ impl LiveModel {
                 self.source.store(Some(Arc::new(source)));
             }
             Err(error) => {
-                let why = crate::abi::text::clean(&error.to_string().replace('\n', " "), 1000);
+                let why = crate::base::text::clean(&error.to_string().replace('\n', " "), 1000);
                 let fields = json!({ "refit": refit, "version": source.begin.version, "why": why });
                 self.board.event("refit.refused", actor, fields);
             }
@@ -221,7 +222,7 @@ impl LiveModel {
                 Ok(Some(state)) => patch.import_state(state).map_err(RuntimeError::from)?,
                 Ok(None) => {}
                 Err(error) => {
-                    let why = crate::abi::text::clean(&error.to_string().replace('\n', " "), 600);
+                    let why = crate::base::text::clean(&error.to_string().replace('\n', " "), 600);
                     let fields = json!({ "name": old.info().name, "sha256": old.digest(), "why": why });
                     self.board.event("state.lost", &landing.by, fields);
                 }
@@ -366,7 +367,7 @@ impl<'a> Job<'a> {
             },
         };
         let fields = json!({
-            "hook": hook, "why": crate::abi::text::clean(why, 600), "policy": on_failure,
+            "hook": hook, "why": crate::base::text::clean(why, 600), "policy": on_failure,
             "from": generation.digest(), "to": next.digest(),
         });
         self.live.board.event("patch.fallback", &Actor::policy(), fields);
@@ -388,7 +389,7 @@ fn blame(generation: &Generation, error: &LiveError) -> Option<Failure> {
         RuntimeError::Hook(e) if e.cause != HookCause::Refused => {
             let patch = patches.iter().find(|p| p.info().name == e.patch)?;
             let hook = Hook::of_call(&e.call).or(patch.hooks().first().copied())?;
-            let why = crate::abi::text::clean(&format!("{}: {}", e.call, e.why), 600);
+            let why = crate::base::text::clean(&format!("{}: {}", e.call, e.why), 600);
             Some(Failure { patch: e.patch.clone(), sha256: *patch.digest(), hook, cause: e.cause, why })
         }
         RuntimeError::Contract(refusal) => {
@@ -399,7 +400,7 @@ fn blame(generation: &Generation, error: &LiveError) -> Option<Failure> {
                 sha256: *patch.digest(),
                 hook: Hook::BlockQuant,
                 cause: HookCause::BadOutput,
-                why: crate::abi::text::clean(&format!("{}: {}", refusal.what, refusal.why), 600),
+                why: crate::base::text::clean(&format!("{}: {}", refusal.what, refusal.why), 600),
             })
         }
         _ => None,

@@ -1,6 +1,7 @@
 //! A candidate beside the live set: it does the whole refit apart from everything, and what it made is compared tensor by
 //! tensor. What the policy does not allow ends it; nothing promotes it.
 
+use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,8 +14,10 @@ use serde_json::json;
 use super::canary::{CanaryUnit, CanaryWeights, chosen};
 use super::model::Source;
 use super::{LiveError, LiveModel};
+use crate::base::Digest;
+use crate::base::file::{Access, write_whole_unsynced};
 use crate::compare::{State, TensorRow, Totals, compare_unit, decide, of_model, totals};
-use crate::patch::{Actor, Beside, Digest, Mode, RefitPlan, ShadowPolicy};
+use crate::patch::{Actor, Beside, Mode, RefitPlan, ShadowPolicy};
 
 /// Findings that are listed; more are counted.
 const MOST_FINDINGS: usize = 20;
@@ -104,7 +107,7 @@ impl LiveModel {
         let weights = match made {
             Ok(weights) => Some(weights),
             Err(error) => {
-                let what = crate::abi::text::clean(&error.to_string().replace('\n', " "), 600);
+                let what = crate::base::text::clean(&error.to_string().replace('\n', " "), 600);
                 report.findings.push(TensorFinding { tensor: String::new(), what });
                 None
             }
@@ -220,9 +223,9 @@ fn judge(row: &TensorRow, policy: &ShadowPolicy) -> Vec<TensorFinding> {
 fn write(folder: &Path, report: &ShadowReport) -> Option<String> {
     let path = folder.join(format!("shadow-{:06}-{}.json", report.refit, report.candidate.short()));
     let written = std::fs::create_dir_all(folder).and_then(|()| {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer_pretty(&mut file, report)?;
-        file.persist(&path).map(|_| ()).map_err(|e| e.error)
+        write_whole_unsynced(&path, Access::Private, |file| {
+            Ok(serde_json::to_writer_pretty(BufWriter::new(file), report)?)
+        })
     });
     match written {
         Ok(()) => Some(path.display().to_string()),

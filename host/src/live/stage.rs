@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{LiveError, LiveModel};
-use crate::patch::{Actor, Applicability, Candidate, Digest, Patch, SwapError, SwapErrorKind};
+use crate::base::Digest;
+use crate::patch::{Actor, Applicability, Candidate, Patch, SwapError, SwapErrorKind};
 use crate::trust::{Facts, Passed};
 
 /// A candidate that passed every stage.

@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::refit::Swapped;
 use super::{LiveError, LiveModel};
-use crate::patch::{Actor, Digest, Mode, Patch, Requested, SwapError, SwapErrorKind, SwapRequest, When};
+use crate::base::Digest;
+use crate::patch::{Actor, Mode, Patch, Requested, SwapError, SwapErrorKind, SwapRequest, When};
 
 /// What became of a request.
 #[derive(Debug, Clone, Serialize)]
@@ -29,7 +30,7 @@ impl LiveModel {
         self.heed_revocations();
         let asked = self.not_revoked(&request.to).and_then(|()| self.board.request(request, actor));
         let requested = asked.inspect_err(|error| {
-            let why = crate::abi::text::clean(&error.why, 600);
+            let why = crate::base::text::clean(&error.why, 600);
             self.board.event("swap.refused", actor, json!({ "to": request.to, "mode": request.mode, "why": why }));
         })?;
         self.settle(requested, request.when, actor)
@@ -75,7 +76,7 @@ impl LiveModel {
             let Some(why) = (self.board.quarantined(patch.digest()).is_none()).then(revoked).flatten() else {
                 continue;
             };
-            let why = format!("PH714 revoked: {}", crate::abi::text::clean(&why, 300));
+            let why = format!("PH714 revoked: {}", crate::base::text::clean(&why, 300));
             if let Err(error) = self.board.quarantine(*patch.digest(), &why, &Actor::policy()) {
                 tracing::error!(%error, "a revoked patch is not in quarantine");
             }
@@ -89,7 +90,7 @@ impl LiveModel {
         match generations.into_iter().find_map(|generation| self.options.gate.revoked(&generation)) {
             None => Ok(()),
             Some(why) => {
-                let why = format!("PH714 revoked: {}", crate::abi::text::clean(&why, 300));
+                let why = format!("PH714 revoked: {}", crate::base::text::clean(&why, 300));
                 let next = "swap to a generation that is not revoked";
                 Err(SwapError::new(SwapErrorKind::Forbidden, format!("swap to {to}"), why, next))
             }

@@ -12,7 +12,8 @@ use notify_debouncer_mini::{DebounceEventResult, Debouncer, new_debouncer};
 use serde_json::json;
 
 use super::{LiveError, LiveModel};
-use crate::patch::{Actor, Candidate, Digest, Requested, StageError, SwapRequest, When};
+use crate::base::Digest;
+use crate::patch::{Actor, Candidate, Requested, StageError, SwapRequest, When};
 
 /// Events within this time are one.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -73,8 +74,8 @@ impl Watcher {
         let mut watcher = Self::by_hand(live, targets, settings, when);
         let inner = watcher.inner.clone();
         let fail = |path: &Path, why: String| WatchError {
-            path: crate::abi::text::clean(&path.display().to_string(), 200),
-            why: crate::abi::text::clean(&why, 200),
+            path: crate::base::text::clean(&path.display().to_string(), 200),
+            why: crate::base::text::clean(&why, 200),
         };
         let react = move |events: DebounceEventResult| match events {
             Ok(events) if events.iter().any(|event| inner.concerns(&event.path)) => {

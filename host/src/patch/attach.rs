@@ -2,7 +2,8 @@
 //! says why. (verl's rule "import patch.py only after the LLM instance was created" is a comment, and broken in its own
 //! tree; here it is a check.)
 
-use super::{Applicability, Digest, Patch, PatchSet, SetError};
+use super::{Applicability, Patch, PatchSet, SetError};
+use crate::base::Digest;
 use patchhost_runtime::engine::Engine;
 use serde::Serialize;
 use std::fmt;

@@ -28,7 +28,7 @@ pub fn resolve(name_or_path: &str) -> Result<Candidate, StageError> {
         return Candidate::from_file(path);
     }
     bundled(name_or_path).ok_or_else(|| StageError::NotFound {
-        name: crate::abi::text::clean(name_or_path, 200),
+        name: crate::base::text::clean(name_or_path, 200),
         bundled: BUNDLED.iter().map(|(name, _)| *name).collect(),
     })
 }

@@ -1,7 +1,7 @@
 //! Why a patch was refused, at which stage, and what to do next.
 
-use super::Digest;
 use crate::audit::{Report, Severity};
+use crate::base::Digest;
 use patchhost_runtime::hooks::HookCause;
 use serde::Serialize;
 use std::fmt;
@@ -205,7 +205,7 @@ impl StageError {
             Self::Audit { report, .. } => {
                 let fix = report.findings.iter().find(|finding| finding.severity == Severity::Error);
                 // Rules do not know what the file is called; whoever reads this wants a command to copy.
-                let named = |fix: &str| fix.replace("X.wasm", &crate::trust::quoted(self.patch().as_ref()));
+                let named = |fix: &str| fix.replace("X.wasm", &crate::base::quoted(self.patch().as_ref()));
                 fix.map_or_else(|| "rebuild the patch as its findings say".to_owned(), |finding| named(&finding.fix))
             }
             Self::Compile { .. } => "rebuild it with the interface in `wit/patch/0.1.0`".into(),

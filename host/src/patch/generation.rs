@@ -1,7 +1,8 @@
 //! A patch set that was activated, with the count of who still uses it.
 
 use super::native::NativeQuant;
-use super::{Digest, Hook, HookOptions, Patch, PatchSet};
+use super::{HookOptions, Patch, PatchSet};
+use crate::base::{Digest, Hook};
 use patchhost_runtime::refit::{Origin, RefitHooks};
 use serde::Serialize;
 use std::collections::BTreeSet;

@@ -1,13 +1,16 @@
 //! A patch that answers.
 
-use super::{CallStats, Digest};
+use super::CallStats;
 use crate::abi::{
-    Guest, Hook, Info, LayoutAdapter, LoaderAdapter, LoraAdapter, MaskAdapter, ObserverAdapter, QuantAdapter, Snapshot,
+    Guest, Info, LayoutAdapter, LoaderAdapter, LoraAdapter, MaskAdapter, ObserverAdapter, QuantAdapter, Snapshot,
 };
 use crate::audit::Report;
+use crate::base::Digest;
+use crate::base::Grants;
+use crate::base::Hook;
 use crate::isolate::{Hooked, Remote};
 use crate::record::{PatchEntry, Recorder, Tape};
-use crate::sandbox::{Grants, Limits};
+use crate::sandbox::Limits;
 use patchhost_runtime::hooks::{BlockQuant, HookError, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
 use semver::{Version, VersionReq};
 use serde::Serialize;

@@ -1,6 +1,6 @@
 //! `guests/guests.lock`: the digests of the patches that come with the host.
 
-use super::Digest;
+use crate::base::Digest;
 use serde::Deserialize;
 
 /// The lock that this binary was built with.

@@ -3,7 +3,6 @@
 mod attach;
 mod board;
 pub mod bundled;
-mod digest;
 mod error;
 mod generation;
 pub mod ledger;
@@ -14,15 +13,15 @@ mod policy;
 mod set;
 mod stage;
 
-pub use crate::abi::{Hook, Info, Snapshot, Target};
-pub use crate::sandbox::{Cache, CacheStats, CallStats, Function, FunctionStats, Grants, Limits, Sandbox, Trial};
+pub use crate::abi::{Info, Snapshot, Target};
+pub use crate::base::{Digest, Function, Grants, Hook, NotADigest};
+pub use crate::sandbox::{Cache, CacheStats, CallStats, FunctionStats, Limits, Sandbox, Trial};
 pub use attach::{AttachError, Attached, Attachments, Phase};
 pub use board::{
     Beside, Board, BoardStatus, DrainingStatus, Failure, Landing, Mode, QuarantineStatus, Reaction, RefitPlan,
     Requested, StagedStatus, SwapError, SwapErrorKind, SwapRequest, TransitionStatus, When,
 };
 pub use bundled::resolve;
-pub use digest::{Digest, NotADigest};
 pub use error::{Stage, StageError};
 pub use generation::{Generation, Member};
 pub use ledger::{Actor, Entry, Head, Ledger, LedgerError, LedgerOptions};

@@ -1,8 +1,9 @@
 //! What happens when a patch fails, how much a candidate may differ, and how long things may take: the `--policy` file
 //! (TOML). Nothing is guessed: what the file does not say has the default written here, and unknown keys are errors.
 
-use super::{Digest, Hook, Limits};
-use crate::trust::{explain, nearest};
+use super::Limits;
+use crate::base::{Digest, Hook};
+use crate::base::{explain, nearest};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -138,7 +139,7 @@ pub struct PolicyError {
 impl Policy {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Self, PolicyError> {
-        let shown = crate::abi::text::clean(&path.display().to_string(), 200);
+        let shown = crate::base::text::clean(&path.display().to_string(), 200);
         let fail = |why: String, next: &str| PolicyError { path: shown.clone(), why, next: next.to_owned() };
         let unreadable = |e: std::io::Error| fail(e.to_string(), "give a TOML file that can be read");
         let data = std::fs::metadata(path).map_err(unreadable)?;
@@ -165,7 +166,7 @@ impl Policy {
         let names: Vec<&str> = Hook::ALL.iter().map(|hook| hook.name()).collect();
         for name in self.hooks.keys() {
             if !names.contains(&name.as_str()) {
-                let shown = crate::abi::text::clean(name, 60);
+                let shown = crate::base::text::clean(name, 60);
                 let hint = nearest(name, names.iter().copied()).map(|known| format!(" (did you mean `{known}`?)"));
                 let hint = hint.unwrap_or_default();
                 return Err(format!("[hooks.{shown}] is no hook{hint}; hooks are {}", names.join(", ")));

@@ -1,6 +1,7 @@
 //! The patches of one run, in order. At most one claims each hook.
 
-use super::{Digest, Hook, Patch};
+use super::Patch;
+use crate::base::{Digest, Hook};
 use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::hooks::{BlockQuant, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
 use patchhost_runtime::refit::{MaskHook, Origin, RefitHooks};

@@ -3,11 +3,14 @@
 
 use super::live::Home;
 use super::lock::GuestsLock;
-use super::{Digest, Patch, StageError};
-use crate::abi::{Guest, Hook, text};
+use super::{Patch, StageError};
+use crate::abi::{Guest, linker_for};
 use crate::audit::{self, AuditOptions, Report};
+use crate::base::Digest;
+use crate::base::Grants;
+use crate::base::{Hook, text};
 use crate::isolate::{NotStarted, Remote};
-use crate::sandbox::{Fault, Granted, Grants, Limits, Sandbox, State, linker_for};
+use crate::sandbox::{Fault, Granted, Limits, Sandbox, State};
 use std::borrow::Cow;
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,7 +1,8 @@
 //! Real guests: the bundled ones, and the ones that misbehave on purpose (`guests/evil`).
 
-use super::{Applicability, Candidate, Digest, Hook, Limits, Patch, PatchSet, Sandbox, SetError, Stage, StageError};
+use super::{Applicability, Candidate, Limits, Patch, PatchSet, Sandbox, SetError, Stage, StageError};
 use super::{Verification, bundled};
+use crate::base::{Digest, Hook};
 use half::bf16;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{

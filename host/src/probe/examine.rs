@@ -22,7 +22,7 @@ pub fn examine(
     let audited = verified.audit_with(audit)?;
     let unoptimized = sandbox.unoptimized().map_err(|error| StageError::Compile {
         name: audited.name().to_owned(),
-        why: crate::abi::text::clean(&format!("the second engine does not start: {error:#}"), 512),
+        why: crate::base::text::clean(&format!("the second engine does not start: {error:#}"), 512),
     })?;
     let twin = audited.clone().compile(&unoptimized)?.ready(settings, limits.clone())?;
     let patch = audited.compile(sandbox)?.ready(settings, limits.clone())?;

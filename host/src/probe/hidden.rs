@@ -93,7 +93,7 @@ pub(super) fn constants(
     }
     for name in &known.names {
         let got = scales(quant, scheme, name, 0, FEW, &amax)?;
-        let what = format!("for a tensor called `{}`", crate::abi::text::clean(name, 80));
+        let what = format!("for a tensor called `{}`", crate::base::text::clean(name, 80));
         alike(&what, scheme, reference, &amax, (&first, &got), &mut note)?;
         asked += FEW;
     }

@@ -3,7 +3,7 @@
 
 use super::run::{Found, Probe};
 use super::synthetic;
-use crate::abi::Hook;
+use crate::base::Hook;
 use crate::checkpoint::bundled;
 use crate::patch::{Applicability, Patch};
 use patchhost_runtime::engine::{Engine, EngineOptions};

@@ -3,7 +3,7 @@
 use super::reference::Reference;
 use super::run::{Found, Probe};
 use super::{calls, hidden, matrix, rows, scalar, synthetic, twin};
-use crate::abi::Hook;
+use crate::base::Hook;
 use crate::patch::Patch;
 use patchhost_kernels::profile::Profile;
 use patchhost_runtime::hooks::{BlockQuant, Decision, Needs, Role, Scheme, TensorInfo};

@@ -1,7 +1,7 @@
 //! What a probe found.
 
-use crate::abi::Hook;
 use crate::audit::Finding;
+use crate::base::Hook;
 use serde::Serialize;
 use std::fmt;
 

@@ -4,7 +4,7 @@ use super::bounded::{Bounded, Deadline};
 use super::constants::Constants;
 use super::report::{Check, ProbeReport, Verdict};
 use super::{others, quant};
-use crate::abi::Hook;
+use crate::base::Hook;
 use crate::patch::Patch;
 use patchhost_runtime::hooks::BlockQuant;
 use std::sync::Arc;

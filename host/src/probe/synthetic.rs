@@ -68,7 +68,7 @@ pub(super) fn tensors_of(layers: usize) -> Vec<TensorInfo> {
 /// Its tensors as a refit sees them arrive.
 pub(super) fn arrivals() -> Vec<Arrival> {
     let arrival = |t: TensorInfo| {
-        let sha256 = crate::patch::Digest::of(t.name.as_bytes()).hex();
+        let sha256 = crate::base::Digest::of(t.name.as_bytes()).hex();
         Arrival { name: t.name, dtype: t.dtype, shape: t.shape, sha256 }
     };
     let mut all: Vec<Arrival> = tensors().into_iter().map(arrival).collect();

@@ -2,7 +2,7 @@
 //! place is what is written.
 
 use crate::abi::Snapshot;
-use crate::sandbox::Function;
+use crate::base::Function;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{
     self, ActivationRule, Arrival, Consumer, Decision, Elem, HookError, LayoutPass, LoraPlan, ModelInfo, Placement,

@@ -1,7 +1,8 @@
 //! Why something was not recorded, or cannot be replayed.
 
-use crate::abi::text;
-use crate::patch::{Hook, StageError};
+use crate::base::Hook;
+use crate::base::text;
+use crate::patch::StageError;
 use std::io;
 use std::path::{Path, PathBuf};
 

@@ -4,8 +4,8 @@
 
 use super::call::Call;
 use super::error::RecordingError;
-use crate::patch::Digest;
-use crate::sandbox::Function;
+use crate::base::Digest;
+use crate::base::Function;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;

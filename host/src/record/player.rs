@@ -1,7 +1,8 @@
 //! Asking a patch what another, or it itself, was asked before.
 
 use super::call::{Answer, Outcome, Question};
-use crate::abi::{Hook, Snapshot};
+use crate::abi::Snapshot;
+use crate::base::Hook;
 use crate::patch::Patch;
 use patchhost_runtime::hooks::{HookCause, HookError, RefitWatch};
 use std::collections::VecDeque;

@@ -5,7 +5,7 @@ use super::call::{Call, Outcome, Question};
 use super::error::RecordingError;
 use super::format::{self, End, Event, HEAD, MAGIC, PatchEntry, VERSION};
 use super::tape::Tape;
-use crate::patch::Digest;
+use crate::base::Digest;
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

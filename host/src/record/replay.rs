@@ -5,8 +5,9 @@ use super::error::RecordingError;
 use super::format::{Event, Overview, PatchEntry, Recording};
 use super::player::Player;
 use super::{Answer, Call};
-use crate::patch::{Digest, Hook, Limits, Patch};
-use crate::sandbox::Function;
+use crate::base::Function;
+use crate::base::{Digest, Hook};
+use crate::patch::{Limits, Patch};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -168,8 +169,8 @@ impl<'a> Replay<'a> {
             let same_component = by.is_some_and(|p| *p.digest() == entry.sha256);
             PatchReplay {
                 number: entry.number,
-                name: crate::abi::text::clean(&entry.name, 120),
-                version: crate::abi::text::clean(&entry.version, 60),
+                name: crate::base::text::clean(&entry.name, 120),
+                version: crate::base::text::clean(&entry.version, 60),
                 recorded_sha256: entry.sha256,
                 answered_by: by.map(|p| (p.info().name.clone(), *p.digest())),
                 other_settings: match same_component {

@@ -168,7 +168,7 @@ fn another_answer_is_found() {
     assert_eq!((report.total.calls, report.total.different, report.skipped), (4, 4, 20));
     let first = report.first.expect("a difference");
     assert_eq!((first.call, first.patch.as_str(), first.part.as_str()), (1, "fp8_block", "decision 0"));
-    let scales = &report.patches[0].functions[&crate::patch::Function::Scales];
+    let scales = &report.patches[0].functions[&crate::base::Function::Scales];
     assert!(scales.numbers > 0 && scales.max_ulp > 0, "{scales:?}");
 
     let mut replay = Replay::new(&recording);

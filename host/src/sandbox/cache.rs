@@ -19,6 +19,7 @@
 mod key;
 mod private;
 
+use crate::base::file::{Access, TEMPORARY, write_whole_unsynced};
 use hmac::{Hmac, KeyInit, Mac};
 use key::Key;
 use private::{private_folder, read_private, secret};
@@ -191,11 +192,11 @@ impl Cache {
         }
         let mac = self.mac(key, &code).ok_or_else(|| io::Error::other("no authentication code"))?;
         // A file of mode 0600 beside it, then a rename: a reader sees the old entry or the new one.
-        let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(&self.0.folder)?;
-        file.write_all(MAGIC)?;
-        file.write_all(&mac.finalize().into_bytes())?;
-        file.write_all(&code)?;
-        file.persist(path).map_err(|error| error.error)?;
+        write_whole_unsynced(path, Access::Private, |file| {
+            file.write_all(MAGIC)?;
+            file.write_all(&mac.finalize().into_bytes())?;
+            file.write_all(&code)
+        })?;
         self.evict()
     }
 
@@ -210,7 +211,7 @@ impl Cache {
             let modified = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             if path.extension().is_some_and(|extension| extension == EXTENSION) {
                 entries.push((modified, meta.len(), path));
-            } else if entry.file_name().to_string_lossy().starts_with(".new-")
+            } else if entry.file_name().to_string_lossy().starts_with(TEMPORARY)
                 && modified.elapsed().is_ok_and(|age| age.as_secs() > 3_600)
             {
                 std::fs::remove_file(path)?;

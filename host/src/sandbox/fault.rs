@@ -2,9 +2,9 @@
 
 use super::Budget;
 use super::limiter::LimitReached;
-use super::stats::Function;
 use super::wasi::WaitedTooLong;
-use crate::abi::text;
+use crate::base::Function;
+use crate::base::text;
 use patchhost_runtime::hooks::HookCause;
 use wasmtime::{Trap, WasmBacktrace};
 

@@ -111,7 +111,8 @@ mod tests {
     /// The real thing: two core instances of one component, each growing its own memory while it starts.
     #[test]
     fn two_memories_of_one_component_are_summed() {
-        use crate::sandbox::{Budget, Function, Granted, Grants, Sandbox, Stats, linker_for, run, store::new_store};
+        use crate::base::Function;
+        use crate::sandbox::{Budget, Granted, Sandbox, Stats, run, store::new_store};
         let sandbox = Sandbox::new(1).expect("an engine");
         let limits = Limits::default();
         let started = |instances: usize| {
@@ -119,7 +120,7 @@ mod tests {
             let text = format!("(component {module} {})", "(core instance (instantiate $m))".repeat(instances));
             let bytes = wat::parse_str(text).expect("valid text");
             let component = wasmtime::component::Component::new(sandbox.engine(), bytes).expect("it compiles");
-            let linker = linker_for(&sandbox, &component, &Grants::default()).expect("it links");
+            let linker = wasmtime::component::Linker::new(sandbox.engine());
             let mut store = new_store(&sandbox, &limits, &Granted::default()).expect("a store");
             let budget: Budget = limits.setup_budget();
             run(&mut store, &Stats::default(), Function::Instantiate, &budget, |store| {

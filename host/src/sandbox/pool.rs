@@ -1,8 +1,9 @@
 //! Instances of one patch: one per worker at a time, or one in all; made again from `InstancePre` after a trap.
 
 use super::store::new_store;
-use super::{Budget, Fault, Function, Granted, Lent, Limits, Sandbox, State, Stats, run};
-use crate::abi::text;
+use super::{Budget, Fault, Granted, Lent, Limits, Sandbox, State, Stats, run};
+use crate::base::Function;
+use crate::base::text;
 use patchhost_runtime::hooks::HookCause;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use wasmtime::Store;

@@ -1,93 +1,10 @@
 //! How often each function of a patch was called and what it cost: "applied but never called" must be visible.
 
+use crate::base::Function;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-
-/// What the host does with a guest, by its WIT name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[allow(missing_docs)] // the names are those of the WIT functions
-pub enum Function {
-    Instantiate,
-    Describe,
-    Configure,
-    Resolve,
-    Decide,
-    Activation,
-    Scales,
-    ScalesWithMoments,
-    PanelScales,
-    ActivationScales,
-    Passes,
-    Admit,
-    Masked,
-    Begin,
-    Tensors,
-    Finish,
-    ExportState,
-    ImportState,
-}
-
-impl Function {
-    const ALL: [Function; 18] = [
-        Function::Instantiate,
-        Function::Describe,
-        Function::Configure,
-        Function::Resolve,
-        Function::Decide,
-        Function::Activation,
-        Function::Scales,
-        Function::ScalesWithMoments,
-        Function::PanelScales,
-        Function::ActivationScales,
-        Function::Passes,
-        Function::Admit,
-        Function::Masked,
-        Function::Begin,
-        Function::Tensors,
-        Function::Finish,
-        Function::ExportState,
-        Function::ImportState,
-    ];
-
-    /// The function of this name in the WIT.
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|function| function.name() == name)
-    }
-
-    /// Its name in the WIT.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Function::Instantiate => "instantiate",
-            Function::Describe => "describe",
-            Function::Configure => "configure",
-            Function::Resolve => "resolve",
-            Function::Decide => "decide",
-            Function::Activation => "activation",
-            Function::Scales => "scales",
-            Function::ScalesWithMoments => "scales-with-moments",
-            Function::PanelScales => "panel-scales",
-            Function::ActivationScales => "activation-scales",
-            Function::Passes => "passes",
-            Function::Admit => "admit",
-            Function::Masked => "masked",
-            Function::Begin => "begin",
-            Function::Tensors => "tensors",
-            Function::Finish => "finish",
-            Function::ExportState => "export-state",
-            Function::ImportState => "import-state",
-        }
-    }
-}
-
-impl fmt::Display for Function {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// Counters of one function.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,11 +1,12 @@
 //! The one place that makes stores, and the one place that runs a guest.
 
+use super::Stats;
 use super::fault::{Fault, classify};
 use super::limiter::Meter;
 use super::limits::Limits;
-use super::stats::{Function, Stats};
 use super::wasi::{Context, Granted};
 use super::{Budget, Sandbox, TICK};
+use crate::base::Function;
 use patchhost_runtime::hooks::RowPanel;
 use std::time::Instant;
 use wasmtime::Store;

@@ -2,7 +2,7 @@
 //! this host's to bound: what would take it down takes down a child that has little memory, little time and no files.
 
 use super::engine::compile_only;
-use crate::abi::text;
+use crate::base::text;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};

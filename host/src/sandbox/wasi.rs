@@ -4,8 +4,8 @@
 mod folders;
 mod log;
 
-use super::grants::{DirMode, Grants, Wasi};
 use super::store::State;
+use crate::base::{DirMode, Grants, Wasi};
 use folders::Folders;
 use log::Log;
 use std::time::{Duration, Instant};
@@ -125,7 +125,7 @@ impl WasiView for State {
 }
 
 /// Links WASI, an interface a line. Sockets and HTTP are not there: the audit refuses them, and so does the link.
-pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+pub(crate) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     let l = linker;
     async_io::error::add_to_linker::<State, HasTable>(l, |state| state.ctx().table)?;
     sync::io::streams::add_to_linker::<State, HasTable>(l, |state| state.ctx().table)?;

@@ -17,9 +17,10 @@ use super::rl_body::{OptionalJson, read};
 use super::state::App;
 use super::vllm::bad_query;
 use super::weight_sync::blocking;
-use crate::abi::text::clean;
 use crate::audit::Caps;
-use crate::patch::{Actor, Candidate, Digest, Mode, SwapRequest, When, bundled::bundled};
+use crate::base::Digest;
+use crate::base::text::clean;
+use crate::patch::{Actor, Candidate, Mode, SwapRequest, When, bundled::bundled};
 
 /// Most records of one answer.
 const MOST_RECORDS: usize = 1000;
@@ -370,7 +371,7 @@ async fn unquarantine(
 }
 
 fn digest(text: &str, field: &str) -> ApiResult<Digest> {
-    text.parse().map_err(|e: crate::patch::NotADigest| {
+    text.parse().map_err(|e: crate::base::NotADigest| {
         ApiError::bad(format!("`{field}`"), e.to_string(), "take it from GET /admin/v1/patches").param(field)
     })
 }

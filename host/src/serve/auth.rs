@@ -22,7 +22,7 @@ use sha2::Sha256;
 
 use super::error::ApiError;
 use super::state::{App, Via};
-use crate::abi::text::clean;
+use crate::base::text::clean;
 use crate::patch::Actor;
 
 /// Fewest bytes of a token: 16 random bytes cannot be guessed.

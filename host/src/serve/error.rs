@@ -7,7 +7,7 @@ use patchhost_runtime::scheduler::SubmitError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::abi::text::clean;
+use crate::base::text::clean;
 
 /// Longest message; what is quoted from outside is cut shorter where it is quoted.
 const MESSAGE: usize = 4096;

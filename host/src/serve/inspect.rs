@@ -8,7 +8,7 @@ use patchhost_runtime::weights::{Part, WeightSet};
 use serde_json::Value;
 
 use super::error::{ApiError, ApiResult};
-use crate::abi::text::clean;
+use crate::base::text::clean;
 
 /// Most values of one answer.
 const MOST_VALUES: usize = 4 << 20;
@@ -107,7 +107,7 @@ fn number(value: f32) -> Value {
 fn missing(engine: &Engine, name: &str) -> ApiError {
     let registry = engine.registry();
     let known = registry.checkpoint_names().chain(registry.params().iter().map(|p| p.name.as_str()));
-    let near = patchhost_runtime::error::did_you_mean(name, known);
+    let near = patchhost_runtime::words::nearest(name, known);
     let hint = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
     ApiError::not_found(
         format!("tensor `{}`", clean(name, 200)),

@@ -13,7 +13,7 @@ use utoipa::PartialSchema;
 use utoipa::openapi::{RefOr, Schema};
 
 use super::error::ApiError;
-use crate::abi::text::clean;
+use crate::base::text::clean;
 
 /// How long a body may take to arrive: who sends it byte by byte must not hold a connection for good.
 const BODY_TIME: Duration = Duration::from_secs(120);

@@ -24,7 +24,7 @@ use super::sglang::{SgResult, Success, base64_pieces, in_sglang_form, refuse_pic
 use super::state::App;
 use super::weight_sync::blocking;
 use super::weights_body::Piece;
-use crate::abi::text::clean;
+use crate::base::text::clean;
 use crate::patch::Actor;
 
 /// Largest adapter_config.json.
@@ -290,7 +290,7 @@ fn verify(pieces: &[Piece], expected: &BTreeMap<String, String>) -> ApiResult<()
         let Some(piece) = pieces.iter().find(|p| p.name == *name) else {
             return refuse(name, "a checksum was given for it, and it did not come".to_string());
         };
-        let found: String = Sha256::digest(&piece.data[..]).iter().map(|b| format!("{b:02x}")).collect();
+        let found = crate::base::hex(&Sha256::digest(&piece.data[..]));
         let wanted = sum.strip_prefix("sha256:").unwrap_or(sum);
         if !found.eq_ignore_ascii_case(wanted) {
             return refuse(name, format!("its bytes have sha256 {found}, {} was expected", clean(wanted, 80)));

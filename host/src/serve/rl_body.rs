@@ -15,7 +15,7 @@ use super::json::parse;
 use super::roots::RootError;
 use super::state::App;
 use super::weights_body::{self as tensors, BodyError, BucketEntry, BucketMeta, Piece, UpdateInfo};
-use crate::abi::text::clean;
+use crate::base::text::clean;
 
 /// JSON, or nothing at all, which is the default of the type.
 #[derive(Debug, Clone, Copy)]

@@ -14,7 +14,7 @@ use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::error::{Refusal, RuntimeError};
 
 use super::weights_body::pickle;
-use crate::abi::text::clean;
+use crate::base::text::clean;
 use crate::checkpoint::versions::{Base, Loaded, Source, Version, VersionError};
 
 /// Longest path that is looked at.

@@ -17,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use super::error::ApiError;
 use super::state::{App, Via};
 use super::{admin, health, lora, metrics, openai, sglang, tokenize, trl, vllm};
-use crate::abi::text::clean;
+use crate::base::text::clean;
 
 #[derive(utoipa::OpenApi)]
 #[openapi(

@@ -15,7 +15,7 @@ use super::error::{ApiError, ApiResult};
 use super::metrics::Metrics;
 use super::roots::Roots;
 use super::weight_sync::RlState;
-use crate::abi::text::clean;
+use crate::base::text::clean;
 use crate::live::LiveModel;
 
 /// Longest request id that a client may choose.

@@ -22,7 +22,7 @@ use super::error::{ApiError, ApiResult};
 use super::metrics::WeightUpdate;
 use super::state::App;
 use super::weights_body::Piece;
-use crate::abi::text::clean;
+use crate::base::text::clean;
 use crate::checkpoint::versions::VersionError;
 use crate::live::{LiveError, Refitted, Update};
 use crate::patch::{Actor, SwapErrorKind};

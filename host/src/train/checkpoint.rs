@@ -193,7 +193,7 @@ fn read_state(folder: &Path) -> std::result::Result<State, String> {
 /// Names the first setting that is another than in the checkpoint.
 fn same_settings(folder: &Path, then: &Value, now: &Value) -> Result<()> {
     let Some((name, then, now)) = difference("", then, now) else { return Ok(()) };
-    let text = |v: &Value| crate::abi::text::clean(&v.to_string(), 160);
+    let text = |v: &Value| crate::base::text::clean(&v.to_string(), 160);
     Err(refused(
         format!("resuming from `{}`", folder.display()),
         format!("`{name}` is {}, the run began with {}", text(now), text(then)),
@@ -247,5 +247,5 @@ fn read(masters: &Masters, from: &Tensors, prefix: &str) -> Result<Vec<Vec<f32>>
 }
 
 fn shown(dir: &Path) -> String {
-    format!("--checkpoint-dir {}", crate::abi::text::clean(&dir.display().to_string(), 200))
+    format!("--checkpoint-dir {}", crate::base::text::clean(&dir.display().to_string(), 200))
 }

@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 
 use super::error::{Result, refused};
 use super::metrics::Record;
-use crate::checkpoint::stream::{hex, io};
+use crate::base::hex;
+use crate::checkpoint::stream::io;
 
 /// How far the file was when a checkpoint was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,7 +88,7 @@ fn begins(bytes: &[u8]) -> bool {
 }
 
 fn foreign(path: &Path, why: &str) -> super::error::TrainError {
-    let shown = crate::abi::text::clean(&path.display().to_string(), 200);
+    let shown = crate::base::text::clean(&path.display().to_string(), 200);
     refused(format!("--metrics-out {shown}"), why, "name the file of this run, or one that does not exist")
 }
 

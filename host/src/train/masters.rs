@@ -14,7 +14,7 @@ use safetensors::tensor::Dtype;
 use sha2::{Digest, Sha256};
 
 use super::error::{Result, usage};
-use crate::checkpoint::stream::hex;
+use crate::base::hex;
 
 /// One trained tensor.
 pub struct Master {

@@ -76,7 +76,7 @@ impl Trainer {
         for text in &settings.prompts {
             let ids = tokenizer.encode(text)?;
             if ids.is_empty() || ids.len() > most {
-                let shown = crate::abi::text::clean(text, 60);
+                let shown = crate::base::text::clean(text, 60);
                 return Err(usage(
                     format!("prompt `{shown}`"),
                     format!(

@@ -1,5 +1,7 @@
 //! Why something about trust was refused.
 
+use crate::base::file::{FileError, FileErrorKind};
+
 /// Whose turn it is after a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrustErrorKind {
@@ -36,11 +38,17 @@ impl TrustError {
 
     /// An error of the operating system: the user's to mend where a path or a permission is wrong.
     pub(crate) fn io(what: impl Into<String>, error: &std::io::Error, next: impl Into<String>) -> Self {
-        use std::io::ErrorKind::{StorageFull, WriteZero};
-        let kind = match error.kind() {
-            StorageFull | WriteZero => TrustErrorKind::Host,
-            _ => TrustErrorKind::Usage,
+        FileError::io(what, error, next).into()
+    }
+}
+
+impl From<FileError> for TrustError {
+    fn from(FileError { kind, what, why, next }: FileError) -> Self {
+        let kind = match kind {
+            FileErrorKind::Usage => TrustErrorKind::Usage,
+            FileErrorKind::Refused => TrustErrorKind::Refused,
+            FileErrorKind::Host => TrustErrorKind::Host,
         };
-        Self { kind, ..Self::usage(what, error.to_string(), next) }
+        Self { kind, what, why, next }
     }
 }

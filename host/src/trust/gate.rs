@@ -4,7 +4,8 @@
 use super::judge::Judgement;
 use super::{LOCK_FILE, LockFile, REVOKED_FILE, Revocation, Revocations, Summary, TrustError, TrustPolicy};
 use crate::audit::{AuditOptions, AuditPolicy, Severity};
-use crate::patch::{Audited, Candidate, Digest, Limits, Policy, StageError, Verification, Verified};
+use crate::base::Digest;
+use crate::patch::{Audited, Candidate, Limits, Policy, StageError, Verification, Verified};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -169,7 +170,7 @@ impl Gate {
         if let Some(first) = errors.first() {
             let name = verified.candidate().name().to_owned();
             let why = errors.iter().map(|finding| finding.line()).collect::<Vec<_>>().join("\n       ");
-            let next = first.fix.replace("X.wasm", &super::quoted(name.as_ref()));
+            let next = first.fix.replace("X.wasm", &crate::base::quoted(name.as_ref()));
             return Err(StageError::Trust { name, why, next });
         }
         let options = AuditOptions {
@@ -210,7 +211,7 @@ impl Gate {
     fn no_lock(&self) -> TrustError {
         let path = self.places.lock.as_deref().unwrap_or(Path::new(LOCK_FILE));
         TrustError::refused(
-            super::file::shown("lock file", path),
+            crate::base::file::shown("lock file", path),
             "only locked patches may be loaded here (--locked, --lock, require_lock, or it was there before), and there is no such file",
             "lock each patch with `patchhost lock X.wasm`, or bring the file back",
         )

@@ -5,10 +5,11 @@ use super::gate::State;
 use super::lock::{Entry, Setting};
 use super::verdict::{Judge, Verdict};
 use super::{Facts, Gate, Revocation, Revoked, Signature, Signatures, Summary, TrustError, limits};
-use crate::abi::text::clean;
 use crate::audit::trust_rules::{BAD_SIGNATURE, DIGEST_MISMATCH, NO_REVIEW, NOT_IN_LOCK, REVOKED, found, found_as};
 use crate::audit::{Finding, Severity, inspect};
-use crate::patch::{Candidate, Digest, Grants, Limits, Origin};
+use crate::base::text::clean;
+use crate::base::{Digest, Grants};
+use crate::patch::{Candidate, Limits, Origin};
 use std::ffi::OsString;
 use std::path::PathBuf;
 

@@ -1,8 +1,8 @@
 //! Ed25519 keys: public ones as text, secret ones in files that only their owner may read.
 
 use super::TrustError;
-use super::explain::explain;
-use crate::abi::text::clean;
+use crate::base::explain;
+use crate::base::text::clean;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};

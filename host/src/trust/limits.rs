@@ -1,8 +1,8 @@
 //! `--limit memory_bytes=32MiB`, and the `[limits]` of a policy.
 
-use super::explain::nearest;
 use super::lock_fields;
-use crate::abi::text::clean;
+use crate::base::nearest;
+use crate::base::text::clean;
 use crate::patch::Limits;
 use serde_json::Value;
 

@@ -1,10 +1,7 @@
 //! Who said that these bytes may run: the lock file, grants, signatures, revocations.
 
 mod command;
-mod day;
 mod error;
-mod explain;
-mod file;
 mod gate;
 mod judge;
 mod key;
@@ -19,7 +16,6 @@ mod signature;
 mod summary;
 mod verdict;
 
-pub use day::{Day, stamp};
 pub use error::{TrustError, TrustErrorKind};
 pub use gate::{Admitted, Facts, Gate, Passed, Places};
 pub use judge::Judgement;
@@ -33,9 +29,6 @@ pub use signature::{Signature, Signatures};
 pub use summary::{LockState, Summary};
 pub use verdict::{Judge, Signed, Verdict};
 
-pub(crate) use command::quoted;
-pub(crate) use explain::{explain, nearest};
-pub(crate) use file::read_small;
 use lock::fields as lock_fields;
 
 #[cfg(test)]

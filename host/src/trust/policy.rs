@@ -1,9 +1,10 @@
 //! What a policy file says about trust: `[trust]`.
 
-use super::explain::nearest;
-use super::{Day, PublicKey};
-use crate::abi::text::clean;
-use crate::patch::{Digest, Hook};
+use super::PublicKey;
+use crate::base::Day;
+use crate::base::nearest;
+use crate::base::text::clean;
+use crate::base::{Digest, Hook};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -129,7 +130,7 @@ impl FromStr for Revoked {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.starts_with("ed25519:") {
             true => text.parse().map(Self::Key),
-            false => text.parse().map(Self::Digest).map_err(|e: crate::patch::NotADigest| e.to_string()),
+            false => text.parse().map(Self::Digest).map_err(|e: crate::base::NotADigest| e.to_string()),
         }
     }
 }

@@ -2,11 +2,11 @@
 //! with a rebuild says.
 
 use super::TrustError;
-use super::file;
-use crate::abi::text::clean;
 use crate::audit::Finding;
 use crate::audit::trust_rules::{NOT_REPRODUCIBLE, found};
-use crate::patch::Digest;
+use crate::base::Digest;
+use crate::base::file;
+use crate::base::text::clean;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -119,7 +119,7 @@ impl Provenance {
         }
         let sha256 = |of: &Resource| -> Result<Digest, String> {
             let hex = of.digest.get("sha256").ok_or_else(|| format!("`{}` has no sha256", clean(&of.name, 80)))?;
-            hex.parse().map_err(|e: crate::patch::NotADigest| e.to_string())
+            hex.parse().map_err(|e: crate::base::NotADigest| e.to_string())
         };
         let source = resolved_dependencies.iter().find(|dependency| dependency.name == "source");
         let toolchain = read.predicate.run_details.builder.version.get("toolchain").cloned();

@@ -2,12 +2,14 @@
 
 use super::gate::State;
 use super::lock::{AuditRecord, Change, Entry, LockFile, Review, Setting, changes, config_digest};
-use super::{Day, Gate, Judgement, LOCK_FILE, TrustError, limits};
-use crate::abi::{VERSION, text::clean};
+use super::{Gate, Judgement, LOCK_FILE, TrustError, limits};
 use crate::audit::trust_rules::{DOWNGRADE, found};
 use crate::audit::{AuditOptions, Severity};
-use crate::patch::{Audited, Candidate, Digest, Grants, Limits, Patch, Sandbox, StageError};
-use crate::sandbox::{Dir, Wasi};
+use crate::base::Day;
+use crate::base::{Digest, Grants};
+use crate::base::{Dir, Wasi};
+use crate::base::{VERSION, text::clean};
+use crate::patch::{Audited, Candidate, Limits, Patch, Sandbox, StageError};
 use semver::Version;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -135,7 +137,7 @@ impl Gate {
                 return Ok(Recorded { entry, changes, began, judgement, findings });
             }
         }
-        let what = super::file::shown("lock file", self.lock_path());
+        let what = crate::base::file::shown("lock file", self.lock_path());
         let why = format!("others changed the same entry {TRIES} times meanwhile");
         Err(TrustError::refused(what, why, "try again when they are done").into())
     }

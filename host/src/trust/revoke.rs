@@ -1,8 +1,10 @@
 //! Taking trust back: a revocation is written first, then what it makes void leaves the lock.
 
-use super::{Day, Gate, LockFile, REVOKED_FILE, Revocation, Revocations, Revoked, TrustError};
-use crate::abi::text::clean;
-use crate::patch::{Candidate, Digest};
+use super::{Gate, LockFile, REVOKED_FILE, Revocation, Revocations, Revoked, TrustError};
+use crate::base::Day;
+use crate::base::Digest;
+use crate::base::text::clean;
+use crate::patch::Candidate;
 use std::path::{Path, PathBuf};
 
 /// What a revocation did.

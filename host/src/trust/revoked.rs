@@ -1,7 +1,8 @@
 //! `patchhost.revoked`: what may not run any more. A file of its own, so that it holds with and without a lock.
 
-use super::file::{self, Guard};
-use super::{Revocation, Revoked, TrustError, explain::explain};
+use super::{Revocation, Revoked, TrustError};
+use crate::base::explain;
+use crate::base::file::{self, Guard};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 

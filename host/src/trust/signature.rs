@@ -1,11 +1,12 @@
 //! Detached signatures: `X.wasm.sig` beside `X.wasm`. What is signed is the whole file and everything that the signature
 //! says about itself, under a name of its own, so that no signature made for something else fits.
 
-use super::file::{self, Guard};
+use super::TrustError;
 use super::key::{ALGORITHM, PublicKey, SecretKey, bytes};
-use super::{Day, TrustError, explain::explain, stamp};
-use crate::abi::text::clean;
-use crate::patch::Digest;
+use crate::base::Digest;
+use crate::base::file::{self, Guard};
+use crate::base::text::clean;
+use crate::base::{Day, explain, stamp};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! Lock and signatures of a component on one line.
 
-use crate::abi::text::clean;
-use crate::patch::Digest;
+use crate::base::Digest;
+use crate::base::text::clean;
 use serde::Serialize;
 
 /// How the lock stands to a component.

@@ -1,12 +1,13 @@
 //! Which signatures count, by the policy.
 
-use super::{Day, PublicKey, Revocation, Revoked, Signature, Signer, TrustPolicy};
-use crate::abi::text::clean;
+use super::{PublicKey, Revocation, Revoked, Signature, Signer, TrustPolicy};
 use crate::audit::trust_rules::{
     BAD_SIGNATURE, PARTIAL_SIGNATURE, REVOKED, SIGNER_NOT_ALLOWED, UNSIGNED, found, found_as,
 };
 use crate::audit::{Finding, Severity};
-use crate::patch::Hook;
+use crate::base::Day;
+use crate::base::Hook;
+use crate::base::text::clean;
 use serde::Serialize;
 use std::cell::OnceCell;
 use std::time::SystemTime;

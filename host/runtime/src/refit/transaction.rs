@@ -8,9 +8,10 @@ use super::{Planned, Progress, RefitHooks, RefitReport};
 use crate::assembly::{Assembly, ChunkHeader, Duplicates};
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::engine::Engine;
-use crate::error::{Refusal, Result, RuntimeError, did_you_mean};
+use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::Dtype;
 use crate::weights::WeightSet;
+use crate::words::nearest;
 
 /// What the trainer promised about one tensor.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -138,9 +139,9 @@ impl<'e> Transaction<'e> {
 impl Manifest {
     /// Refuses a tensor that was not promised like this.
     pub fn admits(&self, name: &str, dtype: safetensors::tensor::Dtype, shape: &[usize]) -> Result<()> {
-        let shown: String = name.chars().take(200).flat_map(char::escape_debug).collect();
+        let shown = crate::words::shown(name);
         let Some(promise) = self.tensors.get(name) else {
-            let near = did_you_mean(name, self.tensors.keys().map(String::as_str));
+            let near = nearest(name, self.tensors.keys().map(String::as_str));
             let hint = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
             return Err(broken(&shown, format!("the manifest does not name it{hint}")));
         };
@@ -195,7 +196,7 @@ impl StagedRefit<'_> {
 fn kept(manifest: &Manifest, tensors: &[CheckpointTensor], sums: &[String]) -> Result<()> {
     let came: BTreeMap<&str, usize> = tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
     for (name, promise) in &manifest.tensors {
-        let shown: String = name.chars().take(200).flat_map(char::escape_debug).collect();
+        let shown = crate::words::shown(name);
         let Some(i) = came.get(name.as_str()) else {
             return Err(broken(&shown, "the manifest promises it, and it did not come".to_string()));
         };

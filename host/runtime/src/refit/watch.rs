@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::checkpoint::CheckpointTensor;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{Arrival, RefitObserver, RefitWatch, Verdict};
-use crate::weights::hex;
+use crate::words::hex;
 
 /// Tensors of one call, as the interface promises.
 const BATCH: usize = 4_096;

@@ -1,8 +1,8 @@
 //! Function bodies in a form that does not depend on where things lie: callees by name, types by signature, addresses and
 //! positions in the table kept apart.
 
-use crate::abi::text;
 use crate::audit::facts::readable;
+use crate::base::text;
 use std::collections::{BTreeSet, HashMap};
 use wasmparser::{
     BlockType, CompositeInnerType, ElementItems, FuncType, FunctionBody, KnownCustom, Name, Operator, Parser, Payload,
@@ -326,5 +326,5 @@ impl<'a> Module<'a> {
 /// What a function takes and gives, in few characters: long ones by their digest.
 fn signature(func: &FuncType) -> String {
     let text = format!("{:?}", (func.params(), func.results()));
-    if text.len() <= 120 { text } else { crate::patch::Digest::of(text.as_bytes()).short() }
+    if text.len() <= 120 { text } else { crate::base::Digest::of(text.as_bytes()).short() }
 }

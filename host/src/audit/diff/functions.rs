@@ -1,7 +1,7 @@
 //! Which functions are the same, which changed, which came and went.
 
 use super::body::{Body, Image, Side, Words};
-use crate::abi::text;
+use crate::base::text;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

@@ -93,7 +93,7 @@ impl FunctionFacts {
         let FunctionCost { module: number, index, offset, .. } = self.cost;
         match module.name_of(index) {
             Some(name) => {
-                let name = crate::abi::text::clean(&name, 80);
+                let name = crate::base::text::clean(&name, 80);
                 format!("module {number} function {index} `{name}` at {offset:#x}")
             }
             None => self.cost.place(),

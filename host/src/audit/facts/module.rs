@@ -117,13 +117,13 @@ impl ModuleFacts {
     /// its import's.
     pub fn name_of(&self, index: u32) -> Option<String> {
         if let Some(name) = self.names.get(&index) {
-            return Some(crate::abi::text::clean(&readable(name), 160));
+            return Some(crate::base::text::clean(&readable(name), 160));
         }
         if let Some(export) = self.exports.iter().find(|export| export.kind == "func" && export.index == index) {
-            return Some(crate::abi::text::clean(&export.name, 160));
+            return Some(crate::base::text::clean(&export.name, 160));
         }
         let import = self.imports.iter().filter(|import| import.kind == "func").nth(index as usize)?;
-        Some(crate::abi::text::clean(&format!("{}#{}", import.module, import.name), 160))
+        Some(crate::base::text::clean(&format!("{}#{}", import.module, import.name), 160))
     }
 
     /// The global that the compiler keeps the stack pointer in: the first that is written and holds an address.

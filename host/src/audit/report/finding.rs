@@ -1,8 +1,8 @@
 //! What an audit found.
 
-use crate::abi::{Hook, is_state};
 use crate::audit::Facts;
-use crate::patch::Digest;
+use crate::base::Digest;
+use crate::base::{Hook, is_state};
 use serde::Serialize;
 
 /// How bad a finding is.

@@ -2,7 +2,7 @@
 
 use super::{Finding, Report, Severity};
 use crate::audit::catalogue;
-use crate::patch::Digest;
+use crate::base::Digest;
 use serde_json::{Value, json};
 
 /// What SARIF says it is.

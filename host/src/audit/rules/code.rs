@@ -2,11 +2,11 @@
 //! bound every call, and the cast proves every scale.
 
 use super::Rule;
-use crate::abi::text;
 use crate::audit::facts::{FunctionFacts, ModuleFacts};
 use crate::audit::graph::{Graph, cycles};
 use crate::audit::input::Input;
 use crate::audit::report::Finding;
+use crate::base::text;
 
 const ENDLESS: Rule = Rule::warn("PH502", "loop-no-exit", "A loop that nothing leaves: only fuel ends it.");
 const LONG_LOOPS: Rule = Rule::info("PH503", "loop-no-call", "Loops without calls: where a patch can spend its fuel.");

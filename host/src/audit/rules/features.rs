@@ -46,7 +46,7 @@ pub(in crate::audit) fn explain(bytes: &[u8], error: &BinaryReaderError, out: &m
         out.push(rule.found_at(&place, format!("needs {what}"), "build with the default features of wasm32"));
     }
     if needed.is_empty() {
-        let message = crate::abi::text::clean(error.message(), 300);
+        let message = crate::base::text::clean(error.message(), 300);
         out.push(NOT_ALLOWED.found_at(place, message, "build with the default features of wasm32"));
     }
 }

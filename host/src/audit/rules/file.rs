@@ -99,7 +99,7 @@ pub(in crate::audit) fn check(bytes: &[u8], kind: Kind, caps: &Caps, out: &mut V
 
 /// An error of the parser or validator.
 pub(in crate::audit) fn invalid(error: &BinaryReaderError) -> Finding {
-    let message = crate::abi::text::clean(error.message(), 300);
+    let message = crate::base::text::clean(error.message(), 300);
     INVALID.found_at(format!("offset {:#x}", error.offset()), message, "rebuild it with a current toolchain")
 }
 

@@ -1,10 +1,10 @@
 //! PH1xx: what it asks for. Nothing is granted by itself but `row-source`, whose cost is bounded.
 
 use super::Rule;
-use crate::abi::{PACKAGE, VERSION, interface, row_source, text};
 use crate::audit::input::Input;
 use crate::audit::report::{Finding, Severity};
-use crate::sandbox::Wasi;
+use crate::base::Wasi;
+use crate::base::{PACKAGE, ROW_SOURCE, VERSION, interface, text};
 
 const NOT_ALLOWED: Rule = Rule::error("PH101", "import-not-allowed", "An import that was not granted.");
 const FILESYSTEM: Rule = Rule::error("PH102", "filesystem", "Asks for files.");
@@ -26,7 +26,7 @@ pub(super) const RULES: [Rule; 7] =
 
 pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
     let granted = input.grants.wasi.as_ref();
-    for import in input.imports.iter().filter(|import| import.name != row_source::NAME) {
+    for import in input.imports.iter().filter(|import| import.name != ROW_SOURCE) {
         let name = text::clean(&import.name, 120);
         let place = format!("offset {:#x}", import.offset);
         let rule = wasi(&import.name);
@@ -44,7 +44,7 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
         } else if import.name.starts_with("wasi:") {
             "remove the import: sockets and HTTP are never granted".to_owned()
         } else if import.name.starts_with(PACKAGE) {
-            format!("only `{}` can be imported, at version {VERSION}", row_source::NAME)
+            format!("only `{}` can be imported, at version {VERSION}", ROW_SOURCE)
         } else {
             "remove the import".to_owned()
         };
@@ -65,7 +65,7 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
 
 fn lines(input: &Input<'_>) -> String {
     let lines = input.grants.lines();
-    if lines.is_empty() { format!("`{}`", row_source::NAME) } else { text::clean(&lines.join(", "), 400) }
+    if lines.is_empty() { format!("`{}`", ROW_SOURCE) } else { text::clean(&lines.join(", "), 400) }
 }
 
 /// What a grant can link: never sockets, never HTTP, and only the WASI that the engine has.

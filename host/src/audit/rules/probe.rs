@@ -40,7 +40,7 @@ pub(super) const RULES: [Rule; 9] = [NUMBERS, CONTRACT, PROPERTY, CHANGING, HIDD
 
 /// It passed the static rules and could not be started.
 pub(crate) fn not_started(why: &str) -> Finding {
-    let why = crate::abi::text::clean(&why.replace('\n', " "), 600);
+    let why = crate::base::text::clean(&why.replace('\n', " "), 600);
     ANSWERS.finding(format!("it could not be started: {why}"), "mend the patch, or give its settings with --set")
 }
 

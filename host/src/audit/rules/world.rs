@@ -1,10 +1,10 @@
 //! PH2xx: whether it is a patch, and one that this host speaks to.
 
 use super::Rule;
-use crate::abi::diff::{self, Skew};
-use crate::abi::{Hook, IDENTITY, PACKAGE, is_state, text};
 use crate::audit::input::Input;
 use crate::audit::report::Finding;
+use crate::audit::skew::{self, Skew};
+use crate::base::{Hook, IDENTITY, PACKAGE, is_state, text};
 
 const MISMATCH: Rule = Rule::error("PH201", "world-mismatch", "It does not export what a patch exports.");
 const EXTRA: Rule = Rule::warn("PH202", "extra-export", "It exports something that this host does not call.");
@@ -53,7 +53,7 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
         let (name, place) = (text::clean(&export.name, 120), format!("offset {:#x}", export.offset));
         out.push(EXTRA.found_at(place, format!("exports `{name}`, which nobody calls"), "remove it"));
     }
-    for skew in diff::compare(input.bytes) {
+    for skew in skew::compare(input.bytes) {
         let rule = match skew {
             Skew::Version { .. } => INTERFACE_VERSION,
             _ => MISMATCH,

@@ -1,7 +1,7 @@
 //! Data segments: what can be read in them, and what is worth a look.
 
-use crate::abi::text;
 use crate::audit::facts::{DataFacts, Mark, MarkKind};
+use crate::base::text;
 
 /// Shortest run of printable characters that counts as text.
 const RUN: usize = 8;

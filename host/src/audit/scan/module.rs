@@ -2,10 +2,10 @@
 
 use super::data;
 use super::pass::{ModuleFrame, Scan};
-use crate::abi::text;
 use crate::audit::Caps;
 use crate::audit::facts::{CoreExport, CoreImport, Facts, GlobalFacts, MemoryFacts, ModuleFacts, Producer};
 use crate::audit::names;
+use crate::base::text;
 use wasmparser::{
     BinaryReaderError, ConstExpr, CustomSectionReader, ElementItems, ExternalKind, KnownCustom, Name, Operator,
     Payload, ProducersSectionReader, TypeRef,

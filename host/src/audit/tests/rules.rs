@@ -4,7 +4,7 @@
 
 use super::module;
 use crate::audit::{AuditOptions, catalogue, inspect_with};
-use crate::sandbox::Grants;
+use crate::base::Grants;
 
 /// Rules without a fixture here, and why.
 const ELSEWHERE: &[(&str, &str)] = &[

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
-use patchhost_runtime::error::did_you_mean;
+use patchhost_runtime::words::nearest;
 use rayon::prelude::*;
 
 use super::error::{Result, base as refuse, corrupt};
@@ -55,7 +55,7 @@ fn fits<'a>(checkpoint: &'a Checkpoint, delta: &Delta, tensor: &DeltaTensor) -> 
     let what = || format!("tensor `{}` of version {}", tensor.name, delta.version);
     let next = format!("give version {} as the base, or load a full version", delta.base_version);
     let Some(old) = checkpoint.get(&tensor.name) else {
-        let near = did_you_mean(&tensor.name, checkpoint.tensors().map(|t| t.name.as_str()));
+        let near = nearest(&tensor.name, checkpoint.tensors().map(|t| t.name.as_str()));
         let near = near.map(|n| format!("; the nearest name is `{n}`")).unwrap_or_default();
         return Err(refuse(what(), format!("the base has no such tensor{near}"), next));
     };

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::stream::hex;
+use crate::base::hex;
 
 /// How the bytes of tensors are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -4,7 +4,7 @@ use super::super::args::Format;
 use super::super::output::json;
 use super::super::trust_args::TrustFiles;
 use super::read;
-use crate::abi::text::clean;
+use crate::base::text::clean;
 use crate::patch::resolve;
 use crate::trust::{Gate, TrustError};
 use serde::Serialize;

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Args;
-use crate::abi::text::clean;
 use crate::audit::{AuditOptions, inspect};
+use crate::base::text::clean;
+use crate::base::{Digest, Grants, Hook};
 use crate::cmd::failure::UsageError;
 use crate::isolate::Isolation;
-use crate::patch::{Cache, Digest, Grants, Hook, Patch, Sandbox, Trial, bundled, resolve};
+use crate::patch::{Cache, Patch, Sandbox, Trial, bundled, resolve};
 use crate::record::{PatchEntry, Recording, RecordingError};
 
 /// Most patches that answer at once; each keeps an instance.

@@ -10,7 +10,8 @@ use super::super::args::PatchArgs;
 use super::super::startup::Startup;
 use super::settings::Settings;
 use super::{DEFAULT_PATCHES, parse_digest, stem};
-use crate::patch::{Candidate, Compiled, Digest, Hook, Limits, Patch, Sandbox, resolve};
+use crate::base::{Digest, Hook};
+use crate::patch::{Candidate, Compiled, Limits, Patch, Sandbox, resolve};
 use crate::trust::{Gate, Passed};
 
 /// A component that somebody wants.

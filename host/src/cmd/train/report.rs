@@ -71,7 +71,7 @@ pub(super) fn report_step(r: &Record, samples: &[Sample], steps: u64) {
     if let Some(note) = &r.note {
         outln!("  step {}: {}", r.step, note.replace('\n', "\n  "));
     }
-    let sample = samples.first().map(|s| crate::abi::text::clean(s.text.trim(), 44)).unwrap_or_default();
+    let sample = samples.first().map(|s| crate::base::text::clean(s.text.trim(), 44)).unwrap_or_default();
     outln!(
         "  {:>width$}/{steps}  reward {:.3}  k3 {:.2e}  |g| {:.2}  {:.1} tokens  patches {}  {}  {sample}",
         r.step,

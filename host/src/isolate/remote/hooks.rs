@@ -1,9 +1,10 @@
 //! The hooks: each question becomes a frame, each answer is checked.
 
 use super::{Remote, Slot};
-use crate::abi::{Hook, block_quant, layout, logits_mask, lora, scheme, text};
+use crate::abi::{block_quant, layout, logits_mask, lora, scheme};
+use crate::base::Function;
+use crate::base::{Hook, text};
 use crate::isolate::protocol::{Answer, Panel, Request};
-use crate::sandbox::Function;
 use patchhost_runtime::hooks::{
     ActivationRule, Arrival, BlockQuant, Blocks, Consumer, Decision, HookCause, HookError, Layout, LayoutPass,
     LoaderMap, LogitsMask, Lora, LoraPlan, ModelInfo, Needs, Placement, RefitObserver, RefitWatch, RowPanel,

@@ -1,7 +1,8 @@
 //! Which set comes out when one patch comes in.
 
 use super::{SwapError, SwapErrorKind};
-use crate::patch::{Generation, Hook, Patch, PatchSet};
+use crate::base::Hook;
+use crate::patch::{Generation, Patch, PatchSet};
 use std::sync::Arc;
 
 /// The set that a candidate would be in, for trying it.

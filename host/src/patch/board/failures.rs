@@ -1,7 +1,8 @@
 //! What a patch has done wrong, and for how long it is left alone.
 
 use super::{Board, Quarantined};
-use crate::patch::{Actor, Digest, Hook, OnFailure};
+use crate::base::{Digest, Hook};
+use crate::patch::{Actor, OnFailure};
 use patchhost_runtime::hooks::HookCause;
 use serde::Serialize;
 use serde_json::json;

@@ -228,7 +228,7 @@ impl Board {
             SwapError::new(
                 SwapErrorKind::Ledger,
                 format!("event `{event}`"),
-                format!("the ledger cannot be written: {}", crate::abi::text::clean(&e.to_string(), 400)),
+                format!("the ledger cannot be written: {}", crate::base::text::clean(&e.to_string(), 400)),
                 "free the disk or name another --ledger; nothing was changed",
             )
         })
@@ -289,7 +289,7 @@ impl FromStr for When {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{}` is none of refit, now, step:N", crate::abi::text::clean(text, 40));
+        let wrong = || format!("`{}` is none of refit, now, step:N", crate::base::text::clean(text, 40));
         match text {
             "refit" => Ok(When::Refit),
             "now" => Ok(When::Now),
@@ -313,7 +313,7 @@ impl FromStr for Mode {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
-            let shown = crate::abi::text::clean(text, 40);
+            let shown = crate::base::text::clean(text, 40);
             format!("`{shown}` is none of live, shadow, canary=N% with N from 1 to 99")
         };
         match text {

@@ -1,7 +1,8 @@
 //! What a refit takes from the board, and what it tells it.
 
 use super::{Board, Draining, Mode, Transition, When};
-use crate::patch::{Actor, Digest, Generation};
+use crate::base::Digest;
+use crate::patch::{Actor, Generation};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -110,7 +111,7 @@ impl Board {
         }
         let Some(t) = inner.transition.take() else { return };
         inner.refused += 1;
-        let why = crate::abi::text::clean(&why.replace('\n', " "), 1000);
+        let why = crate::base::text::clean(&why.replace('\n', " "), 1000);
         let fields = json!({
             "to": to, "active": inner.active.digest(), "mode": t.mode, "refit": refit, "why": why,
             "requested_by": t.by.to_string(),

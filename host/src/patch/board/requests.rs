@@ -5,7 +5,8 @@ use super::{
     Board, Inner, Mode, Quarantined, Requested, StagedPatch, SwapError, SwapErrorKind, SwapRequest, Transition, When,
     members,
 };
-use crate::patch::{Actor, Applicability, Digest, Generation, Patch};
+use crate::base::Digest;
+use crate::patch::{Actor, Applicability, Generation, Patch};
 use crate::trust::Facts;
 use serde_json::json;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ impl Board {
     /// Notes that a candidate was refused before it was staged.
     pub fn refused(&self, name: &str, sha256: Option<&Digest>, stage: &str, why: &str, actor: &Actor) {
         self.lock().refused += 1;
-        let why = crate::abi::text::clean(&why.replace('\n', " "), 1000);
+        let why = crate::base::text::clean(&why.replace('\n', " "), 1000);
         self.note("patch.refused", actor, json!({ "name": name, "sha256": sha256, "stage": stage, "why": why }));
     }
 
@@ -185,7 +186,7 @@ impl Board {
         force: bool,
         actor: &Actor,
     ) -> Result<Requested, SwapError> {
-        let reason = reason.map(|r| crate::abi::text::clean(&r, 400)).filter(|r| !r.is_empty());
+        let reason = reason.map(|r| crate::base::text::clean(&r, 400)).filter(|r| !r.is_empty());
         // A set that is retained keeps its generation: nothing is made anew.
         let to = match inner.retained.iter().find(|g| g.digest() == set.digest()) {
             Some(known) => known.clone(),
@@ -249,7 +250,7 @@ fn has(generation: &Generation, component: &Digest) -> bool {
 }
 
 fn reasoned(what: &str, reason: &str) -> Result<String, SwapError> {
-    let reason = crate::abi::text::clean(reason.trim(), 400);
+    let reason = crate::base::text::clean(reason.trim(), 400);
     match reason.is_empty() {
         true => Err(SwapError::new(Invalid, what, "it has no reason", "say why: it is written to the ledger")),
         false => Ok(reason),

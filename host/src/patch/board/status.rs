@@ -1,8 +1,9 @@
 //! The board as reports and endpoints show it.
 
 use super::{Board, Mode, When};
+use crate::base::Digest;
+use crate::patch::Applicability;
 use crate::patch::generation::Member;
-use crate::patch::{Applicability, Digest};
 use serde::Serialize;
 
 /// Everything about the patches of one model.

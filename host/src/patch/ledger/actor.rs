@@ -1,6 +1,6 @@
 //! Who caused an event.
 
-use crate::abi::text;
+use crate::base::text;
 use serde::Serialize;
 use std::fmt;
 

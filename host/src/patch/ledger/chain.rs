@@ -1,7 +1,7 @@
 //! The chain: what the next record must say, and where it stops being true.
 
 use super::record::{self, CONTINUED, Entry, GENESIS};
-use crate::patch::Digest;
+use crate::base::Digest;
 use serde::Serialize;
 use std::fmt;
 

@@ -5,7 +5,7 @@ use super::chain::{Broken, Chain, Head};
 use super::read::{Lines, Piece};
 use super::record::Entry;
 use super::segments::{Segments, beside, folder};
-use crate::abi::text;
+use crate::base::text;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};

@@ -4,7 +4,7 @@ use super::chain::Head;
 use super::file::{LedgerFile, LedgerOptions, Opened};
 use super::record::{self, CONTINUED, Entry, GENESIS};
 use super::{Actor, LedgerError};
-use crate::patch::Digest;
+use crate::base::Digest;
 use serde_json::{Map, Value};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -139,7 +139,7 @@ impl Inner {
             }
             Opening::Continued(previous) => {
                 let name = previous.file_name().unwrap_or_default().to_string_lossy();
-                fields.insert("previous".into(), crate::abi::text::clean(&name, 255).into());
+                fields.insert("previous".into(), crate::base::text::clean(&name, 255).into());
                 CONTINUED
             }
         };

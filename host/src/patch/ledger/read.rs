@@ -4,7 +4,7 @@
 use super::chain::{Broken, Chain, Head};
 use super::record::{self, Entry, LINE_BYTES};
 use super::{LedgerError, Segments};
-use crate::patch::Digest;
+use crate::base::Digest;
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -199,5 +199,5 @@ fn of_event(event: &str, wanted: &str) -> bool {
 
 fn name(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default();
-    crate::abi::text::clean(&name.to_string_lossy(), 200)
+    crate::base::text::clean(&name.to_string_lossy(), 200)
 }

@@ -1,8 +1,8 @@
 //! One record: its canonical text, its hash, and its line.
 
 use super::{Actor, LedgerError};
-use crate::abi::text;
-use crate::patch::Digest;
+use crate::base::Digest;
+use crate::base::text;
 use serde::Serialize;
 use serde_json::{Map, Number, Value};
 use std::time::SystemTime;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::patch::Digest;
+use crate::base::Digest;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 

@@ -24,7 +24,7 @@ impl Key {
 
     /// 64 hex digits.
     pub(super) fn name(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        crate::base::hex(&self.0)
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) fn secret(folder: &Path) -> io::Result<[u8; SECRET_BYTES]> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut secret = [0; SECRET_BYTES];
             rand::rng().fill_bytes(&mut secret);
-            let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder)?;
+            let mut file = tempfile::Builder::new().prefix(crate::base::file::TEMPORARY).tempfile_in(folder)?;
             file.write_all(&secret)?;
             match file.persist_noclobber(path) {
                 // Read back, so that a folder that does not keep modes is noticed here.

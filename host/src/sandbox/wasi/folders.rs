@@ -1,6 +1,6 @@
 //! Folders that were granted, opened once.
 
-use crate::sandbox::grants::Dir;
+use crate::base::Dir;
 use cap_std::ambient_authority;
 use std::io;
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ fn by_descriptor(_: &cap_std::fs::Dir) -> Option<PathBuf> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::sandbox::DirMode;
+    use crate::base::DirMode;
 
     #[test]
     fn what_is_swapped_in_later_is_not_seen() {

@@ -1,6 +1,6 @@
 //! Where a guest's standard output and error go: to the host's log, escaped, cut into lines, and not without end.
 
-use crate::abi::text;
+use crate::base::text;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::async_trait;

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::prompt::{check, check_bytes, truncate};
-use crate::abi::text::clean;
+use crate::base::text::clean;
 use crate::serve::error::{ApiError, ApiResult};
 use crate::serve::state::App;
 

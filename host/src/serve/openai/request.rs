@@ -313,7 +313,7 @@ impl Sampling<'_> {
     fn bias(&self) -> ApiResult<Vec<(u32, f32)>> {
         let entry = |(id, bias): (&String, &f32)| {
             let bad = |why: &str| {
-                let id = crate::abi::text::clean(id, 40);
+                let id = crate::base::text::clean(id, 40);
                 ApiError::bad(format!("`logit_bias` of `{id}`"), why, "give token ids with numbers from -100 to 100")
                     .param("logit_bias")
             };

@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::{SgResult, Success};
-use crate::abi::text::clean;
+use crate::base::text::clean;
 use crate::checkpoint::versions::{Base, Version};
 use crate::patch::Actor;
 use crate::serve::auth::RlControl;

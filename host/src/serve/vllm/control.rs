@@ -183,7 +183,7 @@ async fn reset_encoder_cache(_who: RlControl) -> Json<Status> {
 
 /// A query that is not what the endpoint takes.
 pub fn bad_query(rejection: axum::extract::rejection::QueryRejection) -> ApiError {
-    let why = crate::abi::text::clean(&rejection.body_text(), 300);
+    let why = crate::base::text::clean(&rejection.body_text(), 300);
     ApiError::bad("the query of the URL", why, "see GET /openapi.json for its parameters")
 }
 

@@ -89,7 +89,7 @@ pub fn tagged(tag: &str) -> ApiResult<&'static [Memory]> {
         // SGLang's; CPUs have none.
         "cuda_graph" => Ok(&[]),
         other => Err(ApiError::bad(
-            format!("tag `{}`", crate::abi::text::clean(other, 40)),
+            format!("tag `{}`", crate::base::text::clean(other, 40)),
             "known are weights and kv_cache",
             "give one of them, or none for all",
         )

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::dtype;
 use super::meta::{BucketEntry, BucketMeta, UpdateInfo};
 use super::{BodyError, malformed, pickle};
-use crate::abi::text::clean;
+use crate::base::text::clean;
 
 /// Marks the entry of `__metadata__` that says where a part of a tensor belongs.
 const AT_RANGE: &str = "@range";

@@ -1,7 +1,7 @@
 //! What changes when an entry takes the place of another.
 
 use super::Entry;
-use crate::abi::text::clean;
+use crate::base::text::clean;
 use serde::Serialize;
 use serde_json::{Map, Value};
 

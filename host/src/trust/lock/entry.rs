@@ -1,8 +1,10 @@
 //! One patch of the lock.
 
 use crate::audit::{Report, Severity, catalogue};
-use crate::patch::{Digest, Grants, Limits, identity};
-use crate::trust::{Day, Signature};
+use crate::base::Day;
+use crate::base::{Digest, Grants};
+use crate::patch::{Limits, identity};
+use crate::trust::Signature;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 

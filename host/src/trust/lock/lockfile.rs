@@ -1,11 +1,11 @@
 //! The lock as a file: read whole, checked, replaced whole by one writer at a time.
 
 use super::Entry;
-use crate::abi::text::clean;
-use crate::patch::Digest;
+use crate::base::Digest;
+use crate::base::explain;
+use crate::base::file::{self, Guard};
+use crate::base::text::clean;
 use crate::trust::TrustError;
-use crate::trust::explain::explain;
-use crate::trust::file::{self, Guard};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 

@@ -1,5 +1,6 @@
 use super::*;
-use crate::patch::{Grants, resolve};
+use crate::base::Grants;
+use crate::patch::resolve;
 
 #[test]
 fn without_policy_and_lock_everything_is_admitted() {

@@ -6,6 +6,7 @@ mod locks;
 mod signatures;
 
 use super::*;
+use crate::base::Day;
 use crate::patch::{Candidate, Policy, Sandbox, bundled::BUNDLED};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -52,7 +53,7 @@ impl Rig {
     }
 
     /// The generation that would run, or why nothing would.
-    fn admit(&self, name: &str, set: &[(&str, &str)]) -> Result<crate::patch::Digest, String> {
+    fn admit(&self, name: &str, set: &[(&str, &str)]) -> Result<crate::base::Digest, String> {
         let set = settings(set);
         let admitted = self.gate().admit(self.candidate(name), None, &set);
         let passed = admitted.and_then(Admitted::audit).map_err(|error| error.to_string())?;
@@ -80,7 +81,7 @@ fn with(pairs: &[(&str, &str)]) -> Decision {
     Decision { settings: Some(settings(pairs)), ..Decision::default() }
 }
 
-fn error(result: Result<crate::patch::Digest, String>) -> String {
+fn error(result: Result<crate::base::Digest, String>) -> String {
     result.err().unwrap_or_else(|| panic!("it was admitted"))
 }
 

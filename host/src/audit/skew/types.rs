@@ -1,6 +1,6 @@
 //! The first difference between two types of two packages, in words.
 
-use super::text;
+use crate::base::text;
 use wit_parser::{Resolve, Type, TypeDefKind, TypeId};
 
 /// How `found` (of `guest`) differs from `wanted` (of `host`): "is list<f64>, the host has list<f32>".

@@ -1,7 +1,7 @@
 //! Version skew in words: a guest's interfaces against the host's, function by function and type by type.
 
-use super::hook::{IDENTITY, PACKAGE, VERSION, interface};
-use super::{Hook, row_source, text, typediff};
+use super::types;
+use crate::base::{Hook, IDENTITY, PACKAGE, ROW_SOURCE, VERSION, interface, text};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
@@ -88,7 +88,7 @@ fn compare_world(guest: &Resolve, world: WorldId, host: &Resolve) -> Vec<Skew> {
         }
     }
     for (name, id) in interfaces(guest, world.imports.iter()) {
-        if name == row_source::NAME {
+        if name == ROW_SOURCE {
             compare_interface(guest, id, host, &name, &mut skews);
         }
     }
@@ -131,7 +131,7 @@ fn compare_interface(guest: &Resolve, id: InterfaceId, host: &Resolve, name: &st
     for (function, wanted) in &host.interfaces[host_id].functions {
         let difference = match guest_functions.get(function) {
             // An import need not use every function of ours.
-            None if name == row_source::NAME => None,
+            None if name == ROW_SOURCE => None,
             None => Some("missing".to_owned()),
             Some(found) => function_difference(guest, found, host, wanted),
         };
@@ -140,7 +140,7 @@ fn compare_interface(guest: &Resolve, id: InterfaceId, host: &Resolve, name: &st
         }
     }
     for extra in guest_functions.keys().filter(|extra| !host.interfaces[host_id].functions.contains_key(*extra)) {
-        if name == row_source::NAME {
+        if name == ROW_SOURCE {
             let difference = "the host does not have it".to_owned();
             let function = text::clean(extra, 80);
             out.push(Skew::Function { interface: name.to_owned(), function, difference });
@@ -160,14 +160,14 @@ fn function_difference(guest: &Resolve, found: &Function, host: &Resolve, wanted
             let name = text::clean(&found.name, 80);
             return Some(format!("parameter {position} is called `{name}`, the host calls it `{}`", wanted.name));
         }
-        if let Some(difference) = typediff::difference(guest, &found.ty, host, &wanted.ty) {
+        if let Some(difference) = types::difference(guest, &found.ty, host, &wanted.ty) {
             return Some(format!("parameter {position} `{}` {difference}", wanted.name));
         }
     }
     match (&found.result, &wanted.result) {
         (None, None) => None,
         (Some(found), Some(wanted)) => {
-            typediff::difference(guest, found, host, wanted).map(|difference| format!("the result {difference}"))
+            types::difference(guest, found, host, wanted).map(|difference| format!("the result {difference}"))
         }
         (Some(_), None) => Some("it has a result, the host has none".into()),
         (None, Some(_)) => Some("it has no result, the host has one".into()),
@@ -176,7 +176,7 @@ fn function_difference(guest: &Resolve, found: &Function, host: &Resolve, wanted
 
 fn parse_host() -> Result<Resolve, String> {
     macro_rules! files {
-        ($($name:literal)*) => { [$(($name, include_str!(concat!("../../../wit/patch/0.1.0/", $name)))),*] };
+        ($($name:literal)*) => { [$(($name, include_str!(concat!("../../../../wit/patch/0.1.0/", $name)))),*] };
     }
     let mut map = SourceMap::new();
     let files = files!("types.wit" "identity.wit" "loader-map.wit" "block-quant.wit" "layout.wit" "lora.wit"

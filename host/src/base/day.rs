@@ -54,8 +54,7 @@ impl FromStr for Day {
     fn from_str(text: &str) -> Result<Self, String> {
         // humantime knows moments; a day is its first one.
         let day = (text.len() == 10).then(|| humantime::parse_rfc3339(&format!("{text}T00:00:00Z")).ok()).flatten();
-        day.map(Self)
-            .ok_or_else(|| format!("`{}` is no day; write one like 2026-12-31", crate::abi::text::clean(text, 40)))
+        day.map(Self).ok_or_else(|| format!("`{}` is no day; write one like 2026-12-31", super::text::clean(text, 40)))
     }
 }
 

@@ -41,12 +41,7 @@ impl Digest {
 
     /// 64 hex digits.
     pub fn hex(&self) -> String {
-        self.0.iter().fold(String::with_capacity(64), |mut text, byte| {
-            for nibble in [byte >> 4, byte & 15] {
-                text.push(char::from_digit(u32::from(nibble), 16).unwrap_or('?'));
-            }
-            text
-        })
+        super::hex(&self.0)
     }
 }
 
@@ -71,7 +66,7 @@ impl FromStr for Digest {
     type Err = NotADigest;
 
     fn from_str(text: &str) -> Result<Self, NotADigest> {
-        let wrong = || NotADigest(crate::abi::text::clean(text, 80));
+        let wrong = || NotADigest(crate::base::text::clean(text, 80));
         let hex = text.strip_prefix("sha256:").unwrap_or(text);
         let mut bytes = [0; 32];
         if hex.len() != 64 {
