@@ -3,6 +3,7 @@
 pub mod abi;
 pub mod audit;
 pub mod base;
+pub mod call;
 pub mod checkpoint;
 pub mod cmd;
 pub mod compare;

@@ -4,6 +4,7 @@
 mod bindings;
 pub(crate) mod block_quant;
 mod guest;
+mod hooks;
 pub(crate) mod identity;
 pub(crate) mod layout;
 mod linker;
@@ -21,6 +22,7 @@ pub use state::Snapshot;
 
 pub(crate) use block_quant::QuantAdapter;
 pub(crate) use guest::Guest;
+pub(crate) use hooks::{Hooks, Memory};
 pub(crate) use layout::LayoutAdapter;
 pub(crate) use linker::linker_for;
 pub(crate) use loader_map::LoaderAdapter;

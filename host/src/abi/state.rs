@@ -2,6 +2,7 @@
 
 use super::bindings::state as wit;
 use super::guest::{Exports, Guest, Subject};
+use super::hooks::Memory;
 use crate::base::Function;
 use crate::base::text;
 use crate::sandbox::{Budget, Fault, State, Stats, run};
@@ -36,6 +37,11 @@ impl Snapshot {
             }
             _ => Ok(Self { schema, version, payload }),
         }
+    }
+
+    /// The same where it came from a file or another process. The error names the bound that it breaks.
+    pub(crate) fn checked(self) -> Result<Self, String> {
+        Self::new(self.schema, self.version, self.payload)
     }
 
     /// What the payload holds, as the patch wrote it: escape it before it is shown.
@@ -98,9 +104,8 @@ impl Inherited {
     }
 }
 
-impl Guest {
-    /// What the patch remembers now. None: it does not export `state`.
-    pub(crate) fn export_state(&self) -> Result<Option<Snapshot>, HookError> {
+impl Memory for Guest {
+    fn export_state(&self) -> Result<Option<Snapshot>, HookError> {
         if !self.has_state() {
             return Ok(None);
         }
@@ -114,9 +119,8 @@ impl Guest {
         snapshot.map(Some).map_err(|why| self.state_error(Function::ExportState, HookCause::BadOutput, why))
     }
 
-    /// Starts anew with this snapshot: the present instance goes, and each one from now on gets it after `configure`.
-    /// After an error the patch has no state.
-    pub(crate) fn import_state(&self, snapshot: Snapshot) -> Result<(), HookError> {
+    /// The present instance goes, and each one from now on gets the snapshot after `configure`.
+    fn import_state(&self, snapshot: Snapshot) -> Result<(), HookError> {
         let Some(inherited) = self.inherited() else {
             let why = "it exports no `state`, so it cannot take any".to_owned();
             return Err(self.state_error(Function::ImportState, HookCause::Unsupported, why));
@@ -124,7 +128,9 @@ impl Guest {
         inherited.set(Some(Arc::new(snapshot)));
         self.renew(Function::ImportState).inspect_err(|_| inherited.set(None))
     }
+}
 
+impl Guest {
     fn state_error(&self, function: Function, cause: HookCause, why: String) -> HookError {
         self.error(function, &Subject::Nothing, cause, why)
     }

@@ -10,7 +10,7 @@ use super::failure::{Refused, UsageError};
 use super::session::{parse_setting, progress_bar, sandbox};
 use super::trust_args::TrustFiles;
 use crate::audit::{self, AuditOptions, Finding, Report, Severity, Style, catalogue, diff};
-use crate::patch::{Candidate, Policy, resolve};
+use crate::patch::{Candidate, Policy, Terms, resolve};
 use crate::probe::{self, ProbeOptions, ProbeReport, Verdict};
 use crate::trust::Gate;
 
@@ -114,7 +114,7 @@ fn one(candidate: Candidate, with: &With<'_>) -> anyhow::Result<Audited> {
     let mut options = AuditOptions {
         policy: with.policy.audit.clone(),
         grants: judgement.grants.clone(),
-        more: judgement.findings.into_iter().map(before_the_decision).collect(),
+        more: judgement.findings.into_iter().map(|finding| before_the_decision(finding, with.probe)).collect(),
     };
     let diff = with.old.map(|old| diff::diff(old.bytes(), candidate.bytes()));
     options.more.extend(diff.iter().flat_map(diff::Diff::findings));
@@ -129,37 +129,36 @@ fn one(candidate: Candidate, with: &With<'_>) -> anyhow::Result<Audited> {
     let mut audited = Audited { name, report, more, diff, probe: None, wit, milliseconds: 0.0 };
     if with.probe && audited.report.errors() == 0 {
         let settings = judgement.entry.map_or_else(|| with.settings.to_vec(), |entry| entry.pairs());
-        ask(candidate, &options, &settings, &judgement.limits, &mut audited)?;
+        ask(candidate, with.gate, settings, &mut audited)?;
     }
     audited.milliseconds = began.elapsed().as_secs_f64() * 1e3;
     Ok(audited)
 }
 
-/// That the lock does not have it yet is what a review is for, and not a reason against it.
-fn before_the_decision(finding: Finding) -> Finding {
+/// That the lock does not have it yet is what a review is for, and not a reason against reading it. Starting it is another
+/// matter: what is asked must be locked, where there is a lock.
+fn before_the_decision(finding: Finding, starts: bool) -> Finding {
     match finding.id {
-        "PH709" | "PH710" => Finding { severity: Severity::Warn, ..finding },
+        "PH709" | "PH710" if !starts => Finding { severity: Severity::Warn, ..finding },
         _ => finding,
     }
 }
 
-/// Starts it in a sandbox of its own and asks it everything. What fails there is a finding too.
+/// Starts it in a sandbox of its own, if the gate lets it in, and asks it everything. What fails there is a finding too.
 fn ask(
     candidate: Candidate,
-    options: &AuditOptions,
-    settings: &[(String, String)],
-    limits: &crate::patch::Limits,
+    gate: &Gate,
+    settings: Vec<(String, String)>,
     audited: &mut Audited,
 ) -> anyhow::Result<()> {
     let sandbox = sandbox(2)?;
     let bar = progress_bar("probe");
     let shown = bar.clone();
-    let verification = candidate.default_verification();
     let progress = move |check: &str| shown.set_message(check.to_owned());
     let thorough = ProbeOptions { progress: Some(std::sync::Arc::new(progress)), ..ProbeOptions::thorough() };
     let asked = candidate
-        .verify(&verification)
-        .and_then(|verified| probe::examine(verified, options, &sandbox, settings, limits, &thorough));
+        .admit(gate, &Terms::settings(settings))
+        .and_then(|admitted| probe::examine(admitted, &sandbox.into(), &thorough));
     match asked {
         Ok((_, report)) => {
             audited.report.findings.extend(audit::of_probe(&report));

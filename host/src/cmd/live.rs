@@ -102,9 +102,9 @@ impl LiveArgs {
         };
         let folder = model.folder().map(std::path::Path::to_path_buf);
         let Model { name, engine, checkpoint, .. } = model;
-        let (sandbox, policy) = (loaded.sandbox().clone(), loaded.policy().clone());
+        let (site, policy) = (loaded.site().clone(), loaded.policy().clone());
         let policy = if patches.isolate { policy.isolated() } else { policy };
-        let live = LiveModel::new(engine, Some(tokenizer), loaded.attachments(), sandbox, policy, ledger, options)?;
+        let live = LiveModel::new(engine, Some(tokenizer), loaded.attachments(), site, policy, ledger, options)?;
         let live = Arc::new(live);
         live.board().started(&Actor::cli());
         let settings: crate::live::SettingsFor = Arc::new(loaded.settings_for());

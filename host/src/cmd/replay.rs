@@ -8,6 +8,7 @@ use super::args::Format;
 use super::failure::{EXIT_PATCH, EXIT_REFUSED, Said};
 use super::output::{bytes, json, plural};
 use super::session::progress_bar;
+use super::trust_args::TrustArgs;
 use crate::record::{Count, Difference, PatchReplay, Recording, Replay, ReplayReport};
 use cast::{Cast, called};
 
@@ -30,6 +31,8 @@ pub struct Args {
     /// Run each patch in a child process of its own
     #[arg(long)]
     isolate: bool,
+    #[command(flatten)]
+    trust: TrustArgs,
 }
 
 /// Runs the verb.

@@ -24,7 +24,7 @@ use crate::base::{Digest, Hook};
 use crate::checkpoint::bundled;
 use crate::isolate::Isolation;
 use crate::patch::{
-    Applicability, Attached, Attachments, Cache, HookOptions, Patch, PatchSet, Phase, Policy, Sandbox, Trial,
+    Applicability, Attached, Attachments, Cache, HookOptions, Patch, PatchSet, Phase, Policy, Sandbox, Site, Trial,
 };
 use crate::trust::Gate;
 use load::Loader;
@@ -98,7 +98,7 @@ fn require_folder(folder: &Path) -> Result<(), UsageError> {
 /// The patches of one command.
 pub struct Patches {
     attachments: Attachments,
-    sandbox: Sandbox,
+    site: Site,
     settings: Settings,
     named: Vec<String>,
     policy: Policy,
@@ -170,13 +170,13 @@ impl Patches {
             false => None,
         };
         let settings = Settings::parse(&args.settings)?;
-        let recorder = recorded.as_ref().map(|r| Arc::clone(r.recorder()));
-        let sandbox = || {
-            let sandbox = sandbox(rayon::current_num_threads())?;
-            Ok(sandbox.with_isolation(isolation).with_recorder(recorder))
+        let recorder = recorded.as_ref().map(|r| Arc::clone(r.recorder()) as _);
+        let site = || {
+            let site = Site::from(sandbox(rayon::current_num_threads())?);
+            Ok(site.with_isolation(isolation).with_witness(recorder))
         };
         let loader = Loader { gate: &gate, settings: &settings, startup };
-        let (patches, sandbox) = loader.load(args, more, sandbox)?;
+        let (patches, site) = loader.load(args, more, site)?;
         settings.check_used(&patches, args, watches)?;
         let mut attachments = Attachments::default();
         for patch in patches {
@@ -186,7 +186,7 @@ impl Patches {
             }
         }
         let named = args.components.iter().map(|c| stem(c)).collect();
-        Ok(Self { attachments, sandbox, settings, named, policy, gate, recorded })
+        Ok(Self { attachments, site, settings, named, policy, gate, recorded })
     }
 
     /// The hooks of the patches that apply.
@@ -216,8 +216,8 @@ impl Patches {
     }
 
     /// Where they run.
-    pub fn sandbox(&self) -> &Sandbox {
-        &self.sandbox
+    pub fn site(&self) -> &Site {
+        &self.site
     }
 
     /// The recording, for who keeps the sandbox longer than this.

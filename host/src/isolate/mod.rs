@@ -10,4 +10,4 @@ mod remote;
 pub use child::child;
 pub use process::Isolation;
 
-pub(crate) use remote::{Hooked, NotStarted, Remote};
+pub(crate) use remote::{NotStarted, Remote};

@@ -1,6 +1,6 @@
 //! One child process: made, asked, and gone when it does not answer.
 
-use super::protocol::{Answer, Counters, Reply, Request, Start, read, write};
+use super::protocol::{Counters, Reply, Request, Said, Start, read, write};
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -54,7 +54,7 @@ pub(super) struct Process {
 
 impl Process {
     /// Starts one, and gives its first answer.
-    pub(super) fn start(isolation: &Isolation, start: &Start) -> io::Result<(Self, Result<Answer, Lost>)> {
+    pub(super) fn start(isolation: &Isolation, start: &Start) -> io::Result<(Self, Result<Said, Lost>)> {
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new(&isolation.program);
         command.arg(ARGUMENT).env_clear().stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs))).stdout(Stdio::null());
@@ -80,7 +80,7 @@ impl Process {
     }
 
     /// Asks, and waits no longer than `wall`. After [`Lost`] the process is gone.
-    pub(super) fn ask(&mut self, request: &Request, wall: Duration) -> Result<Answer, Lost> {
+    pub(super) fn ask(&mut self, request: &Request, wall: Duration) -> Result<Said, Lost> {
         let until = Instant::now() + wall;
         let asked = self
             .socket
@@ -88,9 +88,9 @@ impl Process {
             .and_then(|()| write(&mut self.socket, request))
             .and_then(|()| read::<Reply>(&mut Patient { socket: &self.socket, until }));
         match asked {
-            Ok(Reply { answer, counters }) => {
+            Ok(Reply { said, counters }) => {
                 self.counters = counters;
-                Ok(answer)
+                Ok(said)
             }
             Err(error) => Err(self.end(&error, wall)),
         }

@@ -2,13 +2,9 @@
 //! is bounded before it is read, and its answers are checked like those of a guest in this process.
 
 use crate::abi::{Info, Snapshot};
-use crate::base::Hook;
-use crate::base::{Function, Grants};
+use crate::base::{Function, Grants, Hook};
+use crate::call::{Outcome, Question};
 use crate::sandbox::{Fault, FunctionStats, Limits};
-use patchhost_runtime::hooks::{
-    ActivationRule, Arrival, Blocks, Consumer, Decision, Elem, HookError, LayoutPass, LoraPlan, ModelInfo, Placement,
-    TensorInfo, Verdict,
-};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
@@ -21,62 +17,8 @@ const FRAME: usize = 256 << 20;
 pub(super) enum Request {
     /// The first one, and only that.
     Start(Box<Start>),
-    Resolve {
-        model: ModelInfo,
-        registry: Vec<TensorInfo>,
-        checkpoint: Vec<TensorInfo>,
-    },
-    Decide {
-        model: ModelInfo,
-        reader: Consumer,
-        tensors: Vec<TensorInfo>,
-    },
-    Activation(ModelInfo),
-    Scales(Panel, Vec<f32>),
-    ScalesWithMoments(Panel, Vec<f32>, Vec<f32>),
-    PanelScales {
-        panel: Panel,
-        elem: Elem,
-        cols: usize,
-        rows: usize,
-        bytes: Vec<u8>,
-        amax: Vec<f32>,
-    },
-    ActivationScales(Vec<f32>),
-    Passes {
-        model: ModelInfo,
-        reader: Consumer,
-        tensors: Vec<TensorInfo>,
-    },
-    Admit {
-        model: ModelInfo,
-        config: String,
-        registry: Vec<TensorInfo>,
-        adapter: Vec<TensorInfo>,
-    },
-    Masked {
-        model: ModelInfo,
-        rows: u32,
-        vocabulary: u32,
-    },
-    Begin {
-        version: String,
-        expected: Option<Vec<String>>,
-    },
-    Tensors {
-        watch: u64,
-        batch: Vec<Arrival>,
-    },
-    Finish {
-        watch: u64,
-        total: u32,
-    },
-    /// The refit is over.
-    Forget {
-        watch: u64,
-    },
-    ExportState,
-    ImportState(Snapshot),
+    /// A call of the patch.
+    Ask(Question),
 }
 
 /// A patch to start.
@@ -105,53 +47,25 @@ impl Start {
     }
 }
 
-/// [`Blocks`] that own their name.
+/// What the child says.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Panel {
-    tensor: String,
-    numbers: [usize; 5],
-}
-
-impl Panel {
-    pub(super) fn of(b: &Blocks<'_>) -> Self {
-        Self { tensor: b.tensor.to_owned(), numbers: [b.rows, b.cols, b.block_rows, b.block_cols, b.first_block] }
-    }
-
-    pub(super) fn blocks(&self) -> Blocks<'_> {
-        let [rows, cols, block_rows, block_cols, first_block] = self.numbers;
-        Blocks { tensor: &self.tensor, rows, cols, block_rows, block_cols, first_block }
-    }
-}
-
-/// What the child answers.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Answer {
+pub(super) enum Said {
+    /// The patch answers questions from here on.
     Started(Box<Info>),
     /// It does not compile, link, or get its grants.
     NotCompiled(String),
     /// It failed while it was started.
     NotStarted(Fault),
-    Placements(Vec<Placement>),
-    Decisions(Vec<Decision>),
-    Activation(Option<ActivationRule>),
-    Numbers(Vec<f32>),
-    Passes(Vec<Vec<LayoutPass>>),
-    Plan(LoraPlan),
-    Ranges(Vec<(u32, u32)>),
-    Begun(Verdict, u64),
-    Verdict(Verdict),
-    State(Option<Snapshot>),
-    Done,
-    /// The patch failed, or said no.
-    Error(HookError),
-    /// The host asked for something that makes no sense.
+    /// How the call ended.
+    Outcome(Outcome),
+    /// No host asks such a thing.
     Nonsense(String),
 }
 
-/// An answer, and the counters of the child so far.
+/// What it says, and the counters of the child so far.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Reply {
-    pub(super) answer: Answer,
+    pub(super) said: Said,
     pub(super) counters: Counters,
 }
 
@@ -201,8 +115,9 @@ mod tests {
     #[test]
     fn frames_there_and_back() {
         let mut bytes = Vec::new();
-        write(&mut bytes, &Request::ActivationScales(vec![1.0, f32::NAN, f32::INFINITY])).unwrap();
-        let Request::ActivationScales(back) = read(&mut bytes.as_slice()).unwrap() else { panic!() };
+        let question = Question::ActivationScales(vec![1.0, f32::NAN, f32::INFINITY]);
+        write(&mut bytes, &Request::Ask(question)).unwrap();
+        let Request::Ask(Question::ActivationScales(back)) = read(&mut bytes.as_slice()).unwrap() else { panic!() };
         assert!(back[0] == 1.0 && back[1].is_nan() && back[2].is_infinite());
     }
 

@@ -1,17 +1,14 @@
-//! A patch in child processes, as the runtime's hooks. What comes back is checked by the rules that answers of guests in
-//! this process are checked by: who took over a child must not take over the host.
-
-mod hooks;
-
-pub(crate) use hooks::Hooked;
+//! A patch in child processes. What comes back is checked, as every answer that does not come from a guest in this process
+//! is ([`crate::call::Asked`]): who took over a child must not take over the host.
 
 use super::process::{Isolation, Lost, Process};
-use super::protocol::{Answer, Counters, Request, Start};
-use crate::abi::{Info, Snapshot, identity};
-use crate::base::{Function, Grants};
-use crate::base::{Hook, text};
+use super::protocol::{Counters, Request, Said, Start};
+use crate::abi::{Info, identity};
+use crate::base::{Function, Grants, Hook, text};
+use crate::call::{Answer, Ask, Outcome, Question};
 use crate::sandbox::{CallStats, Fault, FunctionStats, Limits};
 use patchhost_runtime::hooks::{HookCause, HookError};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -22,11 +19,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Remote {
     isolation: Isolation,
     info: Info,
-    hooks: Vec<Hook>,
     limits: Limits,
     start: Mutex<Start>,
     slots: Mutex<Vec<Arc<Slot>>>,
     past: Mutex<Counters>,
+    watches: Mutex<Watches>,
     state: bool,
 }
 
@@ -42,6 +39,23 @@ pub(super) struct Slot {
 struct Held {
     process: Option<Process>,
     /// Counts the processes that this place had.
+    number: u64,
+}
+
+/// Refits that are observed, each by the process that it began in.
+#[derive(Default)]
+struct Watches {
+    begun: u64,
+    open: HashMap<u64, Watch>,
+}
+
+/// One of them.
+#[derive(Clone)]
+struct Watch {
+    slot: Arc<Slot>,
+    /// Which of the processes that the place had.
+    process: u64,
+    /// The number that the process gave it.
     number: u64,
 }
 
@@ -78,12 +92,12 @@ impl Remote {
         };
         let (process, first) = Process::start(&isolation, &start).map_err(|e| not(format!("no child process: {e}")))?;
         let info = match first {
-            Ok(Answer::Started(info)) => *info,
-            Ok(Answer::NotStarted(fault)) => {
+            Ok(Said::Started(info)) => *info,
+            Ok(Said::NotStarted(fault)) => {
                 let why = text::clean(&fault.why, 1024);
                 return Err(NotStarted::Fault(Fault { why, ..fault }));
             }
-            Ok(Answer::NotCompiled(why)) => return Err(not(why)),
+            Ok(Said::NotCompiled(why)) => return Err(not(why)),
             Ok(other) => return Err(not(format!("the child answered `start` with {}", kind(&other)))),
             Err(Lost { why, .. }) => return Err(not(why)),
         };
@@ -94,11 +108,11 @@ impl Remote {
         Ok(Self {
             isolation,
             info,
-            hooks: hooks.to_vec(),
             limits: limits.clone(),
             start: Mutex::new(start),
             slots: Mutex::new(vec![Arc::new(slot)]),
             past: Mutex::default(),
+            watches: Mutex::default(),
             state,
         })
     }
@@ -121,33 +135,6 @@ impl Remote {
         slots.iter().filter_map(|slot| lock(&slot.seen).1).collect()
     }
 
-    /// What the patch remembers now. None: it has no state.
-    pub(crate) fn export_state(&self) -> Result<Option<Snapshot>, HookError> {
-        if !self.state {
-            return Ok(None);
-        }
-        match self.ask(Function::ExportState, "", self.limits.wall_state_ms, &Request::ExportState)? {
-            Answer::State(Some(s)) => {
-                let checked = Snapshot::new(s.schema().to_owned(), s.version(), s.payload().to_vec());
-                checked.map(Some).map_err(|why| self.error(Function::ExportState, "", HookCause::BadOutput, why))
-            }
-            Answer::State(None) => Ok(None),
-            other => Err(self.odd(Function::ExportState, &other)),
-        }
-    }
-
-    /// Starts anew with this snapshot; so does each later process.
-    pub(crate) fn import_state(&self, snapshot: Snapshot) -> Result<(), HookError> {
-        let request = Request::ImportState(snapshot.clone());
-        match self.ask(Function::ImportState, "", self.limits.wall_state_ms, &request)? {
-            Answer::Done => {
-                lock(&self.start).inherited = Some(snapshot);
-                Ok(())
-            }
-            other => Err(self.odd(Function::ImportState, &other)),
-        }
-    }
-
     /// Counters of all processes, those that are gone included.
     pub(crate) fn stats(&self) -> CallStats {
         let mut stats = CallStats::default();
@@ -159,57 +146,58 @@ impl Remote {
         stats
     }
 
-    /// Asks whichever process is free, or a new one.
-    fn ask(&self, function: Function, subject: &str, wall_ms: u64, request: &Request) -> Result<Answer, HookError> {
-        let slot = self.slot();
-        self.ask_in(&slot, None, function, subject, wall_ms, request).map(|(answer, _)| answer)
-    }
-
     /// Asks the process of one place; `number`: only if it is still that one. Also gives which one it was.
-    fn ask_in(
-        &self,
-        slot: &Slot,
-        number: Option<u64>,
-        function: Function,
-        subject: &str,
-        wall_ms: u64,
-        request: &Request,
-    ) -> Result<(Answer, u64), HookError> {
+    fn ask_in(&self, slot: &Slot, number: Option<u64>, question: Question) -> Result<(Answer, u64), HookError> {
+        let function = question.function().unwrap_or(Function::Finish);
+        let subject = question.subject().to_owned();
+        let error = |cause, why| self.error(function, &subject, cause, why);
         let mut held = lock(&slot.held);
         if let Some(how) = held.process.as_mut().and_then(Process::ended) {
             self.lost(slot, &mut held, function, &format!("the process that it runs in ended between calls: {how}"));
         }
         if number.is_some_and(|number| number != held.number || held.process.is_none()) {
             let why = "the process that began this sequence of calls is gone".to_owned();
-            return Err(self.error(function, subject, HookCause::Trap, why));
+            return Err(error(HookCause::Trap, why));
         }
         if held.process.is_none() {
-            let started = self.again().map_err(|why| self.error(function, subject, HookCause::Trap, why))?;
+            let started = self.again().map_err(|why| error(HookCause::Trap, why))?;
             held.process = Some(started);
             held.number += 1;
             tracing::warn!(patch = self.info.name, "a new process for a patch whose process ended");
         }
         let number = held.number;
         let Some(process) = &mut held.process else {
-            return Err(self.error(function, subject, HookCause::Trap, "it has no process".into()));
+            return Err(error(HookCause::Trap, "it has no process".into()));
         };
-        let asked = process.ask(request, Duration::from_millis(wall_ms) + PATIENCE);
+        let wall = Duration::from_millis(self.limits.wall_ms(function)) + PATIENCE;
+        let asked = process.ask(&Request::Ask(question), wall);
         *lock(&slot.seen) = (process.counters.clone(), Some(process.pid()));
         match asked {
-            Ok(Answer::Error(error)) => Err(HookError {
+            Ok(Said::Outcome(Ok(answer))) => Ok((answer, number)),
+            Ok(Said::Outcome(Err(said))) => Err(HookError {
                 patch: self.info.name.clone(),
-                call: text::clean(&error.call, 512),
-                why: text::clean(&error.why, 2048),
-                next: text::clean(&error.next, 512),
-                cause: error.cause,
+                call: text::clean(&said.call, 512),
+                why: text::clean(&said.why, 2048),
+                next: text::clean(&said.next, 512),
+                cause: said.cause,
             }),
-            Ok(answer) => Ok((answer, number)),
+            Ok(other) => Err(error(HookCause::BadOutput, format!("its process answered with {}", kind(&other)))),
             Err(Lost { why, late }) => {
                 self.lost(slot, &mut held, function, &why);
                 let cause = if late { HookCause::Limit } else { HookCause::Trap };
-                Err(self.error(function, subject, cause, why))
+                Err(error(cause, why))
             }
         }
+    }
+
+    /// Asks the process that a refit began in; it knows the refit by a number of its own.
+    fn ask_watch(&self, watch: u64, question: impl FnOnce(u64) -> Question) -> Outcome {
+        let known = lock(&self.watches).open.get(&watch).cloned();
+        let Some(Watch { slot, process, number }) = known else {
+            let why = "the refit that this call belongs to is over".to_owned();
+            return Err(self.error(Function::Tensors, "", HookCause::Trap, why));
+        };
+        self.ask_in(&slot, Some(process), question(number)).map(|(answer, _)| answer)
     }
 
     /// What is known of a process that is gone is kept; the place is free.
@@ -228,9 +216,9 @@ impl Remote {
         let start = lock(&self.start).clone();
         let (process, first) = Process::start(&self.isolation, &start).map_err(|e| format!("no child process: {e}"))?;
         match first {
-            Ok(Answer::Started(info)) if *info == self.info => Ok(process),
-            Ok(Answer::Started(_)) => Err("`describe` gave another answer than it gave the first time".to_owned()),
-            Ok(Answer::NotStarted(fault)) => Err(text::clean(&fault.to_string(), 1024)),
+            Ok(Said::Started(info)) if *info == self.info => Ok(process),
+            Ok(Said::Started(_)) => Err("`describe` gave another answer than it gave the first time".to_owned()),
+            Ok(Said::NotStarted(fault)) => Err(text::clean(&fault.to_string(), 1024)),
             Ok(other) => Err(format!("a new process answered `start` with {}", kind(&other))),
             Err(lost) => Err(lost.why),
         }
@@ -266,10 +254,47 @@ impl Remote {
         };
         HookError { patch: self.info.name.clone(), call, cause, why, next: next.to_owned() }
     }
+}
 
-    fn odd(&self, function: Function, answer: &Answer) -> HookError {
-        let why = format!("its process answered with {}", kind(answer));
-        self.error(function, "", HookCause::BadOutput, why)
+impl Ask for Remote {
+    fn name(&self) -> &str {
+        &self.info.name
+    }
+
+    /// Asks whichever process is free, or a new one; a refit that began, the process that it began in.
+    fn ask(&self, question: Question) -> Outcome {
+        match question {
+            Question::Tensors { watch, batch } => self.ask_watch(watch, |watch| Question::Tensors { watch, batch }),
+            Question::Finish { watch, total } => self.ask_watch(watch, |watch| Question::Finish { watch, total }),
+            Question::Forget { watch } => {
+                let forgotten = self.ask_watch(watch, |watch| Question::Forget { watch });
+                lock(&self.watches).open.remove(&watch);
+                forgotten
+            }
+            Question::ExportState if !self.state => Ok(Answer::State(None)),
+            Question::ImportState(snapshot) => {
+                let slot = self.slot();
+                let (answer, _) = self.ask_in(&slot, None, Question::ImportState(snapshot.clone()))?;
+                if matches!(answer, Answer::Done) {
+                    // So does each later process.
+                    lock(&self.start).inherited = Some(snapshot);
+                }
+                Ok(answer)
+            }
+            question => {
+                let slot = self.slot();
+                match self.ask_in(&slot, None, question)? {
+                    (Answer::Begun(verdict, number), process) => {
+                        let mut watches = lock(&self.watches);
+                        let watch = watches.begun;
+                        watches.begun += 1;
+                        watches.open.insert(watch, Watch { slot, process, number });
+                        Ok(Answer::Begun(verdict, watch))
+                    }
+                    (answer, _) => Ok(answer),
+                }
+            }
+        }
     }
 }
 
@@ -304,24 +329,14 @@ fn sum(into: &mut FunctionStats, more: &FunctionStats) {
     into.wall_ns = into.wall_ns.saturating_add(more.wall_ns);
 }
 
-/// What kind of answer it is: what is in it is not the host's to repeat.
-fn kind(answer: &Answer) -> &'static str {
-    match answer {
-        Answer::Started(_) => "`started`",
-        Answer::NotCompiled(_) => "`not compiled`",
-        Answer::NotStarted(_) => "`not started`",
-        Answer::Placements(_) => "placements",
-        Answer::Decisions(_) => "decisions",
-        Answer::Activation(_) => "an activation rule",
-        Answer::Numbers(_) => "numbers",
-        Answer::Passes(_) => "passes",
-        Answer::Plan(_) => "a plan",
-        Answer::Ranges(_) => "ranges",
-        Answer::Begun(..) => "`begun`",
-        Answer::Verdict(_) => "a verdict",
-        Answer::State(_) => "state",
-        Answer::Done => "`done`",
-        Answer::Error(_) => "an error",
-        Answer::Nonsense(_) => "`nonsense`",
+/// What kind of thing it said: what is in it is not the host's to repeat.
+fn kind(said: &Said) -> &'static str {
+    match said {
+        Said::Started(_) => "`started`",
+        Said::NotCompiled(_) => "`not compiled`",
+        Said::NotStarted(_) => "`not started`",
+        Said::Outcome(Ok(answer)) => answer.kind(),
+        Said::Outcome(Err(_)) => "an error",
+        Said::Nonsense(_) => "`nonsense`",
     }
 }

@@ -18,7 +18,7 @@ use super::canary::{CanaryUnit, CanaryWeights, chosen};
 use super::priority::Pools;
 use super::shadow::ShadowReport;
 use crate::base::Digest;
-use crate::patch::{Attachments, Board, BoardStatus, HookOptions, Ledger, Policy, Sandbox};
+use crate::patch::{Attachments, Board, BoardStatus, HookOptions, Ledger, Policy, Site};
 use crate::trust::Gate;
 
 /// How a live model is made.
@@ -41,7 +41,7 @@ pub struct LiveModel {
     pub(super) engine: Arc<Engine>,
     pub(super) tokenizer: Option<Arc<Tokenizer>>,
     pub(super) board: Arc<Board>,
-    pub(super) sandbox: Sandbox,
+    pub(super) site: Site,
     pub(super) options: LiveOptions,
     pub(super) pools: Pools,
     /// One refit, swap or staging of weights at a time.
@@ -111,7 +111,7 @@ impl LiveModel {
         engine: Engine,
         tokenizer: Option<Tokenizer>,
         start: &Attachments,
-        sandbox: Sandbox,
+        site: impl Into<Site>,
         policy: Policy,
         ledger: Ledger,
         mut options: LiveOptions,
@@ -125,7 +125,7 @@ impl LiveModel {
             engine: Arc::new(engine),
             tokenizer: tokenizer.map(Arc::new),
             board,
-            sandbox: sandbox.beside_decoding(),
+            site: site.into().beside_decoding(),
             options,
             pools: Pools::new(pace)?,
             turn: Mutex::default(),

@@ -7,8 +7,7 @@ use serde::Serialize;
 
 use super::{LiveError, LiveModel};
 use crate::base::Digest;
-use crate::patch::{Actor, Applicability, Candidate, Patch, SwapError, SwapErrorKind};
-use crate::trust::{Facts, Passed};
+use crate::patch::{Actor, Applicability, Candidate, Facts, Patch, SwapError, SwapErrorKind, Terms};
 
 /// A candidate that passed every stage.
 #[derive(Debug, Clone, Serialize)]
@@ -74,15 +73,16 @@ impl LiveModel {
             let next = "repair the patch; or lift the quarantine with a reason";
             return Err(SwapError::new(SwapErrorKind::Forbidden, what, why, next).into());
         }
-        let Passed { audited, limits, facts } =
-            self.pools.stage(|| self.options.gate.admit(candidate, expected, settings)?.audit())?;
+        let terms = Terms { sha256: expected, ..Terms::settings(settings.iter().cloned()) };
+        let audited = self.pools.stage(|| candidate.admit(&*self.options.gate, &terms)?.audit())?;
+        let facts = audited.facts().clone();
         // Going back to what is still instantiated compiles nothing.
-        if let Some(known) = self.board.known(&audited.generation(settings, &limits)) {
+        if let Some(known) = self.board.known(&audited.generation()) {
             return Ok((known, true, facts));
         }
-        let compiled = self.pools.stage(|| audited.compile(&self.sandbox))?;
+        let compiled = self.pools.stage(|| audited.compile(&self.site))?;
         // Not in the pool: with `--isolate` this starts the child that will answer.
-        let patch = compiled.ready(settings, limits)?;
+        let patch = compiled.ready()?;
         if patch.applies_to(&self.engine.info().architecture) == Applicability::Applies {
             self.pools.stage(|| self.probe(&patch))?;
         }

@@ -1,15 +1,12 @@
 //! A patch that answers.
 
 use super::CallStats;
-use crate::abi::{
-    Guest, Info, LayoutAdapter, LoaderAdapter, LoraAdapter, MaskAdapter, ObserverAdapter, QuantAdapter, Snapshot,
-};
+use super::stage::With;
+use crate::abi::{Guest, Hooks, Info, Snapshot};
 use crate::audit::Report;
-use crate::base::Digest;
-use crate::base::Grants;
-use crate::base::Hook;
-use crate::isolate::{Hooked, Remote};
-use crate::record::{PatchEntry, Recorder, Tape};
+use crate::base::{Digest, Grants, Hook};
+use crate::call::{Asked, PatchEntry, Put, Witness, Witnessed};
+use crate::isolate::Remote;
 use crate::sandbox::Limits;
 use patchhost_runtime::hooks::{BlockQuant, HookError, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
 use semver::{Version, VersionReq};
@@ -22,14 +19,14 @@ const ENGINE: &str = "patchhost";
 
 /// A patch that was described and configured, with its instances.
 pub struct Patch {
-    guest: Home,
+    home: Home,
+    /// What it is asked through: its guest, or who answers for it.
+    asked: Hooks,
     digest: Digest,
     generation: Digest,
     hooks: Vec<Hook>,
     settings: Vec<(String, String)>,
     grants: Grants,
-    /// Where its calls are written down, if they are.
-    tape: Option<Arc<Tape>>,
 }
 
 /// Where a patch runs.
@@ -41,7 +38,7 @@ pub(super) enum Home {
 }
 
 /// The same question to whichever it is.
-macro_rules! ask {
+macro_rules! home {
     ($home:expr, $guest:ident => $answer:expr) => {
         match $home {
             Home::Here($guest) => $answer,
@@ -50,14 +47,21 @@ macro_rules! ask {
     };
 }
 
-/// A hook, written down where that is wanted.
-macro_rules! recorded {
-    ($tape:expr, $hook:expr, $trait:ident) => {
-        match &$tape {
-            Some(tape) => $hook.map(|hook| Arc::new(tape.over(hook)) as Arc<dyn $trait>),
-            None => $hook,
+impl Home {
+    /// The hooks that are claimed, and told to a witness where there is one.
+    fn hooks(&self, claimed: &[Hook], witness: Option<(&Arc<dyn Witness>, PatchEntry)>) -> Hooks {
+        match (self, witness) {
+            (Home::Here(guest), None) => Hooks::of_guest(guest, claimed),
+            (Home::Child(remote), None) => Asked::hooks(Arc::clone(remote), claimed),
+            (Home::Here(guest), Some((witness, entry))) => {
+                let put = Put::new(Hooks::of_guest(guest, claimed));
+                Asked::hooks(Witnessed::new(put, Arc::clone(witness), entry), claimed)
+            }
+            (Home::Child(remote), Some((witness, entry))) => {
+                Asked::hooks(Witnessed::new(Arc::clone(remote), Arc::clone(witness), entry), claimed)
+            }
         }
-    };
+    }
 }
 
 /// Whether a patch is for a model. Never silence: the reason is shown.
@@ -75,46 +79,35 @@ pub enum Applicability {
 
 impl Patch {
     pub(super) fn new(
-        guest: Home,
+        home: Home,
         digest: Digest,
         report: &Report,
-        grants: Grants,
-        settings: &[(String, String)],
-        limits: &Limits,
-        recorder: Option<&Arc<Recorder>>,
+        with: With,
+        witness: Option<&Arc<dyn Witness>>,
     ) -> Self {
-        let mut patch = Self {
-            guest,
-            digest,
-            generation: generation(&digest, settings, limits, &super::stage::granted(&report.imports, &grants)),
-            hooks: report.hooks.clone(),
-            settings: settings.to_vec(),
-            grants,
-            tape: None,
-        };
-        patch.tape = recorder.map(|recorder| recorder.patch(patch.entry()));
-        patch
-    }
-
-    /// It, as a recording knows it.
-    fn entry(&self) -> PatchEntry {
-        PatchEntry {
+        let With { settings, limits, grants } = with;
+        let generation = generation(&digest, &settings, &limits, &super::stage::granted(&report.imports, &grants));
+        let hooks = report.hooks.clone();
+        let info = home!(&home, guest => guest.info());
+        let entry = || PatchEntry {
             number: 0,
-            name: self.info().name.clone(),
-            version: self.info().version.clone(),
-            sha256: self.digest,
-            generation: self.generation,
-            hooks: self.hooks.iter().map(|hook| hook.name().to_owned()).collect(),
-            settings: self.settings.clone(),
-            limits: serde_json::json!(self.limits()).to_string(),
-            grants: self.grants.lines(),
-            state: self.has_state(),
-        }
+            name: info.name.clone(),
+            version: info.version.clone(),
+            sha256: digest,
+            generation,
+            hooks: hooks.iter().map(|hook| hook.name().to_owned()).collect(),
+            settings: settings.clone(),
+            limits: serde_json::json!(limits).to_string(),
+            grants: grants.lines(),
+            state: report.has_state(),
+        };
+        let asked = home.hooks(&hooks, witness.map(|witness| (witness, entry())));
+        Self { home, asked, digest, generation, hooks, settings, grants }
     }
 
     /// What it says about itself.
     pub fn info(&self) -> &Info {
-        ask!(&self.guest, guest => guest.info())
+        home!(&self.home, guest => guest.info())
     }
 
     /// Digest of the component.
@@ -144,12 +137,12 @@ impl Patch {
 
     /// Its limits.
     pub fn limits(&self) -> &Limits {
-        ask!(&self.guest, guest => guest.limits())
+        home!(&self.home, guest => guest.limits())
     }
 
     /// Processes that it runs in; none: it runs in this one.
     pub fn processes(&self) -> Vec<u32> {
-        match &self.guest {
+        match &self.home {
             Home::Here(_) => Vec::new(),
             Home::Child(remote) => remote.pids(),
         }
@@ -157,31 +150,28 @@ impl Patch {
 
     /// Its counters.
     pub fn stats(&self) -> CallStats {
-        ask!(&self.guest, guest => guest.stats())
+        home!(&self.home, guest => guest.stats())
     }
 
     /// Whether it exports `state`: it remembers something, has one instance at a time, and can hand over what it knows.
     pub fn has_state(&self) -> bool {
-        ask!(&self.guest, guest => guest.has_state())
+        home!(&self.home, guest => guest.has_state())
     }
 
     /// What it remembers now, for its successor. None: it has no state. Ends by its limits (`wall_state_ms`, fuel).
     pub fn export_state(&self) -> Result<Option<Snapshot>, HookError> {
-        let ask = || ask!(&self.guest, guest => guest.export_state());
-        match &self.tape {
-            Some(tape) if self.has_state() => tape.export_state(ask),
-            _ => ask(),
-        }
+        if self.has_state() { self.asked.memory.export_state() } else { Ok(None) }
     }
 
     /// Starts it anew with what its predecessor remembered; instances made later get the same. After an error it has no
     /// state, and should not be swapped in.
     pub fn import_state(&self, snapshot: Snapshot) -> Result<(), HookError> {
-        let ask = |snapshot| ask!(&self.guest, guest => guest.import_state(snapshot));
-        match &self.tape {
-            Some(tape) => tape.import_state(snapshot, ask),
-            None => ask(snapshot),
-        }
+        self.asked.memory.import_state(snapshot)
+    }
+
+    /// The hooks that it is asked through.
+    pub(crate) fn asked(&self) -> &Hooks {
+        &self.asked
     }
 
     /// Whether one of its targets is this host and this architecture.
@@ -189,66 +179,34 @@ impl Patch {
         applies(self.info(), architecture, env!("CARGO_PKG_VERSION"))
     }
 
-    /// It as the runtime's loader map, if it claims that hook.
-    pub fn loader_map(self: &Arc<Self>) -> Option<Arc<dyn LoaderMap>> {
-        let has = self.hooks.contains(&Hook::LoaderMap);
-        let hook = has.then(|| match &self.guest {
-            Home::Here(guest) => Arc::new(LoaderAdapter(guest.clone())) as Arc<dyn LoaderMap>,
-            Home::Child(remote) => Arc::new(Hooked(remote.clone())),
-        });
-        recorded!(self.tape, hook, LoaderMap)
+    /// Where checkpoint tensors go, if it claims that hook.
+    pub fn loader_map(&self) -> Option<Arc<dyn LoaderMap>> {
+        self.asked.loader_map.clone()
     }
 
-    /// It as the runtime's layout, if it claims that hook.
-    pub fn layout(self: &Arc<Self>) -> Option<Arc<dyn Layout>> {
-        let has = self.hooks.contains(&Hook::Layout);
-        let hook = has.then(|| match &self.guest {
-            Home::Here(guest) => Arc::new(LayoutAdapter(guest.clone())) as Arc<dyn Layout>,
-            Home::Child(remote) => Arc::new(Hooked(remote.clone())),
-        });
-        recorded!(self.tape, hook, Layout)
+    /// Which layout the published weights have, if it claims that hook.
+    pub fn layout(&self) -> Option<Arc<dyn Layout>> {
+        self.asked.layout.clone()
     }
 
-    /// It as the runtime's admission of adapters, if it claims that hook.
-    pub fn lora(self: &Arc<Self>) -> Option<Arc<dyn Lora>> {
-        let has = self.hooks.contains(&Hook::Lora);
-        let hook = has.then(|| match &self.guest {
-            Home::Here(guest) => Arc::new(LoraAdapter(guest.clone())) as Arc<dyn Lora>,
-            Home::Child(remote) => Arc::new(Hooked(remote.clone())),
-        });
-        recorded!(self.tape, hook, Lora)
+    /// How adapters are admitted, if it claims that hook.
+    pub fn lora(&self) -> Option<Arc<dyn Lora>> {
+        self.asked.lora.clone()
     }
 
-    /// It as the runtime's mask of token ids, if it claims that hook.
-    pub fn logits_mask(self: &Arc<Self>) -> Option<Arc<dyn LogitsMask>> {
-        let has = self.hooks.contains(&Hook::LogitsMask);
-        let hook = has.then(|| match &self.guest {
-            Home::Here(guest) => Arc::new(MaskAdapter(guest.clone())) as Arc<dyn LogitsMask>,
-            Home::Child(remote) => Arc::new(Hooked(remote.clone())),
-        });
-        recorded!(self.tape, hook, LogitsMask)
+    /// Which token ids are never sampled, if it claims that hook.
+    pub fn logits_mask(&self) -> Option<Arc<dyn LogitsMask>> {
+        self.asked.logits_mask.clone()
     }
 
-    /// It as an observer of refits, if it claims that hook.
-    pub fn refit_observer(self: &Arc<Self>) -> Option<Arc<dyn RefitObserver>> {
-        let has = self.hooks.contains(&Hook::RefitObserver);
-        let hook = has.then(|| match &self.guest {
-            Home::Here(guest) => Arc::new(ObserverAdapter(guest.clone())) as Arc<dyn RefitObserver>,
-            Home::Child(remote) => Arc::new(Hooked(remote.clone())),
-        });
-        recorded!(self.tape, hook, RefitObserver)
+    /// What watches refits, if it claims that hook.
+    pub fn refit_observer(&self) -> Option<Arc<dyn RefitObserver>> {
+        self.asked.refit_observer.clone()
     }
 
-    /// It as the runtime's block quantizer, if it claims that hook.
-    pub fn block_quant(self: &Arc<Self>) -> Option<Arc<dyn BlockQuant>> {
-        let has = self.hooks.contains(&Hook::BlockQuant);
-        let hook = has.then(|| match &self.guest {
-            Home::Here(guest) => {
-                Arc::new(QuantAdapter { guest: guest.clone(), hooks: self.hooks.clone() }) as Arc<dyn BlockQuant>
-            }
-            Home::Child(remote) => Arc::new(Hooked(remote.clone())),
-        });
-        recorded!(self.tape, hook, BlockQuant)
+    /// What becomes FP8 and with which scales, if it claims that hook.
+    pub fn block_quant(&self) -> Option<Arc<dyn BlockQuant>> {
+        self.asked.block_quant.clone()
     }
 }
 

@@ -1,9 +1,12 @@
 //! The life of a patch: from bytes to something that answers, each step a type of its own.
 
+mod admission;
 mod attach;
 mod board;
 pub mod bundled;
+pub(crate) mod candidate;
 mod error;
+mod facts;
 mod generation;
 pub mod ledger;
 mod live;
@@ -11,25 +14,30 @@ mod lock;
 mod native;
 mod policy;
 mod set;
+mod site;
 mod stage;
 
 pub use crate::abi::{Info, Snapshot, Target};
 pub use crate::base::{Digest, Function, Grants, Hook, NotADigest};
 pub use crate::sandbox::{Cache, CacheStats, CallStats, FunctionStats, Limits, Sandbox, Trial};
+pub use admission::{Admission, Admitted, Reviewing, Terms};
 pub use attach::{AttachError, Attached, Attachments, Phase};
 pub use board::{
     Beside, Board, BoardStatus, DrainingStatus, Failure, Landing, Mode, QuarantineStatus, Reaction, RefitPlan,
     Requested, StagedStatus, SwapError, SwapErrorKind, SwapRequest, TransitionStatus, When,
 };
 pub use bundled::resolve;
+pub use candidate::{Candidate, Origin};
 pub use error::{Stage, StageError};
+pub use facts::Facts;
 pub use generation::{Generation, Member};
 pub use ledger::{Actor, Entry, Head, Ledger, LedgerError, LedgerOptions};
 pub use live::{Applicability, Patch};
 pub use lock::{GuestsLock, LockedGuest};
 pub use policy::{FailurePolicy, HookPolicy, OnFailure, POLICY_FILE, Policy, PolicyError, ShadowPolicy, SwapPolicy};
 pub use set::{HookOptions, PatchSet, SetError};
-pub use stage::{Audited, Candidate, Compiled, Origin, Verification, Verified};
+pub use site::Site;
+pub use stage::{Audited, Compiled};
 
 pub(crate) use board::probe_set;
 pub(crate) use generation::has_native;

@@ -99,7 +99,7 @@ impl PatchSet {
 
     /// The observers of refits, in order.
     pub fn observers(&self) -> Vec<Arc<dyn RefitObserver>> {
-        self.patches.iter().filter_map(Patch::refit_observer).collect()
+        self.patches.iter().filter_map(|patch| patch.refit_observer()).collect()
     }
 
     /// The hooks of a refit through this set.

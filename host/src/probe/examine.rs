@@ -3,29 +3,25 @@
 use super::constants::constants;
 use super::report::ProbeReport;
 use super::run::{ProbeOptions, run};
-use crate::audit::AuditOptions;
-use crate::patch::{Limits, Patch, Sandbox, StageError, Verified};
+use crate::patch::{Admitted, Patch, Site, StageError};
 use patchhost_runtime::error::Refusal;
 use std::sync::Arc;
 
-/// Starts a component twice, in `sandbox` and in code that is compiled without optimization, and asks it everything,
-/// among it about each number that stands in it. It must pass the audit first.
+/// Starts a component twice, in `site` and in code that is compiled without optimization, and asks it everything, among it
+/// about each number that stands in it. It must pass the audit first.
 pub fn examine(
-    verified: Verified,
-    audit: &AuditOptions,
-    sandbox: &Sandbox,
-    settings: &[(String, String)],
-    limits: &Limits,
+    admitted: Admitted,
+    site: &Site,
     options: &ProbeOptions,
 ) -> Result<(Arc<Patch>, ProbeReport), StageError> {
-    let known = Arc::new(constants(verified.bytes()));
-    let audited = verified.audit_with(audit)?;
-    let unoptimized = sandbox.unoptimized().map_err(|error| StageError::Compile {
+    let known = Arc::new(constants(admitted.candidate().bytes()));
+    let audited = admitted.audit()?;
+    let unoptimized = site.unoptimized().map_err(|error| StageError::Compile {
         name: audited.name().to_owned(),
         why: crate::base::text::clean(&format!("the second engine does not start: {error:#}"), 512),
     })?;
-    let twin = audited.clone().compile(&unoptimized)?.ready(settings, limits.clone())?;
-    let patch = audited.compile(sandbox)?.ready(settings, limits.clone())?;
+    let twin = audited.clone().compile(unoptimized)?.ready()?;
+    let patch = audited.compile(site)?.ready()?;
     let options = ProbeOptions { twin: Some(twin), constants: Some(known), ..options.clone() };
     let report = run(&patch, &options);
     Ok((patch, report))

@@ -1,8 +1,8 @@
 //! Two outcomes of one question, bit for bit, and where they part.
 
-use super::call::{Answer, Outcome, Question};
 use crate::base::Function;
 use crate::base::text;
+use crate::call::{Answer, Outcome, Question};
 use patchhost_runtime::hooks::{HookCause, HookError};
 use serde::Serialize;
 use std::fmt::Debug;

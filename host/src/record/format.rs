@@ -2,10 +2,10 @@
 //! write each, so what a killed host leaves is a recording that ends early. A file is input like any other: nothing in it
 //! is believed, and no length allocates.
 
-use super::call::Call;
 use super::error::RecordingError;
 use crate::base::Digest;
 use crate::base::Function;
+use crate::call::{Outcome, PatchEntry, Question};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -56,29 +56,15 @@ pub struct End {
     pub left_out: u64,
 }
 
-/// A patch, as it was started.
+/// A call of one patch.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct PatchEntry {
-    /// Its number in this recording.
-    pub number: u32,
-    /// Name that it gives itself.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-    /// Digest of the component.
-    pub sha256: Digest,
-    /// Digest of component, settings, limits and grants.
-    pub generation: Digest,
-    /// Its hooks, by their WIT names.
-    pub hooks: Vec<String>,
-    /// Its settings.
-    pub settings: Vec<(String, String)>,
-    /// Its limits, as JSON: later hosts have more of them.
-    pub limits: String,
-    /// Its grants, a line each. They are not given again by a replay.
-    pub grants: Vec<String>,
-    /// Whether it remembers something.
-    pub state: bool,
+pub struct Call {
+    /// Number of the patch in this recording.
+    pub patch: u32,
+    /// What was asked.
+    pub question: Question,
+    /// How it ended.
+    pub outcome: Outcome,
 }
 
 /// What a file holds, read once from front to back.

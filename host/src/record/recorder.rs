@@ -1,11 +1,10 @@
 //! Writing. A frame is made by the thread that made the call; only its checksum and one `write` are behind the lock, so
 //! the threads of a refit wait for each other no longer than for the page cache.
 
-use super::call::{Call, Outcome, Question};
 use super::error::RecordingError;
-use super::format::{self, End, Event, HEAD, MAGIC, PatchEntry, VERSION};
-use super::tape::Tape;
+use super::format::{self, Call, End, Event, HEAD, MAGIC, VERSION};
 use crate::base::Digest;
+use crate::call::{Outcome, PatchEntry, Question, Witness};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -102,44 +101,6 @@ impl Recorder {
         }))
     }
 
-    /// A patch is ready: what records its calls.
-    pub(crate) fn patch(self: &Arc<Self>, entry: PatchEntry) -> Arc<Tape> {
-        let state = entry.state;
-        let mut out = self.lock();
-        let number = out.patches;
-        out.patches += 1;
-        let entry = PatchEntry { number, ..entry };
-        self.write(&mut out, &Event::Patch(Box::new(entry)));
-        drop(out);
-        Tape::new(Arc::clone(self), number, state)
-    }
-
-    /// Whether calls are still written.
-    pub(super) fn is_open(&self) -> bool {
-        !self.stopped.load(Ordering::Relaxed)
-    }
-
-    /// A call was made that is not written.
-    pub(super) fn left_out(&self) {
-        self.left_out.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn call(&self, patch: u32, question: Question, outcome: Outcome) {
-        let counts = u64::from(question.function().is_some());
-        let event = Event::Call(Box::new(Call { patch, question, outcome }));
-        let frame = format::encode(&event);
-        let mut out = self.lock();
-        let written = match frame {
-            Ok(frame) => self.write_frame(&mut out, frame),
-            Err(error) => self.stop(&mut out, error.to_string()),
-        };
-        if written {
-            out.calls += counts;
-        } else {
-            self.left_out.fetch_add(counts, Ordering::Relaxed);
-        }
-    }
-
     fn write(&self, out: &mut Out, event: &Event) {
         match format::encode(event) {
             Ok(frame) => self.write_frame(out, frame),
@@ -194,6 +155,36 @@ impl Recorder {
 
     fn lock(&self) -> MutexGuard<'_, Out> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Witness for Recorder {
+    fn started(&self, patch: PatchEntry) -> u32 {
+        let mut out = self.lock();
+        let number = out.patches;
+        out.patches += 1;
+        self.write(&mut out, &Event::Patch(Box::new(PatchEntry { number, ..patch })));
+        number
+    }
+
+    fn saw(&self, patch: u32, question: Question, outcome: Outcome) {
+        let counts = u64::from(question.function().is_some());
+        if self.stopped.load(Ordering::Relaxed) {
+            self.left_out.fetch_add(counts, Ordering::Relaxed);
+            return;
+        }
+        let event = Event::Call(Box::new(Call { patch, question, outcome }));
+        let frame = format::encode(&event);
+        let mut out = self.lock();
+        let written = match frame {
+            Ok(frame) => self.write_frame(&mut out, frame),
+            Err(error) => self.stop(&mut out, error.to_string()),
+        };
+        if written {
+            out.calls += counts;
+        } else {
+            self.left_out.fetch_add(counts, Ordering::Relaxed);
+        }
     }
 }
 

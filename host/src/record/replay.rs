@@ -2,11 +2,9 @@
 
 use super::compare::{Difference, Ending, compare};
 use super::error::RecordingError;
-use super::format::{Event, Overview, PatchEntry, Recording};
-use super::player::Player;
-use super::{Answer, Call};
-use crate::base::Function;
-use crate::base::{Digest, Hook};
+use super::format::{Call, Event, Overview, Recording};
+use crate::base::{Digest, Function};
+use crate::call::{Answer, Outcome, PatchEntry, Put, Question};
 use crate::patch::{Limits, Patch};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -22,6 +20,37 @@ pub struct Replay<'a> {
     /// By the number of the recorded patch; several may share one.
     players: Vec<Player>,
     by_number: BTreeMap<u32, usize>,
+}
+
+/// A patch that answers recorded questions.
+struct Player {
+    patch: Arc<Patch>,
+    put: Put,
+    /// Refits by their numbers in the recording, and by those that this patch gave them.
+    refits: Vec<(u64, u64)>,
+}
+
+impl Player {
+    fn new(patch: Arc<Patch>) -> Self {
+        let put = Put::new(patch.asked().clone());
+        Self { patch, put, refits: Vec::new() }
+    }
+
+    /// Its answer, beside the recorded one. The error says why no host can have asked this.
+    fn ask(&mut self, question: &Question, recorded: &Outcome) -> Result<Outcome, String> {
+        let own =
+            |recorded| self.refits.iter().find(|(number, _)| *number == recorded).map_or(u64::MAX, |(_, own)| *own);
+        let got = self.put.put_as(question, question.watch().map(own))?;
+        match (question, recorded, &got) {
+            (Question::Begin { .. }, Ok(Answer::Begun(_, recorded)), Ok(Answer::Begun(_, own))) => {
+                self.refits.push((*recorded, *own));
+            }
+            (Question::Forget { watch }, ..) => self.refits.retain(|(number, _)| number != watch),
+            (Question::ImportState(_), ..) => self.refits.clear(),
+            _ => {}
+        }
+        Ok(got)
+    }
 }
 
 /// What a replay found.
@@ -102,14 +131,14 @@ impl<'a> Replay<'a> {
     pub fn answer_with(&mut self, entry: &PatchEntry, patch: &Arc<Patch>) -> Result<(), RecordingError> {
         let functions = self.recording.overview().functions.get(entry.number as usize);
         for function in functions.into_iter().flat_map(BTreeMap::keys) {
-            let Some(hook) = Hook::of_call(&format!("`{function}`")) else { continue };
+            let Some(hook) = function.hook() else { continue };
             if !patch.hooks().contains(&hook) {
                 let component = patch.info().name.clone();
                 return Err(RecordingError::NoHook { patch: entry.name.clone(), component, hook });
             }
         }
         // What remembers answers for itself only.
-        let shared = self.players.iter().position(|p| Arc::ptr_eq(p.patch(), patch) && !patch.has_state());
+        let shared = self.players.iter().position(|p| Arc::ptr_eq(&p.patch, patch) && !patch.has_state());
         let at = shared.unwrap_or_else(|| {
             self.players.push(Player::new(Arc::clone(patch)));
             self.players.len() - 1
@@ -132,11 +161,8 @@ impl<'a> Replay<'a> {
                 report.skipped += u64::from(function.is_some());
                 continue;
             };
-            let got = player.ask(&asked.question).map_err(|why| events.damaged(&why))?;
             let Call { patch, question, outcome } = &*asked;
-            if let (Ok(Answer::Begun(_, number)), Ok(Answer::Begun(..))) = (outcome, &got) {
-                player.name(*number);
-            }
+            let got = player.ask(question, outcome).map_err(|why| events.damaged(&why))?;
             let Some(row) = report.patches.iter_mut().find(|row| row.number == *patch) else { continue };
             let ending = compare(call, &row.name, question, outcome, &got);
             if let Some(function) = function {
@@ -164,7 +190,7 @@ impl<'a> Replay<'a> {
         let overview = self.recording.overview();
         let called = overview.patches.iter().zip(&overview.functions).filter(|(_, functions)| !functions.is_empty());
         let rows = called.map(|(entry, _)| {
-            let by = self.by_number.get(&entry.number).and_then(|at| self.players.get(*at)).map(Player::patch);
+            let by = self.by_number.get(&entry.number).and_then(|at| self.players.get(*at)).map(|player| &player.patch);
             let generation = by.map(|p| p.generation());
             let same_component = by.is_some_and(|p| *p.digest() == entry.sha256);
             PatchReplay {

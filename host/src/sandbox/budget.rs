@@ -1,6 +1,7 @@
 //! What one call may use, worked out from the limits and the size of the question.
 
 use super::Limits;
+use crate::base::Function;
 use std::time::Duration;
 
 /// Fuel, time and output of one call.
@@ -49,6 +50,16 @@ impl Limits {
     /// `export-state` and `import-state`: `output` bytes of state out.
     pub(crate) fn state_budget(&self, output: usize) -> Budget {
         self.budget(self.fuel_base, "fuel_base", self.wall_state_ms, output)
+    }
+
+    /// Wall time of a call of this function, in milliseconds.
+    pub(crate) fn wall_ms(&self, function: Function) -> u64 {
+        match function {
+            Function::Scales | Function::ScalesWithMoments | Function::ActivationScales => self.wall_scales_ms,
+            Function::PanelScales => self.wall_panel_ms,
+            Function::ExportState | Function::ImportState => self.wall_state_ms,
+            _ => self.wall_decide_ms,
+        }
     }
 
     fn budget(&self, fuel: u64, formula: &'static str, wall_ms: u64, output: usize) -> Budget {

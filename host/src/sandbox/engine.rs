@@ -2,8 +2,6 @@
 
 use super::limits::{KEEP_RESIDENT, SLOT_MEMORY_BYTES, SLOT_TABLE_ELEMENTS, STACK_BYTES};
 use super::{Cache, Trial};
-use crate::isolate::Isolation;
-use crate::record::Recorder;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,8 +17,6 @@ pub struct Sandbox {
     engine: Engine,
     cache: Option<Cache>,
     trial: Option<Trial>,
-    isolation: Option<Isolation>,
-    recorder: Option<Arc<Recorder>>,
     _ticker: Arc<Ticker>,
 }
 
@@ -29,25 +25,17 @@ impl Sandbox {
     pub fn new(threads: usize) -> wasmtime::Result<Self> {
         let engine = Engine::new(&config(threads))?;
         let ticker = Arc::new(Ticker::start(engine.clone())?);
-        Ok(Self { engine, cache: None, trial: None, isolation: None, recorder: None, _ticker: ticker })
+        Ok(Self { engine, cache: None, trial: None, _ticker: ticker })
     }
 
     /// Another engine that compiles without optimization, for one caller: what it answers differently from this one is
-    /// the compiler's or the patch's fault. Patches run where this one's run; it has no cache, since what it compiles is
-    /// asked once.
+    /// the compiler's or the patch's fault. It has no cache, since what it compiles is asked once.
     pub fn unoptimized(&self) -> wasmtime::Result<Self> {
         let mut config = config(1);
         config.cranelift_opt_level(OptLevel::None);
         let engine = Engine::new(&config)?;
         let ticker = Arc::new(Ticker::start(engine.clone())?);
-        Ok(Self {
-            engine,
-            cache: None,
-            trial: self.trial.clone(),
-            isolation: self.isolation.clone(),
-            recorder: None,
-            _ticker: ticker,
-        })
+        Ok(Self { engine, cache: None, trial: self.trial.clone(), _ticker: ticker })
     }
 
     /// The same with a cache of compiled components, or with none.
@@ -63,26 +51,6 @@ impl Sandbox {
     /// The same for a host that goes on with something else while it compiles: a trial may take its time.
     pub fn beside_decoding(self) -> Self {
         Self { trial: self.trial.map(Trial::patient), ..self }
-    }
-
-    /// The same, with every patch in child processes: nothing of them is compiled or run in this one.
-    pub fn with_isolation(self, isolation: Option<Isolation>) -> Self {
-        Self { isolation, ..self }
-    }
-
-    /// Where patches run, if not in this process.
-    pub fn isolation(&self) -> Option<&Isolation> {
-        self.isolation.as_ref()
-    }
-
-    /// The same, with the calls of every patch that is started from now on written down.
-    pub fn with_recorder(self, recorder: Option<Arc<Recorder>>) -> Self {
-        Self { recorder, ..self }
-    }
-
-    /// What writes calls down, if anything does.
-    pub fn recorder(&self) -> Option<&Arc<Recorder>> {
-        self.recorder.as_ref()
     }
 
     /// Its cache of compiled components.

@@ -1,12 +1,11 @@
-//! The gate that every component goes through, whoever brings it: revocations, digest, signatures, lock. What comes out
-//! carries the limits and grants that a reviewer bound to these bytes and settings.
+//! The gate that every component of a user's run goes through, whoever brings it: revocations, digest, signatures, lock.
+//! What comes out carries the limits and grants that a reviewer bound to these bytes and settings.
 
 use super::judge::Judgement;
-use super::{LOCK_FILE, LockFile, REVOKED_FILE, Revocation, Revocations, Summary, TrustError, TrustPolicy};
+use super::{LOCK_FILE, LockFile, REVOKED_FILE, Revocation, Revocations, TrustError, TrustPolicy};
 use crate::audit::{AuditOptions, AuditPolicy, Severity};
 use crate::base::Digest;
-use crate::patch::{Audited, Candidate, Limits, Policy, StageError, Verification, Verified};
-use serde::Serialize;
+use crate::patch::{Admission, Admitted, Candidate, Limits, Policy, StageError, Terms};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -39,42 +38,6 @@ pub struct Places {
     pub revocations: Option<PathBuf>,
     /// A folder of further signatures.
     pub signatures: Option<PathBuf>,
-}
-
-/// A component that may go on to the audit.
-#[derive(Debug)]
-pub struct Admitted {
-    verified: Verified,
-    /// Everything about it.
-    pub judgement: Judgement,
-    options: AuditOptions,
-    settings: Vec<(String, String)>,
-    revoked: Vec<Revocation>,
-}
-
-/// A component that passed gate and audit.
-#[derive(Debug)]
-pub struct Passed {
-    /// To be compiled.
-    pub audited: Audited,
-    /// What it may use.
-    pub limits: Limits,
-    /// Who vouches for it.
-    pub facts: Facts,
-}
-
-/// Who vouches for a component: what the ledger keeps.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Facts {
-    /// Digest of the lock file that admitted it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lock: Option<Digest>,
-    /// Name of its entry there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub entry: Option<String>,
-    /// Signers that count.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub signers: Vec<String>,
 }
 
 impl Default for Gate {
@@ -150,37 +113,6 @@ impl Gate {
         &self.limits
     }
 
-    /// Admits a candidate, or says who would have to accept it, and how. `expected`: the digest that the user gave.
-    pub fn admit(
-        &self,
-        candidate: Candidate,
-        expected: Option<Digest>,
-        settings: &[(String, String)],
-    ) -> Result<Admitted, StageError> {
-        let state = self.state().map_err(|error| refused(&candidate, &error))?;
-        // A revocation comes before everything else: no other word counts for these bytes.
-        if let Some(finding) = super::judge::revoked_digest(candidate.digest(), &state.revoked) {
-            let why = finding.line();
-            return Err(StageError::Trust { name: candidate.name().to_owned(), why, next: finding.fix });
-        }
-        let judgement = self.judge_in(&state, &candidate, Some(settings));
-        let verification = expected.map_or_else(|| candidate.default_verification(), Verification::Sha256);
-        let verified = candidate.verify(&verification)?;
-        let errors: Vec<_> = judgement.findings.iter().filter(|f| f.severity == Severity::Error).collect();
-        if let Some(first) = errors.first() {
-            let name = verified.candidate().name().to_owned();
-            let why = errors.iter().map(|finding| finding.line()).collect::<Vec<_>>().join("\n       ");
-            let next = first.fix.replace("X.wasm", &crate::base::quoted(name.as_ref()));
-            return Err(StageError::Trust { name, why, next });
-        }
-        let options = AuditOptions {
-            policy: self.audit.clone(),
-            grants: judgement.grants.clone(),
-            more: judgement.findings.clone(),
-        };
-        Ok(Admitted { verified, judgement, options, settings: settings.to_vec(), revoked: state.revoked })
-    }
-
     /// Everything that can be said about a candidate: for reports. `settings`: none: whatever the lock has.
     pub fn judge(&self, candidate: &Candidate, settings: Option<&[(String, String)]>) -> Result<Judgement, TrustError> {
         Ok(self.judge_in(&self.state()?, candidate, settings))
@@ -230,31 +162,44 @@ fn refused(candidate: &Candidate, error: &TrustError) -> StageError {
     StageError::Trust { name: candidate.name().to_owned(), why, next: error.next.clone() }
 }
 
-impl Admitted {
-    /// Something that the user may want to know and that is not wrong.
-    pub fn note(&self) -> Option<&str> {
-        self.verified.note()
-    }
-
-    /// Lock and signatures, for a report.
-    pub fn summary(&self) -> &Summary {
-        &self.judgement.summary
-    }
-
-    /// Audits it with its grants, and makes sure that what would run is the generation that was locked.
-    pub fn audit(self) -> Result<Passed, StageError> {
-        let Self { verified, judgement, options, settings, revoked } = self;
+impl Admission for Gate {
+    /// Refused where it is revoked, where its digest is another one than asked for, and where policy, lock or signatures
+    /// say no. What is let in has the settings, limits and grants that the lock binds to these bytes, and must become the
+    /// generation that was locked.
+    fn admit(&self, candidate: Candidate, terms: &Terms) -> Result<Admitted, StageError> {
+        let state = self.state().map_err(|error| refused(&candidate, &error))?;
+        // A revocation comes before everything else: no other word counts for these bytes.
+        if let Some(finding) = super::judge::revoked_digest(candidate.digest(), &state.revoked) {
+            let why = finding.line();
+            return Err(StageError::Trust { name: candidate.name().to_owned(), why, next: finding.fix });
+        }
+        let judgement = self.judge_in(&state, &candidate, Some(&terms.settings));
+        let verified = candidate.verify(terms.sha256)?;
         let name = verified.candidate().name().to_owned();
-        let audited = verified.audit_with(&options)?;
-        let generation = audited.generation(&settings, &judgement.limits);
-        if let Some(finding) = super::judge::revoked_digest(&generation, &revoked) {
-            return Err(StageError::Trust { name, why: finding.line(), next: finding.fix });
+        let errors: Vec<_> = judgement.findings.iter().filter(|f| f.severity == Severity::Error).collect();
+        if let Some(first) = errors.first() {
+            let why = errors.iter().map(|finding| finding.line()).collect::<Vec<_>>().join("\n       ");
+            let next = first.fix.replace("X.wasm", &crate::base::quoted(name.as_ref()));
+            return Err(StageError::Trust { name, why, next });
         }
-        if let Some(entry) = judgement.entry.as_ref().filter(|entry| entry.generation != generation) {
-            // Only if the lock lists other imports than the bytes have: the other parts were compared before.
-            let finding = super::judge::other_generation(entry, &generation);
-            return Err(StageError::Trust { name, why: finding.line(), next: finding.fix });
-        }
-        Ok(Passed { audited, limits: judgement.limits, facts: judgement.facts })
+        let Judgement { findings, entry, limits, grants, facts, .. } = judgement;
+        // Where the lock has it, the lock says what it may use and reach.
+        let free = entry.is_none();
+        let limits = terms.limits.clone().filter(|_| free).unwrap_or(limits);
+        let grants = terms.grants.clone().filter(|_| free).unwrap_or(grants);
+        let audit = AuditOptions { policy: self.audit.clone(), grants, more: findings };
+        let vet = move |generation: &Digest| {
+            let refused = super::judge::revoked_digest(generation, &state.revoked).or_else(|| {
+                // Only if the lock lists other imports than the bytes have: the other parts were compared before.
+                let entry = entry.as_ref().filter(|entry| entry.generation != *generation)?;
+                Some(super::judge::other_generation(entry, generation))
+            });
+            match refused {
+                None => Ok(()),
+                Some(finding) => Err(StageError::Trust { name: name.clone(), why: finding.line(), next: finding.fix }),
+            }
+        };
+        let settings = terms.settings.clone();
+        Ok(Admitted::new(verified, audit, settings, limits, facts, Some(Box::new(vet))))
     }
 }

@@ -17,7 +17,7 @@ mod summary;
 mod verdict;
 
 pub use error::{TrustError, TrustErrorKind};
-pub use gate::{Admitted, Facts, Gate, Passed, Places};
+pub use gate::{Gate, Places};
 pub use judge::Judgement;
 pub use key::{PublicKey, SecretKey};
 pub use lock::{AuditRecord, Change, Entry, LOCK_FILE, LockFile, Review, Setting, changes, config_digest};

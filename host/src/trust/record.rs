@@ -5,11 +5,8 @@ use super::lock::{AuditRecord, Change, Entry, LockFile, Review, Setting, changes
 use super::{Gate, Judgement, LOCK_FILE, TrustError, limits};
 use crate::audit::trust_rules::{DOWNGRADE, found};
 use crate::audit::{AuditOptions, Severity};
-use crate::base::Day;
-use crate::base::{Digest, Grants};
-use crate::base::{Dir, Wasi};
-use crate::base::{VERSION, text::clean};
-use crate::patch::{Audited, Candidate, Limits, Patch, Sandbox, StageError};
+use crate::base::{Day, Digest, Dir, Grants, VERSION, Wasi, text::clean};
+use crate::patch::{Audited, Candidate, Limits, Patch, Reviewing, Sandbox, StageError, Terms};
 use semver::Version;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -178,13 +175,15 @@ impl Gate {
         };
         let file = self.file_of(&candidate);
         let size = candidate.bytes().len() as u64;
-        let (audited, judgement) = self.vet(state, candidate, grants.clone())?;
+        let terms =
+            Terms { limits: Some(own.clone()), grants: Some(grants.clone()), ..Terms::settings(settings.clone()) };
+        let (audited, judgement) = self.vet(state, candidate, &terms)?;
         let report = audited.report().clone();
-        let generation = audited.generation(&settings, &own);
+        let generation = audited.generation();
         if let Some(finding) = super::judge::revoked_digest(&generation, &state.revoked) {
             return Err(StageError::Trust { name: name.to_owned(), why: finding.line(), next: finding.fix }.into());
         }
-        let patch = audited.compile(sandbox)?.ready(&settings, own.clone())?;
+        let patch = audited.compile(sandbox)?.ready()?;
         let version = clean(&patch.info().version, 60);
         no_downgrade(name, old, &version, decision)?;
         let entry = Entry {
@@ -211,8 +210,9 @@ impl Gate {
         Ok((entry, judgement, report.findings))
     }
 
-    /// Revocations and signatures as for every component, and the audit with these grants; the lock is not asked.
-    fn vet(&self, state: &State, candidate: Candidate, grants: Grants) -> Result<(Audited, Judgement), StageError> {
+    /// Revocations and signatures as for every component, and the audit with these grants; the lock is not asked, since what
+    /// it will say is being decided: the component is let in for review.
+    fn vet(&self, state: &State, candidate: Candidate, terms: &Terms) -> Result<(Audited, Judgement), StageError> {
         let alone = State { lock: None, revoked: state.revoked.clone() };
         let mut judgement = self.judge_in(&alone, &candidate, None);
         let bad: Vec<_> = judgement.findings.iter().filter(|f| f.severity == Severity::Error).collect();
@@ -222,9 +222,8 @@ impl Gate {
         }
         let digest = *candidate.digest();
         judgement.signatures.retain(|signature| signature.digest == digest);
-        let verification = candidate.default_verification();
-        let options = AuditOptions { grants, more: judgement.findings.clone(), ..self.audit_options() };
-        Ok((candidate.verify(&verification)?.audit_with(&options)?, judgement))
+        let audit = AuditOptions { more: judgement.findings.clone(), ..self.audit_options() };
+        Ok((candidate.admit(&Reviewing { audit }, terms)?.audit()?, judgement))
     }
 
     fn limits_of(&self, same: Option<&Entry>, given: &[String]) -> Result<(Limits, Vec<String>), TrustError> {

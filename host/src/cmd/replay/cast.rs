@@ -5,13 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Args;
-use crate::audit::{AuditOptions, inspect};
+use crate::audit::inspect;
 use crate::base::text::clean;
 use crate::base::{Digest, Grants, Hook};
 use crate::cmd::failure::UsageError;
+use crate::cmd::session::sandbox;
 use crate::isolate::Isolation;
-use crate::patch::{Cache, Patch, Sandbox, Trial, bundled, resolve};
+use crate::patch::{Patch, Site, Terms, bundled, resolve};
 use crate::record::{PatchEntry, Recording, RecordingError};
+use crate::trust::Gate;
 
 /// Most patches that answer at once; each keeps an instance.
 const PATCHES: usize = 32;
@@ -24,7 +26,8 @@ pub(super) fn called(recording: &Recording) -> impl Iterator<Item = &PatchEntry>
 
 /// Who plays which recorded patch.
 pub(super) struct Cast {
-    sandbox: Sandbox,
+    gate: Arc<Gate>,
+    site: Site,
     /// `--component`, in order.
     given: Vec<String>,
     /// Number of the recorded patch, and which of them stands for it.
@@ -49,16 +52,16 @@ struct Setting {
 
 impl Cast {
     pub(super) fn of(args: &Args, recording: &Recording) -> anyhow::Result<Self> {
-        let sandbox = Sandbox::new(1)
-            .map_err(|e| anyhow::anyhow!("the sandbox cannot start: {e:#}"))?
-            .with_cache(Cache::from_env())
-            .with_trial(Some(Trial::this_program()?))
-            .with_isolation(args.isolate.then(|| Isolation::this_program(1)).transpose()?);
+        // Before anything is started: a broken policy or lock must not be found out half way.
+        let (_, gate) = args.trust.gate()?;
+        let isolation = args.isolate.then(|| Isolation::this_program(1)).transpose()?;
+        let site = Site::from(sandbox(1)?).with_isolation(isolation);
         let mut names: Vec<&str> = called(recording).map(|entry| entry.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
         Ok(Self {
-            sandbox,
+            gate,
+            site,
             given: args.components.clone(),
             stands: stands(&args.components, recording)?,
             settings: args.settings.iter().map(|text| setting(text)).collect::<Result<_, _>>()?,
@@ -118,10 +121,10 @@ impl Cast {
             let next = "record fewer swaps in one file".to_owned();
             return Err(RecordingError::NoPatch { patch: shown, why, next }.into());
         }
-        let verification = candidate.default_verification();
-        let audited =
-            candidate.verify(&verification)?.audit_with(&AuditOptions { grants, ..AuditOptions::default() })?;
-        let patch = audited.compile(&self.sandbox)?.ready(&key.1, limits)?;
+        let terms = Terms { limits: Some(limits), grants: Some(grants), ..Terms::settings(key.1.clone()) };
+        // As for every verb that starts a patch: what is revoked, or not in the lock where there is one, is not started.
+        let admitted = candidate.admit(&*self.gate, &terms)?.with_nothing_behind_wasi();
+        let patch = admitted.audit()?.compile(&self.site)?.ready()?;
         self.started.push((key, Arc::clone(&patch)));
         Ok(Some(patch))
     }

@@ -11,8 +11,8 @@ use super::super::startup::Startup;
 use super::settings::Settings;
 use super::{DEFAULT_PATCHES, parse_digest, stem};
 use crate::base::{Digest, Hook};
-use crate::patch::{Candidate, Compiled, Limits, Patch, Sandbox, resolve};
-use crate::trust::{Gate, Passed};
+use crate::patch::{Audited, Candidate, Compiled, Patch, Site, Terms, resolve};
+use crate::trust::Gate;
 
 /// A component that somebody wants.
 struct Wanted<'a> {
@@ -28,7 +28,6 @@ struct Wanted<'a> {
 struct Code<'w> {
     wanted: &'w Wanted<'w>,
     compiled: Compiled,
-    limits: Limits,
 }
 
 /// What all components of a command have in common.
@@ -45,13 +44,13 @@ impl Loader<'_> {
         &self,
         args: &PatchArgs,
         more: &[&str],
-        sandbox: impl FnOnce() -> anyhow::Result<Sandbox> + Send,
-    ) -> anyhow::Result<(Vec<Arc<Patch>>, Sandbox)> {
+        site: impl FnOnce() -> anyhow::Result<Site> + Send,
+    ) -> anyhow::Result<(Vec<Arc<Patch>>, Site)> {
         let wanted = self.wanted(args, more)?;
-        let sandbox = || self.startup.within("sandbox", None, sandbox);
+        let site = || self.startup.within("sandbox", None, site);
         let audit = || -> Vec<_> { wanted.par_iter().with_max_len(1).map(|wanted| self.pass(wanted)).collect() };
-        let (sandbox, passed) = rayon::join(sandbox, audit);
-        let sandbox = sandbox?;
+        let (site, passed) = rayon::join(site, audit);
+        let site = site?;
         for note in passed.iter().flatten().filter_map(|(_, note)| note.as_ref()) {
             errln!("note: {note}");
         }
@@ -59,22 +58,22 @@ impl Loader<'_> {
         let mut kept = Vec::new();
         for (wanted, passed) in wanted.iter().zip(passed) {
             let passed = passed.map(|(passed, _)| passed);
-            let hooks = passed.as_ref().map(|passed| passed.audited.hooks().to_vec()).unwrap_or_default();
+            let hooks = passed.as_ref().map(|audited| audited.hooks().to_vec()).unwrap_or_default();
             // A patch that the user names for the same hook takes the default one's place.
             if !(wanted.default && hooks.iter().any(|hook| taken.contains(hook))) {
                 taken.extend(hooks);
                 kept.push((wanted, passed));
             }
         }
-        let compile = |(wanted, passed)| self.compile(wanted, passed?, &sandbox);
+        let compile = |(wanted, passed)| self.compile(wanted, passed?, &site);
         let compiled: Vec<_> = kept.into_par_iter().with_max_len(1).map(compile).collect();
         let start = |compiled: anyhow::Result<Code<'_>>| self.start(compiled?);
         // A recording numbers the patches as they start.
-        let patches: Vec<anyhow::Result<_>> = match sandbox.recorder() {
+        let patches: Vec<anyhow::Result<_>> = match site.witness() {
             Some(_) => compiled.into_iter().map(start).collect(),
             None => compiled.into_par_iter().with_max_len(1).map(start).collect(),
         };
-        Ok((patches.into_iter().collect::<anyhow::Result<_>>()?, sandbox))
+        Ok((patches.into_iter().collect::<anyhow::Result<_>>()?, site))
     }
 
     fn wanted<'n>(&self, args: &'n PatchArgs, more: &[&'n str]) -> anyhow::Result<Vec<Wanted<'n>>> {
@@ -98,27 +97,25 @@ impl Loader<'_> {
     }
 
     /// Verifies and audits a component; gives a note too, if there is something that the user may want to know.
-    fn pass(&self, wanted: &Wanted<'_>) -> anyhow::Result<(Passed, Option<String>)> {
+    fn pass(&self, wanted: &Wanted<'_>) -> anyhow::Result<(Audited, Option<String>)> {
         let what = stem(wanted.name);
         let candidate: Candidate = self.startup.within("read", Some(&what), || resolve(wanted.name))?;
-        let admitted = self
-            .startup
-            .within("verify", Some(&what), || self.gate.admit(candidate, wanted.expected, &wanted.settings))?;
+        let terms = Terms { sha256: wanted.expected, ..Terms::settings(wanted.settings.iter().cloned()) };
+        let admitted = self.startup.within("verify", Some(&what), || candidate.admit(self.gate, &terms))?;
         let note = admitted.note().map(str::to_owned);
         Ok((self.startup.within("audit", Some(&what), || admitted.audit())?, note))
     }
 
-    fn compile<'w>(&self, wanted: &'w Wanted<'w>, passed: Passed, sandbox: &Sandbox) -> anyhow::Result<Code<'w>> {
-        let Passed { audited, limits, .. } = passed;
+    fn compile<'w>(&self, wanted: &'w Wanted<'w>, audited: Audited, site: &Site) -> anyhow::Result<Code<'w>> {
         let what = stem(wanted.name);
-        let compiled = self.startup.within("machine code", Some(&what), || audited.compile(sandbox))?;
-        Ok(Code { wanted, compiled, limits })
+        let compiled = self.startup.within("machine code", Some(&what), || audited.compile(site))?;
+        Ok(Code { wanted, compiled })
     }
 
     fn start(&self, code: Code<'_>) -> anyhow::Result<Arc<Patch>> {
-        let Code { wanted, compiled, limits } = code;
+        let Code { wanted, compiled } = code;
         let what = stem(wanted.name);
-        let patch = self.startup.within("start", Some(&what), || compiled.ready(&wanted.settings, limits))?;
+        let patch = self.startup.within("start", Some(&what), || compiled.ready())?;
         tracing::info!(name = patch.info().name, digest = %patch.digest(), "patch is ready");
         Ok(patch)
     }

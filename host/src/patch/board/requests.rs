@@ -6,8 +6,8 @@ use super::{
     members,
 };
 use crate::base::Digest;
+use crate::patch::Facts;
 use crate::patch::{Actor, Applicability, Generation, Patch};
-use crate::trust::Facts;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Instant;

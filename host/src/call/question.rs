@@ -1,5 +1,5 @@
-//! One call: what was asked, and how it ended. The types of the file: a variant is only ever added at the end, because its
-//! place is what is written.
+//! One call of a patch: what was asked, and how it ended. These values are the frames that a child process gets and gives,
+//! and the events of a recording: a variant is only ever added at the end, because its place is what is written.
 
 use crate::abi::Snapshot;
 use crate::base::Function;
@@ -11,17 +11,6 @@ use patchhost_runtime::hooks::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::sync::Arc;
-
-/// A call of one patch.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Call {
-    /// Number of the patch in this recording.
-    pub patch: u32,
-    /// What was asked.
-    pub question: Question,
-    /// How it ended.
-    pub outcome: Outcome,
-}
 
 /// How a call ended: an answer, a refusal, or a fault.
 pub type Outcome = Result<Answer, HookError>;
@@ -130,12 +119,12 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    pub(super) fn of(b: &hooks::Blocks<'_>) -> Self {
+    pub(crate) fn of(b: &hooks::Blocks<'_>) -> Self {
         let hooks::Blocks { tensor, rows, cols, block_rows, block_cols, first_block } = *b;
         Self { tensor: tensor.to_owned(), rows, cols, block_rows, block_cols, first_block }
     }
 
-    pub(super) fn lend(&self) -> hooks::Blocks<'_> {
+    pub(crate) fn lend(&self) -> hooks::Blocks<'_> {
         let Self { rows, cols, block_rows, block_cols, first_block, .. } = *self;
         hooks::Blocks { tensor: &self.tensor, rows, cols, block_rows, block_cols, first_block }
     }
@@ -156,27 +145,27 @@ pub struct Rows {
 
 impl Rows {
     /// None: the panel is not within its bytes, which no patch can be asked about.
-    pub(super) fn of(panel: &RowPanel) -> Option<Self> {
+    pub(crate) fn of(panel: &RowPanel) -> Option<Self> {
         let row = panel.cols.checked_mul(panel.elem.size())?;
         let start = panel.first_row.checked_mul(row)?;
         let bytes = panel.data.get(start..start.checked_add(panel.rows.checked_mul(row)?)?)?;
-        Some(Self { elem: panel.elem, cols: panel.cols, rows: panel.rows, bytes: Raw(bytes.to_vec()) })
+        Some(Self { elem: panel.elem, cols: panel.cols, rows: panel.rows, bytes: Raw(Arc::new(bytes.to_vec())) })
     }
 
     /// None: it has other bytes than its shape says, so it was not written by a host.
-    pub(super) fn lend(&self) -> Option<RowPanel> {
+    pub(crate) fn lend(&self) -> Option<RowPanel> {
         let length = self.cols.checked_mul(self.rows)?.checked_mul(self.elem.size())?;
         if length != self.bytes.0.len() {
             return None;
         }
-        let data = TensorBytes::new(Arc::new(self.bytes.0.clone()), 0..length)?;
+        let data = TensorBytes::new(Arc::clone(&self.bytes.0) as Arc<dyn AsRef<[u8]> + Send + Sync>, 0..length)?;
         Some(RowPanel { data, elem: self.elem, cols: self.cols, first_row: 0, rows: self.rows })
     }
 }
 
 /// Bytes that are written as bytes: a panel has a million of them, and one at a time they take a hundred times as long.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Raw(pub Vec<u8>);
+pub struct Raw(pub Arc<Vec<u8>>);
 
 impl Serialize for Raw {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -196,7 +185,7 @@ impl<'de> Deserialize<'de> for Raw {
 
             // Of a slice that was read already, so its length is no promise.
             fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Raw, E> {
-                Ok(Raw(bytes.to_vec()))
+                Ok(Raw(Arc::new(bytes.to_vec())))
             }
         }
         deserializer.deserialize_bytes(Visitor)
@@ -232,6 +221,24 @@ impl Question {
         })
     }
 
+    /// The refit that it belongs to, by the number that [`Answer::Begun`] gave it.
+    pub(crate) fn watch(&self) -> Option<u64> {
+        match self {
+            Question::Tensors { watch, .. } | Question::Finish { watch, .. } | Question::Forget { watch } => {
+                Some(*watch)
+            }
+            _ => None,
+        }
+    }
+
+    /// What an error says that it was about: a tensor, or the version of a refit.
+    pub(crate) fn subject(&self) -> &str {
+        match self {
+            Question::Begin { version, .. } => version,
+            other => other.tensor().unwrap_or_default(),
+        }
+    }
+
     /// The tensor that it is about, where it is about one.
     pub fn tensor(&self) -> Option<&str> {
         match self {
@@ -239,6 +246,25 @@ impl Question {
             | Question::ScalesWithMoments { blocks, .. }
             | Question::PanelScales { blocks, .. } => Some(&blocks.tensor),
             _ => None,
+        }
+    }
+}
+
+impl Answer {
+    /// What kind of answer it is, for messages: what is in it is not the host's to repeat.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Answer::Placements(_) => "placements",
+            Answer::Decisions(_) => "decisions",
+            Answer::Activation(_) => "an activation rule",
+            Answer::Numbers(_) => "numbers",
+            Answer::Passes(_) => "passes",
+            Answer::Plan(_) => "a plan",
+            Answer::Ranges(_) => "ranges",
+            Answer::Begun(..) => "`begun`",
+            Answer::Verdict(_) => "a verdict",
+            Answer::State(_) => "state",
+            Answer::Done => "`done`",
         }
     }
 }
