@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use patchhost::patch::{Candidate, Limits, Sandbox, Verification, resolve};
+use patchhost::patch::{Candidate, Reviewing, Sandbox, Terms, resolve};
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use patchhost_runtime::error::RuntimeError;
 use patchhost_runtime::hooks::{BlockQuant, Consumer, Decision, ModelInfo, Role};
@@ -17,9 +17,8 @@ fn guest(sandbox: &Sandbox, name: &str, settings: &[(&str, &str)]) -> Arc<dyn Bl
         Ok(dir) => Candidate::from_file(&Path::new(&dir).join(format!("{name}.wasm"))),
         Err(_) => resolve(name),
     };
-    let settings: Vec<(String, String)> = settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-    let audited = candidate.unwrap().verify(&Verification::Unpinned).unwrap().audit().unwrap();
-    audited.compile(sandbox).unwrap().ready(&settings, Limits::default()).unwrap().block_quant().unwrap()
+    let terms = Terms::settings(settings.iter().copied());
+    Reviewing::default().start(candidate.unwrap(), &terms, sandbox).unwrap().block_quant().unwrap()
 }
 
 fn run(quant: &dyn BlockQuant, tensor: &CheckpointTensor) -> Result<Quantized, RuntimeError> {

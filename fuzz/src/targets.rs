@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use patchhost::patch::{Candidate, Limits, Patch, Policy, Sandbox, Verification};
+use patchhost::patch::{Candidate, Limits, Patch, Policy, Reviewing, Sandbox, Terms};
 use patchhost_kernels::spec::Elem;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::checkpoint::Checkpoint;
@@ -47,10 +47,7 @@ fn reasonable(error: &dyn std::fmt::Display) {
 pub fn component(bytes: &[u8]) {
     let limits = Limits { fuel_base: 1_000_000, ..Limits::default() };
     let loaded = Candidate::from_bytes("fuzz", bytes.to_vec())
-        .and_then(|candidate| candidate.verify(&Verification::Unpinned))
-        .and_then(|verified| verified.audit())
-        .and_then(|audited| audited.compile(sandbox()))
-        .and_then(|compiled| compiled.ready(&[], limits));
+        .and_then(|candidate| Reviewing::default().start(candidate, &Terms::default().with_limits(limits), sandbox()));
     if let Err(error) = loaded {
         reasonable(&error);
     }
@@ -62,9 +59,7 @@ pub fn answers(bytes: &[u8]) {
     static PATCH: OnceLock<Arc<Patch>> = OnceLock::new();
     let patch = PATCH.get_or_init(|| {
         let candidate = Candidate::from_bytes("mirror", MIRROR).expect("small enough");
-        let audited = candidate.verify(&Verification::Unpinned).and_then(|verified| verified.audit());
-        let compiled = audited.and_then(|audited| audited.compile(sandbox())).expect("it compiles");
-        compiled.ready(&[], Limits::default()).expect("it starts")
+        Reviewing::default().start(candidate, &Terms::default(), sandbox()).expect("it starts")
     });
     let quant = patch.block_quant().expect("it quantizes");
     let (model, reader) = (model(), Consumer { engine: "patchhost".into(), version: "0.1.0".into() });

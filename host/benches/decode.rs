@@ -5,7 +5,7 @@
 
 use criterion::{Criterion, Throughput};
 use half::bf16;
-use patchhost::patch::{Limits, Patch, Sandbox, bundled};
+use patchhost::patch::{Patch, Reviewing, Sandbox, Terms, bundled};
 use patchhost_kernels::team::Team;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
@@ -67,16 +67,9 @@ impl Rig {
     fn new(config: &str) -> Self {
         let sandbox = Sandbox::new(2).expect("an engine");
         let ready = |name: &str, settings: &[(&str, &str)]| -> Arc<Patch> {
-            let settings: Vec<(String, String)> =
-                settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
             let candidate = bundled::bundled(name).expect("bundled");
-            let verification = candidate.default_verification();
-            candidate
-                .verify(&verification)
-                .and_then(|verified| verified.audit())
-                .and_then(|audited| audited.compile(&sandbox))
-                .and_then(|compiled| compiled.ready(&settings, Limits::default()))
-                .unwrap_or_else(|error| panic!("{error}"))
+            let started = Reviewing::default().start(candidate, &Terms::settings(settings.iter().copied()), &sandbox);
+            started.unwrap_or_else(|error| panic!("{error}"))
         };
         let loader = ready("moe_loader", &[]).loader_map();
         let engine = Engine::new(config, EngineOptions::default()).expect("a model");

@@ -5,7 +5,7 @@
 mod timing;
 
 use criterion::{Criterion, Throughput};
-use patchhost::patch::{Limits, Patch, Sandbox, bundled};
+use patchhost::patch::{Patch, Reviewing, Sandbox, Terms, bundled};
 use patchhost_kernels::cast::{ContractViolation, Measure};
 use patchhost_kernels::panel::{PanelSpec, StripAt, quantize_panels};
 use patchhost_kernels::profile::Profile;
@@ -168,13 +168,8 @@ fn quantized(tensor: &CheckpointTensor) -> bool {
 
 fn ready(sandbox: &Sandbox, name: &str) -> (Arc<Patch>, Arc<dyn patchhost_runtime::hooks::BlockQuant>) {
     let candidate = bundled::bundled(name).expect("bundled");
-    let verification = candidate.default_verification();
-    let patch = candidate
-        .verify(&verification)
-        .and_then(|verified| verified.audit())
-        .and_then(|audited| audited.compile(sandbox))
-        .and_then(|compiled| compiled.ready(&[], Limits::default()))
-        .unwrap_or_else(|error| panic!("{error}"));
+    let started = Reviewing::default().start(candidate, &Terms::default(), sandbox);
+    let patch = started.unwrap_or_else(|error| panic!("{error}"));
     let quant = patch.block_quant().expect("a block quantizer");
     (patch, quant)
 }

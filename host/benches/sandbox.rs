@@ -6,7 +6,7 @@ mod timing;
 
 use criterion::{Criterion, Throughput};
 use half::bf16;
-use patchhost::patch::{Limits, Patch, Sandbox, bundled};
+use patchhost::patch::{Patch, Reviewing, Sandbox, Terms, bundled};
 use patchhost_kernels::activation::{group_amax, rule_scales};
 use patchhost_kernels::cast::{ContractViolation, Measure};
 use patchhost_kernels::panel::{PanelSpec, quantize_panels};
@@ -196,13 +196,8 @@ fn row(what: &str, goal: &str, pairs: usize, native: impl Fn(), guest: impl Fn()
 
 fn ready(sandbox: &Sandbox, name: &str, settings: &[(String, String)]) -> (Arc<Patch>, Arc<dyn BlockQuant>) {
     let candidate = bundled::bundled(name).expect("bundled");
-    let verification = candidate.default_verification();
-    let patch = candidate
-        .verify(&verification)
-        .and_then(|verified| verified.audit())
-        .and_then(|audited| audited.compile(sandbox))
-        .and_then(|compiled| compiled.ready(settings, Limits::default()))
-        .unwrap_or_else(|error| panic!("{error}"));
+    let started = Reviewing::default().start(candidate, &Terms::settings(settings.to_vec()), sandbox);
+    let patch = started.unwrap_or_else(|error| panic!("{error}"));
     let quant = patch.block_quant().expect("a block quantizer");
     (patch, quant)
 }

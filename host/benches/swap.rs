@@ -6,8 +6,8 @@ use criterion::Criterion;
 use patchhost::checkpoint::bundled as model;
 use patchhost::live::{LiveModel, LiveOptions};
 use patchhost::patch::{
-    Actor, Attachments, Cache, Candidate, Digest, HookOptions, Ledger, Limits, Patch, Phase, Policy, Sandbox,
-    SwapRequest, When, bundled,
+    Actor, Attachments, Cache, Candidate, Digest, HookOptions, Ledger, Patch, Phase, Policy, Reviewing, Sandbox,
+    SwapRequest, Terms, When, bundled,
 };
 use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::engine::{Engine, EngineOptions};
@@ -48,8 +48,7 @@ fn main() {
 
     println!("{:<66} {:>10} {:>10} {:>10}", "", "median", "p90", "most");
     let audit = |candidate: Candidate| {
-        let how = candidate.default_verification();
-        black_box(candidate.verify(&how).and_then(|v| v.audit()).unwrap_or_else(|e| panic!("{e}")));
+        black_box(audited(candidate));
     };
     row("verify and audit", &mut times(200, || audit(candidate())));
     let (mut code, mut start) = (Vec::new(), Vec::new());
@@ -58,7 +57,7 @@ fn main() {
         let began = Instant::now();
         let compiled = audited.compile(&sandbox).unwrap_or_else(|e| panic!("{e}"));
         code.push(began.elapsed());
-        let patch = compiled.ready(&[], Limits::default()).unwrap_or_else(|e| panic!("{e}"));
+        let patch = compiled.ready().unwrap_or_else(|e| panic!("{e}"));
         start.push(began.elapsed());
         black_box(patch);
     }
@@ -86,13 +85,13 @@ fn me() -> Actor {
 }
 
 fn audited(candidate: Candidate) -> patchhost::patch::Audited {
-    let how = candidate.default_verification();
-    candidate.verify(&how).and_then(|verified| verified.audit()).unwrap_or_else(|error| panic!("{error}"))
+    let admitted = candidate.admit(&Reviewing::default(), &Terms::default());
+    admitted.and_then(|admitted| admitted.audit()).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn started(candidate: &Candidate, sandbox: &Sandbox) -> Arc<Patch> {
     let compiled = audited(candidate.clone()).compile(sandbox).unwrap_or_else(|error| panic!("{error}"));
-    compiled.ready(&[], Limits::default()).unwrap_or_else(|error| panic!("{error}"))
+    compiled.ready().unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The bundled model with two sets that were active before, so that a rollback goes from one to the other. Activation
@@ -102,8 +101,9 @@ fn model_in(sandbox: &Sandbox) -> Arc<LiveModel> {
     let mut start = Attachments::default();
     for (name, settings) in [("moe_loader", vec![]), ("fp8_block", vec![("activation".to_owned(), "call".to_owned())])]
     {
-        let compiled = audited(bundled::bundled(name).expect("bundled")).compile(sandbox).expect("compiled");
-        let patch = compiled.ready(&settings, Limits::default()).unwrap_or_else(|error| panic!("{error}"));
+        let started =
+            Reviewing::default().start(bundled::bundled(name).expect("bundled"), &Terms::settings(settings), sandbox);
+        let patch = started.unwrap_or_else(|error| panic!("{error}"));
         start.attach(patch, Phase::EngineUp, &engine.info().architecture).expect("attached");
     }
     let hooks = HookOptions { activation: ActivationMode::Dynamic128, vocabulary: None };

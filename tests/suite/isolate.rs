@@ -4,19 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use patchhost::isolate::Isolation;
-use patchhost::patch::{Candidate, Hook, Limits, Patch, Sandbox, StageError, resolve};
+use patchhost::patch::{Candidate, Hook, Limits, Patch, Reviewing, Sandbox, Site, StageError, Terms, resolve};
 use patchhost_runtime::hooks::{Blocks, HookCause};
 
 use crate::support::{binary, evil, matrix_file, patchhost, tmp};
 
-fn sandbox() -> Sandbox {
-    Sandbox::new(2).unwrap().with_isolation(Some(Isolation::with_program(binary(), 2)))
+fn site() -> Site {
+    Site::from(Sandbox::new(2).unwrap()).with_isolation(Some(Isolation::with_program(binary(), 2)))
 }
 
 fn start(candidate: Candidate, settings: &[(&str, &str)], limits: Limits) -> Result<Arc<Patch>, StageError> {
-    let settings: Vec<_> = settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-    let verification = candidate.default_verification();
-    candidate.verify(&verification)?.audit()?.compile(&sandbox())?.ready(&settings, limits)
+    let terms = Terms::settings(settings.iter().copied()).with_limits(limits);
+    Reviewing::default().start(candidate, &terms, site())
 }
 
 fn guest(name: &str, settings: &[(&str, &str)]) -> Result<Arc<Patch>, StageError> {
@@ -31,10 +30,7 @@ fn the_same_answers_and_the_same_identity() {
     let here = Sandbox::new(2).unwrap();
     for name in ["fp8_block", "fp8_block_mse", "moe_loader", "gpu_layout", "lora_tensors", "refit_guard", "vocab_mask"]
     {
-        let local = resolve(name).unwrap();
-        let verification = local.default_verification();
-        let audited = local.verify(&verification).unwrap().audit().unwrap();
-        let local = audited.compile(&here).unwrap().ready(&[], Limits::default()).unwrap();
+        let local = Reviewing::default().start(resolve(name).unwrap(), &Terms::default(), &here).unwrap();
         let child = start(resolve(name).unwrap(), &[], Limits::default()).unwrap();
         assert_eq!((local.info(), local.hooks()), (child.info(), child.hooks()), "{name}");
         assert_eq!(local.generation(), child.generation(), "where it runs is not who it is");

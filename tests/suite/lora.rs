@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use patchhost::patch::{Limits, PatchSet, Sandbox, resolve};
+use patchhost::patch::{PatchSet, Reviewing, Sandbox, Terms, resolve};
 use patchhost_runtime::assembly::ChunkHeader;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::Engine;
@@ -23,11 +23,10 @@ const TOLERANCE: f32 = 1e-4;
 /// A patch that claims the lora hook.
 pub fn lora_patch(name: &str, settings: &[(&str, &str)]) -> Arc<dyn Lora> {
     let candidate = resolve(name).unwrap();
-    let how = candidate.default_verification();
-    let settings: Vec<(String, String)> = settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-    let compiled = candidate.verify(&how).unwrap().audit().unwrap().compile(&Sandbox::new(2).unwrap()).unwrap();
+    let terms = Terms::settings(settings.iter().copied());
+    let patch = Reviewing::default().start(candidate, &terms, Sandbox::new(2).unwrap()).unwrap();
     let mut set = PatchSet::default();
-    set.push(compiled.ready(&settings, Limits::default()).unwrap()).unwrap();
+    set.push(patch).unwrap();
     set.lora().unwrap()
 }
 

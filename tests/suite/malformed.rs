@@ -232,7 +232,12 @@ fn the_compile_bomb_is_refused_in_no_time() {
     let path = tmp.path().join("bomb.wasm");
     std::fs::write(&path, bytes).unwrap();
     let candidate = patchhost::patch::Candidate::from_file(&path).unwrap();
-    let error = candidate.verify(&patchhost::patch::Verification::Unpinned).unwrap().audit().err().unwrap();
+    let error = candidate
+        .admit(&patchhost::patch::Reviewing::default(), &patchhost::patch::Terms::default())
+        .unwrap()
+        .audit()
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("PH80"), "{error}");
     let out = patchhost(["explain", "--component", path.to_str().unwrap()]);
     let text = out.refused(1, tmp.path());

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use patchhost::patch::{Limits, PatchSet, Sandbox, resolve};
+use patchhost::patch::{PatchSet, Reviewing, Sandbox, Terms, resolve};
 use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::{Engine, EngineOptions};
@@ -23,11 +23,8 @@ pub fn hooks_with(components: &[(&str, &[(&str, &str)])]) -> RefitHooks {
     let sandbox = Sandbox::new(2).unwrap();
     let mut set = PatchSet::default();
     for (name, settings) in components {
-        let settings: Vec<(String, String)> = settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        let candidate = resolve(name).unwrap();
-        let how = candidate.default_verification();
-        let compiled = candidate.verify(&how).unwrap().audit().unwrap().compile(&sandbox).unwrap();
-        set.push(compiled.ready(&settings, Limits::default()).unwrap()).unwrap();
+        let terms = Terms::settings(settings.iter().copied());
+        set.push(Reviewing::default().start(resolve(name).unwrap(), &terms, &sandbox).unwrap()).unwrap();
     }
     RefitHooks {
         loader: set.loader_map(),

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-use patchhost::patch::{Candidate, Limits, Patch, Sandbox, Snapshot, StageError, Verification, bundled};
+use patchhost::patch::{Candidate, Limits, Patch, Reviewing, Sandbox, Snapshot, StageError, Terms, bundled};
 use patchhost_runtime::hooks::{Arrival, Dtype, HookCause, HookError, ModelInfo, Verdict};
 
 use crate::support::{evil, repo};
@@ -11,8 +11,8 @@ use crate::support::{evil, repo};
 static SANDBOX: LazyLock<Sandbox> = LazyLock::new(|| Sandbox::new(2).unwrap());
 
 fn start(candidate: Candidate, settings: &[(&str, &str)], limits: Limits) -> Result<Arc<Patch>, StageError> {
-    let settings: Vec<_> = settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    candidate.verify(&Verification::Unpinned)?.audit()?.compile(&SANDBOX)?.ready(&settings, limits)
+    let terms = Terms::settings(settings.iter().copied()).with_limits(limits);
+    Reviewing::default().start(candidate, &terms, &*SANDBOX)
 }
 
 /// The guest that counts its calls, with a fault.

@@ -1,6 +1,6 @@
 //! Trial compiles: what would take the compiler down takes down a child, in time, and is told apart.
 
-use patchhost::patch::{Candidate, Limits, Sandbox, StageError, Trial, Verification};
+use patchhost::patch::{Candidate, Reviewing, Sandbox, StageError, Terms, Trial};
 
 use crate::support::{binary, evil};
 
@@ -36,15 +36,12 @@ fn a_bomb_ends_in_the_child() {
 #[test]
 fn the_pipeline_makes_one_and_says_so() {
     let sandbox = Sandbox::new(1).unwrap().with_trial(Some(trial().limited(5, 4 << 20)));
-    let start = |candidate: Candidate| {
-        let verification = candidate.default_verification();
-        candidate.verify(&verification)?.audit()?.compile(&sandbox)?.ready(&[], Limits::default())
-    };
+    let start = |candidate: Candidate| Reviewing::default().start(candidate, &Terms::default(), &sandbox);
     let error = start(Candidate::from_file(evil("too_few").as_ref()).unwrap()).unwrap_err();
     assert!(matches!(&error, StageError::Compile { why, .. } if why.contains("compile_memory_bytes")), "{error}");
     start(patchhost::patch::resolve("fp8_block").unwrap()).expect("bundled bytes need no trial");
     let gone = Sandbox::new(1).unwrap().with_trial(Some(Trial::with_program("/no/such/program".into())));
     let candidate = Candidate::from_file(evil("too_few").as_ref()).unwrap();
-    let refused = candidate.verify(&Verification::Unpinned).unwrap().audit().unwrap().compile(&gone);
+    let refused = Reviewing::default().start(candidate, &Terms::default(), gone);
     assert!(refused.err().unwrap().to_string().contains("cannot start"), "without a trial there is no compile");
 }

@@ -5,9 +5,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 
-use patchhost::audit::AuditOptions;
-use patchhost::patch::{Candidate, Grants, Limits, Patch, Sandbox, StageError, Verification};
-use patchhost::sandbox::{Dir, DirMode, Wasi};
+use patchhost::base::{Dir, DirMode, Wasi};
+use patchhost::patch::{Candidate, Grants, Limits, Patch, Reviewing, Sandbox, StageError, Terms};
 
 use crate::support::{evil, tmp};
 
@@ -15,10 +14,8 @@ static SANDBOX: LazyLock<Sandbox> = LazyLock::new(|| Sandbox::new(2).unwrap());
 
 fn start(grants: Grants, limits: Limits, settings: &[(&str, &str)]) -> Result<Arc<Patch>, StageError> {
     let candidate = Candidate::from_file(evil("any_wasi").as_ref()).unwrap();
-    let options = AuditOptions { grants, ..AuditOptions::default() };
-    let settings: Vec<_> = settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-    let audited = candidate.verify(&Verification::Unpinned)?.audit_with(&options)?;
-    audited.compile(&SANDBOX)?.ready(&settings, limits)
+    let terms = Terms::settings(settings.iter().copied()).with_limits(limits).with_grants(grants);
+    Reviewing::default().start(candidate, &terms, &*SANDBOX)
 }
 
 /// What the guest says of what it tried.

@@ -8,7 +8,7 @@ mod quantize;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use patchhost::patch::{Limits, Patch, Sandbox, resolve};
+use patchhost::patch::{Patch, Reviewing, Sandbox, Terms, resolve};
 use serde_json::{Value, json};
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
@@ -87,8 +87,7 @@ fn answer(ready: Value, mut work: impl FnMut(&Value) -> anyhow::Result<Value>) -
 /// A bundled patch, or one from a file, ready to be called.
 fn ready(sandbox: &Sandbox, name: &str, settings: &[(String, String)]) -> anyhow::Result<Arc<Patch>> {
     let candidate = resolve(name)?;
-    let verification = candidate.default_verification();
-    Ok(candidate.verify(&verification)?.audit()?.compile(sandbox)?.ready(settings, Limits::default())?)
+    Ok(Reviewing::default().start(candidate, &Terms::settings(settings.to_vec()), sandbox)?)
 }
 
 /// A whole number of a job.

@@ -8,6 +8,4 @@ wasmtime::component::bindgen!({
 });
 
 pub use self::patchhost::patch::row_source;
-pub use exports::patchhost::patch::{
-    block_quant, block_quant_rows, identity, layout, loader_map, logits_mask, lora, refit_observer, state,
-};
+pub use exports::patchhost::patch::*;

@@ -2,8 +2,9 @@
 //! is proved by the native cast on every block; here is checked what the interface says about the answer's form.
 
 use super::bindings::{block_quant as wit, block_quant_rows as rows_wit};
-use super::guest::{Exports, Guest, Subject};
-use super::model::{block_quant as lower, check_question};
+use super::guest::{Guest, Subject};
+use super::hooks::Exports;
+use super::model::check_question;
 use super::row_source::max_rows;
 use super::scheme;
 use crate::base::Function;
@@ -16,6 +17,8 @@ use patchhost_runtime::hooks::{
 };
 use std::sync::Arc;
 use wasmtime::Store;
+
+lower!(block_quant: lower_model, lower_tensors);
 
 /// Most blocks or groups in one call.
 const BLOCKS: usize = 65_536;

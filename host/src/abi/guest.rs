@@ -1,8 +1,6 @@
 //! One patch as the adapters see it: its name, its pool, and how a fault becomes an error with three parts.
 
-use super::bindings::{
-    block_quant, block_quant_rows, identity, layout, loader_map, logits_mask, lora, refit_observer, state,
-};
+use super::hooks::{Exports, Indices};
 use super::identity::{Info, configure, describe};
 use super::state::Inherited;
 use crate::base::Function;
@@ -13,53 +11,6 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre};
-
-/// The hooks: field, module of the bindings, hook.
-macro_rules! hooks {
-    ($($field:ident: $module:ident = $hook:ident),* $(,)?) => {
-        /// What one instance exports, looked up and type-checked.
-        pub(crate) struct Exports {
-            identity: identity::Guest,
-            pub(super) state: Option<state::Guest>,
-            $(pub(super) $field: Option<$module::Guest>,)*
-        }
-
-        /// Where the exports of a component are; found once, before there is an instance.
-        struct Indices {
-            identity: identity::GuestIndices,
-            state: Option<state::GuestIndices>,
-            $($field: Option<$module::GuestIndices>,)*
-        }
-
-        impl Indices {
-            fn new(pre: &InstancePre<State>, hooks: &[Hook], state: bool) -> wasmtime::Result<Self> {
-                Ok(Self {
-                    identity: identity::GuestIndices::new(pre)?,
-                    state: state.then(|| state::GuestIndices::new(pre)).transpose()?,
-                    $($field: hooks.contains(&Hook::$hook).then(|| $module::GuestIndices::new(pre)).transpose()?,)*
-                })
-            }
-
-            fn load(&self, store: &mut Store<State>, instance: &Instance) -> wasmtime::Result<Exports> {
-                Ok(Exports {
-                    identity: self.identity.load(&mut *store, instance)?,
-                    state: self.state.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?,
-                    $($field: self.$field.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?,)*
-                })
-            }
-        }
-    };
-}
-
-hooks! {
-    loader_map: loader_map = LoaderMap,
-    block_quant: block_quant = BlockQuant,
-    rows: block_quant_rows = BlockQuantRows,
-    layout: layout = Layout,
-    lora: lora = Lora,
-    logits_mask: logits_mask = LogitsMask,
-    refit_observer: refit_observer = RefitObserver,
-}
 
 /// A patch that can be called.
 pub(crate) struct Guest {

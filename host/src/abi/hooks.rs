@@ -1,9 +1,69 @@
-//! The hooks of one patch, each where the patch claims it: what the rest of the host asks, wherever the patch runs.
+//! The hooks of one patch, each where the patch claims it: what its instances export, and what the rest of the host asks,
+//! wherever the patch runs.
 
-use super::{Guest, LayoutAdapter, LoaderAdapter, LoraAdapter, MaskAdapter, ObserverAdapter, QuantAdapter, Snapshot};
+use super::bindings::{
+    block_quant, block_quant_rows, identity, layout, loader_map, logits_mask, lora, refit_observer, state,
+};
+use super::block_quant::QuantAdapter;
+use super::layout::LayoutAdapter;
+use super::loader_map::LoaderAdapter;
+use super::logits_mask::MaskAdapter;
+use super::lora::LoraAdapter;
+use super::refit_observer::ObserverAdapter;
+use super::{Guest, Snapshot};
 use crate::base::Hook;
+use crate::sandbox::State;
 use patchhost_runtime::hooks::{BlockQuant, HookError, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
 use std::sync::Arc;
+use wasmtime::Store;
+use wasmtime::component::{Instance, InstancePre};
+
+/// The hooks: field, module of the bindings, hook.
+macro_rules! hooks {
+    ($($field:ident: $module:ident = $hook:ident),* $(,)?) => {
+        /// What one instance exports, looked up and type-checked.
+        pub(crate) struct Exports {
+            pub(super) identity: identity::Guest,
+            pub(super) state: Option<state::Guest>,
+            $(pub(super) $field: Option<$module::Guest>,)*
+        }
+
+        /// Where the exports of a component are; found once, before there is an instance.
+        pub(super) struct Indices {
+            identity: identity::GuestIndices,
+            state: Option<state::GuestIndices>,
+            $($field: Option<$module::GuestIndices>,)*
+        }
+
+        impl Indices {
+            pub(super) fn new(pre: &InstancePre<State>, hooks: &[Hook], state: bool) -> wasmtime::Result<Self> {
+                Ok(Self {
+                    identity: identity::GuestIndices::new(pre)?,
+                    state: state.then(|| state::GuestIndices::new(pre)).transpose()?,
+                    $($field: hooks.contains(&Hook::$hook).then(|| $module::GuestIndices::new(pre)).transpose()?,)*
+                })
+            }
+
+            pub(super) fn load(&self, store: &mut Store<State>, instance: &Instance) -> wasmtime::Result<Exports> {
+                Ok(Exports {
+                    identity: self.identity.load(&mut *store, instance)?,
+                    state: self.state.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?,
+                    $($field: self.$field.as_ref().map(|i| i.load(&mut *store, instance)).transpose()?,)*
+                })
+            }
+        }
+    };
+}
+
+hooks! {
+    loader_map: loader_map = LoaderMap,
+    block_quant: block_quant = BlockQuant,
+    rows: block_quant_rows = BlockQuantRows,
+    layout: layout = Layout,
+    lora: lora = Lora,
+    logits_mask: logits_mask = LogitsMask,
+    refit_observer: refit_observer = RefitObserver,
+}
 
 /// What a patch remembers, given to its successor and taken from its predecessor.
 pub(crate) trait Memory: Send + Sync {

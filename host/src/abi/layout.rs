@@ -2,11 +2,13 @@
 
 use super::bindings::layout as wit;
 use super::guest::{Guest, Subject};
-use super::model::{check_question, layout as lower};
+use super::model::check_question;
 use crate::base::Function;
 use crate::base::text;
 use patchhost_runtime::hooks::{Consumer, HookCause, HookError, Layout, LayoutPass, ModelInfo, TensorInfo};
 use std::sync::Arc;
+
+lower!(layout: lower_model, lower_tensors);
 
 /// A patch as the runtime's [`Layout`].
 pub(crate) struct LayoutAdapter(pub(crate) Arc<Guest>);

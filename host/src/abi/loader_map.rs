@@ -2,11 +2,13 @@
 
 use super::bindings::loader_map as wit;
 use super::guest::{Guest, Subject};
-use super::model::{NAME_BYTES, REASON_BYTES, check_question, loader_map as lower};
+use super::model::{NAME_BYTES, REASON_BYTES, check_question};
 use crate::base::Function;
 use crate::base::text;
 use patchhost_runtime::hooks::{HookCause, HookError, LoaderMap, ModelInfo, Placement, Slot, TensorInfo};
 use std::sync::Arc;
+
+lower!(loader_map: lower_model, lower_tensors);
 
 /// A patch as the runtime's [`LoaderMap`].
 pub(crate) struct LoaderAdapter(pub(crate) Arc<Guest>);

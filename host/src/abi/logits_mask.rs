@@ -2,11 +2,13 @@
 
 use super::bindings::logits_mask as wit;
 use super::guest::{Guest, Subject};
-use super::model::{check_question, logits_mask as lower};
+use super::model::check_question;
 use crate::base::Function;
 use patchhost_runtime::hooks::{HookCause, HookError, LogitsMask, ModelInfo};
 use std::ops::Range;
 use std::sync::Arc;
+
+lower!(logits_mask: lower_model);
 
 /// Most ranges in an answer.
 const RANGES: usize = 65_536;

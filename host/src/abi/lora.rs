@@ -2,12 +2,14 @@
 
 use super::bindings::lora as wit;
 use super::guest::{Guest, Subject};
-use super::model::{NAME_BYTES, check_question, lora as lower};
+use super::model::{NAME_BYTES, check_question};
 use crate::base::Function;
 use patchhost_runtime::hooks::{
     HookCause, HookError, Lora, LoraPlace, LoraPlan, LoraSide, ModelInfo, Slot, TensorInfo,
 };
 use std::sync::Arc;
+
+lower!(lora: lower_model, lower_tensors);
 
 /// Longest adapter_config.json.
 const CONFIG_BYTES: usize = 64 << 10;

@@ -1,6 +1,6 @@
 //! The shared vocabulary, lowered: the host checks its own side of the interface's bounds too.
 
-use patchhost_runtime::hooks::{Dtype, ModelInfo, Role, TensorInfo};
+use patchhost_runtime::hooks::{ModelInfo, TensorInfo};
 
 /// Most tensors in one list.
 pub(super) const TENSORS: usize = 131_072;
@@ -37,7 +37,7 @@ pub(super) fn check_question(model: &ModelInfo, lists: &[&[TensorInfo]]) -> Resu
 /// Each interface repeats what it needs of the vocabulary, so each has Rust types of its own.
 macro_rules! lower_model {
     () => {
-        pub(crate) fn model(model: &super::ModelInfo) -> wit::Model<'_> {
+        pub(super) fn model(model: &patchhost_runtime::hooks::ModelInfo) -> wit::Model<'_> {
             wit::Model {
                 architecture: &model.architecture,
                 model_type: &model.model_type,
@@ -51,8 +51,8 @@ macro_rules! lower_model {
 
 macro_rules! lower_dtype {
     () => {
-        pub(crate) fn dtype(dtype: super::Dtype) -> wit::Dtype {
-            use super::Dtype;
+        pub(super) fn dtype(dtype: patchhost_runtime::hooks::Dtype) -> wit::Dtype {
+            use patchhost_runtime::hooks::Dtype;
             match dtype {
                 Dtype::F32 => wit::Dtype::F32,
                 Dtype::F16 => wit::Dtype::F16,
@@ -71,15 +71,15 @@ macro_rules! lower_tensors {
     () => {
         lower_dtype!();
 
-        pub(crate) fn tensors(tensors: &[super::TensorInfo]) -> Vec<wit::Tensor<'_>> {
+        pub(super) fn tensors(tensors: &[patchhost_runtime::hooks::TensorInfo]) -> Vec<wit::Tensor<'_>> {
             tensors
                 .iter()
                 .map(|t| wit::Tensor { name: &t.name, dtype: dtype(t.dtype), shape: &t.shape, role: role(t.role) })
                 .collect()
         }
 
-        fn role(role: super::Role) -> wit::Role {
-            use super::Role;
+        fn role(role: patchhost_runtime::hooks::Role) -> wit::Role {
+            use patchhost_runtime::hooks::Role;
             match role {
                 Role::Embedding => wit::Role::Embedding,
                 Role::Norm => wit::Role::Norm,
@@ -96,18 +96,12 @@ macro_rules! lower_tensors {
     };
 }
 
+/// A module `lower` with functions from the runtime's types to those of one interface: `model`, `dtype`, `tensors`.
 macro_rules! lower {
     ($wit:ident: $($part:ident),*) => {
-        pub(super) mod $wit {
-            use super::super::bindings::$wit as wit;
+        mod lower {
+            use crate::abi::bindings::$wit as wit;
             $($part!();)*
         }
     };
 }
-
-lower!(loader_map: lower_model, lower_tensors);
-lower!(block_quant: lower_model, lower_tensors);
-lower!(layout: lower_model, lower_tensors);
-lower!(lora: lower_model, lower_tensors);
-lower!(logits_mask: lower_model);
-lower!(refit_observer: lower_dtype);

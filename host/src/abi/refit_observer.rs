@@ -2,13 +2,15 @@
 //! one refit.
 
 use super::bindings::refit_observer as wit;
-use super::guest::{Exports, Guest, Subject};
-use super::model::refit_observer as lower;
+use super::guest::{Guest, Subject};
+use super::hooks::Exports;
 use crate::base::Function;
 use crate::base::text;
 use crate::sandbox::{Budget, Lease};
 use patchhost_runtime::hooks::{Arrival, HookCause, HookError, RefitObserver, RefitWatch, Verdict};
 use std::sync::Arc;
+
+lower!(refit_observer: lower_dtype);
 
 /// Longest version.
 const VERSION_BYTES: usize = 256;

@@ -1,7 +1,8 @@
 //! `patchhost:patch/state`: what a patch remembers, on its way from one generation to the next.
 
 use super::bindings::state as wit;
-use super::guest::{Exports, Guest, Subject};
+use super::guest::{Guest, Subject};
+use super::hooks::Exports;
 use super::hooks::Memory;
 use crate::base::Function;
 use crate::base::text;

@@ -20,6 +20,16 @@ pub(crate) fn is_state(full_name: &str) -> bool {
     full_name == interface("state")
 }
 
+macro_rules! wit {
+    ($($file:literal)*) => {
+        &[$(($file, include_str!(concat!("../../../wit/patch/0.1.0/", $file)))),*]
+    };
+}
+
+/// The interface itself: its files and their text.
+pub(crate) const WIT: &[(&str, &str)] = wit!("types.wit" "identity.wit" "loader-map.wit" "block-quant.wit" "layout.wit"
+    "lora.wit" "logits-mask.wit" "refit-observer.wit" "state.wit");
+
 /// Full name of an interface of the package.
 pub(crate) fn interface(name: &str) -> String {
     format!("{PACKAGE}/{name}@{VERSION}")

@@ -18,4 +18,4 @@ pub use patchhost_runtime::words::{hex, nearest};
 pub use shell::quoted;
 
 pub(crate) use explain::explain;
-pub(crate) use hook::{IDENTITY, PACKAGE, ROW_SOURCE, VERSION, interface, is_state};
+pub(crate) use hook::{IDENTITY, PACKAGE, ROW_SOURCE, VERSION, WIT, interface, is_state};

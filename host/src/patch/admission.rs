@@ -2,12 +2,13 @@
 //! step that leads on, and what it gives holds everything that the patch will run with.
 
 use super::stage::Audited;
-use super::{Candidate, Facts, StageError};
+use super::{Candidate, Facts, Patch, Site, StageError};
 use crate::audit::{self, AuditOptions};
 use crate::base::{Digest, Grants};
 use crate::patch::candidate::Verified;
 use crate::sandbox::Limits;
 use std::fmt;
+use std::sync::Arc;
 
 /// What somebody wants to run a component with.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -24,8 +25,21 @@ pub struct Terms {
 
 impl Terms {
     /// With these settings, and everything else as policy and lock say.
-    pub fn settings(settings: impl IntoIterator<Item = (String, String)>) -> Self {
-        Self { settings: settings.into_iter().collect(), ..Self::default() }
+    pub fn settings<K: Into<String>, V: Into<String>>(settings: impl IntoIterator<Item = (K, V)>) -> Self {
+        let settings = settings.into_iter().map(|(key, value)| (key.into(), value.into()));
+        Self { settings: settings.collect(), ..Self::default() }
+    }
+
+    /// The same with these limits, where no lock says others.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits: Some(limits), ..self }
+    }
+
+    /// The same with these grants, where no lock says others.
+    #[must_use]
+    pub fn with_grants(self, grants: Grants) -> Self {
+        Self { grants: Some(grants), ..self }
     }
 }
 
@@ -119,6 +133,13 @@ impl fmt::Debug for Admitted {
 pub struct Reviewing {
     /// Rules, and findings of others about the same bytes.
     pub audit: AuditOptions,
+}
+
+impl Reviewing {
+    /// Takes a candidate through every stage.
+    pub fn start(&self, candidate: Candidate, terms: &Terms, site: impl Into<Site>) -> Result<Arc<Patch>, StageError> {
+        candidate.admit(self, terms)?.audit()?.compile(site)?.ready()
+    }
 }
 
 impl Admission for Reviewing {

@@ -1,6 +1,6 @@
 //! A patch set that was activated, with the count of who still uses it.
 
-use super::native::NativeQuant;
+use super::hooks::answer_natively;
 use super::{HookOptions, Patch, PatchSet};
 use crate::base::{Digest, Hook};
 use patchhost_runtime::refit::{Origin, RefitHooks};
@@ -110,23 +110,8 @@ impl Generation {
         let mut hooks = self.set.hooks(options);
         hooks.origin = Origin { patches: self.digest.to_string(), pin: Some(self.pin.clone()) };
         for hook in &self.native {
-            match hook {
-                Hook::BlockQuant | Hook::BlockQuantRows => {
-                    let settings = self.set.claims(Hook::BlockQuant).map(|patch| patch.settings()).unwrap_or_default();
-                    hooks.quant = Some(Arc::new(NativeQuant::in_place_of(settings)));
-                }
-                Hook::Layout => hooks.layout = None,
-                Hook::LogitsMask => hooks.mask = None,
-                Hook::LoaderMap | Hook::Lora | Hook::RefitObserver => {}
-            }
+            answer_natively(&mut hooks, *hook, &self.set);
         }
         hooks
     }
-}
-
-/// Whether the host has code of its own for a hook. Without a layout patch weights lie plainly, and nothing is masked
-/// that the tokenizer has; a loader map and an adapter's names are what patches are for; an observer that fails must not
-/// become one that accepts.
-pub(crate) fn has_native(hook: Hook) -> bool {
-    matches!(hook, Hook::BlockQuant | Hook::BlockQuantRows | Hook::Layout | Hook::LogitsMask)
 }

@@ -8,7 +8,7 @@ use crate::base::{Digest, Grants, Hook};
 use crate::call::{Asked, PatchEntry, Put, Witness, Witnessed};
 use crate::isolate::Remote;
 use crate::sandbox::Limits;
-use patchhost_runtime::hooks::{BlockQuant, HookError, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
+use patchhost_runtime::hooks::HookError;
 use semver::{Version, VersionReq};
 use serde::Serialize;
 use std::fmt;
@@ -177,36 +177,6 @@ impl Patch {
     /// Whether one of its targets is this host and this architecture.
     pub fn applies_to(&self, architecture: &str) -> Applicability {
         applies(self.info(), architecture, env!("CARGO_PKG_VERSION"))
-    }
-
-    /// Where checkpoint tensors go, if it claims that hook.
-    pub fn loader_map(&self) -> Option<Arc<dyn LoaderMap>> {
-        self.asked.loader_map.clone()
-    }
-
-    /// Which layout the published weights have, if it claims that hook.
-    pub fn layout(&self) -> Option<Arc<dyn Layout>> {
-        self.asked.layout.clone()
-    }
-
-    /// How adapters are admitted, if it claims that hook.
-    pub fn lora(&self) -> Option<Arc<dyn Lora>> {
-        self.asked.lora.clone()
-    }
-
-    /// Which token ids are never sampled, if it claims that hook.
-    pub fn logits_mask(&self) -> Option<Arc<dyn LogitsMask>> {
-        self.asked.logits_mask.clone()
-    }
-
-    /// What watches refits, if it claims that hook.
-    pub fn refit_observer(&self) -> Option<Arc<dyn RefitObserver>> {
-        self.asked.refit_observer.clone()
-    }
-
-    /// What becomes FP8 and with which scales, if it claims that hook.
-    pub fn block_quant(&self) -> Option<Arc<dyn BlockQuant>> {
-        self.asked.block_quant.clone()
     }
 }
 

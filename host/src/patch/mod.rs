@@ -8,6 +8,7 @@ pub(crate) mod candidate;
 mod error;
 mod facts;
 mod generation;
+mod hooks;
 pub mod ledger;
 mod live;
 mod lock;
@@ -40,7 +41,7 @@ pub use site::Site;
 pub use stage::{Audited, Compiled};
 
 pub(crate) use board::probe_set;
-pub(crate) use generation::has_native;
+pub(crate) use hooks::has_native;
 pub(crate) use live::identity;
 pub(crate) use native::NativeQuant;
 

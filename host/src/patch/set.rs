@@ -3,8 +3,6 @@
 use super::Patch;
 use crate::base::{Digest, Hook};
 use patchhost_runtime::activation::ActivationMode;
-use patchhost_runtime::hooks::{BlockQuant, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
-use patchhost_runtime::refit::{MaskHook, Origin, RefitHooks};
 use std::sync::Arc;
 
 /// An ordered set of patches without conflicts.
@@ -70,51 +68,6 @@ impl PatchSet {
     /// The patch that claims a hook.
     pub fn claims(&self, hook: Hook) -> Option<&Arc<Patch>> {
         self.patches.iter().find(|patch| patch.hooks().contains(&hook))
-    }
-
-    /// The loader map of the set.
-    pub fn loader_map(&self) -> Option<Arc<dyn LoaderMap>> {
-        self.claims(Hook::LoaderMap)?.loader_map()
-    }
-
-    /// The block quantizer of the set.
-    pub fn block_quant(&self) -> Option<Arc<dyn BlockQuant>> {
-        self.claims(Hook::BlockQuant)?.block_quant()
-    }
-
-    /// The layout of the set.
-    pub fn layout(&self) -> Option<Arc<dyn Layout>> {
-        self.claims(Hook::Layout)?.layout()
-    }
-
-    /// The admission of adapters of the set.
-    pub fn lora(&self) -> Option<Arc<dyn Lora>> {
-        self.claims(Hook::Lora)?.lora()
-    }
-
-    /// The mask of token ids of the set.
-    pub fn logits_mask(&self) -> Option<Arc<dyn LogitsMask>> {
-        self.claims(Hook::LogitsMask)?.logits_mask()
-    }
-
-    /// The observers of refits, in order.
-    pub fn observers(&self) -> Vec<Arc<dyn RefitObserver>> {
-        self.patches.iter().filter_map(|patch| patch.refit_observer()).collect()
-    }
-
-    /// The hooks of a refit through this set.
-    pub fn hooks(&self, options: HookOptions) -> RefitHooks {
-        let HookOptions { activation, vocabulary } = options;
-        let mask = |vocabulary| Some(MaskHook { patch: self.logits_mask()?, vocabulary });
-        RefitHooks {
-            loader: self.loader_map(),
-            quant: self.block_quant(),
-            activation,
-            layout: self.layout(),
-            observers: self.observers(),
-            mask: vocabulary.and_then(mask),
-            origin: Origin { patches: self.digest().to_string(), pin: None },
-        }
     }
 
     /// Digest over the generations, in order: the identity of everything that is patched.

@@ -67,6 +67,11 @@ impl Audited {
         &self.report.hooks
     }
 
+    /// What it may reach.
+    pub fn grants(&self) -> &Grants {
+        &self.with.grants
+    }
+
     /// What it may use.
     pub fn limits(&self) -> &Limits {
         &self.with.limits

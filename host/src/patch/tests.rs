@@ -1,7 +1,7 @@
 //! Real guests: the bundled ones, and the ones that misbehave on purpose (`guests/evil`).
 
 use super::{Applicability, Candidate, Limits, Patch, PatchSet, Sandbox, SetError, Stage, StageError};
-use super::{Verification, bundled};
+use super::{Reviewing, Terms, bundled};
 use crate::base::{Digest, Hook};
 use half::bf16;
 use patchhost_runtime::bytes::TensorBytes;
@@ -15,9 +15,8 @@ use std::time::Instant;
 static SANDBOX: LazyLock<Sandbox> = LazyLock::new(|| Sandbox::new(2).expect("an engine"));
 
 fn ready(candidate: Candidate, settings: &[(&str, &str)], limits: Limits) -> Result<Arc<Patch>, StageError> {
-    let settings: Vec<_> = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    let verification = candidate.default_verification();
-    candidate.verify(&verification)?.audit()?.compile(&SANDBOX)?.ready(&settings, limits)
+    let terms = Terms::settings(settings.iter().copied()).with_limits(limits);
+    Reviewing::default().start(candidate, &terms, &*SANDBOX)
 }
 
 fn good(name: &str, settings: &[(&str, &str)]) -> Arc<Patch> {
@@ -279,12 +278,13 @@ fn bad_starts_are_refused() {
 #[test]
 fn other_bytes_are_refused() {
     let candidate = bundled::bundled("fp8_block.wasm").expect("bundled");
-    let error = candidate.verify(&Verification::Sha256(Digest::of(b"x"))).expect_err("another digest");
+    let expected = Terms { sha256: Some(Digest::of(b"x")), ..Terms::default() };
+    let error = candidate.admit(&Reviewing::default(), &expected).expect_err("another digest");
     assert_eq!(error.stage(), Stage::Verify);
     let mut bytes = bundled::BUNDLED[1].1.to_vec();
     bytes.push(0);
     let user = Candidate::from_bytes("fp8_block", bytes).expect("small enough");
-    let note = user.verify(&Verification::Unpinned).expect("unpinned").note().map(str::to_owned);
+    let note = user.admit(&Reviewing::default(), &Terms::default()).expect("unpinned").note().map(str::to_owned);
     assert!(note.is_some_and(|note| note.contains("name of a bundled patch")));
     let error = bundled::resolve("no_such_patch").expect_err("unknown");
     assert!(error.to_string().contains("moe_loader, fp8_block, fp8_block_mse"), "{error}");

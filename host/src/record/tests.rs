@@ -2,7 +2,7 @@
 
 use super::format::Event;
 use super::{Overview, Recorder, Recording, RecordingError, Replay, ReplayReport};
-use crate::patch::{Cache, Limits, Patch, Sandbox, Snapshot, bundled};
+use crate::patch::{Cache, Limits, Patch, Reviewing, Sandbox, Site, Snapshot, Terms, bundled};
 use half::bf16;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{
@@ -20,13 +20,15 @@ static SANDBOX: LazyLock<Sandbox> = LazyLock::new(|| {
 });
 const CONFIG: &str = r#"{"architectures":["Qwen2MoeForCausalLM"]}"#;
 
-fn start(sandbox: &Sandbox, name: &str, settings: &[(&str, &str)]) -> Arc<Patch> {
+/// Where calls are written to a recording.
+fn recorded(recorder: &Arc<Recorder>) -> Site {
+    Site::from(&*SANDBOX).with_witness(Some(Arc::clone(recorder) as _))
+}
+
+fn start(site: impl Into<Site>, name: &str, settings: &[(&str, &str)]) -> Arc<Patch> {
     let candidate = bundled::bundled(name).expect("bundled");
-    let verification = candidate.default_verification();
-    let settings: Vec<_> = settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-    let audited = candidate.verify(&verification).and_then(|verified| verified.audit());
-    let compiled = audited.and_then(|audited| audited.compile(sandbox));
-    compiled.and_then(|compiled| compiled.ready(&settings, Limits::default())).unwrap_or_else(|e| panic!("{e}"))
+    let started = Reviewing::default().start(candidate, &Terms::settings(settings.iter().copied()), site);
+    started.unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn recorder(path: &Path, limit: u64) -> Arc<Recorder> {
@@ -85,22 +87,22 @@ fn everything() -> (tempfile::TempDir, PathBuf) {
     let tmp = tempfile::tempdir().expect("a folder");
     let path = tmp.path().join("a.rec");
     let recorder = recorder(&path, Recorder::MAX_BYTES);
-    let sandbox = SANDBOX.clone().with_recorder(Some(Arc::clone(&recorder)));
-    ask_quant(&start(&sandbox, "fp8_block", &[("profile", "deepseek")]), false);
-    ask_quant(&start(&sandbox, "fp8_block_mse", &[]), true);
-    let guard = start(&sandbox, "refit_guard", &[]);
+    let site = recorded(&recorder);
+    ask_quant(&start(&site, "fp8_block", &[("profile", "deepseek")]), false);
+    ask_quant(&start(&site, "fp8_block_mse", &[]), true);
+    let guard = start(&site, "refit_guard", &[]);
     ask_observer(&guard, "a.weight");
     ask_observer(&guard, "a.weight");
     let snapshot: Snapshot = guard.export_state().expect("its state").expect("some");
     ask_observer(&guard, "a.weight");
     guard.import_state(snapshot).expect("its own");
     ask_observer(&guard, "a.weight");
-    let mask = start(&sandbox, "vocab_mask", &[]);
+    let mask = start(&site, "vocab_mask", &[]);
     mask.logits_mask().expect("a mask").masked(&model(), 512, 500).expect("ranges");
     // A refusal is an answer too: no such adapter.
-    let lora = start(&sandbox, "lora_tensors", &[]);
+    let lora = start(&site, "lora_tensors", &[]);
     lora.lora().expect("admission").admit(&model(), "{}", &tensors(), &tensors()).expect_err("no adapter");
-    start(&sandbox, "gpu_layout", &[]);
+    start(&site, "gpu_layout", &[]);
     let status = recorder.finish();
     assert_eq!((status.left_out, status.stopped), (0, None));
     assert_eq!(status.bytes, std::fs::metadata(&path).expect("the file").len());
@@ -113,7 +115,7 @@ fn replay(path: &Path) -> Result<ReplayReport, RecordingError> {
     for entry in &recording.overview().patches {
         let settings: Vec<_> = entry.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         if bundled::bundled(&entry.name).is_some() {
-            replay.answer_with(entry, &start(&SANDBOX, &entry.name, &settings))?;
+            replay.answer_with(entry, &start(&*SANDBOX, &entry.name, &settings))?;
         }
     }
     replay.run(&|_| {})
@@ -145,8 +147,8 @@ fn every_hook_there_and_back() {
 fn what_is_recorded_does_not_change() {
     let tmp = tempfile::tempdir().expect("a folder");
     let recorder = recorder(&tmp.path().join("a.rec"), Recorder::MAX_BYTES);
-    let with = start(&SANDBOX.clone().with_recorder(Some(recorder)), "fp8_block", &[]);
-    let without = start(&SANDBOX, "fp8_block", &[]);
+    let with = start(&recorded(&recorder), "fp8_block", &[]);
+    let without = start(&*SANDBOX, "fp8_block", &[]);
     ask_quant(&with, false);
     ask_quant(&without, false);
     assert_eq!(with.generation(), without.generation());
@@ -163,7 +165,7 @@ fn another_answer_is_found() {
     let recording = Recording::open(&path).expect("a recording");
     let mut replay = Replay::new(&recording);
     let entry = &recording.overview().patches[0];
-    replay.answer_with(entry, &start(&SANDBOX, "fp8_block", &[("profile", "verl-torch")])).expect("it has the hook");
+    replay.answer_with(entry, &start(&*SANDBOX, "fp8_block", &[("profile", "verl-torch")])).expect("it has the hook");
     let report = replay.run(&|_| {}).expect("a recording");
     assert_eq!((report.total.calls, report.total.different, report.skipped), (4, 4, 20));
     let first = report.first.expect("a difference");
@@ -172,7 +174,7 @@ fn another_answer_is_found() {
     assert!(scales.numbers > 0 && scales.max_ulp > 0, "{scales:?}");
 
     let mut replay = Replay::new(&recording);
-    let error = replay.answer_with(entry, &start(&SANDBOX, "vocab_mask", &[])).expect_err("another hook");
+    let error = replay.answer_with(entry, &start(&*SANDBOX, "vocab_mask", &[])).expect_err("another hook");
     assert!(matches!(error, RecordingError::NoHook { .. }), "{error}");
 }
 
@@ -184,7 +186,7 @@ fn a_bound_is_kept_and_noted() {
     let tell = Arc::clone(&told);
     let notice = move |text: &str| tell.lock().expect("no panic").push(text.to_owned());
     let recorder = Recorder::create(&path, 5_000, "tiny", CONFIG, notice).expect("a new file");
-    let patch = start(&SANDBOX.clone().with_recorder(Some(Arc::clone(&recorder))), "fp8_block", &[]);
+    let patch = start(&recorded(&recorder), "fp8_block", &[]);
     for _ in 0..20 {
         ask_quant(&patch, false);
     }
@@ -208,7 +210,7 @@ fn threads_record_at_once() {
     let tmp = tempfile::tempdir().expect("a folder");
     let path = tmp.path().join("a.rec");
     let recorder = recorder(&path, Recorder::MAX_BYTES);
-    let patch = start(&SANDBOX.clone().with_recorder(Some(Arc::clone(&recorder))), "fp8_block", &[]);
+    let patch = start(&recorded(&recorder), "fp8_block", &[]);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| (0..50).for_each(|_| ask_quant(&patch, false)));
@@ -225,15 +227,12 @@ fn a_fault_is_recorded_as_one() {
     let tmp = tempfile::tempdir().expect("a folder");
     let file = tmp.path().join("a.rec");
     let recorder = recorder(&file, Recorder::MAX_BYTES);
-    let sandbox = SANDBOX.clone().with_recorder(Some(Arc::clone(&recorder)));
-    let ready = |sandbox: &Sandbox| {
+    let site = recorded(&recorder);
+    let ready = |site: &Site| {
         let candidate = crate::patch::Candidate::from_file(&path).expect("a guest");
-        let verification = candidate.default_verification();
-        let audited = candidate.verify(&verification).and_then(|v| v.audit()).expect("audited");
-        let settings = [("n".to_owned(), "3".to_owned())];
-        audited.compile(sandbox).and_then(|c| c.ready(&settings, Limits::default())).expect("ready")
+        Reviewing::default().start(candidate, &Terms::settings([("n", "3")]), site).expect("ready")
     };
-    let quant = ready(&sandbox).block_quant().expect("a block quantizer");
+    let quant = ready(&site).block_quant().expect("a block quantizer");
     let blocks = Blocks { tensor: "w", rows: 128, cols: 128, block_rows: 128, block_cols: 128, first_block: 0 };
     let causes: Vec<_> = (0..4).map(|_| quant.scales(&blocks, &[1.0]).err().map(|e| e.cause)).collect();
     assert!(causes.contains(&Some(HookCause::Trap)), "{causes:?}");
@@ -249,6 +248,6 @@ fn a_fault_is_recorded_as_one() {
         .collect();
     assert_eq!(recorded, causes);
     let mut replay = Replay::new(&recording);
-    replay.answer_with(&recording.overview().patches[0], &ready(&SANDBOX)).expect("it has the hook");
+    replay.answer_with(&recording.overview().patches[0], &ready(&Site::from(&*SANDBOX))).expect("it has the hook");
     assert_eq!(replay.run(&|_| {}).expect("a recording").total.identical, 4);
 }

@@ -201,13 +201,13 @@ fn loader_maps_that_lie_are_refused() {
 /// The host goes on after each failure: the same process loads a good patch and answers.
 #[test]
 fn the_process_lives_and_the_next_honest_call_works() {
-    use patchhost::patch::{Candidate, Limits, Sandbox, Verification};
+    use patchhost::patch::{Candidate, Reviewing, Sandbox, Terms};
     use patchhost_runtime::hooks::Blocks;
     let sandbox = Sandbox::new(2).unwrap();
     let blocks = Blocks { tensor: "w", rows: 128, cols: 256, block_rows: 128, block_cols: 128, first_block: 0 };
     let start = |path: String, settings: &[(String, String)]| {
-        let c = Candidate::from_file(path.as_ref()).unwrap().verify(&Verification::Unpinned).unwrap();
-        c.audit().unwrap().compile(&sandbox).unwrap().ready(settings, Limits::default())
+        let (candidate, terms) = (Candidate::from_file(path.as_ref()).unwrap(), Terms::settings(settings.to_vec()));
+        Reviewing::default().start(candidate, &terms, &sandbox)
     };
     for guest in ["spin", "grow", "recurse", "huge_list"] {
         let patch = start(evil(guest), &[]).unwrap();

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use patchhost::patch::{Candidate, Limits, Patch, Sandbox, StageError, Verification};
+use patchhost::patch::{Candidate, Limits, Patch, Reviewing, Sandbox, StageError, Terms};
 use patchhost_kernels::spec::Elem;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{Arrival, Blocks, Consumer, Dtype, HookError, ModelInfo, Role, RowPanel, TensorInfo};
@@ -16,7 +16,7 @@ pub fn sandbox() -> &'static Sandbox {
 /// Through every stage.
 pub fn load(name: &str, bytes: Vec<u8>, limits: Limits) -> Result<Arc<Patch>, StageError> {
     let candidate = Candidate::from_bytes(name, bytes)?;
-    candidate.verify(&Verification::Unpinned)?.audit()?.compile(sandbox())?.ready(&[], limits)
+    Reviewing::default().start(candidate, &Terms::default().with_limits(limits), sandbox())
 }
 
 pub fn model() -> ModelInfo {

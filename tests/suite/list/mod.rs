@@ -11,7 +11,7 @@ use crate::support::{
     Tensor, bf16_bytes, copy_model, edit_tensors, f32_bytes, normal, patchhost, read, read_f32, tmp, write,
 };
 use half::bf16;
-use patchhost::patch::{AttachError, Attached, Attachments, Limits, Patch, Phase, Sandbox, resolve};
+use patchhost::patch::{AttachError, Attached, Attachments, Patch, Phase, Reviewing, Sandbox, Terms, resolve};
 use patchhost_runtime::assembly::{ChunkHeader, Duplicates};
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::{Engine, EngineOptions, ExpertParallel};
@@ -42,10 +42,8 @@ pub fn engine(folder: &std::path::Path) -> Engine {
 /// A patch that is ready.
 pub fn patch(name: &str, settings: &[(&str, &str)]) -> Arc<Patch> {
     let candidate = resolve(name).unwrap();
-    let how = candidate.default_verification();
-    let settings: Vec<(String, String)> = settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-    let compiled = candidate.verify(&how).unwrap().audit().unwrap().compile(&Sandbox::new(2).unwrap()).unwrap();
-    compiled.ready(&settings, Limits::default()).unwrap()
+    let terms = Terms::settings(settings.iter().copied());
+    Reviewing::default().start(candidate, &terms, Sandbox::new(2).unwrap()).unwrap()
 }
 
 /// Refits a serving engine with a changed checkpoint; the error. The old weights must serve on.

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use patchhost::isolate::Isolation;
 use patchhost::live::LiveOptions;
-use patchhost::patch::{Policy, Sandbox, When};
+use patchhost::patch::{Policy, Sandbox, Site, When};
 
 use super::Rig;
 use crate::support::binary;
 
-fn sandbox() -> Sandbox {
-    Sandbox::new(2).unwrap().with_isolation(Some(Isolation::with_program(binary(), 2)))
+fn site() -> Site {
+    Site::from(Sandbox::new(2).unwrap()).with_isolation(Some(Isolation::with_program(binary(), 2)))
 }
 
 fn kill_all(rig: &Rig) -> usize {
@@ -33,7 +33,7 @@ fn native() -> Policy {
 
 #[test]
 fn killed_between_refits_nothing_is_lost() {
-    let rig = Rig::inside(sandbox(), "qwen3_moe", &[("fp8_block", &[])], native(), LiveOptions::default());
+    let rig = Rig::inside(site(), "qwen3_moe", &[("fp8_block", &[])], native(), LiveOptions::default());
     let bits = rig.bits();
     for _ in 0..3 {
         assert!(kill_all(&rig) >= 2, "the loader map and the quantizer");
@@ -49,7 +49,7 @@ fn killed_between_refits_nothing_is_lost() {
 /// written down, and afterwards a refit goes through.
 #[test]
 fn killed_in_refits_the_weights_stay_right() {
-    let rig = Rig::inside(sandbox(), "qwen3_moe", &[("fp8_block", &[])], native(), LiveOptions::default());
+    let rig = Rig::inside(site(), "qwen3_moe", &[("fp8_block", &[])], native(), LiveOptions::default());
     let bits = rig.bits();
     let done = AtomicBool::new(false);
     let (mut whole, mut degraded, mut refused) = (0, 0, 0);
@@ -83,7 +83,7 @@ fn killed_in_refits_the_weights_stay_right() {
 /// What is wrong in an isolated candidate is found as ever, and a good one becomes live.
 #[test]
 fn candidates_pass_the_same_stages() {
-    let rig = Rig::inside(sandbox(), "qwen3_moe", &[("fp8_block", &[])], Policy::default(), LiveOptions::default());
+    let rig = Rig::inside(site(), "qwen3_moe", &[("fp8_block", &[])], Policy::default(), LiveOptions::default());
     let (before, bits) = (rig.active(), rig.bits());
     for evil in ["saturating", "nan_scales", "trap_configure", "spin_describe", "wrong_decisions"] {
         let staged = rig.live.stage(super::candidate(evil), None, &[], &super::me());

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use patchhost::live::{LiveModel, LiveOptions, Refitted};
 use patchhost::patch::{
-    Actor, Attached, Attachments, Candidate, Digest, Ledger, Limits, Phase, Policy, Sandbox, SwapRequest, When, resolve,
+    Actor, Attached, Attachments, Candidate, Digest, Ledger, Phase, Policy, Reviewing, Sandbox, Site, SwapRequest,
+    Terms, When, resolve,
 };
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::{Engine, EngineOptions};
@@ -54,7 +55,7 @@ impl Rig {
 
     /// The same in a given sandbox.
     pub fn inside(
-        sandbox: Sandbox,
+        site: impl Into<Site>,
         model: &str,
         components: &[(&str, &[(&str, &str)])],
         policy: Policy,
@@ -62,16 +63,15 @@ impl Rig {
     ) -> Self {
         let folder = data("oracle").join(model);
         let engine = Engine::open(&folder, EngineOptions::default()).unwrap();
+        let site = site.into();
         let mut start = Attachments::default();
         for (name, pairs) in [("moe_loader", [].as_slice())].iter().chain(components) {
             let candidate = if *name == "moe_loader" { resolve(name).unwrap() } else { candidate(name) };
-            let how = candidate.default_verification();
-            let compiled = candidate.verify(&how).unwrap().audit().unwrap().compile(&sandbox).unwrap();
-            let patch = compiled.ready(&settings(pairs), Limits::default()).unwrap();
+            let patch = Reviewing::default().start(candidate, &Terms::settings(settings(pairs)), &site).unwrap();
             let attached = start.attach(patch, Phase::EngineUp, &engine.info().architecture).unwrap();
             assert_eq!(attached, Attached::Now);
         }
-        let live = LiveModel::new(engine, None, &start, sandbox, policy, Ledger::in_memory(), options).unwrap();
+        let live = LiveModel::new(engine, None, &start, site, policy, Ledger::in_memory(), options).unwrap();
         let checkpoint = Checkpoint::open(&folder).unwrap();
         live.load(checkpoint.clone(), &me(), QUIET).unwrap();
         Self { live: Arc::new(live), checkpoint }

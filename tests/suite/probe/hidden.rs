@@ -1,17 +1,16 @@
 //! What a probe finds in patches that behave well almost always.
 
 use super::*;
-use patchhost::audit::{AuditOptions, Severity};
-use patchhost::patch::Verification;
+use patchhost::audit::Severity;
 use patchhost::probe::examine;
 
 use crate::hostile::wat;
 
 fn examined(bytes: Vec<u8>, settings: &[(&str, &str)], options: &ProbeOptions) -> ProbeReport {
-    let settings: Vec<_> = settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-    let verified = Candidate::from_bytes("x.wasm", bytes).unwrap().verify(&Verification::Unpinned).unwrap();
-    let sandbox = Sandbox::new(2).unwrap();
-    examine(verified, &AuditOptions::default(), &sandbox, &settings, &Limits::default(), options).unwrap().1
+    let (candidate, terms) =
+        (Candidate::from_bytes("x.wasm", bytes).unwrap(), Terms::settings(settings.iter().copied()));
+    let admitted = candidate.admit(&Reviewing::default(), &terms).unwrap();
+    examine(admitted, &Sandbox::new(2).unwrap().into(), options).unwrap().1
 }
 
 fn options() -> ProbeOptions {

@@ -6,7 +6,7 @@ mod mutation;
 
 use std::sync::{Arc, LazyLock};
 
-use patchhost::patch::{Candidate, Limits, Patch, Sandbox, StageError, resolve};
+use patchhost::patch::{Candidate, Patch, Reviewing, Sandbox, StageError, Terms, resolve};
 use patchhost::probe::{ProbeOptions, ProbeReport, Verdict, run};
 
 use crate::support::evil;
@@ -18,9 +18,7 @@ fn start(candidate: Candidate, settings: &[(&str, &str)]) -> Arc<Patch> {
 }
 
 fn try_start(candidate: Candidate, settings: &[(&str, &str)]) -> Result<Arc<Patch>, StageError> {
-    let settings: Vec<_> = settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-    let how = candidate.default_verification();
-    candidate.verify(&how)?.audit()?.compile(&SANDBOX)?.ready(&settings, Limits::default())
+    Reviewing::default().start(candidate, &Terms::settings(settings.iter().copied()), &*SANDBOX)
 }
 
 fn bundled(name: &str, settings: &[(&str, &str)]) -> Arc<Patch> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use half::bf16;
-use patchhost::patch::{Candidate, Limits, Patch, Sandbox, Verification, resolve};
+use patchhost::patch::{Candidate, Patch, Reviewing, Sandbox, Terms, resolve};
 use patchhost::probe::{ProbeOptions, run};
 use patchhost_runtime::activation::Activation;
 use patchhost_runtime::bytes::TensorBytes;
@@ -50,11 +50,12 @@ enum Fate {
 use Fate::{FoundByProbe, RefusedByCast, Silent};
 
 fn start(bytes: &[u8], settings: &[(&str, &str)]) -> Result<Arc<Patch>, Fate> {
-    let settings: Vec<_> = settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-    let candidate = Candidate::from_bytes("mutant", bytes.to_vec()).and_then(|c| c.verify(&Verification::Unpinned));
-    let audited = candidate.and_then(|verified| verified.audit()).map_err(|_| Fate::RefusedByAudit)?;
-    let compiled = audited.compile(&SANDBOX).expect("a mutant is valid");
-    compiled.ready(&settings, Limits::default()).map_err(|_| Fate::DoesNotStart)
+    let terms = Terms::settings(settings.iter().copied());
+    let candidate = Candidate::from_bytes("mutant", bytes.to_vec());
+    let admitted = candidate.and_then(|candidate| candidate.admit(&Reviewing::default(), &terms));
+    let audited = admitted.and_then(|admitted| admitted.audit()).map_err(|_| Fate::RefusedByAudit)?;
+    let compiled = audited.compile(&*SANDBOX).expect("a mutant is valid");
+    compiled.ready().map_err(|_| Fate::DoesNotStart)
 }
 
 /// How a mutant is probed: as before activation, but by counts and not by time, so that a figure is the same everywhere.

@@ -1,7 +1,7 @@
 //! Version skew in words: a guest's interfaces against the host's, function by function and type by type.
 
 use super::types;
-use crate::base::{Hook, IDENTITY, PACKAGE, ROW_SOURCE, VERSION, interface, text};
+use crate::base::{Hook, IDENTITY, PACKAGE, ROW_SOURCE, VERSION, WIT, interface, text};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
@@ -175,13 +175,8 @@ fn function_difference(guest: &Resolve, found: &Function, host: &Resolve, wanted
 }
 
 fn parse_host() -> Result<Resolve, String> {
-    macro_rules! files {
-        ($($name:literal)*) => { [$(($name, include_str!(concat!("../../../../wit/patch/0.1.0/", $name)))),*] };
-    }
     let mut map = SourceMap::new();
-    let files = files!("types.wit" "identity.wit" "loader-map.wit" "block-quant.wit" "layout.wit" "lora.wit"
-        "logits-mask.wit" "refit-observer.wit" "state.wit");
-    files.into_iter().for_each(|(name, text)| map.push_str(name, text));
+    WIT.iter().for_each(|(name, text)| map.push_str(name, *text));
     let group = map.parse().map_err(|(_, error)| format!("{error}"))?;
     let mut resolve = Resolve::default();
     resolve.push_group(group).map_err(|error| format!("{error}"))?;

@@ -3,7 +3,7 @@
 use super::super::format::{Event, FRAME_HEAD, HEAD, MAGIC, VERSION, encode, seal};
 use super::super::{Question, Recorder, Recording, RecordingError, Replay, ReplayReport};
 use super::{SANDBOX, everything, recorder, replay};
-use crate::patch::{Patch, bundled};
+use crate::patch::{Patch, Reviewing, Terms, bundled};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::HashMap;
@@ -128,9 +128,8 @@ fn catch(path: &Path, known: &mut Known) -> Result<ReplayReport, RecordingError>
         let patch = match known.get(&key) {
             Some(patch) => Arc::clone(patch),
             None => {
-                let verification = candidate.default_verification();
-                let compiled = candidate.verify(&verification)?.audit()?.compile(&SANDBOX)?;
-                compiled.ready(&entry.settings, entry.bounded_limits().0)?
+                let terms = Terms::settings(entry.settings.clone()).with_limits(entry.bounded_limits().0);
+                Reviewing::default().start(candidate, &terms, &*SANDBOX)?
             }
         };
         replay.answer_with(entry, &patch)?;

@@ -42,8 +42,11 @@ fn what_comes_with_the_host_needs_no_entry_until_something_is_set() {
     let rig = Rig::new("");
     rig.lock("gpu_layout", &with(&[])).unwrap();
     let gate = rig.gate();
-    let bundled = |set: &[(&str, &str)]| gate.admit(resolve("fp8_block").unwrap(), None, &settings(set));
-    assert_eq!(bundled(&[]).unwrap().summary().lock, LockState::Bundled);
+    let bundled =
+        |set: &[(&str, &str)]| resolve("fp8_block").unwrap().admit(&gate, &Terms::settings(set.iter().copied()));
+    bundled(&[]).unwrap();
+    let judged = gate.judge(&resolve("fp8_block").unwrap(), Some(&[])).unwrap();
+    assert_eq!(judged.summary.lock, LockState::Bundled);
     let why = bundled(&[("profile", "hf")]).unwrap_err().to_string();
     assert!(why.ends_with("patchhost lock fp8_block --set profile=hf"), "{why}");
 }
@@ -57,10 +60,11 @@ fn limits_and_grants_of_the_lock_are_what_runs() {
         ..with(&[])
     };
     rig.lock("fp8_block", &decision).unwrap();
-    let passed = rig.gate().admit(rig.candidate("fp8_block"), None, &[]).unwrap();
-    assert_eq!(passed.judgement.grants, Grants::inert());
+    let passed = rig.candidate("fp8_block").admit(&rig.gate(), &Terms::default()).unwrap();
     let passed = passed.audit().unwrap();
-    assert_eq!((passed.limits.memory_bytes, passed.limits.fuel_base), (32 << 20, 40_000_000));
+    assert_eq!(passed.generation(), rig.admit("fp8_block", &[]).unwrap());
+    assert_eq!((passed.limits().memory_bytes, passed.limits().fuel_base), (32 << 20, 40_000_000));
+    assert_eq!(passed.grants(), &Grants::inert());
     // A second decision about the same bytes keeps what it does not mention; new bytes start from nothing.
     let kept = rig.lock("fp8_block", &with(&[("profile", "hf")])).unwrap().entry;
     assert_eq!((kept.grants, kept.limits.memory_bytes), (Grants::inert(), 32 << 20));
@@ -143,7 +147,7 @@ fn what_is_revoked_is_refused_before_anything_else() {
         assert!(why.contains("PH714 revoked") && why.contains("wrong scales"), "{why}");
     }
     // The bundled one has the same bytes; and nobody can lock it again.
-    assert!(rig.gate().admit(resolve("fp8_block").unwrap(), None, &[]).is_err());
+    assert!(resolve("fp8_block").unwrap().admit(&rig.gate(), &Terms::default()).is_err());
     assert!(rig.lock("fp8_block", &with(&[])).unwrap_err().to_string().contains("PH714"));
     rig.admit("gpu_layout", &[]).unwrap();
     assert!(!rig.gate().revoke(&[Revoked::Digest(digest)], "again").unwrap().fresh);
@@ -163,14 +167,14 @@ fn a_lock_that_was_there_must_stay() {
     let rig = Rig::new("");
     rig.lock("fp8_block", &with(&[])).unwrap();
     let gate = rig.gate();
-    gate.admit(rig.candidate("fp8_block"), None, &[]).unwrap();
+    rig.candidate("fp8_block").admit(&gate, &Terms::default()).unwrap();
     // A decision that comes while a host runs holds at once.
-    let refused = gate.admit(rig.candidate("gpu_layout"), None, &[]).unwrap_err();
+    let refused = rig.candidate("gpu_layout").admit(&gate, &Terms::default()).unwrap_err();
     assert!(refused.to_string().contains("PH709"));
     rig.lock("gpu_layout", &with(&[])).unwrap();
-    gate.admit(rig.candidate("gpu_layout"), None, &[]).unwrap();
+    rig.candidate("gpu_layout").admit(&gate, &Terms::default()).unwrap();
     std::fs::remove_file(rig.path(LOCK_FILE)).unwrap();
-    let error = gate.admit(rig.candidate("fp8_block"), None, &[]).unwrap_err().to_string();
+    let error = rig.candidate("fp8_block").admit(&gate, &Terms::default()).unwrap_err().to_string();
     assert!(error.contains("no such file"), "{error}");
     let required = Rig::new("[trust]\nrequire_lock = true\n");
     assert!(required.gate().check().is_err());

@@ -7,7 +7,7 @@ mod signatures;
 
 use super::*;
 use crate::base::Day;
-use crate::patch::{Candidate, Policy, Sandbox, bundled::BUNDLED};
+use crate::patch::{Admitted, Candidate, Policy, Sandbox, Terms, bundled::BUNDLED};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -54,10 +54,9 @@ impl Rig {
 
     /// The generation that would run, or why nothing would.
     fn admit(&self, name: &str, set: &[(&str, &str)]) -> Result<crate::base::Digest, String> {
-        let set = settings(set);
-        let admitted = self.gate().admit(self.candidate(name), None, &set);
-        let passed = admitted.and_then(Admitted::audit).map_err(|error| error.to_string())?;
-        Ok(passed.audited.generation(&set, &passed.limits))
+        let admitted = self.candidate(name).admit(&self.gate(), &Terms::settings(set.iter().copied()));
+        let audited = admitted.and_then(Admitted::audit).map_err(|error| error.to_string())?;
+        Ok(audited.generation())
     }
 
     fn sign(&self, name: &str, key: &SecretKey, not_after: Option<Day>) {

@@ -31,7 +31,7 @@ fn a_signature_is_asked_for_and_counts() {
     let why = error(rig.admit("gpu_layout", &[]));
     assert!(why.contains("PH706 bad-signature: the signature of `a` is not good: it is for sha256:"), "{why}");
     // The host vouches for its own.
-    rig.gate().admit(crate::patch::resolve("fp8_block").unwrap(), None, &[]).unwrap();
+    crate::patch::resolve("fp8_block").unwrap().admit(&rig.gate(), &Terms::default()).unwrap();
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn signatures_and_signers_end() {
     rig.admit("fp8_block", &[]).unwrap();
     // The day after, with the same files.
     let later = rig.gate().at(|| humantime::parse_rfc3339("2026-11-29T00:00:00Z").unwrap());
-    assert!(later.admit(rig.candidate("fp8_block"), None, &[]).is_err());
+    assert!(rig.candidate("fp8_block").admit(&later, &Terms::default()).is_err());
 }
 
 #[test]
@@ -119,19 +119,19 @@ fn signatures_lie_in_the_lock_and_in_a_folder() {
     rig.sign("fp8_block", &keys[0], None);
     let bytes = std::fs::read(rig.path("fp8_block.wasm")).unwrap();
     let sent = || Candidate::from_bytes("fp8_block.wasm", bytes.clone()).unwrap();
-    assert!(rig.gate().admit(sent(), None, &[]).is_err());
+    assert!(sent().admit(&rig.gate(), &Terms::default()).is_err());
     std::fs::create_dir(rig.path("sigs")).unwrap();
     let in_folder = rig.path("sigs").join(format!("{}.sig", sent().digest().hex()));
     std::fs::copy(rig.path("fp8_block.wasm.sig"), &in_folder).unwrap();
-    rig.gate().admit(sent(), None, &[]).unwrap();
+    sent().admit(&rig.gate(), &Terms::default()).unwrap();
     std::fs::remove_file(&in_folder).unwrap();
     rig.lock("fp8_block", &with(&[])).unwrap();
-    rig.gate().admit(sent(), None, &[]).unwrap();
+    sent().admit(&rig.gate(), &Terms::default()).unwrap();
     // A forged one in the lock is no better than a forged one anywhere.
     let text = std::fs::read_to_string(rig.path(LOCK_FILE)).unwrap();
     let forged = text.replace("signed_at = \"2026-11-28", "signed_at = \"2026-11-29");
     std::fs::write(rig.path(LOCK_FILE), forged).unwrap();
-    let why = rig.gate().admit(sent(), None, &[]).unwrap_err().to_string();
+    let why = sent().admit(&rig.gate(), &Terms::default()).unwrap_err().to_string();
     assert!(why.contains("did not make it for these bytes and words"), "{why}");
 }
 
