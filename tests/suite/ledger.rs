@@ -310,7 +310,7 @@ fn kill_9_at_any_moment_leaves_a_chain() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // From the first acknowledgement on, a little longer each round: the kill falls into every part of the loop.
+        // From the first acknowledgment on, a little longer each round: the kill falls into every part of the loop.
         let mut reader = std::io::BufReader::new(child.stdout.take().unwrap());
         let mut acknowledged = None;
         let mut line = String::new();

@@ -82,7 +82,7 @@ fn seed_torch_edges() {
     }
 }
 
-/// The Triton column of the edge table in `reference/behaviours.md` B37 (there are no golden vectors for it).
+/// What verl's Triton path does at the edges: zero, NaN, infinity, subnormals (there are no golden vectors for it).
 #[test]
 fn seed_triton_edges() {
     let edges = Edges::IgnoreNan;

@@ -1,4 +1,4 @@
-//! The 25 points that the patched engine's own behaviour gives a host to pass, one test each, named by its number.
+//! The 25 points that the patched engine's own behavior gives a host to pass, one test each, named by its number.
 //! Most have deeper tests elsewhere; here each is stated once, from outside.
 
 mod numbers;
