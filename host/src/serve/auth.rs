@@ -11,9 +11,8 @@
 //! Tokens come in the `Authorization` header only, never in a URL, which ends in logs.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRef, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use hmac::{Hmac, KeyInit, Mac};
@@ -21,7 +20,6 @@ use patchhost_runtime::error::Refusal;
 use sha2::Sha256;
 
 use super::error::ApiError;
-use super::state::{App, Via};
 use crate::base::text::clean;
 use crate::patch::Actor;
 
@@ -92,6 +90,17 @@ fn mac(key: &[u8; 32], token: &[u8]) -> Option<Hmac<Sha256>> {
     let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).ok()?;
     mac.update(token);
     Some(mac)
+}
+
+/// Over which listener a request came: an extension of every request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// A TCP port.
+    Tcp,
+    /// A unix socket given to `--listen`.
+    Unix,
+    /// The unix socket given to `--admin`: its file mode is the permission.
+    Admin,
 }
 
 /// The user at the other end of a unix socket, as the kernel knows it: an extension of every request over one.
@@ -252,11 +261,14 @@ impl RlAuth {
 #[derive(Debug, Clone)]
 pub struct RlControl(pub Actor);
 
-impl FromRequestParts<Arc<App>> for RlControl {
+impl<S: Send + Sync> FromRequestParts<S> for RlControl
+where
+    RlAuth: FromRef<S>,
+{
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        app.rl.auth.allow(Caller::of(parts), &parts.headers).map(Self)
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        RlAuth::from_ref(state).allow(Caller::of(parts), &parts.headers).map(Self)
     }
 }
 
@@ -264,11 +276,14 @@ impl FromRequestParts<Arc<App>> for RlControl {
 #[derive(Debug, Clone)]
 pub struct Admin(pub Actor);
 
-impl FromRequestParts<Arc<App>> for Admin {
+impl<S: Send + Sync> FromRequestParts<S> for Admin
+where
+    AdminAuth: FromRef<S>,
+{
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        app.admin.allow(Caller::of(parts), &parts.headers).map(Self)
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        AdminAuth::from_ref(state).allow(Caller::of(parts), &parts.headers).map(Self)
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::state::Via;
+use super::auth::Via;
 
 /// An address as it is given on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,12 +1,9 @@
-//! `/metrics`: what dashboards of vLLM read, by its names, and what patches do, as `patchhost_*`.
+//! Counters and clocks: what dashboards of vLLM read, by its names, and what patches do, as `patchhost_*`.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::State;
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
 use patchhost_runtime::generate::FinishReason;
 use patchhost_runtime::scheduler::Scheduler;
 use prometheus_client::collector::Collector;
@@ -17,11 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use utoipa_axum::router::OpenApiRouter;
-use utoipa_axum::routes;
 
-use super::error::ApiError;
-use super::state::App;
 use crate::live::LiveModel;
 
 /// Seconds of vLLM's histograms, with finer steps at the lower end: models here are small.
@@ -284,19 +277,4 @@ impl PatchCollector {
         }
         Ok(())
     }
-}
-
-/// Prometheus metrics
-#[utoipa::path(get, path = "/metrics", tag = "server", responses(
-    (status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"),
-))]
-async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    let text = app.metrics.text().map_err(|e| ApiError::internal(&e))?;
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
-}
-
-/// The route.
-pub fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(metrics))
 }

@@ -6,13 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-/// What stands for minus infinity, which JSON does not have; vLLM's number.
-const NEVER: f64 = -9999.0;
-
-/// As JSON has it. Widened, so that a number is the same wherever it is given.
-fn number(logprob: f32) -> f64 {
-    if logprob.is_nan() { NEVER } else { f64::from(logprob).max(NEVER) }
-}
+use crate::serve::ask::number;
 
 /// How tokens are written.
 #[derive(Clone, Copy)]

@@ -13,7 +13,7 @@ use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::error::{Refusal, RuntimeError};
 
-use super::weights_body::pickle;
+use super::pickle;
 use crate::base::text::clean;
 use crate::checkpoint::versions::{Base, Loaded, Source, Version, VersionError};
 

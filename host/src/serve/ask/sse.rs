@@ -11,8 +11,8 @@ use futures_util::stream;
 use patchhost_runtime::scheduler::Event;
 use serde::Serialize;
 
+use super::generation::Running;
 use crate::serve::error::{ApiError, ApiResult};
-use crate::serve::generation::Running;
 
 /// How often a comment is sent while no tokens come: proxies end connections that say nothing.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);

@@ -36,8 +36,12 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// A whole tensor; its bytes are shared.
-    pub fn whole(t: &CheckpointTensor) -> Self {
+    /// The tensors of a checkpoint; their bytes are shared.
+    pub fn all(file: &Checkpoint) -> Vec<Self> {
+        file.tensors().map(Self::whole).collect()
+    }
+
+    fn whole(t: &CheckpointTensor) -> Self {
         Self { name: t.name.clone(), dtype: t.stored, shape: t.shape.clone(), offset: 0, data: t.data.clone() }
     }
 
@@ -59,8 +63,7 @@ pub fn safetensors(label: &str, bytes: Bytes) -> Result<Vec<Piece>, BodyError> {
     let file = Checkpoint::from_shared(label, Arc::new(bytes))?;
     let mut pieces = Vec::new();
     for t in file.tensors() {
-        let whole =
-            Piece { name: t.name.clone(), dtype: t.stored, shape: t.shape.clone(), offset: 0, data: t.data.clone() };
+        let whole = Piece::whole(t);
         pieces.push(match file.metadata().get(&format!("{}{AT_RANGE}", t.name)) {
             None => whole,
             Some(range) => part(whole, range)?,
