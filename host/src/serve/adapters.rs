@@ -18,9 +18,9 @@ use crate::base::hex;
 use crate::base::text::clean;
 use crate::patch::Actor;
 
-/// Largest adapter_config.json.
+/// Most bytes of an adapter_config.json.
 const MAX_CONFIG: u64 = 1 << 20;
-/// Longest name of an adapter.
+/// Most bytes of an adapter's name.
 pub const NAME: usize = 128;
 
 /// Body of `/v1/load_lora_adapter` and `/load_lora_adapter`.

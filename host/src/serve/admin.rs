@@ -377,7 +377,6 @@ fn mode(text: Option<&str>) -> ApiResult<Mode> {
         .map_err(|why: String| ApiError::bad("`mode`", why, "give live, shadow or canary=N%").param("mode"))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(patches))

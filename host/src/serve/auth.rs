@@ -42,7 +42,7 @@ impl std::fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// Of a token's bytes.
+    /// Keeps a token's keyed digest, and forgets its bytes.
     pub fn new(token: &[u8]) -> Self {
         let key: [u8; 32] = rand::random();
         let tag = mac(&key, token).map(|m| m.finalize().into_bytes().into()).unwrap_or(key);
@@ -95,7 +95,7 @@ fn mac(key: &[u8; 32], token: &[u8]) -> Option<Hmac<Sha256>> {
 /// Over which listener a request came: an extension of every request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Via {
-    /// A TCP port.
+    /// A TCP port: whoever can reach it.
     Tcp,
     /// A unix socket given to `--listen`.
     Unix,
@@ -110,7 +110,7 @@ pub struct PeerUid(pub u32);
 /// Where a request came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
-    /// Over which listener.
+    /// The listener it came over.
     pub via: Via,
     /// The user, where the kernel says it.
     pub uid: Option<u32>,
@@ -134,12 +134,12 @@ impl Caller {
 pub struct AdminAuth {
     /// The unix socket of the admin API.
     pub socket: Option<PathBuf>,
-    /// The admin token.
+    /// What `Authorization: Bearer …` must say over any other listener; without it nobody is let in there.
     pub token: Option<Secret>,
 }
 
 impl AdminAuth {
-    /// Whoever asks, or why it is refused.
+    /// Who asks, in the words of the ledger; an error says why it is not allowed.
     pub fn allow(&self, caller: Caller, headers: &HeaderMap) -> Result<Actor, ApiError> {
         if caller.via == Via::Admin {
             return match caller.uid {
@@ -178,7 +178,7 @@ pub enum RlMode {
     Token,
 }
 
-/// What `--rl` and its token come to.
+/// Who may control weights, adapters, pauses and caches, once `--rl` and the token files have been read.
 #[derive(Debug, Clone, Default)]
 pub struct RlAuth {
     access: Access,
@@ -216,7 +216,7 @@ impl RlAuth {
         Ok(Self { access })
     }
 
-    /// Whoever asks, or why it is refused.
+    /// Who asks, in the words of the ledger; an error says why it is not allowed.
     pub fn allow(&self, caller: Caller, headers: &HeaderMap) -> Result<Actor, ApiError> {
         match &self.access {
             Access::Off => Err(forbidden(

@@ -94,7 +94,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for UrlQuery<T> {
 }
 
 impl<T: DeserializeOwned> UrlQuery<T> {
-    /// That of a whole URL.
+    /// The query of this URL, for extractors that read more of the request than the query.
     pub fn of(uri: &Uri) -> Result<Self, ApiError> {
         Query::try_from_uri(uri).map(|Query(query)| Self(query)).map_err(|rejection: QueryRejection| {
             let why = clean(&rejection.body_text(), 300);

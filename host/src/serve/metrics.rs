@@ -101,7 +101,7 @@ impl Metrics {
         self.between_tokens.observe(after.as_secs_f64());
     }
 
-    /// A sequence ended.
+    /// A sequence ended so long after its request came.
     pub fn finished(&self, reason: FinishReason, after: Duration) {
         self.end_to_end.observe(after.as_secs_f64());
         self.success.get_or_create(&vec![("finished_reason", reason_name(reason).to_string())]).inc();
@@ -113,7 +113,7 @@ impl Metrics {
         self.answers.get_or_create(&labels).inc();
     }
 
-    /// Times an operation of a weight update until the result is dropped.
+    /// Counts an operation of a weight update as running, and measures its time, until what is returned is dropped.
     pub fn weight_update(self: &Arc<Self>, operation: &'static str) -> WeightUpdate {
         self.updates_in_flight.inc();
         WeightUpdate { metrics: Arc::clone(self), operation, since: Instant::now() }
@@ -127,7 +127,7 @@ impl Metrics {
     }
 }
 
-/// The name of a reason in answers and metrics.
+/// Why a sequence ended, in the words of answers and metrics.
 pub fn reason_name(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
@@ -152,7 +152,7 @@ impl Drop for WeightUpdate {
     }
 }
 
-/// Writes one metric without a family.
+/// Writes a metric that has one value and no labels.
 fn put(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, metric: &impl EncodeMetric) -> fmt::Result {
     metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
 }

@@ -1,21 +1,21 @@
 //! `patchhost serve`: an HTTP server over a live model.
 //!
-//! A dialect ([`openai`], [`vllm`], [`sglang`], [`trl`]) only translates: it reads JSON by its names, calls what lies
+//! A dialect (`openai`, `vllm`, `sglang`, `trl`) only translates: it reads JSON by its names, calls what lies
 //! below, and answers in its form. Dialects never import each other. From the ground up:
 //!
 //! | room | what |
 //! |---|---|
-//! | [`error`], [`json`] | errors in OpenAI's form; bodies and queries |
-//! | [`auth`], [`metrics`] | who may do what; counters and clocks |
-//! | [`weights`] | how weights come in: one update at a time, from bodies and files |
-//! | [`state`] | what handlers share: [`App`] |
-//! | [`control`], [`adapters`] | pauses and memory; adapters that come and go |
-//! | [`ask`] | asking for text: parameters, prompts, the sequences of one request |
-//! | [`openai`] | `/v1/completions`, `/v1/chat/completions`, `/v1/models` |
-//! | [`vllm`], [`sglang`], [`trl`] | what RL trainers use: pauses, weights, adapters, tokens in and out |
-//! | [`tokenize`], [`health`], [`admin`] | `/tokenize`, `/detokenize`; liveness, status, metrics; which patches run |
-//! | [`router`] | routes, layers, the OpenAPI document |
-//! | [`listen`], [`connections`] | ports and sockets, connections on them |
+//! | `error`, `json` | errors in OpenAI's form; bodies and queries |
+//! | `auth`, `metrics` | who may do what; counters and clocks |
+//! | `weights` | how weights come in: one update at a time, from bodies and files |
+//! | `state` | what handlers share: [`App`] |
+//! | `control`, `adapters` | pauses and memory; adapters that come and go |
+//! | `ask` | asking for text: parameters, prompts, the sequences of one request |
+//! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/models` |
+//! | `vllm`, `sglang`, `trl` | what RL trainers use: pauses, weights, adapters, tokens in and out |
+//! | `tokenize`, `health`, `admin` | `/tokenize`, `/detokenize`; liveness, status, metrics; which patches run |
+//! | `router` | routes, layers, the OpenAPI document |
+//! | `listen`, `connections` | ports and sockets, connections on them |
 
 mod adapters;
 mod admin;

@@ -38,7 +38,7 @@ use crate::base::text::clean;
 )]
 struct Document;
 
-/// Every route with its part of the document. A module of endpoints joins here: one line.
+/// Every route with its part of the document. A new module of endpoints needs one line here.
 fn api() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .merge(openai::routes())

@@ -65,7 +65,7 @@ pub enum Memory {
     KvCache,
 }
 
-/// The server.
+/// What all handlers of a server share: the model behind it, its limits, and what happens to it.
 pub struct App {
     /// The model and its patches.
     pub live: Arc<LiveModel>,
@@ -75,15 +75,15 @@ pub struct App {
     pub scheduler: Scheduler,
     /// Name of the model for clients.
     pub served_name: String,
-    /// Limits.
+    /// Limits and names, as the command line gave them.
     pub options: ServeOptions,
-    /// Counters.
+    /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
     /// Folders that requests may name.
     pub roots: Roots,
     /// Who may change the server.
     pub admin: AdminAuth,
-    /// Weights on their way, and who may send them.
+    /// The weights that are on their way, and who may send them.
     pub rl: RlState,
     /// Seconds since 1970 when the server started, for `created` of the models.
     pub started: u64,
@@ -94,7 +94,7 @@ pub struct App {
 }
 
 impl App {
-    /// A server that is not draining.
+    /// A server without roots and tokens, ready to take requests.
     pub fn new(
         live: Arc<LiveModel>,
         tokenizer: Arc<Tokenizer>,
@@ -213,7 +213,7 @@ impl FromRef<Arc<App>> for AdminAuth {
     }
 }
 
-/// Runs what takes long or waits away from the threads that serve connections.
+/// Runs work that takes long or waits on another thread: those that serve connections must never stand still.
 pub async fn blocking<T: Send + 'static>(
     app: &Arc<App>,
     work: impl FnOnce(&Arc<App>) -> ApiResult<T> + Send + 'static,
@@ -229,7 +229,7 @@ pub struct RequestId {
 }
 
 impl RequestId {
-    /// The id.
+    /// The id as answers have it.
     pub fn as_str(&self) -> &str {
         &self.id
     }
@@ -241,12 +241,12 @@ impl Drop for RequestId {
     }
 }
 
-/// 32 hex digits.
+/// 32 hex digits, which no client can guess.
 fn random_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// Now, as OpenAI's `created`.
+/// Now, in seconds since 1970: OpenAI's `created`.
 pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -137,7 +137,6 @@ async fn detokenize(
     Ok(Json(DetokenizeResponse { prompt: tokenizer.decode_all(&request.tokens)? }))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(tokenize)).routes(routes!(detokenize))
 }

@@ -287,7 +287,6 @@ async fn reset_prefix_cache(_who: RlControl, State(app): State<Arc<App>>) -> Api
     Ok(Json(Message { message: "Request received, resetting prefix cache".to_string(), published }))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(health))

@@ -18,9 +18,9 @@ const RETRY: u32 = 5;
 
 /// What to generate: `n` sequences for each prompt.
 pub struct Batch {
-    /// Tokens of the prompts.
+    /// The prompts, as tokens.
     pub prompts: Vec<Vec<u32>>,
-    /// Sequences of each.
+    /// Sequences for each prompt.
     pub n: usize,
     /// How tokens are chosen.
     pub params: SampleParams,
@@ -54,22 +54,20 @@ pub struct Running {
     last: Vec<Option<Instant>>,
 }
 
-/// One finished sequence.
+/// What a sequence gave until now; all of it, when it has ended.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// Its text.
     pub text: String,
-    /// Its tokens.
     pub token_ids: Vec<u32>,
-    /// Log probability of each, where asked for.
+    /// Log probability of each token, where asked for.
     pub logprobs: Vec<TokenLogprob>,
     /// Log probability of each token of the prompt (none for the first), where asked for.
     pub prompt_logprobs: Option<Vec<Option<TokenLogprob>>>,
-    /// Why it ended.
+    /// Why it ended; `Abort` while it has not.
     pub finish_reason: FinishReason,
     /// Which stop text or token ended it.
     pub stop_reason: Option<StopReason>,
-    /// What made which of its tokens.
+    /// Which weights and patches made which of its tokens.
     pub weight_versions: Vec<TokenVersion>,
     /// Tokens of its prompt that came from the prefix cache.
     pub cached_tokens: usize,
@@ -184,7 +182,7 @@ impl Running {
         Ok(outputs)
     }
 
-    /// Weights that the trainer called by another name since they were published.
+    /// Gives the weights in an event the name that the trainer gave them after they were published.
     fn named(&self, event: &mut Event) {
         match event {
             Event::Started(started) => self.app.rl.name(&mut started.version),

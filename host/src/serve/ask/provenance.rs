@@ -42,7 +42,7 @@ impl From<&TokenVersion> for WeightVersion {
     }
 }
 
-/// All of a sequence.
+/// What made the tokens of a sequence, range by range.
 pub fn weight_versions(versions: &[TokenVersion]) -> Vec<WeightVersion> {
     versions.iter().map(WeightVersion::from).collect()
 }

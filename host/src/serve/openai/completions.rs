@@ -285,7 +285,7 @@ impl Chunks for Stream {
                 let opening = self.answer.opening(index, started.prompt_logprobs.as_deref(), &mut offset);
                 let choice = &mut self.choices[index];
                 (choice.offset, choice.cached) = (offset, started.cached_tokens);
-                // Sent where it holds something.
+                // An opening that holds nothing is not sent.
                 if opening.text.is_empty() && opening.prompt_token_ids.is_none() && opening.prompt_logprobs.is_none() {
                     return Ok(Vec::new());
                 }
@@ -331,7 +331,6 @@ impl Chunks for Stream {
     }
 }
 
-/// The route.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(completions))
 }

@@ -11,7 +11,6 @@ use crate::serve::ask::number;
 /// How tokens are written.
 #[derive(Clone, Copy)]
 pub struct Writer<'a> {
-    /// Knows their texts.
     pub tokenizer: &'a Tokenizer,
     /// `token_id:N` instead of the text.
     pub as_ids: bool,
@@ -42,7 +41,7 @@ pub struct CompletionLogprobs {
 }
 
 impl CompletionLogprobs {
-    /// Adds a token whose text begins at `offset`; where the next one's begins.
+    /// Adds a token whose text begins at character `offset`. Returns where the text of the next token begins.
     pub fn push(&mut self, id: u32, logprob: Option<&TokenLogprob>, offset: usize, writer: Writer<'_>) -> usize {
         let text = writer.token(id);
         let len = if writer.as_ids {

@@ -16,7 +16,6 @@ use utoipa_axum::router::OpenApiRouter;
 
 use super::state::App;
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().merge(completions::routes()).merge(chat::routes()).merge(models::routes())
 }

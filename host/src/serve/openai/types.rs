@@ -30,7 +30,7 @@ pub struct PromptTokensDetails {
 }
 
 impl Usage {
-    /// Of `prompts` tokens, `completion` tokens, `cached` of the prompts.
+    /// Usage of that many tokens; `cached_tokens` of the prompts came from the prefix cache.
     pub fn new(prompt_tokens: usize, completion_tokens: usize, cached_tokens: usize) -> Self {
         Self {
             prompt_tokens,

@@ -169,7 +169,6 @@ async fn resume_memory_occupation(
     Ok(Json(Success::good("Memory resumed.")))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(pause_generation))

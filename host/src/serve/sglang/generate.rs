@@ -37,7 +37,7 @@ pub enum OneOrMany<T> {
 }
 
 impl<T: Clone> OneOrMany<T> {
-    /// That of prompt `i` of `n`.
+    /// The value for prompt `i` of `n`. A list must have one value for each prompt.
     fn at(this: Option<&Self>, i: usize, n: usize, name: &str) -> ApiResult<Option<T>> {
         match this {
             None => Ok(None),
@@ -316,7 +316,7 @@ fn stream(app: &Arc<App>, request: &GenerateRequest, pieces: Vec<Piece>) -> SgRe
     Ok(sse::stream(running, Stream { app: Arc::clone(app), abouts, n, outputs, began: Instant::now() }))
 }
 
-/// Every event holds all so far, as SGLang sends it.
+/// A stream as SGLang sends it: each event holds everything that was generated so far.
 struct Stream {
     app: Arc<App>,
     abouts: Vec<About>,
@@ -384,7 +384,6 @@ async fn health_generate(State(app): State<Arc<App>>) -> ApiResult<StatusCode> {
     Ok(StatusCode::OK)
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(generate)).routes(routes!(get_model_info)).routes(routes!(health_generate))
 }

@@ -141,7 +141,6 @@ async fn unload_lora_adapter_sglang(
     Ok(Json(loaded(&app, format!("Unloaded adapter {}.", clean(&body.lora_name, NAME)))))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(load_lora_adapter_sglang))

@@ -17,7 +17,6 @@ use utoipa_axum::router::OpenApiRouter;
 use super::state::App;
 use answer::in_sglang_form;
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .merge(control::routes())

@@ -51,7 +51,6 @@ async fn update_weights_from_ipc(_who: RlControl) -> SgError {
     pickle::refuse_field("zmq_handles").into()
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(update_weights_from_distributed))

@@ -332,7 +332,6 @@ async fn weights_checker(
     }))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(update_weights_from_disk))

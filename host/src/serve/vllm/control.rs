@@ -163,7 +163,6 @@ async fn reset_encoder_cache(_who: RlControl) -> Json<Status> {
     Json(Status { status: "reset" })
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(pause))

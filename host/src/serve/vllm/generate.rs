@@ -217,7 +217,6 @@ impl Chunks for Stream {
     }
 }
 
-/// The route.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(generate))
 }

@@ -158,7 +158,6 @@ fn info(app: &App) -> Value {
     })
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(weight_info))

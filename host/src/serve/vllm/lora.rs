@@ -45,7 +45,6 @@ async fn unload_lora_adapter(
     Ok(format!("Success: LoRA adapter '{}' removed successfully.", clean(&body.lora_name, NAME)))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(load_lora_adapter)).routes(routes!(unload_lora_adapter))
 }

@@ -113,7 +113,6 @@ async fn release_kv_cache_memory(_who: RlControl, State(app): State<Arc<App>>) -
     Ok(Json(Status { status: "released" }))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(sleep))

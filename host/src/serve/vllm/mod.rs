@@ -14,7 +14,6 @@ use utoipa_axum::router::OpenApiRouter;
 
 use super::state::App;
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .merge(control::routes())

@@ -211,7 +211,6 @@ async fn abort_weight_update(_who: RlControl, State(app): State<Arc<App>>) -> Ap
     Ok(Json(Message { message: message.to_string() }))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(init_weight_transfer_engine))

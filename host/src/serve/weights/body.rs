@@ -18,21 +18,21 @@ use crate::serve::json::{Limits, parse, read};
 pub struct Payload {
     /// The query of the URL.
     pub query: HashMap<String, String>,
-    /// The body.
+    /// The body, by its content type.
     pub content: Content,
     /// Most bytes that are read of a file which the body names.
     limit: usize,
 }
 
-/// A body that may hold tensors.
+/// The body itself, told apart by its content type.
 pub enum Content {
-    /// Nothing.
+    /// There is no body.
     Empty,
-    /// JSON.
+    /// JSON: what it means is the endpoint's.
     Json(Value),
-    /// safetensors bytes.
+    /// The bytes of a safetensors file.
     Safetensors(Bytes),
-    /// Length, JSON, raw bytes.
+    /// Eight bytes of length, JSON of that length, raw bytes.
     Framed(Bytes),
     /// Raw bytes that the URL or a header describes.
     Raw(Vec<UpdateInfo>, Bytes),

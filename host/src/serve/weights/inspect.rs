@@ -89,7 +89,7 @@ pub fn values(engine: &Engine, weights: &WeightSet, name: &str, truncate: usize)
     nested(&parts, &shape, truncate)
 }
 
-/// Rows of all parts, one after the other, cut and folded into the shape.
+/// The rows of all parts, one after the other: the first `truncate` of them, as nested lists of the given shape.
 fn nested(parts: &[Part], shape: &[usize], truncate: usize) -> ApiResult<Value> {
     let first = shape.first().copied().unwrap_or(1).min(truncate);
     let inner: usize = shape.iter().skip(1).product();

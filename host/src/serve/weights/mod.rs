@@ -3,14 +3,14 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`update`] | the open update: begin, send, finish, abort; what the live weights are called |
-//! | [`body`] | the body of a request, with what the URL and the headers say about it |
-//! | [`meta`] | what a trainer says about bytes: `update_info`, `bucket_meta` |
-//! | [`piece`], [`dtype`] | bytes taken apart into tensors and parts of tensors |
-//! | [`pickle`] | pickles are recognized and refused, never read |
-//! | [`roots`] | files and folders that a request may name |
-//! | [`inspect`] | checksums and values of the live weights |
-//! | [`refused`] | why weights were not taken, as answers over HTTP |
+//! | `update` | the open update: begin, send, finish, abort; what the live weights are called |
+//! | `body` | the body of a request, with what the URL and the headers say about it |
+//! | `meta` | what a trainer says about bytes: `update_info`, `bucket_meta` |
+//! | `piece`, `dtype` | bytes taken apart into tensors and parts of tensors |
+//! | `pickle` | pickles are recognized and refused, never read |
+//! | `roots` | files and folders that a request may name |
+//! | `inspect` | checksums and values of the live weights |
+//! | `refused` | why weights were not taken, as answers over HTTP |
 //!
 //! Tensors come in four forms, all little endian and row-major:
 //! - **safetensors** bytes. A tensor that is sent in parts comes as a one-dimensional `U8` tensor under its own name, and

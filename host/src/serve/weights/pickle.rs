@@ -26,7 +26,7 @@ pub fn is_pickle_base64(text: &str) -> bool {
     base64::engine::general_purpose::STANDARD.decode(&head[..whole]).is_ok_and(|bytes| is_pickle(&bytes))
 }
 
-/// Refuses a pickle.
+/// Refuses bytes that are a pickle.
 pub fn refuse(what: &str, bytes: &[u8]) -> Result<(), BodyError> {
     if is_pickle(bytes) { Err(BodyError::Pickle(refusal(what))) } else { Ok(()) }
 }

@@ -62,7 +62,7 @@ impl From<LiveError> for ApiError {
     }
 }
 
-/// Why weights were not taken: 422 where their form was right and they were not.
+/// Why a refit did not take weights.
 fn refit(error: RuntimeError) -> ApiError {
     let (code, refusal) = match error {
         RuntimeError::Refit(r) => ("refit_refused", r),

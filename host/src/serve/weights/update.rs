@@ -33,7 +33,7 @@ use crate::serve::metrics::{Metrics, WeightUpdate};
 const ABANDONED: Duration = Duration::from_secs(600);
 /// Largest body of the endpoints that take weights, unless told otherwise.
 const MAX_BODY: usize = 2 << 30;
-/// Longest name of a version.
+/// Most bytes of the name of a version.
 const VERSION: usize = 200;
 
 /// What the endpoints for trainers share: who may use them, the update that is open, what the live weights are called.
@@ -54,7 +54,7 @@ pub struct RlState {
 
 /// Weights that were called by another name.
 struct Renamed {
-    /// Their set.
+    /// Id of the set of weights.
     id: u64,
     /// What they were published as.
     label: String,
@@ -62,10 +62,10 @@ struct Renamed {
     name: String,
 }
 
-/// An open update.
+/// An update that has begun and not ended.
 struct Open {
     update: Update,
-    /// It was opened by a chunk (TRL has no call for it).
+    /// It was opened by its first tensor (TRL has no call for it).
     implicit: bool,
     last: Instant,
     /// In the metrics for as long as it is open.
@@ -133,7 +133,7 @@ impl RlState {
         lock(&self.open).is_some()
     }
 
-    /// Whether an update is open that nobody began by a call.
+    /// Whether an update is open that its first tensor began, and no call (TRL has none for it).
     pub fn is_implicit(&self) -> bool {
         lock(&self.open).as_ref().is_some_and(|open| open.implicit)
     }
@@ -151,7 +151,7 @@ impl RlState {
         *lock(&self.renamed) = Some(Renamed { id: weights.id(), label: weights.label().to_string(), name });
     }
 
-    /// The name in what an answer says about its tokens.
+    /// Gives the weights in what an answer says about its tokens the name that the trainer gave them last.
     pub fn name(&self, version: &mut TokenVersion) {
         if let Some(renamed) = &*lock(&self.renamed)
             && renamed.label == version.version
@@ -225,7 +225,7 @@ impl RlState {
         lock(&self.open).take().is_some()
     }
 
-    /// A whole update in one request.
+    /// A whole update at once, as one request brings it; an update that is open stays so.
     pub fn whole(&self, begin: Begin, pieces: &[Piece], actor: &Actor) -> ApiResult<Published> {
         let _time = self.metrics.weight_update("update");
         let mut update = self.live.open_update(begin, actor)?;
@@ -282,7 +282,8 @@ impl RlState {
         }
     }
 
-    /// Values of a live tensor as nested lists; see [`inspect::values`].
+    /// Values of a live tensor as nested lists, by its name in the checkpoint or in the runtime, FP8 widened; only the first
+    /// `truncate` entries of its first dimension.
     pub fn values(&self, name: &str, truncate: usize) -> ApiResult<Value> {
         let engine = self.live.engine();
         inspect::values(engine, &*engine.live()?, name, truncate)
