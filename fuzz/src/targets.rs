@@ -187,22 +187,22 @@ pub fn ledger(bytes: &[u8]) {
 
 /// Bodies that carry weights: framed, safetensors, base64.
 pub fn weights_body(bytes: &[u8]) {
-    use patchhost::serve::weights_body as body;
+    use patchhost::serve::weights as body;
     let shared = || bytes.to_vec().into();
     let _ = body::framed("fuzz", shared()).map(|pieces| inside(&pieces, bytes.len()));
     let _ = body::safetensors("fuzz", shared()).map(|pieces| inside(&pieces, bytes.len()));
     let _ = body::base64_bytes("fuzz", &String::from_utf8_lossy(bytes));
 }
 
-fn inside(pieces: &[patchhost::serve::weights_body::Piece], most: usize) {
+fn inside(pieces: &[patchhost::serve::weights::Piece], most: usize) {
     assert!(pieces.iter().all(|piece| piece.data.len() <= most), "a piece is larger than its body");
 }
 
 /// JSON requests.
 pub fn request(bytes: &[u8]) {
-    use patchhost::serve::{json, weights_body as body};
-    let _ = json::parse::<body::UpdateInfo>(bytes);
-    let _ = json::parse::<body::BucketMeta>(bytes).map(body::BucketMeta::entries);
-    let _ = json::parse::<patchhost::serve::openai::completions::CompletionRequest>(bytes);
-    let _ = json::parse::<patchhost::serve::openai::chat::ChatRequest>(bytes);
+    use patchhost::serve::{self, weights as body};
+    let _ = serve::parse_json::<body::UpdateInfo>(bytes);
+    let _ = serve::parse_json::<body::BucketMeta>(bytes).map(body::BucketMeta::entries);
+    let _ = serve::parse_json::<serve::CompletionRequest>(bytes);
+    let _ = serve::parse_json::<serve::ChatRequest>(bytes);
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequest, Query, Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -12,15 +12,13 @@ use utoipa_axum::routes;
 
 use super::auth::Admin;
 use super::error::{ApiError, ApiResult, ErrorBody};
-use super::json::{Json, parse};
-use super::rl_body::{OptionalJson, read};
-use super::state::App;
-use super::vllm::bad_query;
-use super::weight_sync::blocking;
+use super::json::{Json, OptionalJson, UrlQuery, parse, read};
+use super::state::{App, blocking};
 use crate::audit::Caps;
 use crate::base::Digest;
 use crate::base::text::clean;
-use crate::patch::{Actor, Candidate, Mode, SwapRequest, When, bundled::bundled};
+use crate::live::LiveError;
+use crate::patch::{Candidate, Mode, SwapRequest, When, bundled::bundled};
 
 /// Most records of one answer.
 const MOST_RECORDS: usize = 1000;
@@ -64,9 +62,9 @@ pub struct LedgerQuery {
 async fn ledger(
     _who: Admin,
     State(app): State<Arc<App>>,
-    query: Result<Query<LedgerQuery>, axum::extract::rejection::QueryRejection>,
+    UrlQuery(query): UrlQuery<LedgerQuery>,
 ) -> ApiResult<Json<Value>> {
-    let last = query.map_err(bad_query)?.0.last.unwrap_or(50).min(MOST_RECORDS);
+    let last = query.last.unwrap_or(50).min(MOST_RECORDS);
     let ledger = app.live.ledger();
     shown(serde_json::json!({ "head": ledger.head(), "entries": ledger.recent(last) }))
 }
@@ -102,7 +100,7 @@ impl FromRequest<Arc<App>> for ToStage {
     async fn from_request(request: Request, app: &Arc<App>) -> ApiResult<Self> {
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
         let mime = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        let pairs = Query::<Vec<(String, String)>>::try_from_uri(request.uri()).map_err(bad_query)?.0;
+        let UrlQuery(pairs) = UrlQuery::<Vec<(String, String)>>::of(request.uri())?;
         let limit = Caps::default().bytes;
         // Base64 is not taken, so the component itself is the largest body.
         let bytes = read(request.into_body(), limit, "component").await?;
@@ -133,7 +131,7 @@ impl FromRequest<Arc<App>> for ToStage {
             }
         }
         let name = staged.name.clone().unwrap_or_else(|| "component".to_string());
-        let candidate = Candidate::from_bytes(&name, bytes.to_vec()).map_err(crate::live::LiveError::from)?;
+        let candidate = Candidate::from_bytes(&name, bytes.to_vec()).map_err(LiveError::from)?;
         Ok(Self { candidate, settings: settings(staged.settings)?, sha256: staged.sha256 })
     }
 }
@@ -148,7 +146,7 @@ fn of_json(app: &App, request: StageRequest) -> ApiResult<ToStage> {
         (Some(path), None) => {
             let bytes = app.roots.read(path, Caps::default().bytes as u64)?;
             let name = request.name.as_deref().unwrap_or(path);
-            Candidate::from_bytes(name, bytes).map_err(crate::live::LiveError::from)?
+            Candidate::from_bytes(name, bytes).map_err(LiveError::from)?
         }
         (None, Some(name)) => bundled(name).ok_or_else(|| {
             let known: Vec<&str> = crate::patch::bundled::BUNDLED.iter().map(|(name, _)| *name).collect();
@@ -234,7 +232,7 @@ async fn swap(Admin(actor): Admin, State(app): State<Arc<App>>, Json(body): Json
         force: body.force,
         reason: body.reason,
     };
-    shown(changed(&app, move |app, actor| Ok(app.live.swap(&request, actor)?), actor).await?)
+    shown(blocking(&app, move |app| Ok(app.live.swap(&request, &actor)?)).await?)
 }
 
 /// Body of `/admin/v1/rollback`.
@@ -259,7 +257,7 @@ async fn rollback(
     OptionalJson(body): OptionalJson<Rollback>,
 ) -> ApiResult<Json<Value>> {
     let when = when(body.when.as_deref())?;
-    shown(changed(&app, move |app, actor| Ok(app.live.rollback(when, body.reason, actor)?), actor).await?)
+    shown(blocking(&app, move |app| Ok(app.live.rollback(when, body.reason, &actor)?)).await?)
 }
 
 /// Body of `/admin/v1/mode`.
@@ -283,16 +281,7 @@ async fn set_mode(
     Json(body): Json<SetMode>,
 ) -> ApiResult<Json<Value>> {
     let (mode, when) = (mode(Some(&body.mode))?, when(body.when.as_deref())?);
-    shown(changed(&app, move |app, actor| Ok(app.live.set_mode(mode, when, actor)?), actor).await?)
-}
-
-/// A change of the weights' patches: prefixes of other weights are of no use.
-async fn changed<T: Send + 'static>(
-    app: &Arc<App>,
-    change: impl FnOnce(&Arc<App>, &Actor) -> ApiResult<T> + Send + 'static,
-    actor: Actor,
-) -> ApiResult<T> {
-    blocking(app, move |app| change(app, &actor)).await
+    shown(blocking(&app, move |app| Ok(app.live.set_mode(mode, when, &actor)?)).await?)
 }
 
 /// Body of `/admin/v1/cancel`.
@@ -346,7 +335,7 @@ async fn quarantine(
 ) -> ApiResult<Json<Done>> {
     let component = digest(&body.digest, "digest")?;
     blocking(&app, move |app| {
-        Ok(app.live.board().quarantine(component, &body.reason, &actor).map_err(crate::live::LiveError::from)?)
+        Ok(app.live.board().quarantine(component, &body.reason, &actor).map_err(LiveError::from)?)
     })
     .await?;
     Ok(Json(Done { done: true }))
@@ -364,7 +353,7 @@ async fn unquarantine(
 ) -> ApiResult<Json<Done>> {
     let component = digest(&body.digest, "digest")?;
     let done = blocking(&app, move |app| {
-        Ok(app.live.board().unquarantine(&component, &body.reason, &actor).map_err(crate::live::LiveError::from)?)
+        Ok(app.live.board().unquarantine(&component, &body.reason, &actor).map_err(LiveError::from)?)
     })
     .await?;
     Ok(Json(Done { done }))
@@ -388,7 +377,6 @@ fn mode(text: Option<&str>) -> ApiResult<Mode> {
         .map_err(|why: String| ApiError::bad("`mode`", why, "give live, shadow or canary=N%").param("mode"))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(patches))

@@ -11,9 +11,8 @@
 //! Tokens come in the `Authorization` header only, never in a URL, which ends in logs.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRef, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use hmac::{Hmac, KeyInit, Mac};
@@ -21,7 +20,6 @@ use patchhost_runtime::error::Refusal;
 use sha2::Sha256;
 
 use super::error::ApiError;
-use super::state::{App, Via};
 use crate::base::text::clean;
 use crate::patch::Actor;
 
@@ -44,7 +42,7 @@ impl std::fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// Of a token's bytes.
+    /// Keeps a token's keyed digest, and forgets its bytes.
     pub fn new(token: &[u8]) -> Self {
         let key: [u8; 32] = rand::random();
         let tag = mac(&key, token).map(|m| m.finalize().into_bytes().into()).unwrap_or(key);
@@ -94,6 +92,17 @@ fn mac(key: &[u8; 32], token: &[u8]) -> Option<Hmac<Sha256>> {
     Some(mac)
 }
 
+/// Over which listener a request came: an extension of every request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// A TCP port: whoever can reach it.
+    Tcp,
+    /// A unix socket given to `--listen`.
+    Unix,
+    /// The unix socket given to `--admin`: its file mode is the permission.
+    Admin,
+}
+
 /// The user at the other end of a unix socket, as the kernel knows it: an extension of every request over one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerUid(pub u32);
@@ -101,7 +110,7 @@ pub struct PeerUid(pub u32);
 /// Where a request came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
-    /// Over which listener.
+    /// The listener it came over.
     pub via: Via,
     /// The user, where the kernel says it.
     pub uid: Option<u32>,
@@ -125,12 +134,12 @@ impl Caller {
 pub struct AdminAuth {
     /// The unix socket of the admin API.
     pub socket: Option<PathBuf>,
-    /// The admin token.
+    /// What `Authorization: Bearer …` must say over any other listener; without it nobody is let in there.
     pub token: Option<Secret>,
 }
 
 impl AdminAuth {
-    /// Whoever asks, or why it is refused.
+    /// Who asks, in the words of the ledger; an error says why it is not allowed.
     pub fn allow(&self, caller: Caller, headers: &HeaderMap) -> Result<Actor, ApiError> {
         if caller.via == Via::Admin {
             return match caller.uid {
@@ -169,7 +178,7 @@ pub enum RlMode {
     Token,
 }
 
-/// What `--rl` and its token come to.
+/// Who may control weights, adapters, pauses and caches, once `--rl` and the token files have been read.
 #[derive(Debug, Clone, Default)]
 pub struct RlAuth {
     access: Access,
@@ -207,7 +216,7 @@ impl RlAuth {
         Ok(Self { access })
     }
 
-    /// Whoever asks, or why it is refused.
+    /// Who asks, in the words of the ledger; an error says why it is not allowed.
     pub fn allow(&self, caller: Caller, headers: &HeaderMap) -> Result<Actor, ApiError> {
         match &self.access {
             Access::Off => Err(forbidden(
@@ -252,11 +261,14 @@ impl RlAuth {
 #[derive(Debug, Clone)]
 pub struct RlControl(pub Actor);
 
-impl FromRequestParts<Arc<App>> for RlControl {
+impl<S: Send + Sync> FromRequestParts<S> for RlControl
+where
+    RlAuth: FromRef<S>,
+{
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        app.rl.auth.allow(Caller::of(parts), &parts.headers).map(Self)
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        RlAuth::from_ref(state).allow(Caller::of(parts), &parts.headers).map(Self)
     }
 }
 
@@ -264,11 +276,14 @@ impl FromRequestParts<Arc<App>> for RlControl {
 #[derive(Debug, Clone)]
 pub struct Admin(pub Actor);
 
-impl FromRequestParts<Arc<App>> for Admin {
+impl<S: Send + Sync> FromRequestParts<S> for Admin
+where
+    AdminAuth: FromRef<S>,
+{
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        app.admin.allow(Caller::of(parts), &parts.headers).map(Self)
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        AdminAuth::from_ref(state).allow(Caller::of(parts), &parts.headers).map(Self)
     }
 }
 

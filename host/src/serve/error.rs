@@ -24,7 +24,7 @@ pub struct ApiError {
     retry_after: Option<u32>,
 }
 
-/// What a handler gives.
+/// What a handler gives: an answer, or the error that takes its place.
 pub type ApiResult<T> = Result<T, ApiError>;
 
 /// The body of every error.
@@ -127,7 +127,7 @@ impl ApiError {
         self.status
     }
 
-    /// The three parts.
+    /// What was refused, why, and what to do next.
     pub fn refusal(&self) -> &Refusal {
         &self.refusal
     }

@@ -1,9 +1,9 @@
-//! Whether the server lives, is ready, and what it runs.
+//! Whether the server lives, is ready, what it runs, and its metrics.
 
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -83,7 +83,16 @@ struct Version {
     version: &'static str,
 }
 
-/// The routes.
+/// Prometheus metrics
+#[utoipa::path(get, path = "/metrics", tag = "server", responses(
+    (status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"),
+))]
+async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let text = app.metrics.text().map_err(|e| ApiError::internal(&e))?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(health))
@@ -91,4 +100,5 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(readyz))
         .routes(routes!(version))
         .routes(routes!(status))
+        .routes(routes!(metrics))
 }

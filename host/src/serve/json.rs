@@ -1,12 +1,14 @@
-//! JSON bodies: as axum reads them, with errors in OpenAI's form that name the field.
+//! Bodies and queries: as axum reads them, with errors in OpenAI's form that name the field.
 
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{FromRequest, Request};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{FromRef, FromRequest, FromRequestParts, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use utoipa::PartialSchema;
@@ -51,8 +53,87 @@ impl<S: Send + Sync, T: DeserializeOwned + PartialSchema> FromRequest<S> for Jso
     }
 }
 
+/// How many bytes the body of a request may have: what extractors ask the server's state for.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// A body without weights.
+    pub body: usize,
+    /// A body that holds weights or an adapter.
+    pub weights: usize,
+}
+
+/// A JSON body, or none at all, which is the default of the type.
+#[derive(Debug, Clone, Copy)]
+pub struct OptionalJson<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJson<T>
+where
+    Limits: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let bytes = read(request.into_body(), Limits::from_ref(state).body, "--max-body").await?;
+        if bytes.trim_ascii().is_empty() {
+            return Ok(Self(T::default()));
+        }
+        parse(&bytes).map(Self)
+    }
+}
+
+/// The query of a URL, with errors in OpenAI's form.
+#[derive(Debug, Clone, Copy)]
+pub struct UrlQuery<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for UrlQuery<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        Self::of(&parts.uri)
+    }
+}
+
+impl<T: DeserializeOwned> UrlQuery<T> {
+    /// The query of this URL, for extractors that read more of the request than the query.
+    pub fn of(uri: &Uri) -> Result<Self, ApiError> {
+        Query::try_from_uri(uri).map(|Query(query)| Self(query)).map_err(|rejection: QueryRejection| {
+            let why = clean(&rejection.body_text(), 300);
+            ApiError::bad("the query of the URL", why, "see GET /openapi.json for its parameters")
+        })
+    }
+}
+
+/// The whole body, at most `limit` bytes of it; `flag` is the option that raises the limit.
+pub async fn read(body: Body, limit: usize, flag: &str) -> Result<Bytes, ApiError> {
+    let mut stream = body.into_data_stream();
+    let mut first: Option<Bytes> = None;
+    let mut all = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|_| ApiError::bad("the request's body", "it ended too early", "send it again"))?;
+        let had = first.as_ref().map_or(0, Bytes::len) + all.len();
+        if had.saturating_add(chunk.len()) > limit {
+            return Err(ApiError::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body_too_large",
+                "the request's body",
+                format!("it is larger than the {limit} bytes that this endpoint takes"),
+                format!("send it in several requests, or start the server with a larger {flag}"),
+            ));
+        }
+        match (&first, all.is_empty()) {
+            (None, true) => first = Some(chunk),
+            _ => {
+                all.extend_from_slice(&first.take().unwrap_or_default());
+                all.extend_from_slice(&chunk);
+            }
+        }
+    }
+    // A body that came at once is not copied.
+    Ok(first.unwrap_or_else(|| Bytes::from(all)))
+}
+
 /// A body that could not be read whole.
-pub fn unread(rejection: BytesRejection) -> ApiError {
+fn unread(rejection: BytesRejection) -> ApiError {
     match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,

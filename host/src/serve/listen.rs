@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::state::Via;
+use super::auth::Via;
 
 /// An address as it is given on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// `HOST:PORT`; port 0 takes a free one.
     Tcp(String),
-    /// `unix:PATH`.
+    /// `unix:PATH`, a socket that the server makes.
     Unix(PathBuf),
 }
 
@@ -56,10 +56,10 @@ impl fmt::Display for Address {
     }
 }
 
-/// An open listener.
+/// An address that the server listens on.
 pub struct Listener {
     kind: Kind,
-    /// Over what requests come.
+    /// What requests over it are marked with.
     pub via: Via,
 }
 
@@ -77,9 +77,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// A connection.
 pub enum Stream {
-    /// Over TCP.
     Tcp(TcpStream),
     /// Over a unix socket.
     Unix(UnixStream),
@@ -126,7 +124,7 @@ impl Listener {
         Ok(Self { kind: Kind::Unix(listener, SocketFile(path.into())), via })
     }
 
-    /// The next connection.
+    /// Waits for the next connection.
     pub async fn accept(&self) -> io::Result<Stream> {
         match &self.kind {
             Kind::Tcp(listener) => {

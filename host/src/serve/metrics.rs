@@ -1,12 +1,9 @@
-//! `/metrics`: what dashboards of vLLM read, by its names, and what patches do, as `patchhost_*`.
+//! Counters and clocks: what dashboards of vLLM read, by its names, and what patches do, as `patchhost_*`.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::State;
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
 use patchhost_runtime::generate::FinishReason;
 use patchhost_runtime::scheduler::Scheduler;
 use prometheus_client::collector::Collector;
@@ -17,11 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use utoipa_axum::router::OpenApiRouter;
-use utoipa_axum::routes;
 
-use super::error::ApiError;
-use super::state::App;
 use crate::live::LiveModel;
 
 /// Seconds of vLLM's histograms, with finer steps at the lower end: models here are small.
@@ -108,7 +101,7 @@ impl Metrics {
         self.between_tokens.observe(after.as_secs_f64());
     }
 
-    /// A sequence ended.
+    /// A sequence ended so long after its request came.
     pub fn finished(&self, reason: FinishReason, after: Duration) {
         self.end_to_end.observe(after.as_secs_f64());
         self.success.get_or_create(&vec![("finished_reason", reason_name(reason).to_string())]).inc();
@@ -120,7 +113,7 @@ impl Metrics {
         self.answers.get_or_create(&labels).inc();
     }
 
-    /// Times an operation of a weight update until the result is dropped.
+    /// Counts an operation of a weight update as running, and measures its time, until what is returned is dropped.
     pub fn weight_update(self: &Arc<Self>, operation: &'static str) -> WeightUpdate {
         self.updates_in_flight.inc();
         WeightUpdate { metrics: Arc::clone(self), operation, since: Instant::now() }
@@ -134,7 +127,7 @@ impl Metrics {
     }
 }
 
-/// The name of a reason in answers and metrics.
+/// Why a sequence ended, in the words of answers and metrics.
 pub fn reason_name(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
@@ -159,7 +152,7 @@ impl Drop for WeightUpdate {
     }
 }
 
-/// Writes one metric without a family.
+/// Writes a metric that has one value and no labels.
 fn put(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, metric: &impl EncodeMetric) -> fmt::Result {
     metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
 }
@@ -284,19 +277,4 @@ impl PatchCollector {
         }
         Ok(())
     }
-}
-
-/// Prometheus metrics
-#[utoipa::path(get, path = "/metrics", tag = "server", responses(
-    (status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"),
-))]
-async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    let text = app.metrics.text().map_err(|e| ApiError::internal(&e))?;
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
-}
-
-/// The route.
-pub fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(metrics))
 }

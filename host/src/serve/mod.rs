@@ -1,42 +1,41 @@
 //! `patchhost serve`: an HTTP server over a live model.
 //!
-//! | file | what |
+//! A dialect (`openai`, `vllm`, `sglang`, `trl`) only translates: it reads JSON by its names, calls what lies
+//! below, and answers in its form. Dialects never import each other. From the ground up:
+//!
+//! | room | what |
 //! |---|---|
-//! | [`state`] | what handlers share: [`App`] |
-//! | [`router`] | routes, layers, the OpenAPI document |
-//! | [`listen`], [`connections`] | ports and sockets, connections on them |
-//! | [`error`], [`json`] | errors in OpenAI's form, bodies |
-//! | [`generation`] | the sequences of one request, as events or whole |
-//! | [`openai`] | `/v1/completions`, `/v1/chat/completions`, `/v1/models` |
-//! | [`tokenize`] | `/tokenize`, `/detokenize` |
-//! | [`health`], [`metrics`] | liveness, readiness, status, Prometheus |
-//! | [`vllm`], [`sglang`], [`trl`], [`lora`] | what RL trainers use: pauses, weights, adapters, tokens in and out |
-//! | [`weight_sync`], [`weights_body`], [`rl_body`], [`roots`] | how weights come in: one update at a time, from bodies and files |
-//! | [`inspect`] | checksums and values of the live weights |
-//! | [`admin`], [`auth`] | which patches run, and who may say so |
+//! | `error`, `json` | errors in OpenAI's form; bodies and queries |
+//! | `auth`, `metrics` | who may do what; counters and clocks |
+//! | `weights` | how weights come in: one update at a time, from bodies and files |
+//! | `state` | what handlers share: [`App`] |
+//! | `control`, `adapters` | pauses and memory; adapters that come and go |
+//! | `ask` | asking for text: parameters, prompts, the sequences of one request |
+//! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/models` |
+//! | `vllm`, `sglang`, `trl` | what RL trainers use: pauses, weights, adapters, tokens in and out |
+//! | `tokenize`, `health`, `admin` | `/tokenize`, `/detokenize`; liveness, status, metrics; which patches run |
+//! | `router` | routes, layers, the OpenAPI document |
+//! | `listen`, `connections` | ports and sockets, connections on them |
 
-pub mod admin;
-pub mod auth;
-pub mod connections;
-pub mod error;
-pub mod generation;
-pub mod health;
-pub mod inspect;
-pub mod json;
-pub mod listen;
-pub mod lora;
-pub mod metrics;
-pub mod openai;
-pub mod rl_body;
-pub mod roots;
-pub mod router;
-pub mod sglang;
-pub mod state;
-pub mod tokenize;
-pub mod trl;
-pub mod vllm;
-pub mod weight_sync;
-pub mod weights_body;
+mod adapters;
+mod admin;
+mod ask;
+mod auth;
+mod connections;
+mod control;
+mod error;
+mod health;
+mod json;
+mod listen;
+mod metrics;
+mod openai;
+mod router;
+mod sglang;
+mod state;
+mod tokenize;
+mod trl;
+mod vllm;
+pub mod weights;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -44,10 +43,11 @@ use std::time::Duration;
 
 pub use auth::{AdminAuth, RlAuth, RlMode, Secret};
 pub use error::{ApiError, ApiResult};
-pub use json::Json;
+pub use json::parse as parse_json;
 pub use listen::{Address, Listener};
-pub use roots::Roots;
-pub use state::{App, ServeOptions, Via};
+pub use openai::{ChatRequest, CompletionRequest};
+pub use state::{App, ServeOptions};
+pub use weights::Roots;
 
 /// How long aborted requests get to send what they have.
 const LAST_WORDS: Duration = Duration::from_secs(2);

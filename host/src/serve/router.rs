@@ -14,9 +14,10 @@ use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
+use super::auth::Via;
 use super::error::ApiError;
-use super::state::{App, Via};
-use super::{admin, health, lora, metrics, openai, sglang, tokenize, trl, vllm};
+use super::state::App;
+use super::{admin, health, openai, sglang, tokenize, trl, vllm};
 use crate::base::text::clean;
 
 #[derive(utoipa::OpenApi)]
@@ -37,23 +38,16 @@ use crate::base::text::clean;
 )]
 struct Document;
 
-/// Every route with its part of the document. A module of endpoints joins here: one line.
+/// Every route with its part of the document. A new module of endpoints needs one line here.
 fn api() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .merge(openai::routes())
         .merge(tokenize::routes())
         .merge(health::routes())
-        .merge(metrics::routes())
         .merge(vllm::routes())
         .merge(sglang::routes())
         .merge(trl::routes())
-        .merge(lora::routes())
         .merge(admin::routes())
-}
-
-/// The OpenAPI document.
-pub fn document() -> OpenApi {
-    api().into_openapi()
 }
 
 /// What answers the requests of one listener.

@@ -1,20 +1,22 @@
-//! What every handler shares.
+//! What every handler shares: [`App`], made of what the lower rooms keep. Extractors of those rooms do not know it; they
+//! take their part of it by [`FromRef`].
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use axum::extract::FromRef;
 use patchhost_runtime::lora::Adapter;
 use patchhost_runtime::scheduler::{LogprobsMode, Scheduler};
 use patchhost_runtime::tokenizer::Tokenizer;
 use tokio::sync::watch;
 
-use super::auth::AdminAuth;
+use super::auth::{AdminAuth, RlAuth};
 use super::error::{ApiError, ApiResult};
+use super::json::Limits;
 use super::metrics::Metrics;
-use super::roots::Roots;
-use super::weight_sync::RlState;
+use super::weights::{RlState, Roots};
 use crate::base::text::clean;
 use crate::live::LiveModel;
 
@@ -54,18 +56,16 @@ impl Default for ServeOptions {
     }
 }
 
-/// Over which listener a request came: an extension of every request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Via {
-    /// A TCP port.
-    Tcp,
-    /// A unix socket given to `--listen`.
-    Unix,
-    /// The unix socket given to `--admin`: its file mode is the permission.
-    Admin,
+/// A part of the memory that can be put to sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Memory {
+    /// The weights; they stay in memory, and are not used.
+    Weights,
+    /// Keys and values, and the prefix cache: given back.
+    KvCache,
 }
 
-/// The server.
+/// What all handlers of a server share: the model behind it, its limits, and what happens to it.
 pub struct App {
     /// The model and its patches.
     pub live: Arc<LiveModel>,
@@ -75,25 +75,26 @@ pub struct App {
     pub scheduler: Scheduler,
     /// Name of the model for clients.
     pub served_name: String,
-    /// Limits.
+    /// Limits and names, as the command line gave them.
     pub options: ServeOptions,
-    /// Counters.
+    /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
     /// Folders that requests may name.
     pub roots: Roots,
     /// Who may change the server.
     pub admin: AdminAuth,
-    /// Weights on their way, and who may send them.
+    /// The weights that are on their way, and who may send them.
     pub rl: RlState,
     /// Seconds since 1970 when the server started, for `created` of the models.
     pub started: u64,
     draining: watch::Sender<bool>,
     sleeping: AtomicBool,
+    asleep: Mutex<BTreeSet<Memory>>,
     ids: Mutex<HashSet<String>>,
 }
 
 impl App {
-    /// A server that is not draining.
+    /// A server without roots and tokens, ready to take requests.
     pub fn new(
         live: Arc<LiveModel>,
         tokenizer: Arc<Tokenizer>,
@@ -102,6 +103,7 @@ impl App {
         options: ServeOptions,
     ) -> Self {
         let metrics = Arc::new(Metrics::new(&served_name, live.clone(), scheduler.clone()));
+        let rl = RlState::new(live.clone(), scheduler.clone(), metrics.clone());
         Self {
             live,
             tokenizer,
@@ -111,10 +113,11 @@ impl App {
             metrics,
             roots: Roots::default(),
             admin: AdminAuth::default(),
-            rl: RlState::default(),
+            rl,
             started: unix_seconds(),
             draining: watch::Sender::new(false),
             sleeping: AtomicBool::new(false),
+            asleep: Mutex::default(),
             ids: Mutex::default(),
         }
     }
@@ -144,6 +147,11 @@ impl App {
     /// Puts the server to sleep, or wakes it.
     pub fn set_sleeping(&self, sleeping: bool) {
         self.sleeping.store(sleeping, Ordering::Release);
+    }
+
+    /// Which parts of the memory were put to sleep.
+    pub fn asleep(&self) -> MutexGuard<'_, BTreeSet<Memory>> {
+        self.asleep.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The adapter that a request's `model` names; none for the served model itself.
@@ -187,6 +195,33 @@ impl App {
     }
 }
 
+impl FromRef<Arc<App>> for Limits {
+    fn from_ref(app: &Arc<App>) -> Self {
+        Self { body: app.options.max_body, weights: app.rl.max_body }
+    }
+}
+
+impl FromRef<Arc<App>> for RlAuth {
+    fn from_ref(app: &Arc<App>) -> Self {
+        app.rl.auth.clone()
+    }
+}
+
+impl FromRef<Arc<App>> for AdminAuth {
+    fn from_ref(app: &Arc<App>) -> Self {
+        app.admin.clone()
+    }
+}
+
+/// Runs work that takes long or waits on another thread: those that serve connections must never stand still.
+pub async fn blocking<T: Send + 'static>(
+    app: &Arc<App>,
+    work: impl FnOnce(&Arc<App>) -> ApiResult<T> + Send + 'static,
+) -> ApiResult<T> {
+    let app = Arc::clone(app);
+    tokio::task::spawn_blocking(move || work(&app)).await.map_err(|e| ApiError::internal(&e))?
+}
+
 /// The id of a running request; it is free again when this is dropped.
 pub struct RequestId {
     id: String,
@@ -194,7 +229,7 @@ pub struct RequestId {
 }
 
 impl RequestId {
-    /// The id.
+    /// The id as answers have it.
     pub fn as_str(&self) -> &str {
         &self.id
     }
@@ -206,12 +241,12 @@ impl Drop for RequestId {
     }
 }
 
-/// 32 hex digits.
+/// 32 hex digits, which no client can guess.
 fn random_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// Now, as OpenAI's `created`.
+/// Now, in seconds since 1970: OpenAI's `created`.
 pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -8,10 +8,9 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::ask::{ChatMessage, Conversation, check_bytes};
 use super::error::{ApiError, ApiResult, ErrorBody};
 use super::json::Json;
-use super::openai::messages::{ChatMessage, Conversation};
-use super::openai::prompt::check_bytes;
 use super::state::App;
 
 /// A text or a conversation.
@@ -138,7 +137,6 @@ async fn detokenize(
     Ok(Json(DetokenizeResponse { prompt: tokenizer.decode_all(&request.tokens)? }))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(tokenize)).routes(routes!(detokenize))
 }

@@ -12,16 +12,15 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::ask::{
+    Batch, Limit, Prompt, Running, SamplingParams, WeightVersion, check_choices, max_tokens, number, refuse,
+    weight_versions,
+};
 use super::auth::RlControl;
 use super::error::{ApiError, ApiResult, ErrorBody};
-use super::generation::{Batch, Limit, Running};
 use super::json::{Json, parse};
-use super::openai::prompt::{Prompt, check_choices, max_tokens};
-use super::rl_body::{Content, Payload};
-use super::state::App;
-use super::vllm::{SamplingParams, number};
-use super::weight_sync::{self, Published, begin_of, blocking};
-use super::weights_body::{self, BucketEntry, BucketMeta};
+use super::state::{App, blocking};
+use super::weights::{BucketEntry, BucketMeta, Content, Payload, Published, base64_bytes, begin_of, bucket};
 
 /// Liveness.
 #[derive(Debug, Serialize, ToSchema)]
@@ -113,7 +112,7 @@ pub struct GenerateResponse {
     /// Log probability of each token.
     pub logprobs: Vec<Vec<f64>>,
     /// Which weights made which sequence.
-    pub weight_versions: Vec<Vec<crate::serve::openai::types::WeightVersion>>,
+    pub weight_versions: Vec<Vec<WeightVersion>>,
 }
 
 /// Generate, as TRL asks for it
@@ -126,16 +125,15 @@ async fn generate(
     State(app): State<Arc<App>>,
     Json(request): Json<GenerateRequest>,
 ) -> ApiResult<Json<GenerateResponse>> {
-    let refused = [
-        ("images", &request.images, "the model takes text only"),
-        ("guided_decoding_regex", &request.guided_decoding_regex, "answers are plain text"),
-        ("structured_outputs_regex", &request.structured_outputs_regex, "answers are plain text"),
-    ];
-    for (name, value, why) in refused {
-        if value.as_ref().is_some_and(|v| !v.is_null()) {
-            return Err(ApiError::unsupported(name, why));
-        }
-    }
+    let plain = "answers are plain text";
+    refuse(
+        &[
+            ("images", &request.images, "the model takes text only"),
+            ("guided_decoding_regex", &request.guided_decoding_regex, plain),
+            ("structured_outputs_regex", &request.structured_outputs_regex, plain),
+        ],
+        |_, _| false,
+    )?;
     let more: SamplingParams = match &request.generation_kwargs {
         None | Some(Value::Null) => SamplingParams::default(),
         Some(value) => parse(value.to_string().as_bytes())?,
@@ -162,10 +160,7 @@ async fn generate(
         prompt_ids: prompts,
         completion_ids: outputs.iter().map(|o| o.token_ids.clone()).collect(),
         logprobs: outputs.iter().map(|o| o.logprobs.iter().map(|l| number(l.logprob)).collect()).collect(),
-        weight_versions: outputs
-            .iter()
-            .map(|o| crate::serve::openai::types::weight_versions(&o.weight_versions))
-            .collect(),
+        weight_versions: outputs.iter().map(|o| weight_versions(&o.weight_versions)).collect(),
     }))
 }
 
@@ -252,7 +247,7 @@ async fn update_named_param(
                     )
                     .param("data")
                 })?;
-                let bytes = weights_body::base64_bytes("`data`", &data)?;
+                let bytes = base64_bytes("`data`", &data)?;
                 let entry = BucketEntry {
                     name: body.name,
                     dtype: body.dtype,
@@ -261,14 +256,14 @@ async fn update_named_param(
                     nbytes: Some(bytes.len()),
                     tensor_offset: 0,
                 };
-                weights_body::bucket(BucketMeta::List(vec![entry]), &bytes)?
+                bucket(BucketMeta::List(vec![entry]), &bytes)?
             }
-            _ => payload.pieces(app)?,
+            _ => payload.pieces(&app.roots)?,
         };
         if !app.rl.is_open() {
-            weight_sync::begin(app, begin_of(None, None)?, true, &actor)?;
+            app.rl.begin(begin_of(None, None)?, true, &actor)?;
         }
-        weight_sync::send(app, &pieces)
+        app.rl.send(&pieces)
     })
     .await?;
     Ok(Message::plain(format!("Request received, {} parameters came so far", received.tensors_total)))
@@ -283,7 +278,7 @@ async fn update_named_param(
 async fn reset_prefix_cache(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Message>> {
     let published = blocking(&app, |app| {
         if app.rl.is_implicit() {
-            return weight_sync::finish(app, None).map(Some);
+            return app.rl.finish(None).map(Some);
         }
         app.scheduler.reset_prefix_cache();
         Ok(None)
@@ -292,7 +287,6 @@ async fn reset_prefix_cache(_who: RlControl, State(app): State<Arc<App>>) -> Api
     Ok(Json(Message { message: "Request received, resetting prefix cache".to_string(), published }))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(health))

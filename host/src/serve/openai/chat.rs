@@ -11,13 +11,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::logprobs::{ChatLogprobs, PromptLogprobs, Writer, chat as chat_logprob, prompt as prompt_logprobs};
-use super::messages::{ChatMessage, Conversation};
-use super::prompt::{check_choices, max_tokens};
-use super::request::{Asked, check_logprobs, request};
-use super::sse::{self, Chunks};
-use super::types::{PATCH_SET, Stopped, Usage, WeightVersion, fingerprint, patch_set, weight_versions};
+use super::request::{StreamOptions, request};
+use super::types::{PATCH_SET, Usage, fingerprint, patch_set};
+use crate::serve::ask::sse::{self, Chunks};
+use crate::serve::ask::{
+    Asked, Batch, ChatMessage, Conversation, Limit, Output, Running, Stopped, WeightVersion, check_choices,
+    check_logprobs, max_tokens, refuse, weight_versions,
+};
 use crate::serve::error::{ApiError, ApiResult, ErrorBody};
-use crate::serve::generation::{Batch, Limit, Output, Running};
 use crate::serve::json::Json;
 use crate::serve::metrics::reason_name;
 use crate::serve::state::{App, unix_seconds};
@@ -172,6 +173,8 @@ struct Answer {
     model: String,
     prompt: Vec<u32>,
     asked: Asked,
+    /// What a stream says about usage.
+    usage: StreamOptions,
     logprobs: bool,
     token_ids: bool,
     as_ids: bool,
@@ -193,10 +196,11 @@ struct Answer {
 async fn chat(State(app): State<Arc<App>>, Json(request): Json<ChatRequest>) -> ApiResult<Response> {
     request.refuse_unsupported()?;
     let adapter = app.adapter(request.model.as_deref())?;
-    let mut asked = request.sampling().asked(app.options.max_logprobs, app.options.logprobs_mode)?;
+    let mut asked = request.asked(&app)?;
+    let streamed = request.streamed()?;
     let logprobs = request.logprobs.unwrap_or(false);
-    check_logprobs("top_logprobs", request.top_logprobs, app.options.max_logprobs)?;
-    if request.top_logprobs.is_some_and(|n| n > 0) && !logprobs {
+    let top_logprobs = check_logprobs("top_logprobs", request.top_logprobs, app.options.max_logprobs)?;
+    if top_logprobs.is_some_and(|n| n > 0) && !logprobs {
         return Err(ApiError::bad(
             "`top_logprobs`",
             "`logprobs` is not true",
@@ -214,7 +218,7 @@ async fn chat(State(app): State<Arc<App>>, Json(request): Json<ChatRequest>) -> 
     let params = &mut asked.params;
     let asked_tokens = request.max_completion_tokens.or(request.max_tokens);
     params.max_tokens = max_tokens(&app, std::slice::from_ref(&prompt), asked_tokens)?;
-    params.logprobs = logprobs.then(|| request.top_logprobs.unwrap_or(0) as usize);
+    params.logprobs = logprobs.then(|| top_logprobs.unwrap_or(0));
     let id = app.claim("chatcmpl-", request.request_id.as_deref())?;
     let answer = Answer {
         id: id.as_str().to_string(),
@@ -226,9 +230,10 @@ async fn chat(State(app): State<Arc<App>>, Json(request): Json<ChatRequest>) -> 
         app: Arc::clone(&app),
         prompt: prompt.clone(),
         asked,
+        usage: streamed.clone().unwrap_or_default(),
     };
     let batch = Batch { prompts: vec![prompt], n: answer.asked.n, params: answer.asked.params.clone(), adapter };
-    if request.stream == Some(true) {
+    if streamed.is_some() {
         let running = Running::start(&app, id, batch, Limit::Idle)?;
         return Ok(sse::stream(
             running,
@@ -243,32 +248,27 @@ impl ChatRequest {
     fn refuse_unsupported(&self) -> ApiResult<()> {
         let text_only = "the model reads and writes text only";
         let no_tools = "this server calls no tools";
-        for (name, value, why) in [
-            ("tools", &self.tools, no_tools),
-            ("tool_choice", &self.tool_choice, no_tools),
-            ("functions", &self.functions, no_tools),
-            ("function_call", &self.function_call, no_tools),
-            ("modalities", &self.modalities, text_only),
-            ("audio", &self.audio, text_only),
-            ("prediction", &self.prediction, "predicted output is not used"),
-            ("web_search_options", &self.web_search_options, no_tools),
-            (
-                "chat_template",
-                &self.chat_template,
-                "a template is code; it is given when the server starts (--chat-template)",
-            ),
-            ("continue_final_message", &self.continue_final_message, "use /v1/completions to continue a text"),
-        ] {
-            if value.as_ref().is_some_and(|value| !harmless(value)) {
-                return Err(ApiError::unsupported(name, why));
-            }
-        }
-        Ok(())
+        let template = "a template is code; it is given when the server starts (--chat-template)";
+        refuse(
+            &[
+                ("tools", &self.tools, no_tools),
+                ("tool_choice", &self.tool_choice, no_tools),
+                ("functions", &self.functions, no_tools),
+                ("function_call", &self.function_call, no_tools),
+                ("modalities", &self.modalities, text_only),
+                ("audio", &self.audio, text_only),
+                ("prediction", &self.prediction, "predicted output is not used"),
+                ("web_search_options", &self.web_search_options, no_tools),
+                ("chat_template", &self.chat_template, template),
+                ("continue_final_message", &self.continue_final_message, "use /v1/completions to continue a text"),
+            ],
+            harmless,
+        )
     }
 }
 
 /// Values that clients send as defaults and that ask for nothing.
-fn harmless(value: &serde_json::Value) -> bool {
+fn harmless(_: &str, value: &serde_json::Value) -> bool {
     use serde_json::Value;
     match value {
         Value::Bool(false) => true,
@@ -338,7 +338,7 @@ impl Stream {
             created: answer.created,
             model: &answer.model,
             choices,
-            usage: answer.asked.continuous_usage.then(|| self.usage()),
+            usage: answer.usage.continuous_usage_stats.unwrap_or(false).then(|| self.usage()),
             system_fingerprint: fingerprint(&self.patch_set),
             patch_set: &self.patch_set,
             prompt_logprobs: None,
@@ -377,9 +377,6 @@ impl Chunks for Stream {
                 Ok(vec![sse::chunk(&self.chunk(vec![choice]))?])
             }
             Event::Done(done) => {
-                if let Some(error) = done.error {
-                    return Err(error.into());
-                }
                 if let Some(last) = done.weight_versions.last() {
                     self.patch_set.clone_from(&last.patches);
                 }
@@ -393,7 +390,7 @@ impl Chunks for Stream {
     }
 
     fn end(&mut self) -> ApiResult<Vec<String>> {
-        if !self.answer.asked.include_usage {
+        if !self.answer.usage.include_usage.unwrap_or(false) {
             return Ok(Vec::new());
         }
         let mut last = self.chunk(Vec::new());
@@ -402,7 +399,6 @@ impl Chunks for Stream {
     }
 }
 
-/// The route.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(chat))
 }

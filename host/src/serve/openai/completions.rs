@@ -11,12 +11,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::logprobs::{CompletionLogprobs, PromptLogprobs, Writer, prompt as prompt_logprobs};
-use super::prompt::{Prompt, check_choices, max_tokens};
-use super::request::{Asked, check_logprobs, request};
-use super::sse::{self, Chunks};
-use super::types::{PATCH_SET, Stopped, Usage, WeightVersion, fingerprint, patch_set, weight_versions};
+use super::request::{StreamOptions, request};
+use super::types::{PATCH_SET, Usage, fingerprint, patch_set};
+use crate::serve::ask::sse::{self, Chunks};
+use crate::serve::ask::{
+    Asked, Batch, Limit, Output, Prompt, Running, Stopped, WeightVersion, check_choices, check_logprobs, max_tokens,
+    refuse, weight_versions,
+};
 use crate::serve::error::{ApiError, ApiResult, ErrorBody};
-use crate::serve::generation::{Batch, Limit, Output, Running};
 use crate::serve::json::Json;
 use crate::serve::metrics::reason_name;
 use crate::serve::state::{App, unix_seconds};
@@ -66,7 +68,7 @@ pub struct CompletionResponse {
 }
 
 /// A sequence, or a piece of one.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct CompletionChoice {
     /// Which sequence: prompt times `n` plus number.
     pub index: usize,
@@ -103,6 +105,8 @@ struct Answer {
     /// The texts of the prompts, where they are echoed.
     echo: Option<Vec<String>>,
     asked: Asked,
+    /// What a stream says about usage.
+    usage: StreamOptions,
     logprobs: bool,
     /// Prompt log probabilities in vLLM's form were asked for (an echo with log probabilities needs them too).
     prompt_logprobs: bool,
@@ -124,17 +128,17 @@ struct Answer {
     (status = 503, description = "The server is going down", body = ErrorBody),
 ))]
 async fn completions(State(app): State<Arc<App>>, Json(request): Json<CompletionRequest>) -> ApiResult<Response> {
-    for (name, value, why) in [
-        ("suffix", &request.suffix, "the model writes behind a prompt, not into a gap"),
-        ("prompt_embeds", &request.prompt_embeds, "prompts are texts or token ids"),
-    ] {
-        if value.is_some() {
-            return Err(ApiError::unsupported(name, why));
-        }
-    }
+    refuse(
+        &[
+            ("suffix", &request.suffix, "the model writes behind a prompt, not into a gap"),
+            ("prompt_embeds", &request.prompt_embeds, "prompts are texts or token ids"),
+        ],
+        |_, _| false,
+    )?;
     let adapter = app.adapter(request.model.as_deref())?;
-    let mut asked = request.sampling().asked(app.options.max_logprobs, app.options.logprobs_mode)?;
-    check_logprobs("logprobs", request.logprobs, app.options.max_logprobs)?;
+    let mut asked = request.asked(&app)?;
+    let streamed = request.streamed()?;
+    let logprobs = check_logprobs("logprobs", request.logprobs, app.options.max_logprobs)?;
     let prompts = request.prompt.tokens(&app, request.truncate_prompt_tokens).await?;
     check_choices(&app, prompts.len(), asked.n)?;
     let echo = request.echo.unwrap_or(false);
@@ -142,7 +146,7 @@ async fn completions(State(app): State<Arc<App>>, Json(request): Json<Completion
     let texts = prompts.iter().map(|ids| tokenizer.decode_all(ids).map_err(ApiError::from));
     let params = &mut asked.params;
     params.max_tokens = max_tokens(&app, &prompts, Some(request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)))?;
-    params.logprobs = request.logprobs.map(|n| n as usize);
+    params.logprobs = logprobs;
     if echo && params.prompt_logprobs.is_none() {
         params.prompt_logprobs = params.logprobs;
     }
@@ -152,17 +156,18 @@ async fn completions(State(app): State<Arc<App>>, Json(request): Json<Completion
         created: unix_seconds(),
         model: request.model.clone().unwrap_or_else(|| app.served_name.clone()),
         echo: echo.then(|| texts.collect::<ApiResult<_>>()).transpose()?,
-        logprobs: request.logprobs.is_some(),
+        logprobs: logprobs.is_some(),
         prompt_logprobs: request.prompt_logprobs.is_some(),
         token_ids: request.return_token_ids.unwrap_or(false),
         as_ids: request.return_tokens_as_token_ids.unwrap_or(false),
         app: Arc::clone(&app),
         prompts,
         asked,
+        usage: streamed.clone().unwrap_or_default(),
     };
     let batch =
         Batch { prompts: answer.prompts.clone(), n: answer.asked.n, params: answer.asked.params.clone(), adapter };
-    if request.stream == Some(true) {
+    if streamed.is_some() {
         let running = Running::start(&app, id, batch, Limit::Idle)?;
         let choices = (0..answer.prompts.len() * answer.asked.n).map(|_| Choice::default()).collect();
         return Ok(sse::stream(running, Stream { answer, choices, patch_set: String::new() }));
@@ -208,12 +213,10 @@ impl Answer {
             index,
             text: echo.unwrap_or_default(),
             logprobs,
-            finish_reason: None,
-            stop_reason: None,
-            weight_versions: Vec::new(),
             prompt_logprobs: prompt.filter(|_| self.prompt_logprobs).map(|p| prompt_logprobs(p, writer)),
             prompt_token_ids: self.token_ids.then(|| tokens.clone()),
             token_ids: self.token_ids.then(Vec::new),
+            ..CompletionChoice::default()
         }
     }
 
@@ -268,23 +271,8 @@ impl Stream {
     }
 
     fn chunk(&self, choice: CompletionChoice) -> ApiResult<String> {
-        let usage = self.answer.asked.continuous_usage.then(|| self.usage());
+        let usage = self.answer.usage.continuous_usage_stats.unwrap_or(false).then(|| self.usage());
         sse::chunk(&self.answer.response(vec![choice], usage, &self.patch_set))
-    }
-
-    /// A piece without a prompt.
-    fn piece(&self, index: usize) -> CompletionChoice {
-        CompletionChoice {
-            index,
-            text: String::new(),
-            logprobs: None,
-            finish_reason: None,
-            stop_reason: None,
-            weight_versions: Vec::new(),
-            prompt_logprobs: None,
-            prompt_token_ids: None,
-            token_ids: None,
-        }
     }
 }
 
@@ -297,14 +285,14 @@ impl Chunks for Stream {
                 let opening = self.answer.opening(index, started.prompt_logprobs.as_deref(), &mut offset);
                 let choice = &mut self.choices[index];
                 (choice.offset, choice.cached) = (offset, started.cached_tokens);
-                // Sent where it holds something.
+                // An opening that holds nothing is not sent.
                 if opening.text.is_empty() && opening.prompt_token_ids.is_none() && opening.prompt_logprobs.is_none() {
                     return Ok(Vec::new());
                 }
                 Ok(vec![self.chunk(opening)?])
             }
             Event::Token(token) => {
-                let mut piece = self.piece(index);
+                let mut piece = CompletionChoice { index, ..CompletionChoice::default() };
                 self.choices[index].tokens += 1;
                 piece.text = token.text;
                 if self.answer.logprobs {
@@ -321,13 +309,10 @@ impl Chunks for Stream {
                 Ok(vec![self.chunk(piece)?])
             }
             Event::Done(done) => {
-                if let Some(error) = done.error {
-                    return Err(error.into());
-                }
                 if let Some(last) = done.weight_versions.last() {
                     self.patch_set.clone_from(&last.patches);
                 }
-                let mut piece = self.piece(index);
+                let mut piece = CompletionChoice { index, ..CompletionChoice::default() };
                 piece.text = done.text_tail;
                 piece.finish_reason = Some(reason_name(done.finish_reason));
                 piece.stop_reason = done.stop_reason.map(Stopped::from);
@@ -338,7 +323,7 @@ impl Chunks for Stream {
     }
 
     fn end(&mut self) -> ApiResult<Vec<String>> {
-        if !self.answer.asked.include_usage {
+        if !self.answer.usage.include_usage.unwrap_or(false) {
             return Ok(Vec::new());
         }
         let last = self.answer.response(Vec::new(), Some(self.usage()), &self.patch_set);
@@ -346,7 +331,6 @@ impl Chunks for Stream {
     }
 }
 
-/// The route.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(completions))
 }

@@ -6,18 +6,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-/// What stands for minus infinity, which JSON does not have; vLLM's number.
-const NEVER: f64 = -9999.0;
-
-/// As JSON has it. Widened, so that a number is the same wherever it is given.
-fn number(logprob: f32) -> f64 {
-    if logprob.is_nan() { NEVER } else { f64::from(logprob).max(NEVER) }
-}
+use crate::serve::ask::number;
 
 /// How tokens are written.
 #[derive(Clone, Copy)]
 pub struct Writer<'a> {
-    /// Knows their texts.
     pub tokenizer: &'a Tokenizer,
     /// `token_id:N` instead of the text.
     pub as_ids: bool,
@@ -48,7 +41,7 @@ pub struct CompletionLogprobs {
 }
 
 impl CompletionLogprobs {
-    /// Adds a token whose text begins at `offset`; where the next one's begins.
+    /// Adds a token whose text begins at character `offset`. Returns where the text of the next token begins.
     pub fn push(&mut self, id: u32, logprob: Option<&TokenLogprob>, offset: usize, writer: Writer<'_>) -> usize {
         let text = writer.token(id);
         let len = if writer.as_ids {

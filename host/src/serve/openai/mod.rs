@@ -1,14 +1,14 @@
 //! OpenAI's API, with vLLM's extensions under vLLM's names.
 
-pub mod chat;
-pub mod completions;
-pub mod logprobs;
-pub mod messages;
-pub mod models;
-pub mod prompt;
-pub mod request;
-pub mod sse;
-pub mod types;
+mod chat;
+mod completions;
+mod logprobs;
+mod models;
+mod request;
+mod types;
+
+pub use chat::ChatRequest;
+pub use completions::CompletionRequest;
 
 use std::sync::Arc;
 
@@ -16,7 +16,6 @@ use utoipa_axum::router::OpenApiRouter;
 
 use super::state::App;
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().merge(completions::routes()).merge(chat::routes()).merge(models::routes())
 }

@@ -81,7 +81,6 @@ async fn model(
     card.map(Json).ok_or_else(|| ApiError::no_model(&name, &app.served_name))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(models)).routes(routes!(model))
 }

@@ -27,17 +27,17 @@ pub struct Success {
 }
 
 impl Success {
-    /// It was done.
     pub fn good(message: impl Into<String>) -> Self {
         Self { success: true, message: message.into(), ..Self::default() }
     }
 }
 
-/// A refusal in SGLang's form. 401, 403, 404, 409 and 413 say what they are; all else is 400, as SGLang has it.
+/// A refusal in SGLang's form. A status that says something of its own (who asks, what is missing, what is too large, and
+/// all of 5XX) is kept; every other one becomes 400, as SGLang has it.
 #[derive(Debug)]
 pub struct SgError(pub ApiError);
 
-/// Errors of what stands before a handler (who asks, the body) in SGLang's form.
+/// Rewrites errors that arose before the handler ran (who asks, the body) in SGLang's form.
 pub async fn in_sglang_form(response: Response) -> Response {
     match response.extensions().get::<ApiError>() {
         Some(error) => SgError(error.clone()).into_response(),

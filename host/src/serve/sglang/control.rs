@@ -12,12 +12,10 @@ use utoipa_axum::routes;
 
 use super::answer::{SgResult, Success};
 use crate::serve::auth::RlControl;
+use crate::serve::control;
 use crate::serve::error::ApiError;
-use crate::serve::json::Json;
-use crate::serve::rl_body::OptionalJson;
-use crate::serve::state::App;
-use crate::serve::vllm::{abort, release, restore, tagged};
-use crate::serve::weight_sync::{Memory, blocking};
+use crate::serve::json::{Json, OptionalJson};
+use crate::serve::state::{App, Memory, blocking};
 
 /// What happens to requests that run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
@@ -73,11 +71,7 @@ async fn pause_generation(
     (status = "4XX", description = "Refused", body = Success),
 ))]
 async fn continue_generation(_who: RlControl, State(app): State<Arc<App>>) -> SgResult<Json<Message>> {
-    blocking(&app, |app| {
-        app.scheduler.resume();
-        Ok(())
-    })
-    .await?;
+    control::resume(&app).await?;
     Ok(Json(Message { message: "Generation continued successfully.", status: "ok" }))
 }
 
@@ -108,7 +102,7 @@ async fn abort_request(
             return Err(ApiError::bad("this abort", "it names no request", "give `rid`, or `abort_all`").into());
         }
     };
-    let n = blocking(&app, move |app| Ok(abort(app, ids.as_deref()))).await?;
+    let n = blocking(&app, move |app| Ok(control::abort(app, ids.as_deref()))).await?;
     Ok(Json(Success::good(format!("Aborted {n} sequences."))))
 }
 
@@ -118,11 +112,7 @@ async fn abort_request(
     (status = "4XX", description = "Refused", body = Success),
 ))]
 async fn flush_cache(_who: RlControl, State(app): State<Arc<App>>) -> SgResult<Json<Success>> {
-    blocking(&app, |app| {
-        app.scheduler.reset_prefix_cache();
-        Ok(())
-    })
-    .await?;
+    control::forget_prefixes(&app).await?;
     Ok(Json(Success::good("Cache flushed.")))
 }
 
@@ -139,7 +129,7 @@ impl MemoryOccupation {
         let Some(tags) = &self.tags else { return Ok(vec![Memory::Weights, Memory::KvCache]) };
         let mut all = Vec::new();
         for tag in tags {
-            all.extend(tagged(tag)?);
+            all.extend(control::tagged(tag)?);
         }
         Ok(all)
     }
@@ -156,7 +146,7 @@ async fn release_memory_occupation(
     OptionalJson(body): OptionalJson<MemoryOccupation>,
 ) -> SgResult<Json<Success>> {
     let what = body.memory()?;
-    blocking(&app, move |app| release(app, &what, PauseMode::Abort, 1)).await?;
+    blocking(&app, move |app| control::release(app, &what, PauseMode::Abort, 1)).await?;
     Ok(Json(Success::good("Memory released.")))
 }
 
@@ -172,14 +162,13 @@ async fn resume_memory_occupation(
 ) -> SgResult<Json<Success>> {
     let what = body.memory()?;
     blocking(&app, move |app| {
-        restore(app, &what);
+        control::restore(app, &what);
         Ok(())
     })
     .await?;
     Ok(Json(Success::good("Memory resumed.")))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(pause_generation))

@@ -17,12 +17,10 @@ use utoipa_axum::routes;
 use super::answer::{SgResult, Success};
 use super::meta::{About, answer};
 use super::sampling::SamplingParams;
+use crate::serve::ask::sse::{self, Chunks};
+use crate::serve::ask::{Batch, Limit, Output, Prompt, Running, check_choices, check_logprobs, max_tokens, refuse};
 use crate::serve::error::{ApiError, ApiResult};
-use crate::serve::generation::{Batch, Limit, Output, Running};
 use crate::serve::json::Json;
-use crate::serve::openai::prompt::{Prompt, check_choices, max_tokens};
-use crate::serve::openai::request::check_logprobs;
-use crate::serve::openai::sse::{self, Chunks};
 use crate::serve::state::App;
 
 /// Tokens where the request says nothing.
@@ -39,7 +37,7 @@ pub enum OneOrMany<T> {
 }
 
 impl<T: Clone> OneOrMany<T> {
-    /// That of prompt `i` of `n`.
+    /// The value for prompt `i` of `n`. A list must have one value for each prompt.
     fn at(this: Option<&Self>, i: usize, n: usize, name: &str) -> ApiResult<Option<T>> {
         match this {
             None => Ok(None),
@@ -132,22 +130,22 @@ impl GenerateRequest {
             return Err(ApiError::unsupported("return_routed_experts", why));
         }
         let media = "the model takes text only";
-        let fields = [
-            ("return_hidden_states", &self.return_hidden_states, "hidden states stay inside"),
-            ("input_embeds", &self.input_embeds, "prompts are texts or token ids"),
-            ("image_data", &self.image_data, media),
-            ("video_data", &self.video_data, media),
-            ("audio_data", &self.audio_data, media),
-            ("session_params", &self.session_params, "every request stands for itself; equal prefixes are cached"),
-            ("custom_logit_processor", &self.custom_logit_processor, "it is a pickle of code; mask tokens by a patch"),
-        ];
-        for (name, value, why) in fields {
-            let asks = value.as_ref().is_some_and(|v| !matches!(v, Value::Null | Value::Bool(false)));
-            if asks {
-                return Err(ApiError::unsupported(name, why));
-            }
-        }
-        Ok(())
+        refuse(
+            &[
+                ("return_hidden_states", &self.return_hidden_states, "hidden states stay inside"),
+                ("input_embeds", &self.input_embeds, "prompts are texts or token ids"),
+                ("image_data", &self.image_data, media),
+                ("video_data", &self.video_data, media),
+                ("audio_data", &self.audio_data, media),
+                ("session_params", &self.session_params, "every request stands for itself; equal prefixes are cached"),
+                (
+                    "custom_logit_processor",
+                    &self.custom_logit_processor,
+                    "it is a pickle of code; mask tokens by a patch",
+                ),
+            ],
+            |_, value| value == &Value::Bool(false),
+        )
     }
 
     /// The prompts, and whether there may be several.
@@ -177,7 +175,7 @@ impl GenerateRequest {
     fn piece(&self, app: &App, prompt: Vec<u32>, i: usize, of: usize) -> ApiResult<Piece> {
         let sampling = OneOrMany::at(self.sampling_params.as_ref(), i, of, "sampling_params")?.unwrap_or_default();
         let return_logprob = OneOrMany::at(self.return_logprob.as_ref(), i, of, "return_logprob")?.unwrap_or(false);
-        let top = OneOrMany::at(self.top_logprobs_num.as_ref(), i, of, "top_logprobs_num")?.unwrap_or(0);
+        let top = OneOrMany::at(self.top_logprobs_num.as_ref(), i, of, "top_logprobs_num")?;
         let start = OneOrMany::at(self.logprob_start_len.as_ref(), i, of, "logprob_start_len")?.unwrap_or(-1);
         let adapter = OneOrMany::at(self.lora_path.as_ref(), i, of, "lora_path")?.flatten();
         let ids: &[u32] = match &self.token_ids_logprob {
@@ -185,7 +183,7 @@ impl GenerateRequest {
             Some(Ids::List(ids)) => ids,
             Some(Ids::Token(id)) => std::slice::from_ref(id),
         };
-        check_logprobs("top_logprobs_num", Some(top), app.options.max_logprobs)?;
+        let top = check_logprobs("top_logprobs_num", top, app.options.max_logprobs)?.unwrap_or(0);
         let mut asked = sampling.asked(app, if return_logprob { ids } else { &[] })?;
         let start = usize::try_from(start).ok().filter(|_| return_logprob);
         if start.is_some_and(|s| s > prompt.len()) {
@@ -199,8 +197,8 @@ impl GenerateRequest {
         let most =
             sampling.max_new_tokens.map_or(Ok(room.min(MAX_NEW_TOKENS)), |n| max_tokens(app, &prompts, Some(n)))?;
         asked.params.max_tokens = most;
-        asked.params.logprobs = return_logprob.then_some(top as usize);
-        asked.params.prompt_logprobs = start.map(|_| top as usize);
+        asked.params.logprobs = return_logprob.then_some(top);
+        asked.params.prompt_logprobs = start.map(|_| top);
         let [prompt] = prompts;
         let about = About {
             id: String::new(),
@@ -208,7 +206,7 @@ impl GenerateRequest {
             max_new_tokens: most,
             return_logprob,
             logprob_start: start,
-            top: top as usize,
+            top,
             by_id: return_logprob && !ids.is_empty(),
             texts: self.return_text_in_logprobs,
             weight_version: app.rl.version_of(&*app.live.engine().live()?),
@@ -318,7 +316,7 @@ fn stream(app: &Arc<App>, request: &GenerateRequest, pieces: Vec<Piece>) -> SgRe
     Ok(sse::stream(running, Stream { app: Arc::clone(app), abouts, n, outputs, began: Instant::now() }))
 }
 
-/// Every event holds all so far, as SGLang sends it.
+/// A stream as SGLang sends it: each event holds everything that was generated so far.
 struct Stream {
     app: Arc<App>,
     abouts: Vec<About>,
@@ -330,7 +328,7 @@ struct Stream {
 impl Chunks for Stream {
     fn event(&mut self, choice: usize, event: Event) -> ApiResult<Vec<String>> {
         let (quiet, finished) = (matches!(event, Event::Started(_)), matches!(event, Event::Done(_)));
-        self.outputs[choice].add(event)?;
+        self.outputs[choice].add(event);
         if quiet {
             return Ok(Vec::new());
         }
@@ -386,7 +384,6 @@ async fn health_generate(State(app): State<Arc<App>>) -> ApiResult<StatusCode> {
     Ok(StatusCode::OK)
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(generate)).routes(routes!(get_model_info)).routes(routes!(health_generate))
 }

@@ -4,8 +4,7 @@ use patchhost_runtime::scheduler::{FinishReason, StopReason, TokenLogprob};
 use patchhost_runtime::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
-use crate::serve::generation::Output;
-use crate::serve::openai::types::weight_versions;
+use crate::serve::ask::{Output, number, weight_versions};
 
 /// What an answer needs to know of the request.
 #[derive(Debug, Clone)]
@@ -105,7 +104,7 @@ impl Writer<'_> {
     }
 
     fn one(&self, id: u32, logprob: f32) -> Value {
-        json!([crate::serve::vllm::number(logprob), id, self.text(id)])
+        json!([number(logprob), id, self.text(id)])
     }
 
     fn own(&self, l: &TokenLogprob) -> Value {

@@ -3,13 +3,11 @@
 mod answer;
 mod control;
 mod generate;
+mod lora;
 mod meta;
 mod refused;
 mod sampling;
 mod weights;
-
-pub use answer::{SgError, SgResult, Success, in_sglang_form};
-pub use weights::{base64_pieces, refuse_pickles};
 
 use std::sync::Arc;
 
@@ -17,12 +15,13 @@ use axum::middleware::map_response;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::state::App;
+use answer::in_sglang_form;
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .merge(control::routes())
         .merge(generate::routes())
+        .merge(lora::routes())
         .merge(refused::routes())
         .merge(weights::routes())
         .layer(map_response(in_sglang_form))

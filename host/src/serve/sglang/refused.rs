@@ -9,7 +9,7 @@ use super::answer::{SgError, Success};
 use crate::serve::auth::RlControl;
 use crate::serve::error::ApiError;
 use crate::serve::state::App;
-use crate::serve::weights_body::pickle;
+use crate::serve::weights::pickle;
 
 const GROUP: &str = "it needs a group of processes that share tensors over NCCL, and this host has CPUs only";
 const NEXT: &str =
@@ -51,7 +51,6 @@ async fn update_weights_from_ipc(_who: RlControl) -> SgError {
     pickle::refuse_field("zmq_handles").into()
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(update_weights_from_distributed))

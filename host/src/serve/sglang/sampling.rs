@@ -1,4 +1,4 @@
-//! SGLang's sampling parameters.
+//! SGLang's sampling parameters, translated into vLLM's.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::serve::ask::{self, Asked, Stop, harmless, refuse};
 use crate::serve::error::ApiResult;
-use crate::serve::openai::request::{Asked, Sampling, Stop};
 use crate::serve::state::App;
 
 /// SGLang's sampling parameters.
@@ -63,16 +63,24 @@ pub struct SamplingParams {
 }
 
 impl SamplingParams {
-    /// Checked, as the scheduler takes it; tokens and log probabilities are the caller's to set.
-    pub(in crate::serve) fn asked(&self, app: &App, token_ids: &[u32]) -> ApiResult<Asked> {
+    /// Checked, as the scheduler takes it. `token_ids` are those whose log probabilities are wanted at each place.
+    pub(super) fn asked(&self, app: &App, token_ids: &[u32]) -> ApiResult<Asked> {
         let plain = "answers are plain text";
-        let none = ("", None, "");
-        let sampling = Sampling {
+        refuse(
+            &[
+                ("json_schema", &self.json_schema, plain),
+                ("regex", &self.regex, plain),
+                ("ebnf", &self.ebnf, plain),
+                ("structural_tag", &self.structural_tag, plain),
+                ("stop_regex", &self.stop_regex, "stop texts are compared, not matched"),
+                ("custom_params", &self.custom_params, "requests cannot bring code"),
+            ],
+            harmless,
+        )?;
+        ask::SamplingParams {
             n: self.n,
-            stream: None,
-            stream_options: None,
-            stop: self.stop.as_ref(),
-            stop_token_ids: self.stop_token_ids.as_deref(),
+            stop: self.stop.clone(),
+            stop_token_ids: self.stop_token_ids.clone(),
             seed: self.sampling_seed,
             temperature: self.temperature,
             top_p: self.top_p,
@@ -81,27 +89,14 @@ impl SamplingParams {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             repetition_penalty: self.repetition_penalty,
-            logit_bias: self.logit_bias.as_ref(),
-            allowed_token_ids: None,
+            logit_bias: self.logit_bias.clone(),
             ignore_eos: self.ignore_eos,
             min_tokens: self.min_new_tokens,
             include_stop_str_in_output: self.no_stop_trim,
             skip_special_tokens: self.skip_special_tokens,
-            prompt_logprobs: None,
-            logprob_token_ids: Some(token_ids),
-            unsupported: [
-                ("json_schema", self.json_schema.as_ref(), plain),
-                ("regex", self.regex.as_ref(), plain),
-                ("ebnf", self.ebnf.as_ref(), plain),
-                ("structural_tag", self.structural_tag.as_ref(), plain),
-                ("stop_regex", self.stop_regex.as_ref(), "stop texts are compared, not matched"),
-                ("custom_params", self.custom_params.as_ref(), "requests cannot bring code"),
-                none,
-                none,
-                none,
-                none,
-            ],
-        };
-        sampling.asked(app.options.max_logprobs, app.options.logprobs_mode)
+            logprob_token_ids: Some(token_ids.to_vec()),
+            ..ask::SamplingParams::default()
+        }
+        .asked(app)
     }
 }

@@ -14,17 +14,15 @@ use utoipa_axum::routes;
 
 use super::answer::{SgResult, Success};
 use crate::base::text::clean;
-use crate::checkpoint::versions::{Base, Version};
 use crate::patch::Actor;
 use crate::serve::auth::RlControl;
 use crate::serve::error::{ApiError, ApiResult};
-use crate::serve::inspect;
-use crate::serve::json::{Json, parse};
-use crate::serve::rl_body::{Content, OptionalJson, Payload};
-use crate::serve::state::App;
-use crate::serve::vllm::{Action, Checked, check, version_text};
-use crate::serve::weight_sync::{self, Published, begin_of, blocking, version_error};
-use crate::serve::weights_body::{self, Piece, pickle};
+use crate::serve::json::{Json, OptionalJson, parse};
+use crate::serve::state::{App, blocking};
+use crate::serve::weights::{
+    Action, Checked, Content, Payload, Piece, Published, base64_bytes, begin_of, framed, pickle, safetensors,
+    version_text,
+};
 
 /// What both updates can be told.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
@@ -98,20 +96,11 @@ async fn update_weights_from_disk(
 fn from_disk(app: &Arc<App>, body: &UpdateFromDisk, actor: &Actor) -> ApiResult<Published> {
     let pinned = app.roots.pin(&body.model_path)?;
     let version = body.options.version()?;
-    let source = app.live.source();
-    let base = source
-        .as_ref()
-        .map(|(checkpoint, held)| Base { checkpoint, version: held.as_deref().and_then(Version::parse) });
-    let explain = |e| version_error(e, |text| pinned.plain(text));
-    // Of a folder of versions, `weight_version` names one; of anything else it is only a name.
-    let target = version.as_deref().and_then(Version::parse).filter(|_| pinned.is_series());
-    let loaded = pinned.load(base, target).map_err(explain)?;
+    let (pieces, version) = app.rl.load(&pinned, version)?;
     if body.options.abort_all_requests {
         app.scheduler.abort_all();
     }
-    let pieces: Vec<Piece> = loaded.checkpoint.tensors().map(Piece::whole).collect();
-    let version = version.or_else(|| loaded.version.map(|v| v.to_string()));
-    weight_sync::whole(app, begin_of(version, body.options.manifest.clone())?, &pieces, actor)
+    app.rl.whole(begin_of(version, body.options.manifest.clone())?, &pieces, actor)
 }
 
 /// Body of `/update_weights_from_tensor` as JSON.
@@ -152,7 +141,7 @@ async fn update_weights_from_tensor(
 fn from_tensor(app: &Arc<App>, payload: Payload, actor: &Actor) -> ApiResult<Success> {
     let (pieces, options) = match payload.content {
         Content::Json(value) => {
-            refuse_pickles(&value)?;
+            pickle::refuse_fields(&value)?;
             let body: UpdateFromTensor = parse(value.to_string().as_bytes())?;
             (base64_pieces(&body.serialized_named_tensors, body.load_format.as_deref())?, body.options)
         }
@@ -162,7 +151,7 @@ fn from_tensor(app: &Arc<App>, payload: Payload, actor: &Actor) -> ApiResult<Suc
                 abort_all_requests: payload.flag("abort_all_requests", false),
                 ..UpdateOptions::default()
             };
-            (payload.pieces(app)?, options)
+            (payload.pieces(&app.roots)?, options)
         }
     };
     let version = options.version()?;
@@ -170,24 +159,16 @@ fn from_tensor(app: &Arc<App>, payload: Payload, actor: &Actor) -> ApiResult<Suc
         app.scheduler.abort_all();
     }
     if app.rl.is_open() {
-        let received = weight_sync::send(app, &pieces)?;
+        let received = app.rl.send(&pieces)?;
         let message = format!("Received {} tensors; end the update to publish them.", received.tensors);
         return Ok(Success { num_paused_requests: Some(paused(app)), ..Success::good(message) });
     }
-    let published = weight_sync::whole(app, begin_of(version, options.manifest)?, &pieces, actor)?;
+    let published = app.rl.whole(begin_of(version, options.manifest)?, &pieces, actor)?;
     Ok(success(app, published))
 }
 
-/// Refuses fields that hold pickles or handles, wherever they stand at the top.
-pub fn refuse_pickles(value: &Value) -> ApiResult<()> {
-    match pickle::FIELDS.iter().find(|f| value.get(**f).is_some_and(|v| !v.is_null())) {
-        Some(field) => Err(pickle::refuse_field(field).into()),
-        None => Ok(()),
-    }
-}
-
 /// The tensors of base64 texts.
-pub fn base64_pieces(value: &Value, format: Option<&str>) -> ApiResult<Vec<Piece>> {
+pub(super) fn base64_pieces(value: &Value, format: Option<&str>) -> ApiResult<Vec<Piece>> {
     let what = "`serialized_named_tensors`";
     let bad = |why: &str| {
         let next = "send base64 of safetensors.torch.save(tensors), or safetensors bytes as the body";
@@ -205,10 +186,10 @@ pub fn base64_pieces(value: &Value, format: Option<&str>) -> ApiResult<Vec<Piece
     }
     let mut pieces = Vec::new();
     for text in texts {
-        let bytes = weights_body::base64_bytes(what, text)?;
+        let bytes = base64_bytes(what, text)?;
         pieces.extend(match format {
-            None | Some("" | "auto" | "direct" | "safetensors") => weights_body::safetensors(what, bytes)?,
-            Some("flattened_bucket" | "bucket") => weights_body::framed(what, bytes)?,
+            None | Some("" | "auto" | "direct" | "safetensors") => safetensors(what, bytes)?,
+            Some("flattened_bucket" | "bucket") => framed(what, bytes)?,
             Some(other) => {
                 let why = format!(
                     "`{}` names code that loads weights; known are direct and flattened_bucket",
@@ -260,7 +241,7 @@ async fn begin_weight_update(
         if body.abort_all_requests {
             app.scheduler.abort_all();
         }
-        weight_sync::begin(app, begin, false, &actor)
+        app.rl.begin(begin, false, &actor)
     })
     .await?;
     Ok(Json(Success::good("Weight update begun.")))
@@ -278,7 +259,7 @@ async fn end_weight_update(
     OptionalJson(body): OptionalJson<UpdateOptions>,
 ) -> SgResult<Json<Success>> {
     let version = body.version()?;
-    let published = blocking(&app, move |app| weight_sync::finish(app, version)).await?;
+    let published = blocking(&app, move |app| app.rl.finish(version)).await?;
     Ok(Json(success(&app, published)))
 }
 
@@ -301,11 +282,8 @@ async fn get_weights_by_name(
     State(app): State<Arc<App>>,
     Json(body): Json<GetWeightsByName>,
 ) -> SgResult<Json<Value>> {
-    let values = blocking(&app, move |app| {
-        let engine = app.live.engine();
-        inspect::values(engine, &*engine.live()?, &body.name, body.truncate_size.unwrap_or(100))
-    })
-    .await?;
+    let truncate = body.truncate_size.unwrap_or(100);
+    let values = blocking(&app, move |app| app.rl.values(&body.name, truncate)).await?;
     Ok(Json(values))
 }
 
@@ -337,7 +315,7 @@ async fn weights_checker(
     Json(body): Json<WeightsChecker>,
 ) -> SgResult<Json<Success>> {
     let (skip, action) = (body.skip_tensor_list.unwrap_or_default(), body.action);
-    let found = blocking(&app, move |app| check(app, action, body.baseline)).await?;
+    let found = blocking(&app, move |app| app.rl.check(action, body.baseline)).await?;
     Ok(Json(match found {
         Checked::Checksums { digest, .. } => Success::good(format!("sha256:{digest}")),
         Checked::Status { .. } => Success::good("Snapshot taken."),
@@ -354,7 +332,6 @@ async fn weights_checker(
     }))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(update_weights_from_disk))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use patchhost_runtime::scheduler::PauseMode;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -10,11 +10,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::serve::auth::RlControl;
-use crate::serve::error::{ApiError, ApiResult, ErrorBody};
-use crate::serve::json::Json;
-use crate::serve::rl_body::OptionalJson;
-use crate::serve::state::App;
-use crate::serve::weight_sync::blocking;
+use crate::serve::control;
+use crate::serve::error::{ApiResult, ErrorBody};
+use crate::serve::json::{Json, OptionalJson, UrlQuery};
+use crate::serve::state::{App, blocking};
 
 /// What happened, in a word.
 #[derive(Debug, Serialize, ToSchema)]
@@ -65,9 +64,8 @@ pub struct PauseQuery {
 async fn pause(
     _who: RlControl,
     State(app): State<Arc<App>>,
-    query: Result<Query<PauseQuery>, axum::extract::rejection::QueryRejection>,
+    UrlQuery(query): UrlQuery<PauseQuery>,
 ) -> ApiResult<Json<Status>> {
-    let Query(query) = query.map_err(bad_query)?;
     blocking(&app, move |app| {
         app.scheduler.pause(query.mode.into());
         if query.clear_cache.unwrap_or(true) {
@@ -85,11 +83,7 @@ async fn pause(
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
 async fn resume(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Status>> {
-    blocking(&app, |app| {
-        app.scheduler.resume();
-        Ok(())
-    })
-    .await?;
+    control::resume(&app).await?;
     Ok(Json(Status { status: "resumed" }))
 }
 
@@ -137,16 +131,8 @@ async fn abort_requests(
     State(app): State<Arc<App>>,
     OptionalJson(body): OptionalJson<AbortRequests>,
 ) -> ApiResult<Json<Aborted>> {
-    let aborted = blocking(&app, move |app| Ok(abort(app, body.request_ids.as_deref()))).await?;
+    let aborted = blocking(&app, move |app| Ok(control::abort(app, body.request_ids.as_deref()))).await?;
     Ok(Json(Aborted { status: "aborted", aborted }))
-}
-
-/// Aborts requests, or all of them.
-pub fn abort(app: &App, ids: Option<&[String]>) -> usize {
-    let Some(ids) = ids else { return app.scheduler.abort_all() };
-    // A request of several prompts has a job for each.
-    let parts = |id: &String| (0..app.options.max_choices).map(move |k| format!("{id}-{k}")).collect::<Vec<_>>();
-    ids.iter().map(|id| app.scheduler.abort(std::slice::from_ref(id)) + app.scheduler.abort(&parts(id))).sum()
 }
 
 /// Forget all prefixes
@@ -155,11 +141,7 @@ pub fn abort(app: &App, ids: Option<&[String]>) -> usize {
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
 async fn reset_prefix_cache(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Status>> {
-    blocking(&app, |app| {
-        app.scheduler.reset_prefix_cache();
-        Ok(())
-    })
-    .await?;
+    control::forget_prefixes(&app).await?;
     Ok(Json(Status { status: "reset" }))
 }
 
@@ -181,13 +163,6 @@ async fn reset_encoder_cache(_who: RlControl) -> Json<Status> {
     Json(Status { status: "reset" })
 }
 
-/// A query that is not what the endpoint takes.
-pub fn bad_query(rejection: axum::extract::rejection::QueryRejection) -> ApiError {
-    let why = crate::base::text::clean(&rejection.body_text(), 300);
-    ApiError::bad("the query of the URL", why, "see GET /openapi.json for its parameters")
-}
-
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(pause))

@@ -1,6 +1,5 @@
 //! `/inference/v1/generate`: tokens in, tokens out.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -12,18 +11,15 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::serve::ask::sse::{self, Chunks};
+use crate::serve::ask::{
+    Batch, Limit, Output, Running, SamplingParams, Stopped, WeightVersion, check, check_choices, check_logprobs,
+    max_tokens, number, refuse, weight_versions,
+};
 use crate::serve::error::{ApiError, ApiResult, ErrorBody};
-use crate::serve::generation::{Batch, Limit, Output, Running};
 use crate::serve::json::Json;
 use crate::serve::metrics::reason_name;
-use crate::serve::openai::prompt::{check, check_choices, max_tokens};
-use crate::serve::openai::request::{Asked, Sampling, Stop};
-use crate::serve::openai::sse::{self, Chunks};
-use crate::serve::openai::types::{Stopped, WeightVersion, weight_versions};
 use crate::serve::state::App;
-
-/// What stands for minus infinity, which JSON does not have; vLLM's number.
-const NEVER: f64 = -9999.0;
 
 /// Body of `/inference/v1/generate`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -52,113 +48,6 @@ pub struct GenerateRequest {
     kv_transfer_params: Option<Value>,
 }
 
-/// vLLM's sampling parameters.
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
-pub struct SamplingParams {
-    /// Sequences.
-    pub n: Option<u32>,
-    /// 0 is greedy; the default is 1.
-    pub temperature: Option<f32>,
-    /// Only the most likely tokens whose probabilities sum to this.
-    pub top_p: Option<f32>,
-    /// Only this many of the most likely tokens; 0 and -1 are all.
-    pub top_k: Option<i32>,
-    /// Only tokens at least this times as likely as the best.
-    pub min_p: Option<f32>,
-    /// The same seed gives the same tokens.
-    pub seed: Option<i64>,
-    /// Texts that end a sequence.
-    pub stop: Option<Stop>,
-    /// Tokens that end a sequence.
-    pub stop_token_ids: Option<Vec<u32>>,
-    /// Most tokens; the default is 16.
-    pub max_tokens: Option<u32>,
-    /// No end before this many tokens.
-    pub min_tokens: Option<u32>,
-    /// Log probabilities of the sampled tokens and of this many of the best.
-    pub logprobs: Option<u32>,
-    /// The same for the prompt.
-    pub prompt_logprobs: Option<u32>,
-    /// Log probabilities of these tokens at every position.
-    pub logprob_token_ids: Option<Vec<u32>>,
-    /// From -2 to 2.
-    pub presence_penalty: Option<f32>,
-    /// From -2 to 2.
-    pub frequency_penalty: Option<f32>,
-    /// Above 1, tokens that were there become less likely.
-    pub repetition_penalty: Option<f32>,
-    /// What is added to the logits of tokens, by id.
-    #[schema(value_type = Option<std::collections::HashMap<String, f32>>)]
-    pub logit_bias: Option<BTreeMap<String, f32>>,
-    /// Only these tokens are sampled.
-    pub allowed_token_ids: Option<Vec<u32>>,
-    /// Go on behind end tokens.
-    pub ignore_eos: Option<bool>,
-    /// The stop text is part of the text.
-    pub include_stop_str_in_output: Option<bool>,
-    /// Special tokens have no text.
-    pub skip_special_tokens: Option<bool>,
-    /// Refused.
-    #[schema(ignore)]
-    pub structured_outputs: Option<Value>,
-    /// Refused.
-    #[schema(ignore)]
-    pub guided_decoding: Option<Value>,
-    /// Refused.
-    #[schema(ignore)]
-    pub bad_words: Option<Value>,
-    /// Refused.
-    #[schema(ignore)]
-    pub logits_processors: Option<Value>,
-}
-
-impl SamplingParams {
-    /// Checked, as the scheduler takes it; `max_tokens` and `logprobs` are the caller's to set.
-    pub(in crate::serve) fn asked(&self, app: &App) -> ApiResult<Asked> {
-        let none = ("", None, "");
-        let sampling = Sampling {
-            n: self.n,
-            stream: None,
-            stream_options: None,
-            stop: self.stop.as_ref(),
-            stop_token_ids: self.stop_token_ids.as_deref(),
-            seed: self.seed,
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            min_p: self.min_p,
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
-            repetition_penalty: self.repetition_penalty,
-            logit_bias: self.logit_bias.as_ref(),
-            allowed_token_ids: self.allowed_token_ids.as_deref(),
-            ignore_eos: self.ignore_eos,
-            min_tokens: self.min_tokens,
-            include_stop_str_in_output: self.include_stop_str_in_output,
-            skip_special_tokens: self.skip_special_tokens,
-            prompt_logprobs: self.prompt_logprobs,
-            logprob_token_ids: self.logprob_token_ids.as_deref(),
-            unsupported: [
-                ("structured_outputs", self.structured_outputs.as_ref(), "answers are plain text"),
-                ("guided_decoding", self.guided_decoding.as_ref(), "answers are plain text"),
-                (
-                    "bad_words",
-                    self.bad_words.as_ref(),
-                    "single tokens can be forbidden by logit_bias -100, texts cannot",
-                ),
-                ("logits_processors", self.logits_processors.as_ref(), "requests cannot bring code"),
-                none,
-                none,
-                none,
-                none,
-                none,
-                none,
-            ],
-        };
-        sampling.asked(app.options.max_logprobs, app.options.logprobs_mode)
-    }
-}
-
 /// Answer of `/inference/v1/generate`.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct GenerateResponse {
@@ -172,7 +61,7 @@ pub struct GenerateResponse {
 }
 
 /// One sequence, or a piece of one.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub struct GenerateChoice {
     /// Its number.
     pub index: usize,
@@ -217,11 +106,6 @@ pub struct TopLogprob {
     pub logprob: f64,
 }
 
-/// As JSON has it.
-pub fn number(logprob: f32) -> f64 {
-    if logprob.is_nan() { NEVER } else { f64::from(logprob).max(NEVER) }
-}
-
 impl From<&TokenLogprob> for Logprob {
     fn from(l: &TokenLogprob) -> Self {
         let top = |(id, logprob): &(u32, f32)| TopLogprob { token_id: *id, logprob: number(*logprob) };
@@ -247,20 +131,17 @@ async fn generate(State(app): State<Arc<App>>, Json(request): Json<GenerateReque
     if request.cache_salt.as_deref().is_some_and(|s| !s.is_empty()) {
         return Err(ApiError::unsupported("cache_salt", "prefixes are shared by all requests of the same weights"));
     }
-    for (name, value) in [("features", &request.features), ("kv_transfer_params", &request.kv_transfer_params)] {
-        if value.is_some() {
-            return Err(ApiError::unsupported(
-                name,
-                "this server takes tokens of text only, and keeps its own KV cache",
-            ));
-        }
-    }
+    let why = "this server takes tokens of text only, and keeps its own KV cache";
+    refuse(
+        &[("features", &request.features, why), ("kv_transfer_params", &request.kv_transfer_params, why)],
+        |_, _| false,
+    )?;
     check(&app, &request.token_ids)?;
     let mut asked = request.sampling_params.asked(&app)?;
     let prompts = vec![request.token_ids];
     check_choices(&app, 1, asked.n)?;
     asked.params.max_tokens = max_tokens(&app, &prompts, Some(request.sampling_params.max_tokens.unwrap_or(16)))?;
-    asked.params.logprobs = logprobs(&app, request.sampling_params.logprobs)?;
+    asked.params.logprobs = check_logprobs("logprobs", request.sampling_params.logprobs, app.options.max_logprobs)?;
     let adapter = app.adapter(request.model.as_deref())?;
     let id = app.claim("", request.request_id.as_deref())?;
     let request_id = id.as_str().to_string();
@@ -276,12 +157,6 @@ async fn generate(State(app): State<Arc<App>>, Json(request): Json<GenerateReque
         .map(|all| all.iter().map(|l| l.as_ref().map(Logprob::from)).collect());
     let choices = outputs.into_iter().enumerate().map(choice).collect();
     Ok(Json(GenerateResponse { request_id, choices, prompt_logprobs }).into_response())
-}
-
-/// How many log probabilities are wanted, within the server's limit.
-pub fn logprobs(app: &App, asked: Option<u32>) -> ApiResult<Option<usize>> {
-    crate::serve::openai::request::check_logprobs("logprobs", asked, app.options.max_logprobs)?;
-    Ok(asked.map(|n| n as usize))
 }
 
 fn choice((index, output): (usize, Output)) -> GenerateChoice {
@@ -308,14 +183,7 @@ impl Stream {
 }
 
 fn piece(index: usize) -> GenerateChoice {
-    GenerateChoice {
-        index,
-        token_ids: Vec::new(),
-        logprobs: None,
-        finish_reason: None,
-        stop_reason: None,
-        weight_versions: Vec::new(),
-    }
+    GenerateChoice { index, ..GenerateChoice::default() }
 }
 
 impl Chunks for Stream {
@@ -333,9 +201,6 @@ impl Chunks for Stream {
                 self.chunk(GenerateChoice { token_ids: vec![token.token_id], logprobs, ..piece(index) }, None)
             }
             Event::Done(done) => {
-                if let Some(error) = done.error {
-                    return Err(error.into());
-                }
                 let last = GenerateChoice {
                     finish_reason: Some(reason_name(done.finish_reason)),
                     stop_reason: done.stop_reason.map(Stopped::from),
@@ -352,7 +217,6 @@ impl Chunks for Stream {
     }
 }
 
-/// The route.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(generate))
 }

@@ -10,13 +10,11 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::weights::version_text;
 use crate::serve::auth::RlControl;
 use crate::serve::error::{ApiError, ApiResult, ErrorBody};
-use crate::serve::inspect;
 use crate::serve::json::Json;
-use crate::serve::state::App;
-use crate::serve::weight_sync::{blocking, version_name};
+use crate::serve::state::{App, blocking};
+use crate::serve::weights::{Action, Checked, version_name, version_text};
 
 /// What serves.
 #[derive(Debug, Serialize, ToSchema)]
@@ -95,44 +93,6 @@ pub struct WeightChecker {
     pub baseline: Option<BTreeMap<String, String>>,
 }
 
-/// What the weight checker does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Action {
-    /// Give the SHA-256 of every tensor.
-    Checksum,
-    /// Remember the checksums as they are now, to compare with later.
-    #[serde(alias = "snapshot", alias = "reset_tensors")]
-    Reset,
-    /// Compare the checksums with the baseline.
-    Compare,
-}
-
-/// What the weight checker found.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(untagged)]
-pub enum Checked {
-    /// SHA-256 of every runtime tensor as it lies in memory, scales included.
-    Checksums {
-        /// By name.
-        checksums: BTreeMap<String, String>,
-        /// One digest of all weights.
-        digest: String,
-    },
-    /// The baseline is set.
-    Status {
-        /// `reset`.
-        status: &'static str,
-    },
-    /// The comparison.
-    Compared {
-        /// Whether all are equal.
-        r#match: bool,
-        /// Names of those that are not.
-        mismatches: Vec<String>,
-    },
-}
-
 /// Checksums of the live weights, and what changed
 ///
 /// `reset` does not touch the weights, as it does in vLLM to find tensors that an update forgets: here every update is
@@ -146,36 +106,7 @@ async fn weight_checker(
     State(app): State<Arc<App>>,
     Json(body): Json<WeightChecker>,
 ) -> ApiResult<Json<Checked>> {
-    blocking(&app, move |app| check(app, body.action, body.baseline)).await.map(Json)
-}
-
-/// What the checkers of vLLM and SGLang do.
-pub fn check(app: &App, action: Action, baseline: Option<BTreeMap<String, String>>) -> ApiResult<Checked> {
-    let engine = app.live.engine();
-    let live = engine.live()?;
-    let now = inspect::checksums(engine, &live);
-    match action {
-        Action::Checksum => Ok(Checked::Checksums { checksums: now, digest: live.digest(engine.registry()) }),
-        Action::Reset => {
-            *app.rl.baseline() = Some(now);
-            Ok(Checked::Status { status: "reset" })
-        }
-        Action::Compare => {
-            let baseline = match baseline {
-                Some(given) => given,
-                None => app.rl.baseline().clone().ok_or_else(|| {
-                    ApiError::bad(
-                        "`compare`",
-                        "no baseline was given, and none was set",
-                        "give `baseline`, or ask for `reset` before the update",
-                    )
-                    .param("baseline")
-                })?,
-            };
-            let mismatches = inspect::differences(&now, &baseline);
-            Ok(Checked::Compared { r#match: mismatches.is_empty(), mismatches })
-        }
-    }
+    blocking(&app, move |app| app.rl.check(body.action, body.baseline)).await.map(Json)
 }
 
 /// How many processes share the model.
@@ -199,8 +130,7 @@ async fn server_info(State(app): State<Arc<App>>) -> Json<Value> {
     Json(info(&app))
 }
 
-/// What the server is.
-pub fn info(app: &App) -> Value {
+fn info(app: &App) -> Value {
     let engine = app.live.engine();
     let live = engine.live().ok();
     json!({
@@ -228,7 +158,6 @@ pub fn info(app: &App) -> Value {
     })
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(weight_info))

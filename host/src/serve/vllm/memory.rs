@@ -6,20 +6,18 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::extract::rejection::QueryRejection;
 use axum::http::StatusCode;
-use patchhost_runtime::scheduler::PauseMode;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::control::{Mode, Status, bad_query};
+use super::control::{Mode, Status};
 use crate::serve::auth::RlControl;
+use crate::serve::control::{forget_prefixes, release, restore, tagged};
 use crate::serve::error::{ApiError, ApiResult, ErrorBody};
-use crate::serve::json::Json;
-use crate::serve::state::App;
-use crate::serve::weight_sync::{Memory, blocking};
+use crate::serve::json::{Json, UrlQuery};
+use crate::serve::state::{App, Memory, blocking};
 
 /// Query of `/sleep`.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -41,9 +39,8 @@ pub struct SleepQuery {
 async fn sleep(
     _who: RlControl,
     State(app): State<Arc<App>>,
-    query: Result<axum::extract::Query<SleepQuery>, QueryRejection>,
+    UrlQuery(query): UrlQuery<SleepQuery>,
 ) -> ApiResult<Json<Status>> {
-    let query = query.map_err(bad_query)?.0;
     let level = query.level.unwrap_or(1);
     if !(1..=2).contains(&level) {
         return Err(ApiError::bad(format!("`level` {level}"), "it must be 1 or 2", "give one of them").param("level"));
@@ -53,48 +50,6 @@ async fn sleep(
     }
     blocking(&app, move |app| release(app, &[Memory::Weights, Memory::KvCache], query.mode.into(), level)).await?;
     Ok(Json(Status { status: "sleeping" }))
-}
-
-/// Puts parts of the memory to sleep.
-pub fn release(app: &App, what: &[Memory], mode: PauseMode, level: u8) -> ApiResult<()> {
-    app.scheduler.pause(mode);
-    if what.contains(&Memory::KvCache) {
-        app.scheduler.sleep(level).map_err(|e| {
-            let r = ApiError::from(e);
-            let refusal = r.refusal().clone();
-            ApiError::new(StatusCode::CONFLICT, "conflict", refusal.what, refusal.why, refusal.next)
-        })?;
-    }
-    app.rl.asleep().extend(what);
-    app.set_sleeping(true);
-    Ok(())
-}
-
-/// Wakes parts of the memory; requests run again when all of it is awake.
-pub fn restore(app: &App, what: &[Memory]) {
-    let mut asleep = app.rl.asleep();
-    asleep.retain(|m| !what.contains(m));
-    if asleep.is_empty() && app.is_sleeping() {
-        app.set_sleeping(false);
-        app.scheduler.wake();
-        app.scheduler.resume();
-    }
-}
-
-/// The memory that a tag names.
-pub fn tagged(tag: &str) -> ApiResult<&'static [Memory]> {
-    match tag {
-        "weights" => Ok(&[Memory::Weights]),
-        "kv_cache" => Ok(&[Memory::KvCache]),
-        // SGLang's; CPUs have none.
-        "cuda_graph" => Ok(&[]),
-        other => Err(ApiError::bad(
-            format!("tag `{}`", crate::base::text::clean(other, 40)),
-            "known are weights and kv_cache",
-            "give one of them, or none for all",
-        )
-        .param("tags")),
-    }
 }
 
 /// Get ready again
@@ -154,15 +109,10 @@ async fn release_kv_cache_memory(_who: RlControl, State(app): State<Arc<App>>) -
             "pause first (POST /pause?mode=abort or wait)",
         ));
     }
-    blocking(&app, |app| {
-        app.scheduler.reset_prefix_cache();
-        Ok(())
-    })
-    .await?;
+    forget_prefixes(&app).await?;
     Ok(Json(Status { status: "released" }))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(sleep))

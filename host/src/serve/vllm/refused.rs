@@ -37,7 +37,6 @@ async fn start_draft_weight_update(_who: RlControl) -> ApiError {
     )
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(collective_rpc)).routes(routes!(start_draft_weight_update))
 }

@@ -12,11 +12,9 @@ use utoipa_axum::routes;
 
 use crate::serve::auth::RlControl;
 use crate::serve::error::{ApiError, ApiResult, ErrorBody};
-use crate::serve::json::Json;
-use crate::serve::rl_body::{OptionalJson, Payload};
-use crate::serve::state::App;
-use crate::serve::weight_sync::{self, Published, Received, begin_of, blocking};
-use crate::serve::weights_body::UpdateInfo;
+use crate::serve::json::{Json, OptionalJson};
+use crate::serve::state::{App, blocking};
+use crate::serve::weights::{Payload, Published, Received, UpdateInfo, begin_of, version_text};
 
 /// Transports that need no group of processes: their tensors come in requests.
 const BACKENDS: [&str; 5] = ["http", "safetensors", "disk", "none", ""];
@@ -101,21 +99,8 @@ async fn start_weight_update(
     }
     let mut begin = begin_of(version_text(body.weight_version)?, body.manifest)?;
     begin.allow_narrowing = body.allow_narrowing;
-    blocking(&app, move |app| weight_sync::begin(app, begin, false, &actor)).await?;
+    blocking(&app, move |app| app.rl.begin(begin, false, &actor)).await?;
     Ok(Json(Message { message: "Weight update started".to_string() }))
-}
-
-/// A version is text, or a number.
-pub fn version_text(value: Option<Value>) -> ApiResult<Option<String>> {
-    match value {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(Value::Number(n)) => Ok(Some(n.to_string())),
-        Some(_) => {
-            Err(ApiError::bad("`weight_version`", "it is neither text nor a number", "give one")
-                .param("weight_version"))
-        }
-    }
 }
 
 /// Body of `/update_weights` as JSON.
@@ -170,11 +155,11 @@ async fn update_weights(
 ) -> ApiResult<Json<UpdateAnswer>> {
     let version = payload.text("weight_version");
     let updated = blocking(&app, move |app| {
-        let pieces = payload.pieces(app)?;
+        let pieces = payload.pieces(&app.roots)?;
         if app.rl.is_open() {
-            return Ok(Updated::Received(weight_sync::send(app, &pieces)?));
+            return Ok(Updated::Received(app.rl.send(&pieces)?));
         }
-        weight_sync::whole(app, begin_of(version, None)?, &pieces, &actor).map(Updated::Published)
+        app.rl.whole(begin_of(version, None)?, &pieces, &actor).map(Updated::Published)
     })
     .await?;
     Ok(Json(UpdateAnswer { message: "Weights updated", updated }))
@@ -211,7 +196,7 @@ async fn finish_weight_update(
     OptionalJson(body): OptionalJson<FinishWeightUpdate>,
 ) -> ApiResult<Json<FinishAnswer>> {
     let version = version_text(body.weight_version)?;
-    let published = blocking(&app, move |app| weight_sync::finish(app, version)).await?;
+    let published = blocking(&app, move |app| app.rl.finish(version)).await?;
     Ok(Json(FinishAnswer { message: "Weight update finished", published }))
 }
 
@@ -221,12 +206,11 @@ async fn finish_weight_update(
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
 async fn abort_weight_update(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Message>> {
-    let was = blocking(&app, |app| Ok(weight_sync::abort(app))).await?;
+    let was = blocking(&app, |app| Ok(app.rl.abort())).await?;
     let message = if was { "Weight update aborted" } else { "No weight update was open" };
     Ok(Json(Message { message: message.to_string() }))
 }
 
-/// The routes.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(init_weight_transfer_engine))

@@ -1,17 +1,56 @@
-//! Looking at the live weights: checksums and values by name.
+//! Looking at the live weights: checksums and values by name, and what the weight checkers of vLLM and SGLang do.
 
 use std::collections::BTreeMap;
 
 use patchhost_runtime::engine::Engine;
-use patchhost_runtime::registry::ParamId;
 use patchhost_runtime::weights::{Part, WeightSet};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
-use super::error::{ApiError, ApiResult};
 use crate::base::text::clean;
+use crate::serve::error::{ApiError, ApiResult};
 
 /// Most values of one answer.
 const MOST_VALUES: usize = 4 << 20;
+
+/// What the weight checker does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Give the SHA-256 of every tensor.
+    Checksum,
+    /// Remember the checksums as they are now, to compare with later.
+    #[serde(alias = "snapshot", alias = "reset_tensors")]
+    Reset,
+    /// Compare the checksums with the baseline.
+    Compare,
+}
+
+/// What the weight checker found.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Checked {
+    /// SHA-256 of every runtime tensor as it lies in memory, scales included.
+    Checksums {
+        /// By name.
+        checksums: BTreeMap<String, String>,
+        /// One digest of all weights.
+        digest: String,
+    },
+    /// The baseline is set.
+    Status {
+        /// `reset`.
+        status: &'static str,
+    },
+    /// The comparison.
+    Compared {
+        /// Whether all are equal.
+        r#match: bool,
+        /// Names of those that are not.
+        mismatches: Vec<String>,
+    },
+}
 
 /// SHA-256 of every runtime tensor as it lies in memory, scales included, by name.
 pub fn checksums(engine: &Engine, weights: &WeightSet) -> BTreeMap<String, String> {
@@ -44,17 +83,13 @@ pub fn values(engine: &Engine, weights: &WeightSet, name: &str, truncate: usize)
             let shape = decl.cols.map_or_else(|| vec![part.rows], |cols| vec![part.rows, cols]);
             (vec![part], shape)
         }
-        (None, Some(param)) => (in_checkpoint_layout(weights, param), registry.params()[param].shape()),
+        (None, Some(param)) => (weights.checkpoint_parts(param), registry.params()[param].shape()),
         (None, None) => return Err(missing(engine, name)),
     };
     nested(&parts, &shape, truncate)
 }
 
-fn in_checkpoint_layout(weights: &WeightSet, param: ParamId) -> Vec<Part> {
-    weights.checkpoint_parts(param)
-}
-
-/// Rows of all parts, one after the other, cut and folded into the shape.
+/// The rows of all parts, one after the other: the first `truncate` of them, as nested lists of the given shape.
 fn nested(parts: &[Part], shape: &[usize], truncate: usize) -> ApiResult<Value> {
     let first = shape.first().copied().unwrap_or(1).min(truncate);
     let inner: usize = shape.iter().skip(1).product();

@@ -17,7 +17,7 @@ use crate::base::text::clean;
 
 /// Marks the entry of `__metadata__` that says where a part of a tensor belongs.
 const AT_RANGE: &str = "@range";
-/// Most of a name in a message.
+/// Most characters of a name that a message shows.
 const SHOWN: usize = 200;
 
 /// A tensor, or a range of bytes of one.
@@ -25,29 +25,33 @@ const SHOWN: usize = 200;
 pub struct Piece {
     /// Name of the tensor.
     pub name: String,
-    /// Its element type.
+    /// How each element is stored.
     pub dtype: Dtype,
     /// Dimensions of the whole tensor.
     pub shape: Vec<usize>,
-    /// The first byte within the tensor.
+    /// Where `data` begins within the tensor, in bytes.
     pub offset: usize,
-    /// The bytes.
+    /// The bytes that came: all of the tensor, or those from `offset` on.
     pub data: TensorBytes,
 }
 
 impl Piece {
-    /// A whole tensor; its bytes are shared.
-    pub fn whole(t: &CheckpointTensor) -> Self {
+    /// The tensors of a checkpoint; their bytes are shared.
+    pub fn all(file: &Checkpoint) -> Vec<Self> {
+        file.tensors().map(Self::whole).collect()
+    }
+
+    fn whole(t: &CheckpointTensor) -> Self {
         Self { name: t.name.clone(), dtype: t.stored, shape: t.shape.clone(), offset: 0, data: t.data.clone() }
     }
 
-    /// The whole tensor, if it is that.
+    /// The tensor, where all of its bytes are here.
     pub fn tensor(&self) -> Option<CheckpointTensor> {
         let whole = self.offset == 0 && dtype::bytes(self.dtype, &self.shape) == Some(self.data.len());
         whole.then(|| CheckpointTensor::new(self.name.clone(), self.dtype, self.shape.clone(), self.data.clone()))
     }
 
-    /// Where it belongs.
+    /// Where the bytes belong, for a refit that takes parts.
     pub fn header(&self) -> ChunkHeader<'_> {
         ChunkHeader { name: &self.name, dtype: self.dtype, shape: &self.shape, offset: self.offset }
     }
@@ -59,8 +63,7 @@ pub fn safetensors(label: &str, bytes: Bytes) -> Result<Vec<Piece>, BodyError> {
     let file = Checkpoint::from_shared(label, Arc::new(bytes))?;
     let mut pieces = Vec::new();
     for t in file.tensors() {
-        let whole =
-            Piece { name: t.name.clone(), dtype: t.stored, shape: t.shape.clone(), offset: 0, data: t.data.clone() };
+        let whole = Piece::whole(t);
         pieces.push(match file.metadata().get(&format!("{}{AT_RANGE}", t.name)) {
             None => whole,
             Some(range) => part(whole, range)?,

@@ -102,11 +102,7 @@ impl UpdateInfo {
     }
 
     fn one(value: Value) -> Result<Self, BodyError> {
-        if let Value::Object(map) = &value
-            && let Some(field) = pickle::FIELDS.iter().find(|f| map.get(**f).is_some_and(|v| !v.is_null()))
-        {
-            return Err(pickle::refuse_field(field));
-        }
+        pickle::refuse_fields(&value)?;
         let info: Self = serde_json::from_value(value).map_err(|e| {
             let next = "give {names, dtype_names, shapes} or {bucket_meta}, and the bytes as the body or as `data`; or {safetensors}, or {path}";
             malformed("update_info", e.to_string(), next)

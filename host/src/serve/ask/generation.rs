@@ -10,17 +10,17 @@ use patchhost_runtime::lora::Adapter;
 use patchhost_runtime::scheduler::{Event, Job, SampleParams, StopReason, TokenLogprob};
 use tokio::sync::mpsc;
 
-use super::error::{ApiError, ApiResult};
-use super::state::{App, RequestId};
+use crate::serve::error::{ApiError, ApiResult};
+use crate::serve::state::{App, RequestId};
 
 /// Seconds after which a server that goes down may be back.
 const RETRY: u32 = 5;
 
 /// What to generate: `n` sequences for each prompt.
 pub struct Batch {
-    /// Tokens of the prompts.
+    /// The prompts, as tokens.
     pub prompts: Vec<Vec<u32>>,
-    /// Sequences of each.
+    /// Sequences for each prompt.
     pub n: usize,
     /// How tokens are chosen.
     pub params: SampleParams,
@@ -40,7 +40,8 @@ pub enum Limit {
 /// The sequences of one request, running.
 pub struct Running {
     app: Arc<App>,
-    id: RequestId,
+    /// Held until all sequences have ended, so that no other request takes the id.
+    _id: RequestId,
     /// Ids of the jobs, one per prompt.
     jobs: Vec<String>,
     receiver: mpsc::UnboundedReceiver<(usize, Event)>,
@@ -53,22 +54,20 @@ pub struct Running {
     last: Vec<Option<Instant>>,
 }
 
-/// One finished sequence.
+/// What a sequence gave until now; all of it, when it has ended.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// Its text.
     pub text: String,
-    /// Its tokens.
     pub token_ids: Vec<u32>,
-    /// Log probability of each, where asked for.
+    /// Log probability of each token, where asked for.
     pub logprobs: Vec<TokenLogprob>,
     /// Log probability of each token of the prompt (none for the first), where asked for.
     pub prompt_logprobs: Option<Vec<Option<TokenLogprob>>>,
-    /// Why it ended.
+    /// Why it ended; `Abort` while it has not.
     pub finish_reason: FinishReason,
     /// Which stop text or token ended it.
     pub stop_reason: Option<StopReason>,
-    /// What made which of its tokens.
+    /// Which weights and patches made which of its tokens.
     pub weight_versions: Vec<TokenVersion>,
     /// Tokens of its prompt that came from the prefix cache.
     pub cached_tokens: usize,
@@ -119,7 +118,7 @@ impl Running {
         let now = Instant::now();
         Ok(Self {
             app: Arc::clone(app),
-            id,
+            _id: id,
             jobs,
             receiver,
             open: total,
@@ -130,12 +129,8 @@ impl Running {
         })
     }
 
-    /// Id of the request.
-    pub fn id(&self) -> &str {
-        self.id.as_str()
-    }
-
-    /// The next event and the choice it belongs to (prompt times `n` plus index); none when all sequences have ended.
+    /// The next event and the choice it belongs to (prompt times `n` plus index); none when all sequences have ended. A
+    /// sequence that could not be computed is an error.
     pub async fn next(&mut self) -> Option<ApiResult<(usize, Event)>> {
         if self.open == 0 {
             return None;
@@ -148,7 +143,10 @@ impl Running {
                         self.deadline = Instant::now() + self.app.options.request_timeout;
                     }
                     self.measure(choice, &event);
-                    return Some(Ok((choice, event)));
+                    return Some(match failed(&mut event) {
+                        Some(error) => Err(error),
+                        None => Ok((choice, event)),
+                    });
                 }
                 // The scheduler dropped a job without a last event: it is gone.
                 Ok(None) => {
@@ -179,12 +177,12 @@ impl Running {
         let mut outputs = vec![Output::default(); self.last.len()];
         while let Some(next) = self.next().await {
             let (choice, event) = next?;
-            outputs[choice].add(event)?;
+            outputs[choice].add(event);
         }
         Ok(outputs)
     }
 
-    /// Weights that the trainer called by another name since they were published.
+    /// Gives the weights in an event the name that the trainer gave them after they were published.
     fn named(&self, event: &mut Event) {
         match event {
             Event::Started(started) => self.app.rl.name(&mut started.version),
@@ -225,6 +223,14 @@ impl Running {
     }
 }
 
+/// Why a sequence ended, where it could not be computed.
+fn failed(event: &mut Event) -> Option<ApiError> {
+    match event {
+        Event::Done(done) => done.error.take().map(ApiError::from),
+        _ => None,
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if self.open > 0 {
@@ -250,7 +256,7 @@ impl Default for Output {
 
 impl Output {
     /// Takes an event of this sequence in.
-    pub(super) fn add(&mut self, event: Event) -> ApiResult<()> {
+    pub fn add(&mut self, event: Event) {
         match event {
             Event::Started(started) => {
                 self.cached_tokens = started.cached_tokens;
@@ -262,15 +268,11 @@ impl Output {
                 self.logprobs.extend(token.logprob);
             }
             Event::Done(done) => {
-                if let Some(error) = done.error {
-                    return Err(error.into());
-                }
                 self.text.push_str(&done.text_tail);
                 self.finish_reason = done.finish_reason;
                 self.stop_reason = done.stop_reason;
                 self.weight_versions = done.weight_versions;
             }
         }
-        Ok(())
     }
 }

@@ -13,7 +13,7 @@ use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::error::{Refusal, RuntimeError};
 
-use super::weights_body::pickle;
+use super::pickle;
 use crate::base::text::clean;
 use crate::checkpoint::versions::{Base, Loaded, Source, Version, VersionError};
 
@@ -21,7 +21,7 @@ use crate::checkpoint::versions::{Base, Loaded, Source, Version, VersionError};
 const MAX_PATH: usize = 4096;
 /// Most files of one folder: each takes a file descriptor while it is read.
 const MAX_FILES: usize = 512;
-/// Most of any one path or name in a message.
+/// Most characters of a path or name that a message shows.
 const SHOWN: usize = 300;
 
 /// Why a path was not opened.
@@ -33,7 +33,7 @@ pub enum RootError {
     /// The path leaves every root.
     #[error("refused: {0}")]
     Outside(Refusal),
-    /// Nothing is there.
+    /// No root has such a file or folder.
     #[error("refused: {0}")]
     NotFound(Refusal),
     /// It is there, and no weights can be taken from it.
@@ -42,21 +42,20 @@ pub enum RootError {
 }
 
 impl RootError {
-    /// The three parts.
+    /// What was refused, why, and what to do next.
     pub fn into_refusal(self) -> Refusal {
         let (Self::NoRoots(r) | Self::Outside(r) | Self::NotFound(r) | Self::Unusable(r)) = self;
         r
     }
 }
 
-/// One allowed folder.
 struct Root {
     dir: Dir,
     /// As the operator gave it, and as the system calls it: a client may use either.
     names: [PathBuf; 2],
 }
 
-/// The allowed folders.
+/// The folders of `--root`: a request can name files in them, and nowhere else.
 #[derive(Default)]
 pub struct Roots {
     roots: Vec<Root>,
@@ -69,7 +68,7 @@ impl std::fmt::Debug for Roots {
 }
 
 impl Roots {
-    /// Opens the folders of `--root`. An error names the first that is none.
+    /// Opens the folders of `--root`; the first that is no folder, or cannot be read, is named by the error.
     pub fn open(folders: &[PathBuf]) -> Result<Self, RootError> {
         let mut roots = Vec::new();
         for folder in folders {

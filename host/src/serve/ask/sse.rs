@@ -11,21 +11,21 @@ use futures_util::stream;
 use patchhost_runtime::scheduler::Event;
 use serde::Serialize;
 
+use super::generation::Running;
 use crate::serve::error::{ApiError, ApiResult};
-use crate::serve::generation::Running;
 
 /// How often a comment is sent while no tokens come: proxies end connections that say nothing.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Turns events into chunks.
+/// How a dialect writes the events of a stream down.
 pub trait Chunks: Send + 'static {
     /// The chunks of an event, as JSON.
     fn event(&mut self, choice: usize, event: Event) -> ApiResult<Vec<String>>;
-    /// The chunks behind the last event.
+    /// What comes behind the last event, before `[DONE]`.
     fn end(&mut self) -> ApiResult<Vec<String>>;
 }
 
-/// One chunk.
+/// A chunk as JSON text.
 pub fn chunk(value: &impl Serialize) -> ApiResult<String> {
     serde_json::to_string(value).map_err(|e| ApiError::internal(&e))
 }

@@ -1,101 +1,59 @@
-//! Bodies of the endpoints that trainers use: JSON that may be absent, and tensors in any form that is not a pickle.
+//! Bodies of the endpoints that take tensors: in any form that is not a pickle, with what the URL and the headers say
+//! about them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, Query, Request};
+use axum::body::Bytes;
+use axum::extract::{FromRef, FromRequest, Query, Request};
 use axum::http::{HeaderMap, StatusCode, header};
-use futures_util::StreamExt as _;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::error::{ApiError, ApiResult};
-use super::json::parse;
-use super::roots::RootError;
-use super::state::App;
-use super::weights_body::{self as tensors, BodyError, BucketEntry, BucketMeta, Piece, UpdateInfo};
+use super::roots::Roots;
+use super::{BucketEntry, BucketMeta, Piece, UpdateInfo, base64_bytes, bucket, framed, packed, pickle, safetensors};
 use crate::base::text::clean;
-
-/// JSON, or nothing at all, which is the default of the type.
-#[derive(Debug, Clone, Copy)]
-pub struct OptionalJson<T>(pub T);
-
-impl<T: DeserializeOwned + Default> FromRequest<Arc<App>> for OptionalJson<T> {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, app: &Arc<App>) -> ApiResult<Self> {
-        let bytes = read(request.into_body(), app.options.max_body, "--max-body").await?;
-        if bytes.trim_ascii().is_empty() {
-            return Ok(Self(T::default()));
-        }
-        parse(&bytes).map(Self)
-    }
-}
+use crate::serve::error::{ApiError, ApiResult};
+use crate::serve::json::{Limits, parse, read};
 
 /// A body that may hold tensors, with what the URL and the headers say about it.
 pub struct Payload {
     /// The query of the URL.
     pub query: HashMap<String, String>,
-    /// The body.
+    /// The body, by its content type.
     pub content: Content,
+    /// Most bytes that are read of a file which the body names.
+    limit: usize,
 }
 
-/// A body that may hold tensors.
+/// The body itself, told apart by its content type.
 pub enum Content {
-    /// Nothing.
+    /// There is no body.
     Empty,
-    /// JSON.
+    /// JSON: what it means is the endpoint's.
     Json(Value),
-    /// safetensors bytes.
+    /// The bytes of a safetensors file.
     Safetensors(Bytes),
-    /// Length, JSON, raw bytes.
+    /// Eight bytes of length, JSON of that length, raw bytes.
     Framed(Bytes),
     /// Raw bytes that the URL or a header describes.
     Raw(Vec<UpdateInfo>, Bytes),
 }
 
-impl FromRequest<Arc<App>> for Payload {
+impl<S: Send + Sync> FromRequest<S> for Payload
+where
+    Limits: FromRef<S>,
+{
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, app: &Arc<App>) -> ApiResult<Self> {
+    async fn from_request(request: Request, state: &S) -> ApiResult<Self> {
         let (parts, body) = request.into_parts();
         let query = Query::try_from_uri(&parts.uri).map(|Query(q)| q).map_err(|e| {
             ApiError::bad("the query of the URL", clean(&e.to_string(), 200), "write it as name=value&…")
         })?;
-        let bytes = read(body, app.rl.max_body, "--max-weights-body").await?;
+        let limit = Limits::from_ref(state).weights;
+        let bytes = read(body, limit, "--max-weights-body").await?;
         let content = content(&parts.headers, &query, bytes)?;
-        Ok(Self { query, content })
+        Ok(Self { query, content, limit })
     }
-}
-
-/// The whole body. `flag` says how the limit is raised.
-pub async fn read(body: Body, limit: usize, flag: &str) -> ApiResult<Bytes> {
-    let mut stream = body.into_data_stream();
-    let mut first: Option<Bytes> = None;
-    let mut all = Vec::new();
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|_| ApiError::bad("the request's body", "it ended too early", "send it again"))?;
-        let had = first.as_ref().map_or(0, Bytes::len) + all.len();
-        if had.saturating_add(chunk.len()) > limit {
-            return Err(ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "body_too_large",
-                "the request's body",
-                format!("it is larger than the {limit} bytes that this endpoint takes"),
-                format!("send it in several requests, or start the server with a larger {flag}"),
-            ));
-        }
-        match (&first, all.is_empty()) {
-            (None, true) => first = Some(chunk),
-            _ => {
-                all.extend_from_slice(&first.take().unwrap_or_default());
-                all.extend_from_slice(&chunk);
-            }
-        }
-    }
-    // A body that came at once is not copied.
-    Ok(first.unwrap_or_else(|| Bytes::from(all)))
 }
 
 fn content(headers: &HeaderMap, query: &HashMap<String, String>, bytes: Bytes) -> ApiResult<Content> {
@@ -189,15 +147,15 @@ impl Payload {
     }
 
     /// The tensors. Files named in it are looked for in the roots.
-    pub fn pieces(self, app: &App) -> ApiResult<Vec<Piece>> {
+    pub fn pieces(self, roots: &Roots) -> ApiResult<Vec<Piece>> {
         match self.content {
             Content::Empty => Err(ApiError::bad(
                 "the request's body",
                 "it is empty, and this endpoint takes tensors",
                 "send safetensors bytes (Content-Type: application/octet-stream)",
             )),
-            Content::Safetensors(bytes) => Ok(tensors::safetensors("the request's body", bytes)?),
-            Content::Framed(bytes) => Ok(tensors::framed("the request's body", bytes)?),
+            Content::Safetensors(bytes) => Ok(safetensors("the request's body", bytes)?),
+            Content::Framed(bytes) => Ok(framed("the request's body", bytes)?),
             Content::Raw(infos, bytes) => {
                 let mut infos = infos.into_iter();
                 match (infos.next(), infos.next()) {
@@ -209,37 +167,37 @@ impl Payload {
                     )),
                 }
             }
-            Content::Json(value) => of_json(app, value),
+            Content::Json(value) => of_json(roots, self.limit, value),
         }
     }
 }
 
 /// vLLM's `update_info`, or its fields themselves.
-fn of_json(app: &App, value: Value) -> ApiResult<Vec<Piece>> {
+fn of_json(roots: &Roots, limit: usize, value: Value) -> ApiResult<Vec<Piece>> {
     let inner = match value {
         Value::Object(mut map) if map.contains_key("update_info") => map.remove("update_info").unwrap_or_default(),
         other => other,
     };
     let mut pieces = Vec::new();
     for info in UpdateInfo::all(inner)? {
-        pieces.extend(of_info(app, info)?);
+        pieces.extend(of_info(roots, limit, info)?);
     }
     Ok(pieces)
 }
 
-fn of_info(app: &App, mut info: UpdateInfo) -> ApiResult<Vec<Piece>> {
+fn of_info(roots: &Roots, limit: usize, mut info: UpdateInfo) -> ApiResult<Vec<Piece>> {
     let describes = info.describes();
     match (info.data.take(), info.safetensors.take(), info.path.take()) {
-        (Some(data), None, None) if describes => raw(info, &tensors::base64_bytes("`data`", &data)?),
+        (Some(data), None, None) if describes => raw(info, &base64_bytes("`data`", &data)?),
         (None, Some(text), None) if !describes => {
-            Ok(tensors::safetensors("`safetensors`", tensors::base64_bytes("`safetensors`", &text)?)?)
+            Ok(safetensors("`safetensors`", base64_bytes("`safetensors`", &text)?)?)
         }
         (None, None, Some(path)) if describes => {
-            let bytes = Bytes::from(app.roots.read(&path, app.rl.max_body as u64)?);
-            tensors::pickle::refuse(&format!("`{}`", clean(&path, 300)), &bytes)?;
+            let bytes = Bytes::from(roots.read(&path, limit as u64)?);
+            pickle::refuse(&format!("`{}`", clean(&path, 300)), &bytes)?;
             raw(info, &bytes)
         }
-        (None, None, Some(path)) => of_path(app, &path),
+        (None, None, Some(path)) => of_path(roots, &path),
         (None, None, None) if describes => Err(ApiError::bad(
             "update_info",
             "it describes tensors, and their bytes are not there: this server has no NCCL or IPC group to receive them from",
@@ -255,41 +213,19 @@ fn of_info(app: &App, mut info: UpdateInfo) -> ApiResult<Vec<Piece>> {
 }
 
 /// All tensors of a file or folder in a root.
-fn of_path(app: &App, path: &str) -> ApiResult<Vec<Piece>> {
-    let pinned = app.roots.pin(path)?;
+fn of_path(roots: &Roots, path: &str) -> ApiResult<Vec<Piece>> {
+    let pinned = roots.pin(path)?;
     let file = pinned.checkpoint(None).map_err(|e| {
         let text = pinned.plain(&e.to_string());
         ApiError::bad(format!("path `{}`", pinned.shown()), text, "give a safetensors file or a folder of them")
     })?;
-    Ok(file.tensors().map(Piece::whole).collect())
+    Ok(Piece::all(&file))
 }
 
 fn raw(info: UpdateInfo, bytes: &Bytes) -> ApiResult<Vec<Piece>> {
-    tensors::pickle::refuse("the bytes", bytes)?;
+    pickle::refuse("the bytes", bytes)?;
     Ok(match info.bucket_meta {
-        Some(meta) => tensors::bucket(meta, bytes)?,
-        None => tensors::packed(&info, bytes)?,
+        Some(meta) => bucket(meta, bytes)?,
+        None => packed(&info, bytes)?,
     })
-}
-
-impl From<BodyError> for ApiError {
-    fn from(error: BodyError) -> Self {
-        match error {
-            BodyError::Pickle(r) => Self::new(StatusCode::BAD_REQUEST, "pickle_refused", r.what, r.why, r.next),
-            BodyError::Malformed(r) => Self::bad(r.what, r.why, r.next),
-            BodyError::Runtime(e) => e.into(),
-        }
-    }
-}
-
-impl From<RootError> for ApiError {
-    fn from(error: RootError) -> Self {
-        let (status, code, r) = match error {
-            RootError::NoRoots(r) => (StatusCode::FORBIDDEN, "no_roots", r),
-            RootError::Outside(r) => (StatusCode::FORBIDDEN, "outside_roots", r),
-            RootError::NotFound(r) => (StatusCode::NOT_FOUND, "not_found", r),
-            RootError::Unusable(r) => (StatusCode::BAD_REQUEST, "invalid_value", r),
-        };
-        Self::new(status, code, r.what, r.why, r.next)
-    }
 }

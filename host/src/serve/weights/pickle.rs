@@ -26,9 +26,17 @@ pub fn is_pickle_base64(text: &str) -> bool {
     base64::engine::general_purpose::STANDARD.decode(&head[..whole]).is_ok_and(|bytes| is_pickle(&bytes))
 }
 
-/// Refuses a pickle.
+/// Refuses bytes that are a pickle.
 pub fn refuse(what: &str, bytes: &[u8]) -> Result<(), BodyError> {
     if is_pickle(bytes) { Err(BodyError::Pickle(refusal(what))) } else { Ok(()) }
+}
+
+/// Refuses JSON that has such a field at its top.
+pub fn refuse_fields(value: &serde_json::Value) -> Result<(), BodyError> {
+    match FIELDS.iter().find(|f| value.get(**f).is_some_and(|v| !v.is_null())) {
+        Some(field) => Err(refuse_field(field)),
+        None => Ok(()),
+    }
 }
 
 /// Refuses a field that holds pickles or handles.

@@ -73,7 +73,7 @@ pub struct ContentPart {
 }
 
 impl ChatMessage {
-    /// As templates read it.
+    /// The turn as chat templates read it. `at` is its place in the conversation: errors name it.
     fn message(&self, at: usize) -> ApiResult<Message> {
         for (name, value) in
             [("tool_calls", &self.tool_calls), ("function_call", &self.function_call), ("audio", &self.audio)]
@@ -117,7 +117,6 @@ impl ContentPart {
 
 /// A conversation as it goes to the template.
 pub struct Conversation<'a> {
-    /// The turns.
     pub messages: &'a [ChatMessage],
     /// End where the assistant's answer begins.
     pub add_generation_prompt: bool,
@@ -152,7 +151,7 @@ impl Conversation<'_> {
         .map_err(|e| ApiError::internal(&e))?
     }
 
-    /// The same, as a prompt that the model can take.
+    /// The same, cut to the last tokens (as many as `last` says) and checked against the model.
     pub async fn prompt(self, app: &Arc<App>, last: Option<u32>) -> ApiResult<Vec<u32>> {
         // The template writes the special tokens itself.
         let mut prompt = self.tokens(app, false).await?;

@@ -1,20 +1,40 @@
-//! Tensors in the body of a request: what a trainer sends, taken apart into pieces that a refit can take. Nothing here
-//! runs code of the sender: pickles are recognized and refused, never read.
+//! How weights come in, whatever the dialect calls it: bodies and files are taken apart into [`Piece`]s, and [`RlState`]
+//! takes them into one update at a time. Nothing in here knows a dialect, or the server around it.
 //!
-//! Four forms, all little endian and row-major:
+//! | file | what |
+//! |---|---|
+//! | `update` | the open update: begin, send, finish, abort; what the live weights are called |
+//! | `body` | the body of a request, with what the URL and the headers say about it |
+//! | `meta` | what a trainer says about bytes: `update_info`, `bucket_meta` |
+//! | `piece`, `dtype` | bytes taken apart into tensors and parts of tensors |
+//! | `pickle` | pickles are recognized and refused, never read |
+//! | `roots` | files and folders that a request may name |
+//! | `inspect` | checksums and values of the live weights |
+//! | `refused` | why weights were not taken, as answers over HTTP |
+//!
+//! Tensors come in four forms, all little endian and row-major:
 //! - **safetensors** bytes. A tensor that is sent in parts comes as a one-dimensional `U8` tensor under its own name, and
 //!   `__metadata__` says where the part belongs: `"NAME@range": "BF16[64,32] 4096"` (dtype, shape, first byte).
 //! - **packed**: raw bytes, one tensor after the other, and a list of names, dtypes and shapes (vLLM's `update_info`).
 //! - **bucket**: raw bytes, and for each tensor name, dtype, shape and offset (verl's `bucket_meta`).
 //! - **framed**: eight bytes of length, a JSON text with either list, then the raw bytes.
 
-pub mod dtype;
-pub mod meta;
+mod body;
+mod dtype;
+mod inspect;
+mod meta;
 pub mod pickle;
 mod piece;
+mod refused;
+mod roots;
+mod update;
 
+pub use body::{Content, Payload};
+pub use inspect::{Action, Checked};
 pub use meta::{BucketEntry, BucketMeta, UpdateInfo};
 pub use piece::{Piece, base64_bytes, bucket, framed, packed, safetensors};
+pub use roots::Roots;
+pub use update::{Published, Received, RlState, begin_of, version_name, version_text};
 
 use patchhost_runtime::error::{Refusal, RuntimeError};
 

@@ -53,7 +53,7 @@ impl Prompt {
     }
 }
 
-/// Keeps the last tokens only.
+/// Keeps only the last tokens: as many as `last` says, or all.
 pub fn truncate(prompt: &mut Vec<u32>, last: Option<u32>) {
     if let Some(last) = last {
         prompt.drain(..prompt.len().saturating_sub(last as usize));
@@ -80,7 +80,7 @@ pub fn check_bytes(app: &App, bytes: usize) -> ApiResult<()> {
     Ok(())
 }
 
-/// Refuses what the model cannot take.
+/// Refuses a prompt that is empty, too long for the model, or has tokens that the model does not know.
 pub fn check(app: &App, prompt: &[u32]) -> ApiResult<()> {
     let model = app.live.engine().model();
     if prompt.is_empty() {
