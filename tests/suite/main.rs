@@ -1,6 +1,7 @@
 //! Integration tests: everything that a user can see, tried from outside.
 #![allow(clippy::unwrap_used, clippy::result_large_err, clippy::single_range_in_vec_init, missing_docs)]
 
+mod architecture;
 mod audit;
 mod cli;
 mod compare;
