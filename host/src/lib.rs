@@ -5,6 +5,7 @@ pub mod audit;
 pub mod base;
 pub mod call;
 pub mod checkpoint;
+#[cfg(feature = "cli")]
 pub mod cmd;
 pub mod compare;
 pub mod isolate;
@@ -13,6 +14,8 @@ pub mod patch;
 pub mod probe;
 pub mod record;
 pub mod sandbox;
+#[cfg(feature = "serve")]
 pub mod serve;
+#[cfg(feature = "train")]
 pub mod train;
 pub mod trust;

@@ -77,6 +77,7 @@ pub enum RuntimeError {
 
 impl RuntimeError {
     /// The same error once more: a step that fails ends several sequences.
+    #[cfg(feature = "text")]
     pub(crate) fn again(&self) -> Self {
         match self {
             Self::Config(r) => Self::Config(r.clone()),

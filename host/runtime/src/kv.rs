@@ -135,6 +135,7 @@ impl KvCache {
     }
 
     /// A copy of the first `len` positions; none where that cannot be had: a recurrent layer knows its last state only.
+    #[cfg(feature = "text")]
     pub(crate) fn prefix(&self, len: usize) -> Option<Self> {
         if len > self.len || (len < self.len && self.is_recurrent()) {
             return None;
@@ -155,11 +156,13 @@ impl KvCache {
     }
 
     /// Whether any layer has a state instead of keys and values.
+    #[cfg(feature = "text")]
     pub(crate) fn is_recurrent(&self) -> bool {
         self.layers.iter().any(|l| matches!(l, LayerCache::Recurrent { .. }))
     }
 
     /// Gives back memory that was reserved for more positions.
+    #[cfg(feature = "text")]
     pub(crate) fn shrink(&mut self) {
         for layer in &mut self.layers {
             if let LayerCache::Attention(both) = layer {

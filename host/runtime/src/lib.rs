@@ -12,6 +12,7 @@ pub mod engine;
 pub mod error;
 pub mod families;
 pub mod fp8;
+#[cfg(feature = "text")]
 pub mod generate;
 pub mod hooks;
 pub mod kv;
@@ -19,6 +20,7 @@ pub mod layout;
 pub mod lora;
 pub mod metrics;
 pub mod model;
+#[cfg(feature = "text")]
 mod output;
 pub mod pace;
 pub mod plan;
@@ -28,7 +30,9 @@ pub mod refit;
 pub mod registry;
 pub mod rope;
 pub mod sampling;
+#[cfg(feature = "text")]
 pub mod scheduler;
+#[cfg(feature = "text")]
 pub mod tokenizer;
 pub mod weights;
 pub mod words;

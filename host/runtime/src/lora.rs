@@ -63,6 +63,7 @@ impl Adapter {
     }
 
     /// Whether it was made for this model: every part that it adapts exists, and its halves have the part's shape.
+    #[cfg(feature = "text")]
     pub(crate) fn fits(&self, registry: &Registry) -> bool {
         self.parts.iter().all(|((param, part), low)| {
             let Some(decl) = registry.params().get(*param).filter(|d| *part < d.part_count()) else { return false };

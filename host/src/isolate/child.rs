@@ -19,9 +19,12 @@ pub fn child() -> Option<ExitCode> {
         return None;
     }
     // Standard error is the host's. What a guest with WASI prints goes there too, escaped and bounded.
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PATCHHOST_LOG");
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    #[cfg(feature = "cli")]
+    {
+        let filter = tracing_subscriber::EnvFilter::try_from_env("PATCHHOST_LOG");
+        let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    }
     Some(match serve() {
         // The host closed its end: the ordinary way to stop.
         Ok(()) => ExitCode::SUCCESS,

@@ -167,7 +167,8 @@ impl AdminAuth {
 }
 
 /// Who may control weights, adapters, pauses and caches (`--rl`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum RlMode {
     /// Nobody
     Off,

@@ -1,6 +1,5 @@
 //! What a run is made of. A checkpoint holds it, and a run resumes only with the same.
 
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Result, usage};
@@ -9,7 +8,8 @@ use super::task::Task;
 use crate::compare::rollout_corr::{Level, Threshold};
 
 /// How master weights are kept between steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum MasterDtype {
     /// f32; the engine gets them rounded
@@ -19,7 +19,8 @@ pub enum MasterDtype {
 }
 
 /// `rollout_is`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum RolloutIs {
     /// A weight for each token

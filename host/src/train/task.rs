@@ -1,11 +1,11 @@
 //! Tasks whose reward a rule computes: verifiable, deterministic, from 0 to 1. Each is a share and not a yes or no, so that
 //! a model that starts far away still sees which of its answers is better.
 
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// What is rewarded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Task {
     /// The share of words that have no letter e and that the text did not have before; 0 for fewer than three words
