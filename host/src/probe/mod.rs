@@ -7,6 +7,7 @@ mod bounded;
 mod calls;
 mod constants;
 mod examine;
+mod findings;
 mod hidden;
 mod matrix;
 mod others;
@@ -22,5 +23,6 @@ mod vectors;
 
 pub use constants::{Constants, constants};
 pub use examine::{before_activation, examine};
+pub(crate) use findings::not_started;
 pub use report::{Check, ProbeReport, Verdict};
 pub use run::{LONGEST, ProbeOptions, Progress, run};

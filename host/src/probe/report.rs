@@ -56,7 +56,7 @@ pub struct ProbeReport {
 impl ProbeReport {
     /// As findings of an audit: `PH950` to `PH958`.
     pub fn findings(&self) -> Vec<Finding> {
-        crate::audit::of_probe(self)
+        super::findings::of_probe(self)
     }
 
     /// Whether nothing failed.

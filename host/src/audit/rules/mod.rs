@@ -54,7 +54,7 @@ impl Rule {
         Self { id, slug, severity: Severity::Info, about }
     }
 
-    pub(in crate::audit) fn finding(&self, message: impl Into<String>, fix: impl Into<String>) -> Finding {
+    pub(crate) fn finding(&self, message: impl Into<String>, fix: impl Into<String>) -> Finding {
         Finding {
             id: self.id,
             slug: self.slug,
@@ -65,7 +65,7 @@ impl Rule {
         }
     }
 
-    pub(in crate::audit) fn found_at(
+    pub(crate) fn found_at(
         &self,
         place: impl Into<String>,
         message: impl Into<String>,
