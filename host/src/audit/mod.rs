@@ -3,6 +3,7 @@
 mod burden;
 mod caps;
 pub mod diff;
+mod ending;
 mod facts;
 mod graph;
 mod input;

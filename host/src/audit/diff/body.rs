@@ -1,5 +1,5 @@
 //! Function bodies in a form that does not depend on where things lie: callees by name, types by signature, addresses and
-//! positions in the table kept apart.
+//! positions in the table kept apart. Names are the author's word: `functions` looks at which functions stand behind them.
 
 use crate::audit::facts::readable;
 use crate::base::text;
@@ -42,14 +42,17 @@ pub(super) struct Body {
     pub(super) name: String,
     /// Module, index, byte offset: for people.
     pub(super) place: String,
-    /// Its module.
+    /// Its module, and its index there.
     pub(super) module: usize,
+    pub(super) index: u32,
     /// Instructions.
     pub(super) words: Vec<u32>,
     /// Addresses of data: instruction, address.
     pub(super) addresses: Vec<(usize, u64)>,
-    /// Constants that may be positions in the table: instruction, function there.
-    pub(super) pointers: Vec<(usize, u32)>,
+    /// Constants that may be positions in the table: instruction, function there (its name, and its index).
+    pub(super) pointers: Vec<(usize, u32, u32)>,
+    /// Functions of the same module that it names: instruction, index. Imported ones are in the instruction's text.
+    pub(super) callees: Vec<(usize, u32)>,
 }
 
 /// What lies in the memory of a module before it runs.
@@ -229,7 +232,7 @@ impl<'a> Module<'a> {
         for (at, body) in self.bodies.iter().enumerate() {
             let index = first + at as u32;
             let place = format!("module {module} function {index} at {:#x}", body.range().start);
-            let mut out = Body { name: self.own_name(index), place, module, ..Body::default() };
+            let mut out = Body { name: self.own_name(index), place, module, index, ..Body::default() };
             // A body that does not decode ends there: what was read is compared.
             let _ = self.body(index, body, words, &mut out);
             all.push(out);
@@ -278,6 +281,13 @@ impl<'a> Module<'a> {
         }
         for operator in body.get_operators_reader()? {
             let operator = operator?;
+            if let Operator::Call { function_index }
+            | Operator::ReturnCall { function_index }
+            | Operator::RefFunc { function_index } = &operator
+                && *function_index as usize >= self.imports.len()
+            {
+                out.callees.push((out.words.len(), *function_index));
+            }
             let word = match &operator {
                 Operator::Call { function_index } => format!("call {}", self.callee(*function_index)),
                 Operator::ReturnCall { function_index } => format!("return_call {}", self.callee(*function_index)),
@@ -303,7 +313,7 @@ impl<'a> Module<'a> {
         // Tables of Rust begin at 1: position 0 is null.
         let entry = usize::try_from(value).ok().and_then(|at| self.elements.get(at.checked_sub(1)?));
         if let Some(function) = entry {
-            out.pointers.push((at, words.of(self.callee(*function))));
+            out.pointers.push((at, words.of(self.callee(*function)), *function));
         }
         format!("const {value}")
     }

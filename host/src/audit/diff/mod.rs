@@ -1,6 +1,7 @@
 //! What changed between two versions of a component: what a reviewer of an update reads.
 
 mod body;
+mod callees;
 mod functions;
 
 use super::report::{Finding, Severity};

@@ -53,8 +53,14 @@ pub struct Facts {
     pub dead_modules: Vec<usize>,
     /// Core functions that the host calls.
     pub lifted: Vec<Lifted>,
+    /// Lifted functions of which it is not known what they are in which module.
+    #[serde(skip)]
+    pub lifted_unknown: usize,
     /// Custom sections: name and bytes.
     pub customs: Vec<(String, usize)>,
+    /// Those whose content is not completely what their name says, or is not read here: name and bytes.
+    #[serde(skip)]
+    pub unread_customs: Vec<(String, usize)>,
     /// Bytes of all custom sections with debug information.
     pub debug_bytes: usize,
     /// Names that are not plain ASCII: what they name, the name (escaped), its offset.

@@ -37,6 +37,9 @@ pub struct ModuleFacts {
     /// Defined functions, in order; empty where there are more than the cap.
     #[serde(skip)]
     pub code: Vec<FunctionFacts>,
+    /// Exported functions by their exact names: those of [`CoreExport`] are escaped and cut, so they are only shown.
+    #[serde(skip)]
+    pub exported_functions: HashMap<String, u32>,
     /// Names of functions, as they stand in the name section.
     #[serde(skip)]
     pub names: HashMap<u32, String>,
@@ -107,10 +110,9 @@ impl ModuleFacts {
         self.code.get(index.checked_sub(self.imported_functions)? as usize)
     }
 
-    /// The exported function of this name.
+    /// The exported function of exactly this name.
     pub fn exported(&self, name: &str) -> Option<u32> {
-        let function = |export: &&CoreExport| export.kind == "func" && export.name == name;
-        self.exports.iter().find(function).map(|export| export.index)
+        self.exported_functions.get(name).copied()
     }
 
     /// What people call a function: its name without the parts that change from build to build, else an export's, else
