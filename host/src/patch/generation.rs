@@ -1,8 +1,8 @@
 //! A patch set that was activated, with the count of who still uses it.
 
-use super::native::NativeQuant;
 use super::{HookOptions, Patch, PatchSet};
 use crate::base::{Digest, Hook};
+use crate::native::OwnSource;
 use patchhost_runtime::refit::{Origin, RefitHooks};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -113,7 +113,7 @@ impl Generation {
             match hook {
                 Hook::BlockQuant | Hook::BlockQuantRows => {
                     let settings = self.set.claims(Hook::BlockQuant).map(|patch| patch.settings()).unwrap_or_default();
-                    hooks.quant = Some(Arc::new(NativeQuant::in_place_of(settings)));
+                    hooks.quant = Some(Arc::new(OwnSource::in_place_of(settings)));
                 }
                 Hook::Layout => hooks.layout = None,
                 Hook::LogitsMask => hooks.mask = None,

@@ -8,7 +8,6 @@ mod generation;
 pub mod ledger;
 mod live;
 mod lock;
-mod native;
 mod policy;
 mod set;
 mod stage;
@@ -34,7 +33,6 @@ pub use stage::{Audited, Candidate, Compiled, Origin, Verification, Verified};
 pub(crate) use board::probe_set;
 pub(crate) use generation::has_native;
 pub(crate) use live::identity;
-pub(crate) use native::NativeQuant;
 
 #[cfg(test)]
 mod tests;

@@ -3,9 +3,9 @@
 
 use super::ask::{TENSOR, all, differ, scales, shown};
 use super::constants::{self, Constants};
-use super::reference::Reference;
 use super::run::Found;
 use super::{synthetic, vectors};
+use crate::native::{self, Reference};
 use patchhost_kernels::cast::{Measure, cast_panel};
 use patchhost_kernels::source::Source;
 use patchhost_runtime::hooks::{BlockQuant, Blocks, Contract, Edges, Elem, HookCause, Needs, Scheme};
@@ -19,7 +19,7 @@ const FEW: usize = 4;
 fn right(scheme: &Scheme, reference: Option<&Reference>, amax: &[f32], got: &[f32]) -> Result<(), String> {
     match reference.and_then(Reference::formula) {
         Some(profile) => {
-            let expected = vectors::expected(profile, scheme, amax);
+            let expected = native::expected(profile, scheme, amax);
             match got.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits()) {
                 None => Ok(()),
                 Some(at) => Err(format!(

@@ -2,9 +2,9 @@
 
 use super::ask::{TENSOR, all, differ};
 use super::hidden::prove;
-use super::reference::Reference;
 use super::run::{Found, ProbeOptions};
 use super::vectors;
+use crate::native::Reference;
 use half::bf16;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{BlockQuant, Contract, Elem, Needs, Scheme};

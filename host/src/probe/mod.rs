@@ -12,7 +12,6 @@ mod hidden;
 mod matrix;
 mod others;
 mod quant;
-mod reference;
 mod report;
 mod rows;
 mod run;

@@ -1,9 +1,9 @@
 //! The checks of block quantization, in order.
 
-use super::reference::Reference;
 use super::run::{Found, Probe};
 use super::{calls, hidden, matrix, rows, scalar, synthetic, twin};
 use crate::base::Hook;
+use crate::native::{self, Reference};
 use crate::patch::Patch;
 use patchhost_kernels::profile::Profile;
 use patchhost_runtime::hooks::{BlockQuant, Decision, Needs, Role, Scheme, TensorInfo};
@@ -21,11 +21,11 @@ pub(super) fn run(probe: &mut Probe<'_>, patch: &Arc<Patch>, quant: Arc<dyn Bloc
     let about = "the same tensors get the same decisions, in any order; what is sensitive is kept";
     probe.check("decisions", HOOK, about, |_| decisions(patch, &*quant, &mut schemes));
     let about = "scales of activations are those of its rule, or finite, positive and in proportion";
-    let named = schemes.iter().find_map(|s| Some((super::vectors::profile(s)?, s.cast.format)));
+    let named = schemes.iter().find_map(|s| Some((native::profile_of(s)?, s.cast.format)));
     probe.check("activation", HOOK, about, |options| calls::activation(patch, &quant, options.random, named));
     let mut named = None;
     for scheme in schemes.iter().take(SCHEMES) {
-        let reference = Reference::of(patch, scheme);
+        let reference = Reference::of(patch.settings(), scheme);
         if reference.is_some() {
             named.get_or_insert_with(|| scheme.profile.clone());
         }

@@ -3,9 +3,9 @@
 use super::ask::differ;
 use super::constants;
 use super::matrix::{Cast, cast, cast_named, weights};
-use super::reference::Reference;
 use super::run::{Found, ProbeOptions};
 use super::synthetic;
+use crate::native::Reference;
 use crate::patch::Patch;
 use half::bf16;
 use patchhost_runtime::hooks::{BlockQuant, Elem, Scheme};

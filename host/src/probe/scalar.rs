@@ -2,9 +2,9 @@
 
 use super::ask::{TENSOR, all, differ, scales, shown, stored};
 use super::hidden::alike;
-use super::reference::Reference;
 use super::run::{Found, ProbeOptions};
 use super::{synthetic, vectors};
+use crate::native::{self, Reference};
 use patchhost_kernels::profile::Profile;
 use patchhost_runtime::hooks::{BlockQuant, Contract, Scheme};
 use rand::rngs::StdRng;
@@ -25,7 +25,7 @@ pub(super) fn golden(
     classes.push(("random", vectors::random(options.seed, options.random)));
     let mut asked = 0;
     for (class, amax) in &classes {
-        let expected = vectors::expected(profile, scheme, amax);
+        let expected = native::expected(profile, scheme, amax);
         let got = all(quant, scheme, amax)?;
         if let Some(at) = got.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits()) {
             return Err(format!(
