@@ -8,8 +8,8 @@ use crate::patch::{Limits, Patch, Sandbox, StageError, Verified};
 use patchhost_runtime::error::Refusal;
 use std::sync::Arc;
 
-/// Starts a component twice, in `sandbox` and in code that is compiled without optimization, and asks it everything,
-/// among it about each number that stands in it. It must pass the audit first.
+/// Audits a component and makes the thorough probe of it. It is started twice: in `sandbox`, and compiled without
+/// optimization (the twin). The questions include every number that occurs in the component.
 pub fn examine(
     verified: Verified,
     audit: &AuditOptions,

@@ -14,7 +14,7 @@ const HOOK: Option<Hook> = Some(Hook::BlockQuant);
 /// Different ways to quantize that are tried; a patch has one or two.
 const SCHEMES: usize = 4;
 
-/// All of them; the name of the profile whose numbers it was compared with.
+/// Makes all checks of block quantization. Gives the name of the profile whose numbers the patch was compared with.
 pub(super) fn run(probe: &mut Probe<'_>, patch: &Arc<Patch>, quant: Arc<dyn BlockQuant>) -> Option<String> {
     let quant: Arc<dyn BlockQuant> = Arc::new(probe.bounded(quant));
     let mut schemes = Vec::new();
@@ -47,7 +47,7 @@ pub(super) fn run(probe: &mut Probe<'_>, patch: &Arc<Patch>, quant: Arc<dyn Bloc
     named
 }
 
-/// One scheme of a patch.
+/// One way to quantize that a patch decided on, and what it is compared with.
 struct Asked<'a> {
     patch: &'a Arc<Patch>,
     quant: &'a dyn BlockQuant,
@@ -152,7 +152,7 @@ impl Asked<'_> {
     }
 }
 
-/// Also gives the different schemes that were decided.
+/// Whether decisions are the same each time and in any order. The different schemes among them are put into `schemes`.
 fn decisions(patch: &Patch, quant: &dyn BlockQuant, schemes: &mut Vec<Scheme>) -> Result<Found, String> {
     let (model, reader, mut tensors) = (synthetic::model(patch), synthetic::reader(), synthetic::tensors());
     let decide = |tensors: &[TensorInfo]| quant.decide(&model, &reader, tensors).map_err(|e| e.to_string());

@@ -1,4 +1,4 @@
-//! Scales of patches that see the rows themselves.
+//! Checks of patches that read the rows of a tensor, and not only the largest magnitude of each block.
 
 use super::ask::differ;
 use super::constants;
@@ -129,8 +129,8 @@ pub(super) fn vectors(
     })
 }
 
-/// A scale is of magnitudes, doubles with them, and is of its own block. Recipes of their own need not be so: for those
-/// it is a note.
+/// Whether a scale depends on magnitudes only, grows in proportion, and depends on its own block only. A recipe that
+/// the host does not know may do otherwise: then it is a remark.
 pub(super) fn properties(
     quant: &dyn BlockQuant,
     scheme: &Scheme,

@@ -10,7 +10,7 @@ use patchhost_runtime::hooks::{BlockQuant, Contract, Scheme};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Blocks of one question.
+/// How many blocks one question has.
 const BLOCKS: usize = 64;
 
 /// Every class of edges, and random values, bit for bit.
@@ -41,7 +41,7 @@ pub(super) fn golden(
     Ok(Found { worst: Some(format!("0 ulp, {count} classes of edges")), ..Found::asked(asked) })
 }
 
-/// What every recipe has.
+/// Whether scales are finite and positive, grow with amax, and double when it doubles: every recipe does that.
 pub(super) fn properties(quant: &dyn BlockQuant, scheme: &Scheme, seed: u64, random: usize) -> Result<Found, String> {
     let mut rng = StdRng::seed_from_u64(seed ^ 0x5eed);
     // Where no floor and no overflow has a say.
@@ -88,7 +88,7 @@ fn falls(a: f32, b: f32, before: f32, after: f32) -> String {
     )
 }
 
-/// Order, cuts and neighbors do not matter.
+/// Whether a block gets the same scale in another order, in smaller calls, and beside other blocks.
 pub(super) fn locality(quant: &dyn BlockQuant, scheme: &Scheme, seed: u64) -> Result<Found, String> {
     let amax = vectors::random(seed ^ 0x10ca1, BLOCKS);
     let whole = all(quant, scheme, &amax)?;
@@ -115,7 +115,7 @@ pub(super) fn locality(quant: &dyn BlockQuant, scheme: &Scheme, seed: u64) -> Re
     Ok(Found::asked(4 * BLOCKS))
 }
 
-/// The name does not matter.
+/// Whether the same amax gets the same scale for tensors of other names.
 pub(super) fn names(
     quant: &dyn BlockQuant,
     scheme: &Scheme,

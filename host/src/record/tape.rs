@@ -15,8 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) struct Tape {
     recorder: Arc<Recorder>,
     patch: u32,
-    /// Held over a call and its record, where the patch remembers something: then the order of the file must be the order
-    /// in which it was asked. It has one instance, so nobody waits longer than without.
+    /// Only for a patch with state. Its answers depend on the order of its calls, so the recording must have them in
+    /// that order: this lock is held from before a call until the call is recorded. Such a patch has one instance
+    /// anyway, so the lock makes nobody wait longer.
     order: Option<Mutex<()>>,
     watches: AtomicU64,
 }

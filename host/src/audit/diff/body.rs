@@ -35,7 +35,7 @@ impl Words {
     }
 }
 
-/// One function.
+/// One function, in a form that can be compared with one of another version.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Body {
     /// Its name without what changes from build to build; empty: it has none.
@@ -45,7 +45,7 @@ pub(super) struct Body {
     /// Its module, and its index there.
     pub(super) module: usize,
     pub(super) index: u32,
-    /// Instructions.
+    /// Its instructions, as numbers of their texts in [`Words`].
     pub(super) words: Vec<u32>,
     /// Addresses of data: instruction, address.
     pub(super) addresses: Vec<(usize, u64)>,
@@ -86,7 +86,7 @@ impl Image {
         &[]
     }
 
-    /// All of it.
+    /// The bytes of all segments, one after the other.
     pub(super) fn bytes(&self) -> impl Iterator<Item = u8> + '_ {
         self.segments.iter().flat_map(|(_, bytes)| bytes.iter().copied())
     }
@@ -99,11 +99,11 @@ impl Image {
     }
 }
 
-/// One version.
+/// One of the two versions that are compared.
 #[derive(Default)]
 pub(super) struct Side {
     pub(super) bodies: Vec<Body>,
-    /// Per module.
+    /// What lies in the memory of each module.
     pub(super) images: Vec<Image>,
 }
 
@@ -120,7 +120,7 @@ struct Module<'a> {
     bodies: Vec<FunctionBody<'a>>,
 }
 
-/// Reads one version.
+/// Reads the functions and the memory of one version.
 pub(super) fn read(bytes: &[u8], words: &mut Words) -> Side {
     let mut modules: Vec<Module<'_>> = Vec::new();
     for payload in Parser::new(0).parse_all(bytes) {

@@ -21,15 +21,15 @@ pub struct Facts {
     pub items: usize,
     /// Bytes of all component type sections.
     pub type_bytes: usize,
-    /// Defined functions.
+    /// Functions that the core modules define.
     pub functions: usize,
     /// Targets of all `br_table`.
     pub br_table_targets: u64,
     /// Locals times blocks, summed over functions.
     pub locals_x_blocks: u64,
-    /// `memory.grow` instructions.
+    /// How often the code asks for more memory (`memory.grow`).
     pub memory_grows: u64,
-    /// `call_indirect` instructions.
+    /// Calls through tables (`call_indirect`): their targets are not known before they run.
     pub indirect_calls: u64,
     /// The function with the largest body.
     pub largest: Option<FunctionCost>,
@@ -41,7 +41,7 @@ pub struct Facts {
     pub costliest: Option<FunctionCost>,
     /// Instructions by proposal, those of the first WebAssembly left out.
     pub proposals: BTreeMap<&'static str, u64>,
-    /// Instructions by name.
+    /// How often each instruction occurs, by its name in the text format.
     pub opcodes: BTreeMap<&'static str, u64>,
     /// String encodings other than UTF-8 among the canonical options.
     pub odd_encodings: usize,
@@ -76,7 +76,7 @@ pub struct Facts {
 /// One core function that is lifted to the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Lifted {
-    /// Its module.
+    /// Index of the core module that has it.
     pub module: usize,
     /// Its name among the module's exports.
     pub export: String,

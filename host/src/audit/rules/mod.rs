@@ -18,12 +18,12 @@ use super::input::Input;
 use super::report::{Finding, Severity};
 use serde::Serialize;
 
-/// One rule.
+/// One rule of the audit: what it is called, how bad its findings are, why it is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Rule {
     /// `PHnnn`; never used again for something else.
     pub id: &'static str,
-    /// Short name.
+    /// Its name in words: `recursion`. A policy may use it in the place of the id.
     pub slug: &'static str,
     /// How bad a finding is, unless the finding says otherwise.
     pub severity: Severity,

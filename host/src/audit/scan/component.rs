@@ -1,4 +1,4 @@
-//! Sections of components.
+//! Sections of components: what is instantiated, imported, exported and lifted.
 
 use super::custom::custom;
 use super::pass::{Frame, Scan};
