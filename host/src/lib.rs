@@ -10,6 +10,7 @@ pub mod cmd;
 pub mod compare;
 pub mod isolate;
 pub mod live;
+pub mod native;
 pub mod patch;
 pub mod probe;
 pub mod record;

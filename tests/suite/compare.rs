@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::bf16;
-use patchhost::compare::{Native, State, compare_unit, decide, of_file};
+use patchhost::compare::{State, compare_unit, decide, of_file};
+use patchhost::native::Formulas;
 use patchhost_kernels::e4m3;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::hooks::{
@@ -294,7 +295,7 @@ fn a_patch_that_is_one_ulp_off_its_profile_is_seen() {
         Arc::new(OneUlp(hooks_with(&[("fp8_block", &[("profile", "deepseek")])]).quant.unwrap()));
     let decisions = decide(&units, &no_model(), quant.as_ref()).unwrap();
     let Decision::Quantize(scheme) = &decisions[0] else { panic!("kept") };
-    let native = Native::new(quant.clone(), [("w", scheme)]).unwrap();
+    let native = Formulas::new(quant.clone(), [("w", scheme)]).unwrap();
     let side = |q| Some((&decisions[0], q));
     let row = compare_unit(&units[0], side(quant.as_ref()), side(&native)).unwrap().unwrap();
     assert_eq!((row.state, row.scales.unwrap().differing, row.scales.unwrap().max_ulp), (State::Both, 1, 1));
@@ -309,7 +310,7 @@ fn a_patch_that_is_one_ulp_off_its_profile_is_seen() {
             2 => scheme.cast.floor.eps = 1e-5,
             _ => scheme.cast.contract = patchhost_runtime::hooks::Contract::Clip(0.01),
         }
-        let refused = Native::new(quant.clone(), [("w", &scheme)]).err().unwrap().to_string();
+        let refused = Formulas::new(quant.clone(), [("w", &scheme)]).err().unwrap().to_string();
         assert!(refused.contains("why: for tensor `w` it") && refused.contains("\n  next: "), "{refused}");
     }
 }

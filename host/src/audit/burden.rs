@@ -20,7 +20,7 @@ pub(super) struct Burden {
     results: u64,
     /// Instructions of constant expressions.
     constants: u64,
-    /// Elements of segments.
+    /// Elements in the segments that fill tables.
     elements: u64,
     /// Exports, globals, segments and imports of the modules.
     items: u64,

@@ -1,6 +1,6 @@
 //! Who calls whom, as far as the bytes say: direct calls, and for indirect ones every function that stands in a table.
 
-use super::facts::{Facts, ModuleFacts};
+use super::facts::{Facts, Lifted, ModuleFacts};
 
 /// The call graph of all modules.
 pub(super) struct Graph {
@@ -15,13 +15,17 @@ impl Graph {
         let of = |roots: &dyn Fn(usize, &ModuleFacts) -> Vec<u32>| {
             facts.modules.iter().enumerate().map(|(index, module)| reach(module, roots(index, module))).collect()
         };
+        let exports = |module: &ModuleFacts| module.exported_functions.values().copied().collect::<Vec<u32>>();
+        let exported = |_: usize, module: &ModuleFacts| exports(module).into_iter().chain(module.start).collect();
+        let found = |lifted: &Lifted| facts.modules.get(lifted.module)?.exported(&lifted.export);
+        let all_found = facts.lifted_unknown == 0 && facts.lifted.iter().all(|lifted| found(lifted).is_some());
         let lifted = |index: usize, module: &ModuleFacts| {
-            let mine = facts.lifted.iter().filter(|lifted| lifted.module == index);
-            mine.filter_map(|lifted| module.exported(&lifted.export)).collect()
-        };
-        let exported = |_: usize, module: &ModuleFacts| {
-            let exports = module.exports.iter().filter(|export| export.kind == "func").map(|export| export.index);
-            exports.chain(module.start).collect()
+            // Where it is not known what is lifted, or another module may call this one, everything that it exports counts.
+            let others = facts.modules.iter().enumerate().filter(|(other, _)| *other != index);
+            if !all_found || others.into_iter().any(|(_, module)| module.imported_functions > 0) {
+                return exports(module);
+            }
+            facts.lifted.iter().filter(|lifted| lifted.module == index).filter_map(found).collect()
         };
         Self { lifted: of(&lifted), exported: of(&exported) }
     }

@@ -19,7 +19,7 @@ pub(super) const RULES: [Rule; 1] = [IGNORE];
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{why}; {next}")]
 pub struct PolicyFault {
-    /// What is wrong.
+    /// Which line of the policy cannot be followed, and why.
     pub why: String,
     /// What to do about it.
     pub next: String,

@@ -3,6 +3,7 @@
 mod burden;
 mod caps;
 pub mod diff;
+mod ending;
 mod facts;
 mod graph;
 mod input;
@@ -25,7 +26,7 @@ pub use inspect::{inspect, inspect_with};
 pub use levels::PolicyFault;
 pub use policy::{AuditOptions, AuditPolicy, Ignore, Level};
 pub use report::{Finding, Kind, Report, Severity, Style, sarif, text};
-pub(crate) use rules::probe::{not_started, of_probe};
+pub(crate) use rules::probe as probe_rules;
 pub(crate) use rules::trust as trust_rules;
 pub use rules::{Rule, catalogue};
 

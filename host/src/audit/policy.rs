@@ -7,7 +7,7 @@ use crate::base::Grants;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The `[audit]` table.
+/// The `[audit]` table of a policy file.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AuditPolicy {
@@ -27,7 +27,7 @@ pub struct AuditPolicy {
 pub enum Level {
     /// Not shown at all.
     Allow,
-    /// Informational.
+    /// A note.
     Info,
     /// A warning.
     Warn,

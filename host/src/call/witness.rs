@@ -44,8 +44,9 @@ pub(crate) struct Witnessed<A> {
     inner: A,
     witness: Arc<dyn Witness>,
     patch: u32,
-    /// Held over a call and its record, where the patch remembers something: then the order of the record must be the order
-    /// in which it was asked. It has one instance, so nobody waits longer than without.
+    /// Only for a patch with state. Its answers depend on the order of its calls, so the recording must have them in that
+    /// order: this lock is held from before a call until the call is told. Such a patch has one instance anyway, so the
+    /// lock makes nobody wait longer.
     order: Option<Mutex<()>>,
 }
 

@@ -161,10 +161,10 @@ fn ask(
         .and_then(|admitted| probe::examine(admitted, &sandbox.into(), &thorough));
     match asked {
         Ok((_, report)) => {
-            audited.report.findings.extend(audit::of_probe(&report));
+            audited.report.findings.extend(report.findings());
             audited.probe = Some(report);
         }
-        Err(error) => audited.report.findings.push(audit::not_started(&error.why())),
+        Err(error) => audited.report.findings.push(probe::not_started(&error.why())),
     }
     audited.report.sort();
     bar.finish_and_clear();

@@ -8,7 +8,8 @@ use patchhost_runtime::hooks::{
 };
 
 use crate::base::{Digest, Hook};
-use crate::patch::{Board, Failure, NativeQuant, OnFailure};
+use crate::native::OwnSource;
+use crate::patch::{Board, Failure, OnFailure};
 
 /// A patch, and what happens when it fails between refits.
 pub(super) struct Guarded {
@@ -44,7 +45,7 @@ impl BlockQuant for Guarded {
     }
 
     fn activation_scales(&self, amax: &[f32]) -> Result<Vec<f32>, HookError> {
-        let native = || NativeQuant::in_place_of(&self.settings).activation_scales(amax);
+        let native = || OwnSource::in_place_of(&self.settings).activation_scales(amax);
         if self.board.left_alone(&self.component, Hook::BlockQuant).is_some()
             && self.board.policy().on_failure(Hook::BlockQuant) == OnFailure::Native
         {

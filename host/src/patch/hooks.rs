@@ -1,8 +1,8 @@
 //! Hook by hook: how a patch and a set are asked, what a refit takes from a set, and what the host answers itself.
 
-use super::native::NativeQuant;
 use super::{HookOptions, Patch, PatchSet};
 use crate::base::Hook;
+use crate::native::OwnSource;
 use patchhost_runtime::hooks::{BlockQuant, Layout, LoaderMap, LogitsMask, Lora, RefitObserver};
 use patchhost_runtime::refit::{MaskHook, Origin, RefitHooks};
 use std::sync::Arc;
@@ -79,7 +79,7 @@ pub(super) fn answer_natively(hooks: &mut RefitHooks, hook: Hook, set: &PatchSet
     match hook {
         Hook::BlockQuant | Hook::BlockQuantRows => {
             let settings = set.claims(Hook::BlockQuant).map(|patch| patch.settings()).unwrap_or_default();
-            hooks.quant = Some(Arc::new(NativeQuant::in_place_of(settings)));
+            hooks.quant = Some(Arc::new(OwnSource::in_place_of(settings)));
         }
         Hook::Layout => hooks.layout = None,
         Hook::LogitsMask => hooks.mask = None,

@@ -12,7 +12,6 @@ mod hooks;
 pub mod ledger;
 mod live;
 mod lock;
-mod native;
 mod policy;
 mod set;
 mod site;
@@ -43,7 +42,6 @@ pub use stage::{Audited, Compiled};
 pub(crate) use board::probe_set;
 pub(crate) use hooks::has_native;
 pub(crate) use live::identity;
-pub(crate) use native::NativeQuant;
 
 #[cfg(test)]
 mod tests;

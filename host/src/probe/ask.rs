@@ -29,12 +29,12 @@ pub(super) fn scales(
     answer.map_err(|e| e.to_string())
 }
 
-/// All of `amax` in one call, from block 0 on.
+/// Asks for the scales of all of `amax` in one call, as blocks 0, 1, 2 and so on.
 pub(super) fn all(quant: &dyn BlockQuant, scheme: &Scheme, amax: &[f32]) -> Result<Vec<f32>, String> {
     scales(quant, scheme, TENSOR, 0, amax.len(), amax)
 }
 
-/// The first place where two answers differ in a bit.
+/// An error that names the first place where two answers differ in a bit; none if they are the same.
 pub(super) fn differ(what: &str, amax: &[f32], first: &[f32], second: &[f32]) -> Result<(), String> {
     if first.len() != second.len() {
         return Err(format!("{what}: {} numbers, and then {}", first.len(), second.len()));
@@ -50,7 +50,7 @@ pub(super) fn differ(what: &str, amax: &[f32], first: &[f32], second: &[f32]) ->
     }
 }
 
-/// A number with its bits.
+/// A number as messages show it: with its bits, since two numbers can look alike.
 pub(super) fn shown(x: f32) -> String {
     format!("{x:e} ({:#010x})", x.to_bits())
 }

@@ -1,5 +1,5 @@
-//! A patch that is asked until a moment, and not after it: a probe must end, however slowly a patch answers. (One call
-//! ends by its own limits; a probe makes thousands.)
+//! A patch that is asked no more after a deadline. Each call ends by its own limits, but a probe makes thousands of
+//! calls, and must end even if the patch is slow.
 
 use patchhost_runtime::hooks::{
     ActivationRule, BlockQuant, Blocks, Consumer, Decision, HookCause, HookError, ModelInfo, RowPanel, TensorInfo,
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
-/// Until when, and whether that was too soon.
+/// The deadline of a probe, and whether a question came after it.
 #[derive(Clone)]
 pub(super) struct Deadline {
     until: Instant,
@@ -20,13 +20,13 @@ impl Deadline {
         Self { until, missed: Arc::default() }
     }
 
-    /// Whether something was not asked because of it; forgotten by that.
+    /// Whether a question was not asked because time was up. Reading this resets it.
     pub(super) fn was_missed(&self) -> bool {
         self.missed.swap(false, Relaxed)
     }
 }
 
-/// The patch.
+/// A patch's block quantization that is asked only until the deadline.
 pub(super) struct Bounded {
     inner: Arc<dyn BlockQuant>,
     deadline: Deadline,

@@ -11,7 +11,7 @@ use patchhost_runtime::hooks::{ActivationRule, BlockQuant, HookError, ScaleForma
 use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
-/// From several threads, so that there are several instances.
+/// Whether several instances give the same answers: asked from several threads at once, so that there are several.
 pub(super) fn instances(patch: &Patch, quant: &dyn BlockQuant, scheme: &Scheme, seed: u64) -> Result<Found, String> {
     const THREADS: usize = 4;
     const TIMES: usize = 3;
@@ -46,7 +46,7 @@ pub(super) fn instances(patch: &Patch, quant: &dyn BlockQuant, scheme: &Scheme, 
     Ok(Found { worst: Some(format!("{made} instances so far")), ..Found::asked((TIMES + 1) * THREADS * amax.len()) })
 }
 
-/// The same questions over and over, until `until`.
+/// Whether the answers stay the same over many calls: a few questions are asked again and again, until `until`.
 pub(super) fn history(
     quant: &dyn BlockQuant,
     scheme: &Scheme,
@@ -72,7 +72,7 @@ pub(super) fn history(
     Ok(Found { worst: Some(format!("{made} calls")), ..Found::asked(made * EACH) })
 }
 
-/// What a block costs, against its limit.
+/// How much fuel a block costs, compared with its limit, and whether it stays the same for many blocks.
 pub(super) fn fuel(patch: &Patch, quant: &dyn BlockQuant, scheme: &Scheme) -> Result<Found, String> {
     let used = || patch.stats().functions.values().map(|f| f.fuel_total).sum::<u64>();
     let limits = patch.limits();
@@ -102,7 +102,7 @@ pub(super) fn fuel(patch: &Patch, quant: &dyn BlockQuant, scheme: &Scheme) -> Re
     Ok(Found { worst: Some(worst), note, ..Found::asked(asked) })
 }
 
-/// Scales of activations.
+/// Whether scales of activations follow the rule that the patch gives, or are right when it is called for them.
 pub(super) fn activation(
     patch: &Patch,
     quant: &Arc<dyn BlockQuant>,

@@ -1,5 +1,6 @@
-//! Numbers and words that stand in a component. A patch that waits for one value in four thousand million has to know
-//! that value, and what it knows stands in its code or data: so the probe asks about exactly those.
+//! Numbers and words that occur in a component. A patch that answers wrongly for one value only must contain that
+//! value, in its code or its data. Random questions would not meet one value in four thousand million, so the probe
+//! asks about those that the component contains.
 
 use std::collections::BTreeSet;
 use wasmparser::{Operator, Parser, Payload};
@@ -10,7 +11,7 @@ const WORDS: usize = 4_096;
 const NAMES: usize = 512;
 const NAME_BYTES: std::ops::RangeInclusive<usize> = 4..=120;
 
-/// What stands in a component.
+/// The numbers and words that a component contains.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Constants {
     /// 32-bit words of code, ascending.
@@ -21,7 +22,8 @@ pub struct Constants {
     pub names: Vec<String>,
 }
 
-/// Reads them. Bytes that do not parse have none: they do not come as far as a probe.
+/// Reads the numbers and words of a component. Of bytes that do not parse it finds none; the audit refuses those
+/// anyway.
 pub fn constants(component: &[u8]) -> Constants {
     let mut code = BTreeSet::new();
     let mut data = BTreeSet::new();
@@ -52,7 +54,7 @@ pub fn constants(component: &[u8]) -> Constants {
     Constants { code: spread(&code), data: spread(&data), names: names.into_iter().collect() }
 }
 
-/// As many as there may be, from the whole range.
+/// At most as many as allowed, taken evenly from the whole range.
 fn spread(words: &BTreeSet<u32>) -> Vec<u32> {
     words.iter().step_by(words.len().div_ceil(WORDS).max(1)).copied().collect()
 }

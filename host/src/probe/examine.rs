@@ -7,8 +7,8 @@ use crate::patch::{Admitted, Patch, Site, StageError};
 use patchhost_runtime::error::Refusal;
 use std::sync::Arc;
 
-/// Starts a component twice, in `site` and in code that is compiled without optimization, and asks it everything, among it
-/// about each number that stands in it. It must pass the audit first.
+/// Audits a component and makes the thorough probe of it. It is started twice: in `site`, and compiled without optimization
+/// (the twin). The questions include every number that occurs in the component.
 pub fn examine(
     admitted: Admitted,
     site: &Site,

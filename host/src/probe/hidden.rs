@@ -1,25 +1,26 @@
-//! Looking for what a patch would hide: answers that are wrong for one value, one tensor, one place, one size of a
-//! question. What a probe does not happen to ask it cannot find; the native cast proves every scale all the same.
+//! Looking for special cases that a patch could hide: answers that are wrong for one value, one tensor, one layer or
+//! one number of blocks only. A probe cannot find what it does not ask; the cast in the host checks every scale in any
+//! case.
 
 use super::ask::{TENSOR, all, differ, scales, shown};
 use super::constants::{self, Constants};
-use super::reference::Reference;
 use super::run::Found;
 use super::{synthetic, vectors};
+use crate::native::{self, Reference};
 use patchhost_kernels::cast::{Measure, cast_panel};
 use patchhost_kernels::source::Source;
 use patchhost_runtime::hooks::{BlockQuant, Blocks, Contract, Edges, Elem, HookCause, Needs, Scheme};
 
-/// Values of one question.
+/// How many values most questions here have.
 const MANY: usize = 256;
 /// Values of the small questions that are asked hundreds of times.
 const FEW: usize = 4;
 
-/// Expected numbers, or the contract where there are none.
+/// Whether an answer is right: compared with the expected numbers, or with the contract where no formula gives them.
 fn right(scheme: &Scheme, reference: Option<&Reference>, amax: &[f32], got: &[f32]) -> Result<(), String> {
     match reference.and_then(Reference::formula) {
         Some(profile) => {
-            let expected = vectors::expected(profile, scheme, amax);
+            let expected = native::expected(profile, scheme, amax);
             match got.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits()) {
                 None => Ok(()),
                 Some(at) => Err(format!(
@@ -35,7 +36,8 @@ fn right(scheme: &Scheme, reference: Option<&Reference>, amax: &[f32], got: &[f3
     }
 }
 
-/// The cast's own proof, of blocks of one value each. Nothing where the contract is about a share of many values.
+/// Checks scales as the cast of a refit does, with blocks that hold one value each. It checks nothing where the
+/// contract allows a share of the values of a block to be clipped: one value has no share.
 pub(super) fn prove(scheme: &Scheme, amax: &[f32], given: &[f32]) -> Result<(), String> {
     if matches!(scheme.cast.contract, Contract::Clip(_)) || amax.is_empty() {
         return Ok(());
@@ -48,8 +50,8 @@ pub(super) fn prove(scheme: &Scheme, amax: &[f32], given: &[f32]) -> Result<(), 
         .map_err(|violation| format!("scale contract broken: {violation}"))
 }
 
-/// Whether an answer is the one that it was under other circumstances. A recipe of its own may have another, if that keeps
-/// its contract too: that is a remark.
+/// Whether the same `amax` got the same scales when something changed that should not matter. Where the patch has a
+/// recipe that the host does not know, other scales are allowed if they keep the contract; then it is a remark.
 pub(super) fn alike(
     what: &str,
     scheme: &Scheme,

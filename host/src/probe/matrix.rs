@@ -2,9 +2,9 @@
 
 use super::ask::{TENSOR, all, differ};
 use super::hidden::prove;
-use super::reference::Reference;
 use super::run::{Found, ProbeOptions};
 use super::vectors;
+use crate::native::Reference;
 use half::bf16;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{BlockQuant, Contract, Elem, Needs, Scheme};
@@ -13,13 +13,13 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 
-/// FP8 bytes and stored scales.
+/// Result of a cast: the FP8 bytes, and the scales as they are stored.
 pub(super) type Cast = Result<(Vec<u8>, Vec<f32>), String>;
 
-/// Rows of a matrix that is made for its blocks' largest magnitudes: a last row of blocks may be as low as this.
+/// How many rows a matrix of [`matrix_of`] has. Blocks may be higher: the last row of blocks of a tensor is often cut.
 const ROWS: usize = 16;
 
-/// f32 rows whose blocks have these largest magnitudes.
+/// A matrix of f32 whose blocks have these largest magnitudes: its bytes, rows and columns.
 fn matrix_of(scheme: &Scheme, amax: &[f32], seed: u64) -> (Vec<u8>, usize, usize) {
     let (rows, block_cols) = (scheme.block_rows.min(ROWS), scheme.block_cols);
     let cols = block_cols * amax.len();
@@ -40,7 +40,7 @@ fn matrix_of(scheme: &Scheme, amax: &[f32], seed: u64) -> (Vec<u8>, usize, usize
     (values.iter().flat_map(|x| x.to_le_bytes()).collect(), rows, cols)
 }
 
-/// As a refit does it.
+/// Asks for the scales of a matrix and casts it, as a refit does.
 pub(super) fn cast(
     quant: &dyn BlockQuant,
     scheme: &Scheme,
@@ -52,7 +52,7 @@ pub(super) fn cast(
     cast_named(TENSOR, quant, scheme, bytes, elem, rows, cols)
 }
 
-/// The same for a tensor of this name.
+/// As [`cast`], for a tensor of this name.
 pub(super) fn cast_named(
     name: &str,
     quant: &dyn BlockQuant,
@@ -107,7 +107,7 @@ pub(super) fn contract(quant: &dyn BlockQuant, scheme: &Scheme, options: &ProbeO
     Ok(Found::asked(asked))
 }
 
-/// The same matrix twice.
+/// Whether the same matrix gets the same scales when it is asked about again.
 pub(super) fn again(
     quant: &dyn BlockQuant,
     scheme: &Scheme,

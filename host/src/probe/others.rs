@@ -1,5 +1,5 @@
-//! The checks of the other hooks: the same question has the same answer, in any order; what a refit would refuse is refused
-//! here.
+//! The checks of all hooks but block quantization: the same question gets the same answer, in any order, and an answer
+//! that a refit would refuse fails here.
 
 use super::run::{Found, Probe};
 use super::synthetic;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 const ROWS: u32 = 512;
 const VOCABULARY: u32 = 500;
 
-/// All of them.
+/// Makes the checks of every hook but block quantization that the patch has.
 pub(super) fn run(probe: &mut Probe<'_>, patch: &Arc<Patch>) {
     if patch.has_state() && !probe.options.stateful {
         probe.skip("answers", None, "the other hooks", "it remembers what it is asked");
@@ -61,7 +61,7 @@ pub(super) fn run(probe: &mut Probe<'_>, patch: &Arc<Patch>) {
     }
 }
 
-/// Layout, mask, adapter and placements of both.
+/// Whether patch and twin give the same layouts, masks, adapters and placements.
 fn twins(one: &Arc<Patch>, twin: &Arc<Patch>) -> Result<Found, String> {
     let (model, reader, tensors) = (synthetic::model(one), synthetic::reader(), synthetic::tensors());
     let (config, parts) = synthetic::adapter();
@@ -84,7 +84,8 @@ fn twins(one: &Arc<Patch>, twin: &Arc<Patch>) -> Result<Found, String> {
     }
 }
 
-/// A patch that exports `state` may answer by what it remembers: somebody should know, and it is no failure.
+/// A patch that exports `state` may give another answer because it remembers the questions before. For such a patch
+/// that is a remark and not a failure.
 fn remembering(patch: &Patch, found: Result<Found, String>) -> Result<Found, String> {
     match found {
         Err(why) if patch.has_state() && why.starts_with("asked") => {

@@ -1,9 +1,9 @@
 //! The checks of block quantization, in order.
 
-use super::reference::Reference;
 use super::run::{Found, Probe};
 use super::{calls, hidden, matrix, rows, scalar, synthetic, twin};
 use crate::base::Hook;
+use crate::native::{self, Reference};
 use crate::patch::Patch;
 use patchhost_kernels::profile::Profile;
 use patchhost_runtime::hooks::{BlockQuant, Decision, Needs, Role, Scheme, TensorInfo};
@@ -14,18 +14,18 @@ const HOOK: Option<Hook> = Some(Hook::BlockQuant);
 /// Different ways to quantize that are tried; a patch has one or two.
 const SCHEMES: usize = 4;
 
-/// All of them; the name of the profile whose numbers it was compared with.
+/// Makes all checks of block quantization. Gives the name of the profile whose numbers the patch was compared with.
 pub(super) fn run(probe: &mut Probe<'_>, patch: &Arc<Patch>, quant: Arc<dyn BlockQuant>) -> Option<String> {
     let quant: Arc<dyn BlockQuant> = Arc::new(probe.bounded(quant));
     let mut schemes = Vec::new();
     let about = "the same tensors get the same decisions, in any order; what is sensitive is kept";
     probe.check("decisions", HOOK, about, |_| decisions(patch, &*quant, &mut schemes));
     let about = "scales of activations are those of its rule, or finite, positive and in proportion";
-    let named = schemes.iter().find_map(|s| Some((super::vectors::profile(s)?, s.cast.format)));
+    let named = schemes.iter().find_map(|s| Some((native::profile_of(s)?, s.cast.format)));
     probe.check("activation", HOOK, about, |options| calls::activation(patch, &quant, options.random, named));
     let mut named = None;
     for scheme in schemes.iter().take(SCHEMES) {
-        let reference = Reference::of(patch, scheme);
+        let reference = Reference::of(patch.settings(), scheme);
         if reference.is_some() {
             named.get_or_insert_with(|| scheme.profile.clone());
         }
@@ -47,7 +47,7 @@ pub(super) fn run(probe: &mut Probe<'_>, patch: &Arc<Patch>, quant: Arc<dyn Bloc
     named
 }
 
-/// One scheme of a patch.
+/// One way to quantize that a patch decided on, and what it is compared with.
 struct Asked<'a> {
     patch: &'a Arc<Patch>,
     quant: &'a dyn BlockQuant,
@@ -152,7 +152,7 @@ impl Asked<'_> {
     }
 }
 
-/// Also gives the different schemes that were decided.
+/// Whether decisions are the same each time and in any order. The different schemes among them are put into `schemes`.
 fn decisions(patch: &Patch, quant: &dyn BlockQuant, schemes: &mut Vec<Scheme>) -> Result<Found, String> {
     let (model, reader, mut tensors) = (synthetic::model(patch), synthetic::reader(), synthetic::tensors());
     let decide = |tensors: &[TensorInfo]| quant.decide(&model, &reader, tensors).map_err(|e| e.to_string());

@@ -19,14 +19,14 @@ pub enum Verdict {
     Skipped,
 }
 
-/// One check.
+/// One check of a probe: what was asked, and how it ended.
 #[derive(Debug, Clone, Serialize)]
 pub struct Check {
-    /// Short name: `vectors`.
+    /// Its name in reports: `vectors`.
     pub name: &'static str,
     /// The hook that was asked; none: the patch as a whole.
     pub hook: Option<Hook>,
-    /// How it ended.
+    /// Whether the answers were right.
     pub verdict: Verdict,
     /// How many answers were looked at.
     pub asked: u64,
@@ -56,10 +56,10 @@ pub struct ProbeReport {
 impl ProbeReport {
     /// As findings of an audit: `PH950` to `PH958`.
     pub fn findings(&self) -> Vec<Finding> {
-        crate::audit::of_probe(self)
+        super::findings::of_probe(self)
     }
 
-    /// Whether nothing failed.
+    /// Whether no check failed. Remarks and checks that were not made count as passed.
     pub fn passed(&self) -> bool {
         self.first_failure().is_none()
     }
@@ -120,7 +120,7 @@ impl Check {
         self.verdict == Verdict::Skipped && self.why.as_deref().is_some_and(|why| why.starts_with("time was up"))
     }
 
-    /// `block-quant vectors`.
+    /// Hook and name, as reports show it: `block-quant vectors`.
     pub fn title(&self) -> String {
         match self.hook {
             Some(hook) => format!("{hook} {}", self.name),

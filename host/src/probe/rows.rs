@@ -1,11 +1,11 @@
-//! Scales of patches that see the rows themselves.
+//! Checks of patches that read the rows of a tensor, and not only the largest magnitude of each block.
 
 use super::ask::differ;
 use super::constants;
 use super::matrix::{Cast, cast, cast_named, weights};
-use super::reference::Reference;
 use super::run::{Found, ProbeOptions};
 use super::synthetic;
+use crate::native::Reference;
 use crate::patch::Patch;
 use half::bf16;
 use patchhost_runtime::hooks::{BlockQuant, Elem, Scheme};
@@ -129,8 +129,8 @@ pub(super) fn vectors(
     })
 }
 
-/// A scale is of magnitudes, doubles with them, and is of its own block. Recipes of their own need not be so: for those
-/// it is a note.
+/// Whether a scale depends on magnitudes only, grows in proportion, and depends on its own block only. A recipe that
+/// the host does not know may do otherwise: then it is a remark.
 pub(super) fn properties(
     quant: &dyn BlockQuant,
     scheme: &Scheme,

@@ -10,29 +10,29 @@ use patchhost_runtime::hooks::BlockQuant;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Told what is asked next.
+/// A function that is told the name of the next check, to show progress.
 pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// How thorough a probe is.
 #[derive(Clone)]
 pub struct ProbeOptions {
-    /// Inputs of each property.
+    /// How many random inputs each property is tried with.
     pub random: usize,
-    /// Values of each class of edges that go through the native cast; vectors take them all.
+    /// How many values of each class of edge cases are cast in matrices. The golden vectors use all of them.
     pub edges: usize,
-    /// Calls between the first time and the last time that the same is asked.
+    /// How many calls are made to see whether the answers change in time.
     pub calls: usize,
-    /// Layers of the synthetic model that are asked about by name.
+    /// How many layers the made-up model has that the patch is asked about.
     pub layers: usize,
     /// Rows and columns of the matrix that is compared with native code.
     pub matrix: (usize, usize),
-    /// Whether observers see a refit and state is handed over: what they see may change them, so not where the patch is
-    /// used afterwards.
+    /// Whether observers are shown a refit and state is exported and imported. Both may change what the patch
+    /// remembers, so this is false where the same patch is used afterwards.
     pub stateful: bool,
     /// Seed of everything that is random.
     pub seed: u64,
-    /// No check begins after so long, but for those that are asked of every patch; after twice as long, and
-    /// [`LONGEST`] at the earliest, nothing more is asked. Each call has limits of its own.
+    /// After this time no further check begins, but for the few that are made for every patch. After twice this time
+    /// (and not before [`LONGEST`]) nothing more is asked. Each call has limits of its own.
     pub budget: Duration,
     /// The same component in code that was compiled without optimization: see [`super::examine`].
     pub twin: Option<Arc<Patch>>,
@@ -84,12 +84,12 @@ impl Default for ProbeOptions {
     }
 }
 
-/// What every patch is asked ends after this, or after twice the budget. A patch has to be hundreds of times slower than
-/// `fp8_block` for that.
+/// Even the checks that are made for every patch end after this time, or after twice the budget if that is later. Only
+/// a patch that is hundreds of times slower than `fp8_block` gets that far.
 pub const LONGEST: Duration = Duration::from_secs(4);
 
-/// What is asked of every patch, however little time there is: whether a wrong patch is found must not depend on what
-/// else the machine does.
+/// Checks that are made for every patch, even when time is up: whether a wrong patch is found must not depend on how
+/// busy the machine is.
 const ALWAYS: [&str; 6] = ["decisions", "contract", "vectors", "properties", "locality", "names"];
 
 /// Asks a patch everything. Never panics, whatever it answers; stops at the first check that fails, since what comes after
@@ -134,12 +134,12 @@ impl Found {
 }
 
 impl Probe<'_> {
-    /// The patch, until time is up.
+    /// Lets a patch be asked only until the deadline.
     pub(super) fn bounded(&self, quant: Arc<dyn BlockQuant>) -> Bounded {
         Bounded::new(quant, &self.deadline)
     }
 
-    /// When no check begins any more.
+    /// The moment after which no check begins.
     pub(super) fn until(&self) -> Instant {
         self.began + self.options.budget
     }

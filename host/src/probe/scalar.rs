@@ -2,15 +2,15 @@
 
 use super::ask::{TENSOR, all, differ, scales, shown, stored};
 use super::hidden::alike;
-use super::reference::Reference;
 use super::run::{Found, ProbeOptions};
 use super::{synthetic, vectors};
+use crate::native::{self, Reference};
 use patchhost_kernels::profile::Profile;
 use patchhost_runtime::hooks::{BlockQuant, Contract, Scheme};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Blocks of one question.
+/// How many blocks one question has.
 const BLOCKS: usize = 64;
 
 /// Every class of edges, and random values, bit for bit.
@@ -25,7 +25,7 @@ pub(super) fn golden(
     classes.push(("random", vectors::random(options.seed, options.random)));
     let mut asked = 0;
     for (class, amax) in &classes {
-        let expected = vectors::expected(profile, scheme, amax);
+        let expected = native::expected(profile, scheme, amax);
         let got = all(quant, scheme, amax)?;
         if let Some(at) = got.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits()) {
             return Err(format!(
@@ -41,7 +41,7 @@ pub(super) fn golden(
     Ok(Found { worst: Some(format!("0 ulp, {count} classes of edges")), ..Found::asked(asked) })
 }
 
-/// What every recipe has.
+/// Whether scales are finite and positive, grow with amax, and double when it doubles: every recipe does that.
 pub(super) fn properties(quant: &dyn BlockQuant, scheme: &Scheme, seed: u64, random: usize) -> Result<Found, String> {
     let mut rng = StdRng::seed_from_u64(seed ^ 0x5eed);
     // Where no floor and no overflow has a say.
@@ -88,7 +88,7 @@ fn falls(a: f32, b: f32, before: f32, after: f32) -> String {
     )
 }
 
-/// Order, cuts and neighbors do not matter.
+/// Whether a block gets the same scale in another order, in smaller calls, and beside other blocks.
 pub(super) fn locality(quant: &dyn BlockQuant, scheme: &Scheme, seed: u64) -> Result<Found, String> {
     let amax = vectors::random(seed ^ 0x10ca1, BLOCKS);
     let whole = all(quant, scheme, &amax)?;
@@ -115,7 +115,7 @@ pub(super) fn locality(quant: &dyn BlockQuant, scheme: &Scheme, seed: u64) -> Re
     Ok(Found::asked(4 * BLOCKS))
 }
 
-/// The name does not matter.
+/// Whether the same amax gets the same scale for tensors of other names.
 pub(super) fn names(
     quant: &dyn BlockQuant,
     scheme: &Scheme,

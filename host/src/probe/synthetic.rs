@@ -1,4 +1,4 @@
-//! A model that is none: names, shapes and roles as a Qwen3-MoE has them.
+//! A made-up model to ask about: names, shapes and roles of tensors as a Qwen3-MoE has them, without any weights.
 
 use crate::checkpoint::bundled;
 use crate::patch::Patch;

@@ -1,5 +1,5 @@
-//! The same component once more, in code that was compiled without optimization: what a compiler got wrong, and what
-//! depends on an instance, differs.
+//! The twin: the same component, compiled a second time without optimization, and asked the same questions. Both must
+//! give the same answers. If they differ, the compiler made an error, or the answer depends on which instance gives it.
 
 use super::ask::{all, differ};
 use super::matrix::{cast, weights};
@@ -9,7 +9,7 @@ use crate::patch::Patch;
 use patchhost_runtime::hooks::{BlockQuant, Elem, Needs, Scheme};
 use std::sync::Arc;
 
-/// Decisions and activation scales.
+/// Whether both make the same decisions, and give the same activation scales.
 pub(super) fn decisions(patch: &Patch, one: &dyn BlockQuant, twin: &dyn BlockQuant) -> Result<Found, String> {
     let (model, reader, tensors) = (synthetic::model(patch), synthetic::reader(), synthetic::tensors());
     let decide = |quant: &dyn BlockQuant| quant.decide(&model, &reader, &tensors).map_err(|e| e.to_string());
@@ -18,7 +18,7 @@ pub(super) fn decisions(patch: &Patch, one: &dyn BlockQuant, twin: &dyn BlockQua
         return Err(format!("about `{}`: {:?}, and without optimization {:?}", tensors[at].name, a[at], b[at]));
     }
     let amax = vectors::random(0x7b19, 256);
-    // One that has a rule may refuse these; then both do.
+    // A patch that gives a rule for activations may refuse this call; then the twin must refuse it too.
     let ask = |quant: &dyn BlockQuant| quant.activation_scales(&amax).map_err(|e| e.why);
     match (ask(one), ask(twin)) {
         (Ok(a), Ok(b)) => differ("activation scales without optimization", &amax, &a, &b)?,
@@ -28,7 +28,7 @@ pub(super) fn decisions(patch: &Patch, one: &dyn BlockQuant, twin: &dyn BlockQua
     Ok(Found::asked(tensors.len() + amax.len()))
 }
 
-/// Scales.
+/// Whether both builds give the same scales for the same questions.
 pub(super) fn scales(
     one: &dyn BlockQuant,
     twin: &dyn BlockQuant,
@@ -49,7 +49,7 @@ pub(super) fn scales(
     Ok(Found::asked(amax.len()))
 }
 
-/// The hook of the twin.
+/// Block quantization as the twin answers it; none: the probe is made without a twin.
 pub(super) fn of(options: &ProbeOptions) -> Option<Arc<dyn BlockQuant>> {
     options.twin.as_ref().and_then(|twin| twin.block_quant())
 }

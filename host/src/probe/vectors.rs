@@ -1,23 +1,8 @@
-//! Inputs that make recipes go wrong, and what the named profiles answer to them: by the kernels' own formulas, which share
-//! no code with any patch.
+//! Inputs that make recipes go wrong: the edges of f32, of the floors and of the formats, and random values of any size.
 
-use patchhost_kernels::profile::Profile;
-use patchhost_runtime::hooks::{CastSpec, Edges, Scheme};
+use patchhost_runtime::hooks::{Edges, Scheme};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-
-/// The profile that a scheme declares, if it is a named one and the scheme is that profile's: its numbers are known.
-pub(super) fn profile(scheme: &Scheme) -> Option<Profile> {
-    let named: Profile = scheme.profile.parse().ok()?;
-    let spec = named.cast_spec(scheme.cast.format, scheme.cast.edges);
-    // Whether f32 is rounded first does not touch scales.
-    (CastSpec { round_bf16: scheme.cast.round_bf16, ..spec } == scheme.cast).then_some(named)
-}
-
-/// What a profile answers.
-pub(super) fn expected(profile: Profile, scheme: &Scheme, amax: &[f32]) -> Vec<f32> {
-    amax.iter().map(|amax| profile.given(scheme.cast.format, scheme.cast.edges, *amax)).collect()
-}
 
 /// The classes of edges, and their values of amax.
 pub(super) fn edges(scheme: &Scheme) -> Vec<(&'static str, Vec<f32>)> {

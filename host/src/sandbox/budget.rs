@@ -8,7 +8,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Budget {
     pub(crate) fuel: u64,
-    /// Where the fuel comes from, for messages: names of limits.
+    /// Names of the limits that the fuel was worked out from: messages say which one to raise.
     pub(crate) formula: &'static str,
     pub(crate) wall: Duration,
     /// Bytes that the answer may make the host allocate.

@@ -36,18 +36,18 @@ use wasmtime::component::Component;
 /// Names the folder, or turns the cache off.
 pub const CACHE_VARIABLE: &str = "PATCHHOST_CACHE";
 
-/// First bytes of an entry, and of what is authenticated.
+/// How every entry begins. The authentication code covers it too.
 const MAGIC: &[u8; 16] = b"patchhost-aot 1\n";
 /// Bytes of the authentication code.
 const TAG_BYTES: usize = 32;
-/// How entries end.
+/// Ending of the names of entries.
 const EXTENSION: &str = "aot";
 /// Largest entry that is read or written. The bundled patches have 0.1 to 0.6 MB.
 const ENTRY_BYTES: u64 = 64 << 20;
-/// All entries together; beyond it those go that were not used for longest.
+/// Bytes of all entries together. When there are more, those that were not used for longest are removed.
 const TOTAL_BYTES: u64 = 256 << 20;
 
-/// The cache. Cheap to clone.
+/// A folder of compiled components. Clones share it.
 #[derive(Clone)]
 pub struct Cache(Arc<Inner>);
 
@@ -67,7 +67,7 @@ pub struct CacheStats {
     pub hits: u64,
     /// Components that had to be compiled.
     pub misses: u64,
-    /// Entries written.
+    /// How many entries this process wrote.
     pub stored: u64,
 }
 
@@ -116,7 +116,7 @@ impl Cache {
         CacheStats { hits: hits.load(Relaxed), misses: misses.load(Relaxed), stored: stored.load(Relaxed) }
     }
 
-    /// The code of the component with these bytes' digest, or what `compile` makes, which is then kept.
+    /// The compiled component with this digest, read from its entry; else what `compile` makes, which becomes an entry.
     pub(crate) fn component(
         &self,
         engine: &Engine,
@@ -231,7 +231,7 @@ impl Cache {
 }
 
 impl std::fmt::Debug for Cache {
-    /// Never the secret.
+    /// Shows where the cache is, and never its secret.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cache").field("folder", &self.0.folder).field("stats", &self.stats()).finish_non_exhaustive()
     }

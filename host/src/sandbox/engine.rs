@@ -28,8 +28,8 @@ impl Sandbox {
         Ok(Self { engine, cache: None, trial: None, _ticker: ticker })
     }
 
-    /// Another engine that compiles without optimization, for one caller: what it answers differently from this one is
-    /// the compiler's or the patch's fault. It has no cache, since what it compiles is asked once.
+    /// A second engine that compiles without optimization, for one caller (the probe). A patch that answers differently
+    /// there shows an error of the compiler or of the patch. It has no cache: what it compiles is used once.
     pub fn unoptimized(&self) -> wasmtime::Result<Self> {
         let mut config = config(1);
         config.cranelift_opt_level(OptLevel::None);
@@ -43,12 +43,12 @@ impl Sandbox {
         Self { cache, ..self }
     }
 
-    /// The same, with a trial compile in a child before anything that is not bundled is compiled here.
+    /// The same, but each component that is not bundled is first compiled in a child process: see [`super::trial`].
     pub fn with_trial(self, trial: Option<Trial>) -> Self {
         Self { trial, ..self }
     }
 
-    /// The same for a host that goes on with something else while it compiles: a trial may take its time.
+    /// The same for a host that does other work while it compiles: a trial compile may take longer.
     pub fn beside_decoding(self) -> Self {
         Self { trial: self.trial.map(Trial::patient), ..self }
     }
@@ -73,7 +73,7 @@ impl Sandbox {
         }
     }
 
-    /// The wasmtime engine.
+    /// The engine that compiles: everything of one sandbox must be of the same one.
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
     }

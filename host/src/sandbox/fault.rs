@@ -1,4 +1,4 @@
-//! Why a guest did not answer, told apart: a trap, a limit, or an answer that is not one.
+//! Why a call of a guest failed: a trap, a limit that was reached, or an answer that cannot be one.
 
 use super::Budget;
 use super::limiter::LimitReached;
@@ -8,13 +8,13 @@ use crate::base::text;
 use patchhost_runtime::hooks::HookCause;
 use wasmtime::{Trap, WasmBacktrace};
 
-/// A guest failed in one function.
+/// A failed call: which function of the guest, and why.
 #[derive(Debug, Clone, thiserror::Error, serde::Serialize, serde::Deserialize)]
 #[error("{function}: {why}")]
 pub struct Fault {
     /// The function that was called.
     pub function: Function,
-    /// Kind of failure.
+    /// What ended the call: a trap, a limit, or an answer that is refused.
     pub cause: HookCause,
     /// Why, with the limit where there is one.
     pub why: String,
@@ -95,7 +95,8 @@ fn cause_of(trap: Trap) -> HookCause {
     }
 }
 
-/// wasmtime keeps this error's type private, so its text is all there is; the test of `huge_list` holds it.
+/// Recognized by its text, because wasmtime keeps the type of this error private. The test of `huge_list` fails if a
+/// new version of wasmtime has another text.
 fn is_hostcall_fuel(error: &wasmtime::Error) -> bool {
     error.root_cause().to_string().contains("fuel allocated for hostcalls has been exhausted")
 }

@@ -1,4 +1,5 @@
-//! Memory and tables of one store, summed: wasmtime's own `StoreLimits` bound each memory alone.
+//! The limit on all memories and tables of one store together. (wasmtime's own `StoreLimits` limit each memory by
+//! itself, so a component with several could have several times the limit.)
 
 use super::limits::Limits;
 use wasmtime::ResourceLimiter;
@@ -8,8 +9,8 @@ pub(crate) struct Meter {
     limits: Limits,
     memory_bytes: usize,
     table_elements: usize,
-    /// The largest memory that it wanted beyond its own declared maximum. Growing then fails without a trap; what the
-    /// guest does next is usually one.
+    /// The largest memory that the guest asked for beyond the maximum that it declares itself. Such a request fails
+    /// without a trap, but the guest usually traps next; then the message can say why.
     beyond_own_maximum: Option<(usize, usize)>,
 }
 

@@ -33,19 +33,20 @@ pub struct Limits {
     pub fuel_scales_base: u64,
     /// Fuel per block in those calls. `fp8_block` needs 76.
     pub fuel_per_block: u64,
-    /// Fuel per element of the panel in `panel-scales`, on top of `fuel_scales_base`. `fp8_block_mse` needs 122 with 16
-    /// candidates for blocks that are too small for its histogram, 490 with the 64 that are its most; less for large ones.
+    /// Fuel per element of the panel in `panel-scales`, on top of `fuel_scales_base`. Measured with `fp8_block_mse`,
+    /// which tries several scales for each block: 122 per element with 16 candidates, 490 with 64, the most it can be
+    /// set to. That is for small blocks; large ones need less.
     pub fuel_per_element: u64,
-    /// Most fuel of any one call, however large its input: one to four seconds of a loop. `fp8_block` needs 6,000 a tensor in
-    /// `decide`, so 131,072 tensors fit.
+    /// The most fuel that one call gets, however large its input: enough for a loop of one to four seconds. `fp8_block`
+    /// needs 6,000 per tensor in `decide`, so this is enough for 131,072 tensors.
     pub fuel_max: u64,
-    /// Wall time of `describe`, `configure`, `decide`, `resolve` and `activation`. Fuel is the contract; this stops what
-    /// fuel does not see: loads that miss every cache, divisions, a host that swaps. Below the ten seconds that nothing may
-    /// hang, and a thousand times what an honest patch needs.
+    /// Wall time of `describe`, `configure`, `decide`, `resolve` and `activation`, in milliseconds. Fuel counts
+    /// instructions; this stops calls whose instructions are slow: loads that miss every cache, divisions, a host that
+    /// swaps. An honest patch needs a thousandth of it.
     pub wall_decide_ms: u64,
-    /// Wall time of `scales` and its like.
+    /// Wall time of `scales`, `scales-with-moments` and `activation-scales`, in milliseconds.
     pub wall_scales_ms: u64,
-    /// Wall time of `panel-scales`.
+    /// Wall time of `panel-scales`, in milliseconds.
     pub wall_panel_ms: u64,
     /// Wall time of `export-state` and of `import-state`: a swap waits for them.
     pub wall_state_ms: u64,

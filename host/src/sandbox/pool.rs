@@ -1,4 +1,5 @@
-//! Instances of one patch: one per worker at a time, or one in all; made again from `InstancePre` after a trap.
+//! The instances of one patch: as many as are called at the same time, or exactly one for a patch with state. After a
+//! trap the instance is thrown away, and the next call gets a new one.
 
 use super::store::new_store;
 use super::{Budget, Fault, Granted, Lent, Limits, Sandbox, State, Stats, run};
@@ -33,8 +34,8 @@ pub(crate) struct Live<T> {
 pub(crate) enum Lease<T> {
     /// An instance that one caller has. None: it failed.
     Own(Option<Box<Live<T>>>),
-    /// The one instance of the pool, which others may call between the calls of the sequence. If they could not, a patch
-    /// with two hooks would wait for itself: a refit holds its observers while it asks its other hooks.
+    /// The only instance of the pool. Others may call it between the calls of the sequence: a refit keeps its observers
+    /// while it asks the other hooks, so a patch that has both would else wait for itself for ever.
     Shared {
         /// The instance that the sequence began with.
         number: u64,
@@ -50,7 +51,7 @@ pub(crate) struct Pool<T> {
     instances: Instances,
     setup: Box<Setup<T>>,
     idle: Mutex<Idle<T>>,
-    /// Told when the one instance is free. Nobody waits for one of many.
+    /// Wakes a caller that waits for the only instance. Where there may be many, nobody waits.
     free: Condvar,
     stats: Stats,
 }
@@ -84,7 +85,8 @@ impl<T> Drop for Place<'_, T> {
 }
 
 impl<T> Pool<T> {
-    /// A pool with one instance in it, so that what can go wrong goes wrong here.
+    /// Makes a pool and its first instance, so that a patch that cannot be started is refused here and not at its first
+    /// call.
     pub(crate) fn new(
         sandbox: Sandbox,
         pre: InstancePre<State>,
@@ -132,8 +134,8 @@ impl<T> Pool<T> {
         Ok(answer)
     }
 
-    /// An instance for several calls in a row. One of many is not given back: what it remembers goes with it. The one
-    /// instance of a pool stays in it.
+    /// An instance for several calls in a row. Where there may be many, it is thrown away afterwards, with what it
+    /// remembers; the only instance of a pool stays.
     pub(crate) fn lease(&self) -> Result<Lease<T>, Fault> {
         let (mut place, live) = self.take()?;
         Ok(match self.instances {

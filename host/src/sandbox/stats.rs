@@ -26,7 +26,7 @@ pub struct FunctionStats {
 pub struct CallStats {
     /// By function; those never called are absent.
     pub functions: BTreeMap<&'static str, FunctionStats>,
-    /// Instances made.
+    /// How many instances were made so far: one more for each thread that asks at the same time.
     pub instances_made: u64,
     /// Instances dropped after a trap or a limit.
     pub instances_dropped: u64,

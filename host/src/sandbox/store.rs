@@ -19,7 +19,7 @@ pub(crate) struct State {
     pub(super) wasi: Option<Box<Context>>,
 }
 
-/// A panel for the duration of one `panel-scales` call.
+/// The rows that a guest may read during one `panel-scales` call.
 pub(crate) struct Lent {
     pub(crate) panel: RowPanel,
     /// Values that may still be read.

@@ -1,5 +1,6 @@
-//! A trial compile in a throw-away child. wasmtime does not count slow or hungry compilation as a vulnerability, so it is
-//! this host's to bound: what would take it down takes down a child that has little memory, little time and no files.
+//! A trial compile in a child process. A hostile component can make the compiler need minutes or gigabytes, and
+//! wasmtime does not count that as a vulnerability. So each component is first compiled in a child that has little
+//! memory, little time and no files: at worst the child dies, and not this process.
 
 use super::engine::compile_only;
 use crate::base::text;
@@ -13,20 +14,22 @@ pub(crate) const ARGUMENT: &str = "__trial-compile";
 
 /// CPU seconds that a compile may take. An honest patch takes a tenth of one.
 const CPU_SECONDS: u64 = 5;
-/// Memory that a compile may write to: what it would take of this process later. The costliest that the audit lets through
-/// takes 60 MiB, an honest patch 10.
+/// Memory that a compile may use, in bytes: this process would need as much when it compiles the component itself. The
+/// costliest component that the audit lets through takes 60 MiB, an honest patch 10.
 const MEMORY_BYTES: u64 = 128 << 20;
-/// Address space besides: the program itself.
+/// Address space that the child's program needs for itself, in bytes, on top of [`MEMORY_BYTES`].
 #[cfg(target_os = "linux")]
 const ADDRESS_SPACE: u64 = 1 << 30;
-/// Wall time after which the child is killed, whatever it does. Below the ten seconds that no input may hang this host.
+/// Wall time after which the child is killed, whatever it does. No input may make this host wait for ten seconds, so
+/// this is less.
 const WALL: Duration = Duration::from_secs(9);
-/// The same where nobody waits: beside threads that decode, a child has a hundredth of a core. CPU time bounds it as ever.
+/// Wall time where no request waits for the compile. Beside threads that decode, the child may get only a hundredth of
+/// a core, so five seconds of CPU time take long; [`CPU_SECONDS`] still ends it.
 const PATIENT_WALL: Duration = Duration::from_secs(60);
 /// Exit code of the child where the compiler said no.
 const REFUSED: i32 = 1;
 
-/// How trial compiles are made.
+/// How trial compiles are made: which program is the child, and what it may use.
 #[derive(Debug, Clone)]
 pub struct Trial {
     program: PathBuf,
@@ -50,7 +53,7 @@ pub enum TrialError {
 }
 
 impl Trial {
-    /// Children are this very program, which must call [`child`] first thing in `main`.
+    /// The child is this same program, started again. Its `main` must call [`child`] before anything else.
     pub fn this_program() -> io::Result<Self> {
         // The program that runs, even if its file was replaced since.
         let itself = PathBuf::from("/proc/self/exe");
@@ -58,7 +61,7 @@ impl Trial {
         Ok(Self::with_program(program))
     }
 
-    /// Children are `program`, the `patchhost` binary: for tests and for hosts that are another program.
+    /// The child is `program`, which must be the `patchhost` binary. For tests, and for hosts that are another program.
     pub fn with_program(program: PathBuf) -> Self {
         Self { program, cpu_seconds: CPU_SECONDS, memory_bytes: MEMORY_BYTES, wall: WALL }
     }
@@ -68,12 +71,13 @@ impl Trial {
         Self { cpu_seconds, memory_bytes, ..self }
     }
 
-    /// The same with more wall time, for children that stand back behind other threads of this host.
+    /// The same with more wall time: for a server that decodes while it compiles, where the child gets little of the
+    /// CPU.
     pub fn patient(self) -> Self {
         Self { wall: PATIENT_WALL, ..self }
     }
 
-    /// Compiles `bytes` in a child, and forgets the result: what a child made is never loaded.
+    /// Compiles `bytes` in a child and throws the result away: code that another process made is never loaded.
     pub fn compile(&self, bytes: &[u8]) -> Result<(), TrialError> {
         let (mut child, mut ours) = self.start()?;
         // A child that died early does not read: how it ended says why.

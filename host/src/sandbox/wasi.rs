@@ -54,7 +54,7 @@ impl Granted {
     }
 }
 
-/// Everything but folders.
+/// What the grant gives, but for its folders.
 fn base(wasi: &Wasi) -> WasiCtxBuilder {
     let mut builder = WasiCtxBuilder::new();
     for name in &wasi.env {
@@ -104,7 +104,8 @@ impl HostMonotonicClock for Still {
 pub(crate) struct Context {
     wasi: WasiCtx,
     table: ResourceTable,
-    /// When the running call must be over: waiting ends then too, which fuel and epoch do not see.
+    /// When the running call must be over. A guest that waits uses no fuel and passes no epoch check, so waiting ends
+    /// by this.
     pub(super) until: Instant,
 }
 

@@ -66,7 +66,7 @@ impl LockCommand<'_> {
     }
 }
 
-/// `HOST=GUEST:ro`.
+/// A granted folder as the option of `patchhost grant`: `HOST=GUEST:ro`.
 fn folder(dir: &Dir) -> OsString {
     let mode = if dir.mode == DirMode::Rw { "rw" } else { "ro" };
     let mut word = OsString::from(&dir.host);

@@ -21,9 +21,9 @@ pub struct TrustError {
     pub kind: TrustErrorKind,
     /// What was refused.
     pub what: String,
-    /// Why.
+    /// Why, with the value and the limit where there are some.
     pub why: String,
-    /// What to do.
+    /// What the user can do now.
     pub next: String,
 }
 

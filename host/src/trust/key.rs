@@ -14,7 +14,7 @@ use std::str::FromStr;
 
 /// How a public key begins.
 pub const ALGORITHM: &str = "ed25519";
-/// Largest key file.
+/// The most bytes that a key file may have.
 const MOST_BYTES: u64 = 16 << 10;
 
 /// A public key, shown as `ed25519:` and 44 characters of base64.
@@ -126,7 +126,7 @@ impl SecretKey {
         Self { key: SigningKey::from_bytes(&seed), name }
     }
 
-    /// Its public key.
+    /// The public key that belongs to it: the part that may be given to others.
     pub fn public(&self) -> PublicKey {
         PublicKey(self.key.verifying_key())
     }
@@ -218,7 +218,8 @@ impl SecretKey {
     }
 }
 
-/// Without the text of a value: it may be the secret.
+/// Why a key file was not read, without a piece of the file where that piece could hold the secret: errors of the
+/// parser quote the line that they are about, and error texts are copied into tickets and logs.
 fn explain_key(text: &str, error: &toml::de::Error) -> String {
     let all = explain(text, error);
     if text.contains("secret") && !all.contains("unknown field") {

@@ -14,7 +14,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrustPolicy {
-    /// The lock file.
+    /// Path of the lock file; none: `patchhost.lock` beside the policy file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lock: Option<PathBuf>,
     /// Without a lock file nothing is loaded.
@@ -34,7 +34,7 @@ pub struct TrustPolicy {
     /// The file of revocations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revocations: Option<PathBuf>,
-    /// Who may sign.
+    /// The signers whose signatures count.
     pub signers: Vec<Signer>,
     /// What may not run, whatever else says that it may.
     pub revoked: Vec<Revocation>,
@@ -63,7 +63,7 @@ impl Default for TrustPolicy {
 pub struct Signer {
     /// How reports call him.
     pub name: String,
-    /// His key.
+    /// Public key of this signer.
     pub key: PublicKey,
     /// Hooks for which his signature counts; `*`: all.
     #[serde(default = "every")]
@@ -100,7 +100,7 @@ impl Signer {
 pub struct Revocation {
     /// A component, or everything that a key signed.
     pub what: Revoked,
-    /// Why.
+    /// Why it was revoked: shown wherever it is refused.
     pub reason: String,
     /// Since when, as it was written down.
     pub date: Option<Day>,

@@ -16,7 +16,7 @@ const STATEMENT: &str = "https://in-toto.io/Statement/v1";
 const PREDICATE: &str = "https://slsa.dev/provenance/v1";
 /// The one way to build that this host knows: `cargo xtask guests` in the repository.
 pub const BUILD_TYPE: &str = "patchhost:guests/v1";
-/// Largest statement.
+/// The most bytes that a statement may have.
 const MOST_BYTES: usize = 256 << 10;
 
 /// The statement about the patches that come with the host.
@@ -100,7 +100,7 @@ impl Provenance {
         Ok(bundled.subject(digest).is_some().then_some(bundled))
     }
 
-    /// From text.
+    /// Reads a statement from JSON; the error says why it cannot be understood.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.len() > MOST_BYTES {
             return Err(format!("it has {} bytes, at most {MOST_BYTES} are read", text.len()));

@@ -40,13 +40,13 @@ pub struct GrantChange {
     pub none: bool,
     /// WASI with nothing behind it.
     pub inert: bool,
-    /// Folders.
+    /// Folders of the host that the component may see.
     pub dirs: Vec<Dir>,
-    /// Environment variables.
+    /// Names of environment variables that the component may read.
     pub env: Vec<String>,
-    /// Clocks.
+    /// Whether the component gets the real clocks.
     pub clocks: bool,
-    /// Random numbers.
+    /// Whether the component gets real random numbers.
     pub random: bool,
 }
 

@@ -11,7 +11,7 @@ pub const REVOKED_FILE: &str = "patchhost.revoked";
 const VERSION: u32 = 1;
 const HEAD: &str = "# What may not run any more. Written by `patchhost revoke`; see docs/trust.md.\n";
 
-/// The file.
+/// The file of revocations: components and keys that are refused everywhere.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Revocations {
@@ -36,7 +36,7 @@ impl Revocations {
         Self::parse(&text).map_err(|why| TrustError::usage(what(), why, next))
     }
 
-    /// From text.
+    /// Reads the text of such a file; the error says why it cannot be understood.
     pub fn parse(text: &str) -> Result<Self, String> {
         let read: Self = toml::from_str(text).map_err(|e| explain(text, &e))?;
         if read.version != VERSION {

@@ -20,24 +20,24 @@ const DOMAIN: &str = "patchhost signature v1";
 const KIND: &str = "signature file";
 /// Version of the file.
 const VERSION: u32 = 1;
-/// Largest signature file.
+/// The most bytes that a signature file may have.
 const MOST_BYTES: u64 = 64 << 10;
 /// Most signatures of one component.
 pub(super) const MOST: usize = 32;
-/// Longest comment.
+/// The most bytes that the comment of a signature may have.
 const COMMENT_BYTES: usize = 1_000;
 
-/// One signature.
+/// One signature of one component, with what was signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signature {
-    /// `ed25519`.
+    /// The algorithm; only `ed25519` is known.
     pub algorithm: String,
-    /// Who signed.
+    /// Public key of the signer.
     pub key: PublicKey,
     /// Digest of the file that was signed.
     pub digest: Digest,
-    /// Bytes of it.
+    /// How many bytes the signed file has.
     pub size: u64,
     /// When, as the signer says.
     pub signed_at: String,
@@ -101,12 +101,12 @@ impl Signature {
     }
 }
 
-/// A signature file.
+/// The signatures of one component: the file `X.wasm.sig` beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signatures {
     version: u32,
-    /// One per key.
+    /// The signatures, at most one of each key.
     #[serde(default, rename = "signature")]
     pub all: Vec<Signature>,
 }
@@ -144,7 +144,7 @@ impl Signatures {
         Self::parse(&text).map_err(|why| TrustError::refused(what(), why, next))
     }
 
-    /// From text.
+    /// Reads the text of a signature file; the error says why it cannot be understood.
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: Self = toml::from_str(text).map_err(|e| explain(text, &e))?;
         if file.version != VERSION {

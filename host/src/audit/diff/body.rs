@@ -1,5 +1,5 @@
 //! Function bodies in a form that does not depend on where things lie: callees by name, types by signature, addresses and
-//! positions in the table kept apart.
+//! positions in the table kept apart. Names are the author's word: `functions` looks at which functions stand behind them.
 
 use crate::audit::facts::readable;
 use crate::base::text;
@@ -35,21 +35,24 @@ impl Words {
     }
 }
 
-/// One function.
+/// One function, in a form that can be compared with one of another version.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Body {
     /// Its name without what changes from build to build; empty: it has none.
     pub(super) name: String,
     /// Module, index, byte offset: for people.
     pub(super) place: String,
-    /// Its module.
+    /// Its module, and its index there.
     pub(super) module: usize,
-    /// Instructions.
+    pub(super) index: u32,
+    /// Its instructions, as numbers of their texts in [`Words`].
     pub(super) words: Vec<u32>,
     /// Addresses of data: instruction, address.
     pub(super) addresses: Vec<(usize, u64)>,
-    /// Constants that may be positions in the table: instruction, function there.
-    pub(super) pointers: Vec<(usize, u32)>,
+    /// Constants that may be positions in the table: instruction, function there (its name, and its index).
+    pub(super) pointers: Vec<(usize, u32, u32)>,
+    /// Functions of the same module that it names: instruction, index. Imported ones are in the instruction's text.
+    pub(super) callees: Vec<(usize, u32)>,
 }
 
 /// What lies in the memory of a module before it runs.
@@ -83,7 +86,7 @@ impl Image {
         &[]
     }
 
-    /// All of it.
+    /// The bytes of all segments, one after the other.
     pub(super) fn bytes(&self) -> impl Iterator<Item = u8> + '_ {
         self.segments.iter().flat_map(|(_, bytes)| bytes.iter().copied())
     }
@@ -96,11 +99,11 @@ impl Image {
     }
 }
 
-/// One version.
+/// One of the two versions that are compared.
 #[derive(Default)]
 pub(super) struct Side {
     pub(super) bodies: Vec<Body>,
-    /// Per module.
+    /// What lies in the memory of each module.
     pub(super) images: Vec<Image>,
 }
 
@@ -117,7 +120,7 @@ struct Module<'a> {
     bodies: Vec<FunctionBody<'a>>,
 }
 
-/// Reads one version.
+/// Reads the functions and the memory of one version.
 pub(super) fn read(bytes: &[u8], words: &mut Words) -> Side {
     let mut modules: Vec<Module<'_>> = Vec::new();
     for payload in Parser::new(0).parse_all(bytes) {
@@ -229,7 +232,7 @@ impl<'a> Module<'a> {
         for (at, body) in self.bodies.iter().enumerate() {
             let index = first + at as u32;
             let place = format!("module {module} function {index} at {:#x}", body.range().start);
-            let mut out = Body { name: self.own_name(index), place, module, ..Body::default() };
+            let mut out = Body { name: self.own_name(index), place, module, index, ..Body::default() };
             // A body that does not decode ends there: what was read is compared.
             let _ = self.body(index, body, words, &mut out);
             all.push(out);
@@ -278,6 +281,13 @@ impl<'a> Module<'a> {
         }
         for operator in body.get_operators_reader()? {
             let operator = operator?;
+            if let Operator::Call { function_index }
+            | Operator::ReturnCall { function_index }
+            | Operator::RefFunc { function_index } = &operator
+                && *function_index as usize >= self.imports.len()
+            {
+                out.callees.push((out.words.len(), *function_index));
+            }
             let word = match &operator {
                 Operator::Call { function_index } => format!("call {}", self.callee(*function_index)),
                 Operator::ReturnCall { function_index } => format!("return_call {}", self.callee(*function_index)),
@@ -303,7 +313,7 @@ impl<'a> Module<'a> {
         // Tables of Rust begin at 1: position 0 is null.
         let entry = usize::try_from(value).ok().and_then(|at| self.elements.get(at.checked_sub(1)?));
         if let Some(function) = entry {
-            out.pointers.push((at, words.of(self.callee(*function))));
+            out.pointers.push((at, words.of(self.callee(*function)), *function));
         }
         format!("const {value}")
     }

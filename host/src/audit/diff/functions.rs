@@ -1,6 +1,7 @@
 //! Which functions are the same, which changed, which came and went.
 
 use super::body::{Body, Image, Side, Words};
+use super::callees::{Id, Which, id};
 use crate::base::text;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -53,11 +54,15 @@ pub(super) fn compare(old: &Side, new: &Side, words: &Words) -> FunctionDiff {
     let mut diff = FunctionDiff { total: new.bodies.len(), ..FunctionDiff::default() };
     // Same instructions; what their addresses point to is looked at when all pairs are known.
     let mut alike: Vec<Pair<'_>> = Vec::new();
+    // Which function is which, by name or by body.
+    let mut known: Vec<(Id, Id)> = Vec::new();
     let (mut gone, mut come) = (Vec::new(), Vec::new());
     for (_, (mut before, mut now)) in by_name {
         pair(&mut before, &mut now, &mut alike);
         let pairs = before.len().min(now.len());
-        diff.changed.extend(before.iter().zip(&now).take(pairs).map(|(before, now)| changed(before, now, words)));
+        let found = before.iter().zip(&now).take(pairs);
+        diff.changed.extend(found.clone().map(|(before, now)| changed(before, now, words)));
+        known.extend(found.map(|(before, now)| (id(before), id(now))));
         gone.extend_from_slice(&before[pairs..]);
         come.extend_from_slice(&now[pairs..]);
     }
@@ -66,8 +71,10 @@ pub(super) fn compare(old: &Side, new: &Side, words: &Words) -> FunctionDiff {
     diff.removed = gone.iter().map(|body| name(body)).collect();
     diff.added = come.iter().map(|body| name(body)).collect();
     let moved = Moved::of(&alike, old, new);
+    known.extend(alike.iter().map(|(before, now)| (id(before), id(now))));
+    let mut which = Which::new(known, &moved, old, new);
     for (before, now) in alike {
-        match moved.elsewhere(before, now, old, new) {
+        match moved.elsewhere(before, now, old, new).or_else(|| which.elsewhere(before, now)) {
             None => diff.same += 1,
             Some(first) => diff.changed.push(Changed { first, ..changed(before, now, words) }),
         }
@@ -115,7 +122,7 @@ fn pair<'a>(before: &mut Vec<&'a Body>, now: &mut Vec<&'a Body>, pairs: &mut Vec
 /// Whether two bodies differ in nothing but positions of the same functions in the table.
 fn same_but_table(old: &Body, new: &Body) -> bool {
     let there = |body: &Body, at: usize| {
-        let found = body.pointers.binary_search_by_key(&at, |(at, _)| *at).ok()?;
+        let found = body.pointers.binary_search_by_key(&at, |(at, ..)| *at).ok()?;
         Some(body.pointers[found].1)
     };
     old.words.len() == new.words.len()
@@ -125,7 +132,7 @@ fn same_but_table(old: &Body, new: &Body) -> bool {
 }
 
 /// Where things in memory moved to, by the votes of all functions with the same instructions.
-struct Moved {
+pub(super) struct Moved {
     to: HashMap<(usize, u64), u64>,
     from: HashMap<(usize, u64), u64>,
 }
@@ -157,7 +164,7 @@ impl Moved {
     }
 
     /// What a function points to that is another thing than before, before and now.
-    fn elsewhere(&self, before: &Body, now: &Body, old: &Side, new: &Side) -> Option<(String, String)> {
+    pub(super) fn elsewhere(&self, before: &Body, now: &Body, old: &Side, new: &Side) -> Option<(String, String)> {
         let (old, new) = (old.images.get(before.module)?, new.images.get(now.module)?);
         for ((_, a), (_, b)) in before.addresses.iter().zip(&now.addresses) {
             let agreed = self.to.get(&(before.module, *a)) == Some(b) && self.from.get(&(now.module, *b)) == Some(a);

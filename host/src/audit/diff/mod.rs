@@ -1,6 +1,7 @@
 //! What changed between two versions of a component: what a reviewer of an update reads.
 
 mod body;
+mod callees;
 mod functions;
 
 use super::report::{Finding, Severity};
@@ -34,7 +35,7 @@ pub(super) const RULES: [Rule; 10] =
 /// Rules whose findings say that a file is not worth reading twice.
 const COSTLY: [&str; 7] = ["PH001", "PH003", "PH005", "PH506", "PH801", "PH802", "PH803"];
 
-/// Everything that differs.
+/// What differs between two versions of a component.
 #[derive(Debug, Clone, Serialize)]
 pub struct Diff {
     /// Digest and size of the version before.

@@ -21,15 +21,15 @@ pub struct Facts {
     pub items: usize,
     /// Bytes of all component type sections.
     pub type_bytes: usize,
-    /// Defined functions.
+    /// Functions that the core modules define.
     pub functions: usize,
     /// Targets of all `br_table`.
     pub br_table_targets: u64,
     /// Locals times blocks, summed over functions.
     pub locals_x_blocks: u64,
-    /// `memory.grow` instructions.
+    /// How often the code asks for more memory (`memory.grow`).
     pub memory_grows: u64,
-    /// `call_indirect` instructions.
+    /// Calls through tables (`call_indirect`): their targets are not known before they run.
     pub indirect_calls: u64,
     /// The function with the largest body.
     pub largest: Option<FunctionCost>,
@@ -41,7 +41,7 @@ pub struct Facts {
     pub costliest: Option<FunctionCost>,
     /// Instructions by proposal, those of the first WebAssembly left out.
     pub proposals: BTreeMap<&'static str, u64>,
-    /// Instructions by name.
+    /// How often each instruction occurs, by its name in the text format.
     pub opcodes: BTreeMap<&'static str, u64>,
     /// String encodings other than UTF-8 among the canonical options.
     pub odd_encodings: usize,
@@ -53,8 +53,14 @@ pub struct Facts {
     pub dead_modules: Vec<usize>,
     /// Core functions that the host calls.
     pub lifted: Vec<Lifted>,
+    /// Lifted functions of which it is not known what they are in which module.
+    #[serde(skip)]
+    pub lifted_unknown: usize,
     /// Custom sections: name and bytes.
     pub customs: Vec<(String, usize)>,
+    /// Those whose content is not completely what their name says, or is not read here: name and bytes.
+    #[serde(skip)]
+    pub unread_customs: Vec<(String, usize)>,
     /// Bytes of all custom sections with debug information.
     pub debug_bytes: usize,
     /// Names that are not plain ASCII: what they name, the name (escaped), its offset.
@@ -70,7 +76,7 @@ pub struct Facts {
 /// One core function that is lifted to the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Lifted {
-    /// Its module.
+    /// Index of the core module that has it.
     pub module: usize,
     /// Its name among the module's exports.
     pub export: String,

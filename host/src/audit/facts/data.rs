@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
-/// One data segment.
+/// One data segment of a core module: its size, where it lies, how it looks.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct DataFacts {
     /// Byte offset in the file.
     pub offset: usize,
-    /// Bytes.
+    /// How many bytes it has.
     pub size: usize,
     /// Address in memory, where it is fixed.
     pub address: Option<u64>,
@@ -24,7 +24,7 @@ pub struct DataFacts {
 /// Something in a data segment that is worth a look.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mark {
-    /// What it is.
+    /// What was recognized.
     pub kind: MarkKind,
     /// The text, escaped and cut. Of a secret only its kind.
     pub text: String,
@@ -32,7 +32,7 @@ pub struct Mark {
     pub offset: usize,
 }
 
-/// Kinds of marks.
+/// What can be recognized in data; each has a rule of its own (PH602 to PH605).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MarkKind {

@@ -32,7 +32,7 @@ pub struct FunctionCost {
     pub offset: usize,
     /// Bytes of the body.
     pub bytes: usize,
-    /// Declared locals.
+    /// Declared locals; parameters are not counted.
     pub locals: u64,
     /// Blocks, loops and ifs.
     pub blocks: u64,
@@ -55,9 +55,9 @@ impl FunctionCost {
 /// What one function does.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct FunctionFacts {
-    /// What it costs.
+    /// What it costs to compile, and where it is.
     pub cost: FunctionCost,
-    /// Loops.
+    /// How many loops it has.
     pub loops: u32,
     /// Loops that call nothing.
     pub loops_without_calls: u32,
@@ -65,19 +65,19 @@ pub struct FunctionFacts {
     pub endless: Vec<usize>,
     /// Functions that it calls, each once.
     pub calls: Vec<u32>,
-    /// `call_indirect` instructions.
+    /// How many calls through a table it has: any function of the table may be behind one.
     pub indirect_calls: u32,
-    /// `unreachable` instructions.
+    /// How many `unreachable` it has: where a panic or an abort ends.
     pub traps: u32,
-    /// Instructions by class.
+    /// How many instructions of each class it has; the classes are [`CLASSES`].
     pub classes: [u32; CLASSES.len()],
     /// Globals that it writes, each once.
     pub global_writes: Vec<u32>,
     /// Fixed addresses that it writes, each once.
     pub static_stores: Vec<u64>,
-    /// `memory.grow` instructions.
+    /// How many `memory.grow` it has.
     pub memory_grows: u32,
-    /// `table.grow` instructions.
+    /// How many `table.grow` it has.
     pub table_grows: u32,
     /// `memory.copy` and `memory.fill` whose length is not a constant.
     pub bulk_dynamic: u32,

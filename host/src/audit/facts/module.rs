@@ -4,14 +4,14 @@ use super::{DataFacts, FunctionFacts};
 use serde::Serialize;
 use std::collections::HashMap;
 
-/// One core module.
+/// One core module inside the component, and what was counted in it.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ModuleFacts {
     /// Byte offset of the module.
     pub offset: usize,
-    /// Imported functions.
+    /// How many functions it imports: they have the first indexes.
     pub imported_functions: u32,
-    /// Defined functions.
+    /// How many functions it defines.
     pub functions: u32,
     /// Memories, defined ones only.
     pub memories: Vec<MemoryFacts>,
@@ -21,22 +21,25 @@ pub struct ModuleFacts {
     pub tables: Vec<(u64, Option<u64>)>,
     /// The start function, if it has one.
     pub start: Option<u32>,
-    /// What it imports.
+    /// What it imports from other modules of the component, or from the host through it.
     pub imports: Vec<CoreImport>,
-    /// What it exports.
+    /// What other modules and the component can reach in it.
     pub exports: Vec<CoreExport>,
     /// Defined globals, imported ones first.
     pub globals: Vec<GlobalFacts>,
     /// Functions that stand in tables, or that anything takes a reference to.
     #[serde(skip)]
     pub elements: Vec<u32>,
-    /// Element segments.
+    /// How many segments fill its tables.
     pub element_segments: u32,
-    /// Data segments.
+    /// What its memory holds at the start.
     pub data: Vec<DataFacts>,
     /// Defined functions, in order; empty where there are more than the cap.
     #[serde(skip)]
     pub code: Vec<FunctionFacts>,
+    /// Exported functions by their exact names: those of [`CoreExport`] are escaped and cut, so they are only shown.
+    #[serde(skip)]
+    pub exported_functions: HashMap<String, u32>,
     /// Names of functions, as they stand in the name section.
     #[serde(skip)]
     pub names: HashMap<u32, String>,
@@ -49,7 +52,7 @@ pub struct ModuleFacts {
 pub struct CoreImport {
     /// Module that it comes from.
     pub module: String,
-    /// Its name there.
+    /// Its name in that module.
     pub name: String,
     /// `func`, `table`, `memory`, `global` or `tag`.
     pub kind: &'static str,
@@ -58,7 +61,7 @@ pub struct CoreImport {
 /// One export of a module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CoreExport {
-    /// Its name.
+    /// Its name, escaped and cut: only to be shown.
     pub name: String,
     /// `func`, `table`, `memory`, `global` or `tag`.
     pub kind: &'static str,
@@ -66,7 +69,7 @@ pub struct CoreExport {
     pub index: u32,
 }
 
-/// One global.
+/// A global: a variable that belongs to the instance and lives from call to call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct GlobalFacts {
     /// Whether code may write it.
@@ -78,13 +81,13 @@ pub struct GlobalFacts {
 /// One memory, in pages.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct MemoryFacts {
-    /// Initial pages.
+    /// Pages that it has at the start.
     pub min: u64,
-    /// Maximum pages.
+    /// Pages that it may grow to; none: the module sets no end.
     pub max: Option<u64>,
-    /// Shared between threads.
+    /// Whether threads could share it. Refused (PH303).
     pub shared: bool,
-    /// 64-bit addresses.
+    /// Whether its addresses have 64 bits. Refused (PH305).
     pub memory64: bool,
     /// Pages of another size than 64 KiB.
     pub custom_page: bool,
@@ -97,7 +100,7 @@ pub struct Producer {
     pub field: String,
     /// Name of the tool.
     pub name: String,
-    /// Its version.
+    /// Version of the tool.
     pub version: String,
 }
 
@@ -107,10 +110,9 @@ impl ModuleFacts {
         self.code.get(index.checked_sub(self.imported_functions)? as usize)
     }
 
-    /// The exported function of this name.
+    /// The exported function of exactly this name.
     pub fn exported(&self, name: &str) -> Option<u32> {
-        let function = |export: &&CoreExport| export.kind == "func" && export.name == name;
-        self.exports.iter().find(function).map(|export| export.index)
+        self.exported_functions.get(name).copied()
     }
 
     /// What people call a function: its name without the parts that change from build to build, else an export's, else
@@ -126,7 +128,8 @@ impl ModuleFacts {
         Some(crate::base::text::clean(&format!("{}#{}", import.module, import.name), 160))
     }
 
-    /// The global that the compiler keeps the stack pointer in: the first that is written and holds an address.
+    /// The global that is taken for the stack pointer: the first one that may be written and begins with an address, which is
+    /// where compilers keep it.
     pub fn stack_pointer(&self) -> Option<u32> {
         let stack = |global: &GlobalFacts| global.mutable && global.initial.is_some_and(|first| first >= 4096);
         self.globals.iter().position(stack).map(|index| index as u32)

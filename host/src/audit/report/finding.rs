@@ -9,22 +9,22 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Worth knowing.
+    /// A note: nothing is wrong, and a reviewer may want to know.
     Info,
-    /// Worth a look.
+    /// A warning: somebody should look before it is used. It refuses nothing.
     Warn,
     /// The component is refused.
     Error,
 }
 
-/// One finding.
+/// One thing that a rule found: what, where, how bad, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// `PHnnn`.
+    /// Id of the rule: `PHnnn`.
     pub id: &'static str,
     /// Name of the rule.
     pub slug: &'static str,
-    /// How bad.
+    /// How bad it is, after the policy had its say.
     pub severity: Severity,
     /// What was found. Names out of the component are escaped.
     pub message: String,
@@ -47,13 +47,13 @@ impl Finding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// A WebAssembly component.
+    /// A WebAssembly component: the only kind that can be a patch.
     Component,
-    /// A core module.
+    /// A core module of WebAssembly, which is not yet a component.
     CoreModule,
     /// Native code: ELF, which is what `.cwasm` is too.
     Native,
-    /// Something else.
+    /// Anything else: it does not begin like any of these.
     Unknown,
 }
 
@@ -62,19 +62,19 @@ pub enum Kind {
 pub struct Report {
     /// Digest of the bytes.
     pub digest: Digest,
-    /// How many.
+    /// How many bytes the file has.
     pub size: usize,
-    /// What they are.
+    /// What kind of file it is, by its first bytes.
     pub kind: Kind,
-    /// Imported names, escaped.
+    /// Names of what it imports, escaped to be shown.
     pub imports: Vec<String>,
-    /// Exported names, escaped.
+    /// Names of what it exports, escaped to be shown.
     pub exports: Vec<String>,
     /// The hooks among the exports.
     pub hooks: Vec<Hook>,
     /// Sorted by severity, worst first, then by rule.
     pub findings: Vec<Finding>,
-    /// What was counted.
+    /// The numbers that the rules looked at.
     pub facts: Facts,
     /// Whether it was validated: not where a cost rule refused it before.
     pub validated: bool,

@@ -7,7 +7,7 @@ use std::fmt::Write;
 /// Colors of a terminal, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// Plain text.
+    /// Text without colors, for files and pipes.
     Plain,
     /// With escape sequences for severities.
     Color,

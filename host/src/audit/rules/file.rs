@@ -18,8 +18,11 @@ const TRAILING: Rule = Rule::error(
 const PRECOMPILED: Rule =
     Rule::error("PH005", "precompiled", "Native code (ELF, `.cwasm`): loading it would skip the sandbox.");
 
-const UNKNOWN_CUSTOM: Rule =
-    Rule::warn("PH006", "custom-unknown", "A custom section that no tool of the field writes: a place to hide things.");
+const UNKNOWN_CUSTOM: Rule = Rule::warn(
+    "PH006",
+    "custom-unknown",
+    "A custom section whose content is not read here, whatever it is called: a place to hide things.",
+);
 const ODD_NAMES: Rule = Rule::warn(
     "PH007",
     "odd-names",
@@ -29,34 +32,42 @@ const ODD_NAMES: Rule = Rule::warn(
 pub(super) const RULES: [Rule; 7] =
     [NOT_A_COMPONENT, INVALID, TOO_LARGE, TRAILING, PRECOMPILED, UNKNOWN_CUSTOM, ODD_NAMES];
 
-/// Custom sections that compilers and linkers write.
-const KNOWN_CUSTOMS: [&str; 14] = [
-    "name",
-    "component-name",
-    "producers",
-    "target_features",
-    "component-type",
-    "package-docs",
-    "dylink.0",
-    "linking",
-    "sourceMappingURL",
-    "build_id",
-    ".dep-v0",
-    "external_debug_info",
-    "metadata.code.branch_hint",
-    "version",
-];
+/// What custom sections of this name usually hold, for people: the name is the author's word, and decides nothing.
+fn usually(name: &str) -> Option<&'static str> {
+    let begins = |all: &[&str]| all.iter().any(|begins| name.starts_with(begins));
+    if begins(&[".debug_", "external_debug_info", "sourceMappingURL", "build_id"]) {
+        Some("debug information")
+    } else if name == ".dep-v0" {
+        Some("the list of crates that cargo auditable writes")
+    } else if begins(&["component-type", "package-docs", "wit-component:"]) {
+        Some("what wit-component writes")
+    } else if begins(&["reloc.", "linking", "dylink.0", "target_features"]) {
+        Some("what a linker writes")
+    } else if ["name", "component-name", "producers", "metadata.code.branch_hint", "version"].contains(&name) {
+        Some("what a compiler writes")
+    } else {
+        None
+    }
+}
+
+/// Findings that are named one by one.
+const NAMED: usize = 4;
 
 /// Custom sections and names.
 pub(super) fn inside(input: &Input<'_>, out: &mut Vec<Finding>) {
-    let known = |name: &str| {
-        KNOWN_CUSTOMS.contains(&name)
-            || ["component-type:", ".debug_", "reloc.", "wit-component:"].iter().any(|begins| name.starts_with(begins))
-    };
-    for (name, bytes) in input.facts.customs.iter().filter(|(name, _)| !known(name)).take(4) {
-        out.push(UNKNOWN_CUSTOM.finding(format!("custom section `{name}`, {bytes} bytes"), "strip it"));
+    let unread = &input.facts.unread_customs;
+    for (name, bytes) in unread.iter().take(NAMED) {
+        let hint = usually(name).map(|what| format!(", named like {what} (the name is the author's word)"));
+        let message = format!("custom section `{name}`, {bytes} bytes{}", hint.unwrap_or_default());
+        let fix = if name == ".dep-v0" { "look at it with `cargo audit bin`, or strip it" } else { "strip it" };
+        out.push(UNKNOWN_CUSTOM.finding(message, fix));
     }
-    for (what, name, offset) in input.facts.odd_names.iter().take(4) {
+    if let Some(more @ [_, ..]) = unread.get(NAMED..) {
+        let bytes = more.iter().fold(0usize, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        let message = format!("{} more custom sections, {bytes} bytes", more.len());
+        out.push(UNKNOWN_CUSTOM.finding(message, "strip them"));
+    }
+    for (what, name, offset) in input.facts.odd_names.iter().take(NAMED) {
         out.push(ODD_NAMES.found_at(format!("offset {offset:#x}"), format!("{what} `{name}`"), "rename it in ASCII"));
     }
 }

@@ -18,12 +18,12 @@ use super::input::Input;
 use super::report::{Finding, Severity};
 use serde::Serialize;
 
-/// One rule.
+/// One rule of the audit: what it is called, how bad its findings are, why it is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Rule {
     /// `PHnnn`; never used again for something else.
     pub id: &'static str,
-    /// Short name.
+    /// Its name in words: `recursion`. A policy may use it in the place of the id.
     pub slug: &'static str,
     /// How bad a finding is, unless the finding says otherwise.
     pub severity: Severity,
@@ -54,7 +54,7 @@ impl Rule {
         Self { id, slug, severity: Severity::Info, about }
     }
 
-    pub(in crate::audit) fn finding(&self, message: impl Into<String>, fix: impl Into<String>) -> Finding {
+    pub(crate) fn finding(&self, message: impl Into<String>, fix: impl Into<String>) -> Finding {
         Finding {
             id: self.id,
             slug: self.slug,
@@ -65,7 +65,7 @@ impl Rule {
         }
     }
 
-    pub(in crate::audit) fn found_at(
+    pub(crate) fn found_at(
         &self,
         place: impl Into<String>,
         message: impl Into<String>,

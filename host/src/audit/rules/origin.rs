@@ -5,9 +5,14 @@ use crate::audit::input::Input;
 use crate::audit::report::Finding;
 
 const NO_PRODUCERS: Rule = Rule::warn("PH701", "no-producers", "It does not say what made it.");
-const TOOLCHAIN: Rule = Rule::warn("PH702", "toolchain", "It was made by tools that the policy does not name.");
+const TOOLCHAIN: Rule = Rule::warn(
+    "PH702",
+    "toolchain",
+    "It says that it was made by tools that the policy does not name. That it names the right ones proves nothing: \
+     `patchhost rebuild` does.",
+);
 const STRIPPED: Rule =
-    Rule::info("PH703", "stripped-names", "No names of functions: findings and diffs can only give numbers.");
+    Rule::info("PH703", "stripped-names", "Functions without names: findings and diffs can only give numbers.");
 const DEBUG_INFO: Rule = Rule::info("PH704", "debug-info", "Much of the file is debug information.");
 const HOST: Rule = Rule::error("PH715", "host-outdated", "An advisory affects the engine inside this host.");
 const OLD_LIST: Rule = Rule { severity: crate::audit::Severity::Info, ..HOST };
@@ -60,17 +65,28 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
             TOOLCHAIN.finding(message, "build it with a tool of the policy, or add this one to `audit.toolchains`"),
         );
     }
-    let with_code = |module: &&crate::audit::ModuleFacts| module.functions > 0;
-    let stripped = facts.modules.iter().filter(with_code).filter(|module| module.names.is_empty()).count();
-    if stripped > 0 {
-        out.push(STRIPPED.finding(format!("{stripped} modules without names"), "build with `strip = \"debuginfo\"`"));
+    let nameless = |module: &crate::audit::ModuleFacts| {
+        module.code.iter().filter(|function| !module.names.contains_key(&function.cost.index)).count()
+    };
+    let nameless: usize = facts.modules.iter().map(nameless).sum();
+    if nameless > 0 {
+        let message = format!("{nameless} of {} functions have no name", facts.functions);
+        out.push(STRIPPED.finding(message, "build with `strip = \"debuginfo\"`"));
     }
     if facts.debug_bytes * 10 > input.bytes.len() * 3 {
         let share = 100 * facts.debug_bytes / input.bytes.len().max(1);
         out.push(DEBUG_INFO.finding(format!("{share} % of the file"), "build with `strip = \"debuginfo\"`"));
     }
-    if !facts.customs.iter().any(|(name, _)| name == ".dep-v0") {
-        out.push(DEPENDENCIES.finding("no list of crates (`.dep-v0`)", "build with `cargo auditable`"));
+    // What is in the list is the author's word, and compressed: that there is one says little, but where to look.
+    match facts.customs.iter().find(|(name, _)| name == ".dep-v0") {
+        Some((_, bytes)) => out.push(DEPENDENCIES.finding(
+            format!("a section that is called like a list of crates (`.dep-v0`, {bytes} bytes); not read here"),
+            "check it for advisories with `cargo audit bin`",
+        )),
+        None if facts.functions > 0 => {
+            out.push(DEPENDENCIES.finding("no list of crates (`.dep-v0`)", "build with `cargo auditable`"));
+        }
+        None => {}
     }
     for advisory in ADVISORIES.iter().filter(|a| older(ENGINE, a.fixed) && !older(ENGINE, a.first)) {
         let Advisory { id, what, fixed, severity, .. } = advisory;

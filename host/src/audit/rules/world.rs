@@ -4,7 +4,7 @@ use super::Rule;
 use crate::audit::input::Input;
 use crate::audit::report::Finding;
 use crate::audit::skew::{self, Skew};
-use crate::base::{Hook, IDENTITY, PACKAGE, is_state, text};
+use crate::base::{Hook, IDENTITY, is_state, text};
 
 const MISMATCH: Rule = Rule::error("PH201", "world-mismatch", "It does not export what a patch exports.");
 const EXTRA: Rule = Rule::warn("PH202", "extra-export", "It exports something that this host does not call.");
@@ -48,23 +48,22 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
             format!("{} functions return lists or strings without post-return, first `{first}`", facts.leaks.len());
         out.push(LEAKS.finding(message, "build with wit-bindgen, which exports it"));
     }
+    let skews = skew::compare(input.bytes);
+    // Another version of an interface of ours is a skew, not an extra; but only where it is found as one.
+    let skewed = |name: &str| {
+        let name = text::clean(name, 120);
+        skews.iter().any(|skew| matches!(skew, Skew::Version { guest, .. } if *guest == name))
+    };
     let known = |name: &str| name == IDENTITY || is_state(name) || Hook::of_interface(name).is_some();
-    for export in input.exports.iter().filter(|export| !known(&export.name) && !versioned(&export.name)) {
+    for export in input.exports.iter().filter(|export| !known(&export.name) && !skewed(&export.name)) {
         let (name, place) = (text::clean(&export.name, 120), format!("offset {:#x}", export.offset));
         out.push(EXTRA.found_at(place, format!("exports `{name}`, which nobody calls"), "remove it"));
     }
-    for skew in skew::compare(input.bytes) {
+    for skew in &skews {
         let rule = match skew {
             Skew::Version { .. } => INTERFACE_VERSION,
             _ => MISMATCH,
         };
         out.push(rule.finding(skew.to_string(), REBUILD));
     }
-}
-
-/// Another version of an interface of ours is a skew, not an extra.
-fn versioned(name: &str) -> bool {
-    let Some((interface, _)) = name.split_once('@') else { return false };
-    let Some(short) = interface.strip_prefix(PACKAGE).and_then(|rest| rest.strip_prefix('/')) else { return false };
-    matches!(short, "identity" | "state") || Hook::ALL.iter().any(|hook| hook.name() == short)
 }

@@ -1,4 +1,4 @@
-//! Function bodies.
+//! Function bodies: what each costs to compile, and what a reviewer wants to know of it.
 
 use super::opcode;
 use super::pass::{ModuleFrame, Scan};

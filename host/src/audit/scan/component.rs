@@ -1,6 +1,6 @@
-//! Sections of components.
+//! Sections of components: what is instantiated, imported, exported and lifted.
 
-use super::module::custom;
+use super::custom::custom;
 use super::pass::{Frame, Scan};
 use crate::audit::names::{self, Export, Import};
 use wasmparser::{

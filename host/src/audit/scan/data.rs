@@ -1,7 +1,7 @@
 //! Data segments: what can be read in them, and what is worth a look.
 
 use crate::audit::facts::{DataFacts, Mark, MarkKind};
-use crate::base::text;
+use crate::base::{Digest, text};
 
 /// Shortest run of printable characters that counts as text.
 const RUN: usize = 8;
@@ -63,21 +63,38 @@ pub(super) fn segment(data: &[u8], offset: usize, address: Option<u64>) -> DataF
     facts
 }
 
-/// Tables that Rust programs carry to read and print floats: first bytes, length.
-const KNOWN_TABLES: [([u8; 16], usize); 2] = [
+/// A table that Rust programs carry to read and print floats. How it begins only says where to look: what is taken for it
+/// is all of it, by its digest.
+struct Table {
+    begins: [u8; 16],
+    bytes: usize,
+    digest: &'static str,
+}
+
+const KNOWN_TABLES: [Table; 2] = [
     // The 651 powers of five of `core::num::imp::dec2flt::table`.
-    ([0x5a, 0xd6, 0x3b, 0x92, 0xd6, 0x53, 0xf4, 0xee, 0x3f, 0x3b, 0xa1, 0x06, 0x29, 0xaa, 0x3f, 0x11], 651 * 16),
+    Table {
+        begins: [0x5a, 0xd6, 0x3b, 0x92, 0xd6, 0x53, 0xf4, 0xee, 0x3f, 0x3b, 0xa1, 0x06, 0x29, 0xaa, 0x3f, 0x11],
+        bytes: 651 * 16,
+        digest: "dae47e3594bb0b39d42660ef3fe3dc5de5885c0a29ae0e5c21a39e79669efe86",
+    },
     // The powers of ten from 1 to 1e308 of `serde_json`.
-    ([0, 0, 0, 0, 0, 0, 0xf0, 0x3f, 0, 0, 0, 0, 0, 0, 0x24, 0x40], 309 * 8),
+    Table {
+        begins: [0, 0, 0, 0, 0, 0, 0xf0, 0x3f, 0, 0, 0, 0, 0, 0, 0x24, 0x40],
+        bytes: 309 * 8,
+        digest: "c48f7ef4d10d520b70e2ef23e4e31559d69eb31bb6266a0c61b7dab912051ac4",
+    },
 ];
 
 /// Entropy of the whole, or of its densest window, but for tables that are known.
 fn densest(data: &[u8]) -> f64 {
     let mut rest = data.to_vec();
-    for (begins, length) in KNOWN_TABLES {
-        if let Some(at) = rest.windows(begins.len()).position(|window| window == begins) {
-            let end = (at + length).min(rest.len());
-            rest.drain(at..end);
+    for table in KNOWN_TABLES {
+        let begins = rest.windows(table.begins.len()).position(|window| window == table.begins);
+        if let Some(at) = begins
+            && rest.get(at..at + table.bytes).is_some_and(|found| Digest::of(found).hex() == table.digest)
+        {
+            rest.drain(at..at + table.bytes);
         }
     }
     rest.chunks(WINDOW).filter(|chunk| chunk.len() >= 256).map(entropy).fold(entropy(&rest), f64::max)
@@ -188,5 +205,20 @@ mod tests {
             *byte = (i as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0];
         }
         assert!(segment(&data, 0, None).entropy > 7.2);
+    }
+
+    #[test]
+    fn a_known_table_is_known_by_all_of_its_bytes() {
+        let noise: Vec<u8> = (0..4096u32).map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+        let powers: Vec<u8> =
+            (0..309).flat_map(|e| format!("1e{e}").parse::<f64>().unwrap_or_default().to_le_bytes()).collect();
+        let entropy = |data: &[u8]| segment(data, 0, None).entropy;
+        assert_eq!(entropy(&powers), 0.0, "the table alone");
+        assert!(entropy(&[&powers[..], &noise[..]].concat()) > 7.2);
+        // Only the beginning of one: the rest is no table.
+        assert!(entropy(&[&powers[..16], &noise[..]].concat()) > 7.2);
+        for table in KNOWN_TABLES {
+            assert!(entropy(&[&table.begins[..], &noise[..]].concat()) > 7.2);
+        }
     }
 }

@@ -20,6 +20,8 @@ pub(super) struct Links {
     /// Functions of the component so far.
     component_functions: u32,
     lifted: Vec<Lifted>,
+    /// Lifted functions that came by another way than an alias of an instance of a module.
+    lifted_unknown: usize,
 }
 
 impl Links {
@@ -105,19 +107,21 @@ impl Links {
             self.functions.push(None);
             return;
         };
-        if let Some((module, export)) = self.functions.get(*core_func_index as usize).cloned().flatten() {
-            self.lifted.push(Lifted {
+        match self.functions.get(*core_func_index as usize).cloned().flatten() {
+            Some((module, export)) => self.lifted.push(Lifted {
                 module,
                 export,
                 component_function: self.component_functions,
                 post_return: options.iter().any(|option| matches!(option, CanonicalOption::PostReturn(_))),
-            });
+            }),
+            None => self.lifted_unknown += 1,
         }
         self.component_functions += 1;
     }
 
     pub(super) fn finish(self, facts: &mut Facts) {
         facts.lifted = self.lifted;
+        facts.lifted_unknown = self.lifted_unknown;
         let modules = self.modules.iter().zip(&self.used);
         let dead = modules.filter_map(|(module, used)| if *used { None } else { *module });
         facts.dead_modules = dead.filter(|module| *module < facts.modules.len()).collect();

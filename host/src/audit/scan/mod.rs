@@ -2,6 +2,7 @@
 
 mod code;
 mod component;
+mod custom;
 mod data;
 mod links;
 mod module;

@@ -1,18 +1,16 @@
 //! Sections of core modules, but for the code.
 
+use super::custom::custom;
 use super::data;
 use super::pass::{ModuleFrame, Scan};
 use crate::audit::Caps;
-use crate::audit::facts::{CoreExport, CoreImport, Facts, GlobalFacts, MemoryFacts, ModuleFacts, Producer};
+use crate::audit::facts::{CoreExport, CoreImport, Facts, GlobalFacts, MemoryFacts, ModuleFacts};
 use crate::audit::names;
 use crate::base::text;
-use wasmparser::{
-    BinaryReaderError, ConstExpr, CustomSectionReader, ElementItems, ExternalKind, KnownCustom, Name, Operator,
-    Payload, ProducersSectionReader, TypeRef,
-};
+use wasmparser::{BinaryReaderError, ConstExpr, ElementItems, ExternalKind, Operator, Payload, TypeRef};
 
 /// More of anything than this is refused by its number, or not worth a line.
-const MANY: usize = 10_000;
+pub(super) const MANY: usize = 10_000;
 
 impl Scan {
     pub(super) fn module(
@@ -76,6 +74,9 @@ impl Scan {
                     let (offset, export) = export?;
                     names::odd(facts, "core export", export.name, offset);
                     if number < MANY {
+                        if let ExternalKind::Func | ExternalKind::FuncExact = export.kind {
+                            facts.modules[index].exported_functions.insert(export.name.to_owned(), export.index);
+                        }
                         facts.modules[index].exports.push(CoreExport {
                             name: text::clean(export.name, 200),
                             kind: kind(export.kind),
@@ -177,52 +178,5 @@ fn kind(kind: ExternalKind) -> &'static str {
         ExternalKind::Memory => "memory",
         ExternalKind::Global => "global",
         ExternalKind::Tag => "tag",
-    }
-}
-
-/// A custom section. Whatever is wrong inside one is not an error: nothing that runs depends on it.
-pub(super) fn custom(facts: &mut Facts, module: Option<usize>, section: &CustomSectionReader<'_>) {
-    let (name, data) = (section.name(), section.data());
-    names::odd(facts, "custom section", name, section.range().start);
-    if facts.customs.len() < MANY {
-        facts.customs.push((text::clean(name, 80), data.len()));
-    }
-    if name.starts_with(".debug_") {
-        facts.debug_bytes += data.len();
-    }
-    match section.as_known() {
-        KnownCustom::Producers(reader) => {
-            let to = match module {
-                Some(module) => &mut facts.modules[module].producers,
-                None => &mut facts.producers,
-            };
-            producers(reader, to);
-        }
-        KnownCustom::Name(reader) => {
-            let Some(module) = module else { return };
-            let to = &mut facts.modules[module];
-            let limit = (to.imported_functions as usize).saturating_add(to.functions as usize).min(MANY);
-            for subsection in reader {
-                let Ok(Name::Function(functions)) = subsection else { continue };
-                for naming in functions.into_iter().take(limit).flatten() {
-                    let mut name = naming.name.to_owned();
-                    name.truncate(name.floor_char_boundary(1024));
-                    to.names.insert(naming.index, name);
-                }
-            }
-        }
-        _ => {}
-    }
-}
-
-fn producers(reader: ProducersSectionReader<'_>, to: &mut Vec<Producer>) {
-    for field in reader.into_iter().take(16).flatten() {
-        for value in field.values.into_iter().take(16).flatten() {
-            to.push(Producer {
-                field: text::clean(field.name, 40),
-                name: text::clean(value.name, 80),
-                version: text::clean(value.version, 120),
-            });
-        }
     }
 }

@@ -33,7 +33,7 @@ impl<'a> Stack<'a> {
         Some(self.constants[at].1)
     }
 
-    /// Applies one instruction.
+    /// Moves the stack on by one instruction.
     pub(super) fn step(&mut self, operator: &Operator<'_>) {
         match operator {
             Operator::I32Const { value } => self.push_constant(u64::from(*value as u32)),

@@ -29,7 +29,7 @@ pub enum Skew {
         interface: String,
         /// Name of the function.
         function: String,
-        /// How they differ.
+        /// How its types differ from those of the host, in words.
         difference: String,
     },
 }

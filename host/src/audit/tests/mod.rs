@@ -1,5 +1,6 @@
 //! What must be refused, and what must not.
 
+mod names;
 mod rules;
 
 use super::{Report, Severity, inspect};

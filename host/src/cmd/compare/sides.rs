@@ -10,7 +10,8 @@ use super::super::args::PatchArgs;
 use super::super::failure::UsageError;
 use super::super::session::{LedgerRow, Patches};
 use super::{Against, Args};
-use crate::compare::{Native, SideInfo, Unit};
+use crate::compare::{CompareError, SideInfo, Unit};
+use crate::native::Formulas;
 use crate::patch::bundled::bundled;
 
 /// What takes B's place.
@@ -147,7 +148,7 @@ impl Side {
             Decision::Quantize(scheme) => Some((unit.info.name.as_str(), scheme)),
             Decision::Keep(_) => None,
         });
-        let native = Native::new(patch, schemes)?;
+        let native = Formulas::new(patch, schemes).map_err(CompareError::Refused)?;
         let profiles = native.profiles().join(", ");
         let info = SideInfo {
             kind: "native",

@@ -22,7 +22,7 @@ impl Key {
         &self.0
     }
 
-    /// 64 hex digits.
+    /// The key as 64 hex digits: the name of its file.
     pub(super) fn name(&self) -> String {
         crate::base::hex(&self.0)
     }

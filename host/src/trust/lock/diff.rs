@@ -12,12 +12,12 @@ pub struct Change {
     pub part: &'static str,
     /// Before; empty: there was none.
     pub before: String,
-    /// After.
+    /// The value in the second entry; empty: there is none.
     pub after: String,
 }
 
 impl Change {
-    /// For people.
+    /// The change in one line, escaped to be shown.
     pub fn line(&self) -> String {
         let or_none = |text: &str| if text.is_empty() { "none".to_owned() } else { clean(text, 300) };
         format!("{}: {} -> {}", self.part, or_none(&self.before), or_none(&self.after))

@@ -18,7 +18,7 @@ pub struct Entry {
     pub file: String,
     /// Digest of the component.
     pub digest: Digest,
-    /// Bytes of it.
+    /// How many bytes the component has.
     pub size: u64,
     /// Digest of component, settings, limits and grants: what may run.
     pub generation: Digest,
@@ -28,9 +28,9 @@ pub struct Entry {
     pub version: String,
     /// Version of the interface that it was built for.
     pub interface: String,
-    /// Its hooks.
+    /// Names of the hooks that it exports.
     pub hooks: Vec<String>,
-    /// What it imports.
+    /// Names of what it imports from the host.
     pub imports: Vec<String>,
     /// Proposals beyond the first WebAssembly that its code uses.
     pub features: Vec<String>,
@@ -69,9 +69,9 @@ pub struct AuditRecord {
     pub rules: Digest,
     /// Findings that were errors: always 0, or it would not be here.
     pub errors: usize,
-    /// Warnings.
+    /// How many findings were warnings.
     pub warnings: usize,
-    /// Notes.
+    /// How many findings were notes.
     pub infos: usize,
     /// Digest of the report as JSON.
     pub report: Digest,
@@ -81,11 +81,11 @@ pub struct AuditRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Review {
-    /// Who.
+    /// Name of the reviewer, as it was given.
     pub who: String,
-    /// When.
+    /// Day of the review.
     pub date: Day,
-    /// What about it.
+    /// What the reviewer has to say about the component.
     pub note: String,
     /// The bytes that he looked at.
     pub digest: Digest,
@@ -114,7 +114,7 @@ pub fn config_digest(settings: &[(String, String)]) -> Digest {
 }
 
 impl AuditRecord {
-    /// Of a report.
+    /// The summary of a report, as it is written into the lock.
     pub fn of(report: &Report) -> Self {
         let text = |value: serde_json::Result<String>| value.unwrap_or_default();
         Self {

@@ -22,12 +22,12 @@ const HEAD: &str = "\
 const NEXT: &str =
     "restore it from your version control; or move it away and lock each patch anew with `patchhost lock`";
 
-/// A lock.
+/// The lock file: the components that may be loaded, each with its settings, limits and grants.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockFile {
     version: u32,
-    /// Sorted by name.
+    /// The locked components, sorted by name.
     #[serde(default, rename = "patch", skip_serializing_if = "Vec::is_empty")]
     pub patches: Vec<Entry>,
 }
@@ -47,7 +47,7 @@ impl LockFile {
         Ok(Some((lock, Digest::of(text.as_bytes()))))
     }
 
-    /// From text.
+    /// Reads the text of a lock file; the error says why it cannot be understood.
     pub fn parse(text: &str) -> Result<Self, String> {
         let lock: Self = toml::from_str(text).map_err(|e| explain(text, &e))?;
         if lock.version != VERSION {

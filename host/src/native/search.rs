@@ -1,7 +1,6 @@
-//! Native code that a patch's numbers are compared with, where its profile has any.
+//! What the probe compares a patch's numbers with: a formula of the kernels, or the search for least squared error.
 
-use super::vectors;
-use crate::patch::Patch;
+use super::formula;
 use half::bf16;
 use kit::mse::{FLOOR, Panel, Search, panel_scales};
 use kit::settings::MseSettings;
@@ -13,7 +12,7 @@ use patchhost_runtime::hooks::{
 };
 
 /// Where the expected numbers come from.
-pub(super) enum Reference {
+pub(crate) enum Reference {
     /// A formula of amax, in the kernels, which share no code with any patch.
     Formula(Profile, Scheme),
     /// The search for least squared error: the source of `fp8_block_mse`, compiled natively. It finds what a component
@@ -25,16 +24,17 @@ pub(super) enum Reference {
 const ROWS: u32 = 16;
 
 impl Reference {
-    /// Of a scheme as this patch declares it. None: it has a recipe of its own.
-    pub(super) fn of(patch: &Patch, scheme: &Scheme) -> Option<Self> {
+    /// The reference for a scheme that a patch with these settings declares. None: its recipe is its own, and nothing here
+    /// computes it.
+    pub(crate) fn of(settings: &[(String, String)], scheme: &Scheme) -> Option<Self> {
         if scheme.needs == Needs::Rows {
-            return search(patch.settings(), scheme).map(Self::Search);
+            return search(settings, scheme).map(Self::Search);
         }
-        vectors::profile(scheme).map(|profile| Self::Formula(profile, scheme.clone()))
+        formula::profile_of(scheme).map(|profile| Self::Formula(profile, scheme.clone()))
     }
 
     /// The formula, if it is one.
-    pub(super) fn formula(&self) -> Option<Profile> {
+    pub(crate) fn formula(&self) -> Option<Profile> {
         match self {
             Self::Formula(profile, _) => Some(*profile),
             Self::Search(_) => None,
@@ -43,7 +43,7 @@ impl Reference {
 
     fn numbers(&self, amax: &[f32]) -> Result<Vec<f32>, HookError> {
         match self {
-            Self::Formula(profile, scheme) => Ok(vectors::expected(*profile, scheme, amax)),
+            Self::Formula(profile, scheme) => Ok(formula::expected(*profile, scheme, amax)),
             Self::Search(_) => Err(Self::fail("it needs rows".to_owned())),
         }
     }

@@ -1,5 +1,5 @@
-//! The host's own block quantization, for the failure policy `native`: the same source that `fp8_block` is made of,
-//! compiled natively. It has the settings of the patch it stands in for, where they are settings of `fp8_block`.
+//! Block quantization for the failure policy `native`: the source that the patch `fp8_block` is made of, compiled natively.
+//! It has the settings of the patch that it stands in for, where they are settings of `fp8_block`.
 
 use kit::model_config::excluded_modules;
 use kit::select;
@@ -10,15 +10,15 @@ use patchhost_runtime::hooks::{
     HookCause, HookError, ModelInfo, Needs, Role, RowPanel, ScaleFormat, Scheme, TensorInfo,
 };
 
-/// The name that reports show.
+/// What reports show in the place of a patch's name: the value of the policy.
 const NAME: &str = "native";
 
-/// Block quantization without a sandbox.
-pub struct NativeQuant {
+/// Answers as `fp8_block` would, without a sandbox.
+pub struct OwnSource {
     settings: BlockSettings,
 }
 
-impl NativeQuant {
+impl OwnSource {
     /// In the place of a patch with these settings. Settings that `fp8_block` does not know give its defaults.
     pub fn in_place_of(settings: &[(String, String)]) -> Self {
         let pairs = settings.iter().map(|(key, value)| (key.as_str(), value.as_str()));
@@ -37,7 +37,7 @@ impl NativeQuant {
     }
 }
 
-impl BlockQuant for NativeQuant {
+impl BlockQuant for OwnSource {
     fn name(&self) -> &str {
         NAME
     }
