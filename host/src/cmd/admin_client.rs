@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::failure::UsageError;
+use super::failure::{Result, UsageError};
 use crate::base::text::clean;
+use crate::base::{Code, Exit};
 
 /// How long an answer may take: a swap `now` loads all weights again.
 const PATIENCE: Duration = Duration::from_secs(3600);
@@ -44,6 +45,16 @@ pub struct Refused {
     pub status: u16,
     /// Its text, in three parts.
     pub message: String,
+}
+
+impl Exit for Refused {
+    fn exit(&self) -> Code {
+        // The server's status says whose fault it is.
+        match self.status {
+            400 | 401 | 404 | 413 | 415 => Code::Usage,
+            _ => Code::Refused,
+        }
+    }
 }
 
 /// A body.
@@ -85,17 +96,17 @@ impl ServerArgs {
     }
 
     /// One request.
-    pub fn ask(&self, method: &str, path: &str, sent: Sent) -> anyhow::Result<Value> {
+    pub fn ask(&self, method: &str, path: &str, sent: Sent) -> Result<Value> {
         self.door()?.ask(method, path, sent)
     }
 }
 
 impl Door {
-    fn ask(&self, method: &str, path: &str, sent: Sent) -> anyhow::Result<Value> {
+    fn ask(&self, method: &str, path: &str, sent: Sent) -> Result<Value> {
         let (mut stream, host, token) = self.connect()?;
         let (kind, body) = match sent {
             Sent::Nothing => ("", Vec::new()),
-            Sent::Json(value) => ("application/json", serde_json::to_vec(&value)?),
+            Sent::Json(value) => ("application/json", value.to_string().into_bytes()),
             Sent::Wasm(bytes) => ("application/wasm", bytes),
         };
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
@@ -113,12 +124,12 @@ impl Door {
         self.parsed(&answer)
     }
 
-    fn connect(&self) -> anyhow::Result<(Box<dyn Stream>, String, Option<String>)> {
+    fn connect(&self) -> Result<(Box<dyn Stream>, String, Option<String>)> {
         let (server, file) = match self {
             Self::Socket(name) => {
                 let path = name.strip_prefix("unix:").unwrap_or(name);
                 let stream = UnixStream::connect(path).map_err(|e| self.lost(&e))?;
-                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(PATIENCE)).map_err(|e| self.lost(&e))?;
                 return Ok((Box::new(stream), "localhost".to_string(), None));
             }
             Self::Tcp { server, token_file } => (server, token_file),
@@ -149,7 +160,7 @@ impl Door {
             .into());
         }
         let stream = TcpStream::connect(host).map_err(|e| self.lost(&e))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(|e| self.lost(&e))?;
         Ok((Box::new(stream), host.to_string(), Some(token.to_string())))
     }
 
@@ -168,7 +179,7 @@ impl Door {
         )
     }
 
-    fn parsed(&self, answer: &[u8]) -> anyhow::Result<Value> {
+    fn parsed(&self, answer: &[u8]) -> Result<Value> {
         let odd =
             |why: &str| UsageError::new(format!("the answer of {}", clean(self.name(), 200)), why, "check the address");
         let end = answer.windows(4).position(|w| w == b"\r\n\r\n").ok_or_else(|| odd("it is not HTTP"))?;

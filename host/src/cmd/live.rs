@@ -6,9 +6,9 @@ use std::sync::Arc;
 use patchhost_runtime::checkpoint::Checkpoint;
 
 use super::args::{Fp8Activation, PatchArgs};
+use super::failure::{HostError, Result};
 use super::record::{RecordArgs, Recorded};
-use super::session::{Model, Patches, advance, progress_bar};
-use super::startup::Startup;
+use super::session::{Load, Model, Patches, advance, progress_bar};
 use crate::live::{CanaryUnit, LiveModel, LiveOptions, Refitted, Watcher};
 use crate::patch::{Actor, HookOptions, Ledger, LedgerOptions, Phase, When};
 
@@ -71,7 +71,7 @@ pub struct Started {
 impl LiveArgs {
     /// Makes the model and its first set of patches, and starts watching. What is in watched files now takes part in the
     /// first load.
-    pub fn start(&self, model: Model, patches: &PatchArgs, needs: Needs<'_>) -> anyhow::Result<Started> {
+    pub fn start(&self, model: Model, patches: &PatchArgs, needs: Needs<'_>) -> Result<Started> {
         let tokenizer = model.tokenizer()?;
         let ledger = match &self.ledger {
             None => Ledger::in_memory(),
@@ -91,8 +91,9 @@ impl LiveArgs {
         let architecture = model.engine.info().architecture.clone();
         let recorded = self.record.start(&model.name, &model.engine.info().config)?;
         let phase = Phase::of(Some(&model.engine));
-        let mut loaded =
-            Patches::load_for(patches, &architecture, needs.patches, phase, watches, recorded, &Startup::begin())?;
+        let more = needs.patches;
+        let load = Load { more, phase, watches, recorded, ..Load::new(patches, &architecture) };
+        let mut loaded = Patches::load(load)?;
         let options = LiveOptions {
             hooks: HookOptions { activation: self.fp8_activation.into(), vocabulary: None },
             canary: needs.canary,
@@ -104,8 +105,8 @@ impl LiveArgs {
         let Model { name, engine, checkpoint, .. } = model;
         let (sandbox, policy) = (loaded.sandbox().clone(), loaded.policy().clone());
         let policy = if patches.isolate { policy.isolated() } else { policy };
-        let live = LiveModel::new(engine, Some(tokenizer), loaded.attachments(), sandbox, policy, ledger, options)?;
-        let live = Arc::new(live);
+        let live = LiveModel::new(engine, Some(tokenizer), loaded.attachments(), sandbox, policy, ledger, options);
+        let live = Arc::new(live.map_err(|e| HostError::system("the threads of the live model", e))?);
         live.board().started(&Actor::cli());
         let settings: crate::live::SettingsFor = Arc::new(loaded.settings_for());
         let watcher = match watches {
@@ -126,7 +127,7 @@ impl LiveArgs {
 
 impl Started {
     /// The first load, with a progress bar.
-    pub fn load(&self) -> anyhow::Result<Refitted> {
+    pub fn load(&self) -> Result<Refitted> {
         let bar = progress_bar("load");
         // vLLM's name for weights that no trainer has sent.
         let loaded = self.live.load_as(Some("default"), self.checkpoint.clone(), &Actor::cli(), &advance(&bar));

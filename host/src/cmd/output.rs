@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 
 use serde::Serialize;
 
+use super::failure::{HostError, Result};
+
 /// Why standard output did not take everything, if it did not.
 static LOST: OnceLock<io::Error> = OnceLock::new();
 
@@ -39,14 +41,14 @@ pub(in crate::cmd) fn remark(text: Arguments<'_>) {
 }
 
 /// An error where a part of the output was lost, so that a script does not take half of it for all.
-pub(super) fn complete() -> anyhow::Result<()> {
+pub(super) fn complete() -> Result {
     if let Err(error) = io::stdout().flush() {
         let _ = LOST.set(error);
     }
     match LOST.get() {
         Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            let (why, next) = ("what was printed is not all there is", "make room, or print to another place");
-            Err(anyhow::anyhow!("refused: standard output: {error}\n  why: {why}\n  next: {next}"))
+            let why = format!("{error}, so what was printed is not all there is");
+            Err(HostError::new("standard output", why, "make room, or print to another place").into())
         }
         _ => Ok(()),
     }
@@ -88,7 +90,8 @@ pub fn plural(n: usize, one: &str) -> String {
 }
 
 /// Prints one JSON object.
-pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    outln!("{}", serde_json::to_string_pretty(value)?);
+pub fn json(value: &impl Serialize) -> Result {
+    let text = serde_json::to_string_pretty(value).map_err(|e| HostError::bug("the answer as JSON", e))?;
+    outln!("{text}");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Where policy and lock lie: what verbs that load or lock patches share.
 
-use super::failure::UsageError;
+use super::failure::{Result, UsageError};
 use crate::base::{Dir, DirMode};
 use crate::patch::{POLICY_FILE, Policy};
 use crate::trust::{Gate, GrantChange, Places};
@@ -33,7 +33,7 @@ pub struct TrustArgs {
 
 impl TrustFiles {
     /// Reads the policy, and says where the lock lies.
-    pub fn read(&self) -> anyhow::Result<(Policy, Places)> {
+    pub fn read(&self) -> Result<(Policy, Places)> {
         let found = Path::new(POLICY_FILE);
         let file = match &self.policy {
             Some(path) => Some(path.as_path()),
@@ -46,7 +46,7 @@ impl TrustFiles {
     }
 
     /// A gate for verbs that write the lock.
-    pub fn for_writing(&self) -> anyhow::Result<Gate> {
+    pub fn for_writing(&self) -> Result<Gate> {
         let (policy, places) = self.read()?;
         Ok(Gate::for_writing(&policy, places))
     }
@@ -54,7 +54,7 @@ impl TrustFiles {
 
 impl TrustArgs {
     /// The policy, and the gate that every component goes through.
-    pub fn gate(&self) -> anyhow::Result<(Policy, Arc<Gate>)> {
+    pub fn gate(&self) -> Result<(Policy, Arc<Gate>)> {
         let (policy, places) = self.files.read()?;
         let gate = Gate::new(&policy, places);
         if self.locked {

@@ -44,7 +44,7 @@ pub fn render(report: &Report) -> String {
     }
     out.push_str("</ul>\n");
     charts(report, &mut out);
-    for table in tables(report, usize::MAX) {
+    for table in tables(report, None) {
         render_table(&table, &mut out);
     }
     let _ = writeln!(out, "<p>Made by patchhost {}.</p>\n</body>\n</html>", env!("CARGO_PKG_VERSION"));

@@ -5,7 +5,7 @@ use super::lock::{AuditRecord, Change, Entry, LockFile, Review, Setting, changes
 use super::{Gate, Judgement, LOCK_FILE, TrustError, limits};
 use crate::audit::trust_rules::{DOWNGRADE, found};
 use crate::audit::{AuditOptions, Severity};
-use crate::base::Day;
+use crate::base::{Code, Day, Exit};
 use crate::base::{Digest, Grants};
 use crate::base::{Dir, Wasi};
 use crate::base::{VERSION, text::clean};
@@ -77,6 +77,15 @@ pub enum RecordError {
     /// The lock, or an argument.
     #[error(transparent)]
     Trust(#[from] TrustError),
+}
+
+impl Exit for RecordError {
+    fn exit(&self) -> Code {
+        match self {
+            Self::Stage(e) => e.exit(),
+            Self::Trust(e) => e.exit(),
+        }
+    }
 }
 
 impl GrantChange {

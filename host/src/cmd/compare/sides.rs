@@ -7,8 +7,8 @@ use patchhost_runtime::hooks::Decision;
 use patchhost_runtime::refit::RefitHooks;
 
 use super::super::args::PatchArgs;
-use super::super::failure::UsageError;
-use super::super::session::{LedgerRow, Patches};
+use super::super::failure::{HostError, Result, UsageError};
+use super::super::session::{LedgerRow, Load, Patches};
 use super::{Against, Args};
 use crate::compare::{Native, SideInfo, Unit};
 use crate::patch::bundled::bundled;
@@ -94,13 +94,7 @@ pub struct Side {
 
 impl Side {
     /// Loads component `side` with its settings.
-    pub(super) fn load(
-        args: &Args,
-        named: &Named,
-        side: usize,
-        architecture: &str,
-        plain: bool,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn load(args: &Args, named: &Named, side: usize, architecture: &str, plain: bool) -> Result<Self> {
         if args.sha256.len() > named.components() {
             return Err(UsageError::new(
                 format!("{} --sha256 for {} component(s)", args.sha256.len(), named.components()),
@@ -119,8 +113,8 @@ impl Side {
             no_default_patches: args.no_default_patches || plain,
             trust: args.trust.clone(),
         };
-        let patches = Patches::load(&patch_args, architecture)?;
-        let patch = patches
+        let patches = Patches::load(Load::new(&patch_args, architecture))?;
+        let (patch, quant) = patches
             .require_quant(if side == 0 { "compare (side A)" } else { "compare (side B)" })
             .map_err(|e| e.with_next("compare patches that quantize, for example fp8_block.wasm"))?;
         let info = SideInfo {
@@ -133,7 +127,7 @@ impl Side {
         };
         let hooks = RefitHooks {
             loader: patches.set().loader_map(),
-            quant: patches.set().block_quant(),
+            quant: Some(quant),
             activation: args.fp8_activation.into(),
             ..RefitHooks::default()
         };
@@ -141,8 +135,9 @@ impl Side {
     }
 
     /// The same decisions, with scales that the host computes itself.
-    pub fn native(&self, units: &[Unit], decisions: &[Decision]) -> anyhow::Result<Self> {
-        let Some(patch) = self.hooks.quant.clone() else { anyhow::bail!("side A does not quantize") };
+    pub fn native(&self, units: &[Unit], decisions: &[Decision]) -> Result<Self> {
+        let quant = self.hooks.quant.clone();
+        let patch = quant.ok_or_else(|| HostError::bug("compare --against native", "side A does not quantize"))?;
         let schemes = units.iter().zip(decisions).filter_map(|(unit, decision)| match decision {
             Decision::Quantize(scheme) => Some((unit.info.name.as_str(), scheme)),
             Decision::Keep(_) => None,

@@ -8,9 +8,9 @@ use super::Args;
 use crate::audit::{AuditOptions, inspect};
 use crate::base::text::clean;
 use crate::base::{Digest, Grants, Hook};
-use crate::cmd::failure::UsageError;
-use crate::isolate::Isolation;
-use crate::patch::{Cache, Patch, Sandbox, Trial, bundled, resolve};
+use crate::cmd::failure::{Result, UsageError};
+use crate::cmd::session::{isolation, sandbox};
+use crate::patch::{Patch, Sandbox, bundled, resolve};
 use crate::record::{PatchEntry, Recording, RecordingError};
 
 /// Most patches that answer at once; each keeps an instance.
@@ -48,12 +48,9 @@ struct Setting {
 }
 
 impl Cast {
-    pub(super) fn of(args: &Args, recording: &Recording) -> anyhow::Result<Self> {
-        let sandbox = Sandbox::new(1)
-            .map_err(|e| anyhow::anyhow!("the sandbox cannot start: {e:#}"))?
-            .with_cache(Cache::from_env())
-            .with_trial(Some(Trial::this_program()?))
-            .with_isolation(args.isolate.then(|| Isolation::this_program(1)).transpose()?);
+    pub(super) fn of(args: &Args, recording: &Recording) -> Result<Self> {
+        let isolation = args.isolate.then(|| isolation(1)).transpose()?;
+        let sandbox = sandbox(1)?.with_isolation(isolation);
         let mut names: Vec<&str> = called(recording).map(|entry| entry.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
@@ -69,7 +66,7 @@ impl Cast {
     }
 
     /// What answers for a recorded patch; none: the user named others, and this one is not at hand.
-    pub(super) fn patch(&mut self, entry: &PatchEntry) -> anyhow::Result<Option<Arc<Patch>>> {
+    pub(super) fn patch(&mut self, entry: &PatchEntry) -> Result<Option<Arc<Patch>>> {
         let given = self.stands.get(&entry.number).and_then(|at| self.given.get(*at)).cloned();
         let named = given.is_some();
         let candidate = match &given {
@@ -161,7 +158,7 @@ impl Cast {
 
 /// Which component stands for which recorded patch: the same bytes, else the same name, else the only one that has the
 /// hooks that were called. A component that stands for none is a mistake.
-fn stands(components: &[String], recording: &Recording) -> anyhow::Result<BTreeMap<u32, usize>> {
+fn stands(components: &[String], recording: &Recording) -> Result<BTreeMap<u32, usize>> {
     let mut stands = BTreeMap::new();
     for (at, name) in components.iter().enumerate() {
         let candidate = resolve(name)?;

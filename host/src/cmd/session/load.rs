@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::super::args::PatchArgs;
+use super::super::failure::Result;
 use super::super::startup::Startup;
 use super::settings::Settings;
 use super::{DEFAULT_PATCHES, parse_digest, stem};
@@ -45,8 +46,8 @@ impl Loader<'_> {
         &self,
         args: &PatchArgs,
         more: &[&str],
-        sandbox: impl FnOnce() -> anyhow::Result<Sandbox> + Send,
-    ) -> anyhow::Result<(Vec<Arc<Patch>>, Sandbox)> {
+        sandbox: impl FnOnce() -> Result<Sandbox> + Send,
+    ) -> Result<(Vec<Arc<Patch>>, Sandbox)> {
         let wanted = self.wanted(args, more)?;
         let sandbox = || self.startup.within("sandbox", None, sandbox);
         let audit = || -> Vec<_> { wanted.par_iter().with_max_len(1).map(|wanted| self.pass(wanted)).collect() };
@@ -68,16 +69,16 @@ impl Loader<'_> {
         }
         let compile = |(wanted, passed)| self.compile(wanted, passed?, &sandbox);
         let compiled: Vec<_> = kept.into_par_iter().with_max_len(1).map(compile).collect();
-        let start = |compiled: anyhow::Result<Code<'_>>| self.start(compiled?);
+        let start = |compiled: Result<Code<'_>>| self.start(compiled?);
         // A recording numbers the patches as they start.
-        let patches: Vec<anyhow::Result<_>> = match sandbox.recorder() {
+        let patches: Vec<Result<_>> = match sandbox.recorder() {
             Some(_) => compiled.into_iter().map(start).collect(),
             None => compiled.into_par_iter().with_max_len(1).map(start).collect(),
         };
-        Ok((patches.into_iter().collect::<anyhow::Result<_>>()?, sandbox))
+        Ok((patches.into_iter().collect::<Result<_>>()?, sandbox))
     }
 
-    fn wanted<'n>(&self, args: &'n PatchArgs, more: &[&'n str]) -> anyhow::Result<Vec<Wanted<'n>>> {
+    fn wanted<'n>(&self, args: &'n PatchArgs, more: &[&'n str]) -> Result<Vec<Wanted<'n>>> {
         let mut wanted = Vec::new();
         for (i, name) in args.components.iter().enumerate() {
             let expected = args.sha256.get(i).map(|hex| parse_digest(hex)).transpose()?;
@@ -98,7 +99,7 @@ impl Loader<'_> {
     }
 
     /// Verifies and audits a component; gives a note too, if there is something that the user may want to know.
-    fn pass(&self, wanted: &Wanted<'_>) -> anyhow::Result<(Passed, Option<String>)> {
+    fn pass(&self, wanted: &Wanted<'_>) -> Result<(Passed, Option<String>)> {
         let what = stem(wanted.name);
         let candidate: Candidate = self.startup.within("read", Some(&what), || resolve(wanted.name))?;
         let admitted = self
@@ -108,14 +109,14 @@ impl Loader<'_> {
         Ok((self.startup.within("audit", Some(&what), || admitted.audit())?, note))
     }
 
-    fn compile<'w>(&self, wanted: &'w Wanted<'w>, passed: Passed, sandbox: &Sandbox) -> anyhow::Result<Code<'w>> {
+    fn compile<'w>(&self, wanted: &'w Wanted<'w>, passed: Passed, sandbox: &Sandbox) -> Result<Code<'w>> {
         let Passed { audited, limits, .. } = passed;
         let what = stem(wanted.name);
         let compiled = self.startup.within("machine code", Some(&what), || audited.compile(sandbox))?;
         Ok(Code { wanted, compiled, limits })
     }
 
-    fn start(&self, code: Code<'_>) -> anyhow::Result<Arc<Patch>> {
+    fn start(&self, code: Code<'_>) -> Result<Arc<Patch>> {
         let Code { wanted, compiled, limits } = code;
         let what = stem(wanted.name);
         let patch = self.startup.within("start", Some(&what), || compiled.ready(&wanted.settings, limits))?;
