@@ -44,7 +44,7 @@ pub(crate) fn fold<'n, K: Eq + Hash>(rows: impl IntoIterator<Item = (&'n str, K)
     folds
 }
 
-/// What stands for a number in the words around it. No name has it: names with a control character are not taken apart.
+/// What stands for a number in the words around it. A name that has this character itself is not taken apart.
 const HOLE: &str = "\u{0}";
 
 /// The words of a name with a hole for each number, and the numbers. A name with braces keeps its numbers: folded, it could
@@ -98,6 +98,9 @@ fn merged(mut boxes: Vec<(Sets, Vec<usize>)>) -> Vec<(Sets, Vec<usize>)> {
 }
 
 fn written(around: &str, sets: &Sets) -> String {
+    if sets.is_empty() {
+        return around.to_owned();
+    }
     let mut words = around.split(HOLE);
     let mut out = words.next().unwrap_or_default().to_owned();
     for (set, word) in sets.iter().zip(words) {
@@ -127,7 +130,7 @@ mod tests {
     use super::{Fold, fold};
     use std::collections::BTreeSet;
 
-    fn folded<'n>(rows: &[(&'n str, u8)]) -> Vec<String> {
+    fn folded(rows: &[(&str, u8)]) -> Vec<String> {
         fold(rows.iter().copied()).into_iter().map(|fold| fold.name).collect()
     }
 
@@ -187,6 +190,7 @@ mod tests {
             &["a.99999999999999999999", "a.99999999999999999998"],
             &["{0..3}.1", "{0..3}.2"],
             &["a.1", "b.1", ""],
+            &["a.\u{0}.1", "a.\u{0}.2"],
         ] {
             assert_eq!(folded(&names.iter().map(|n| (*n, 0)).collect::<Vec<_>>()), names);
         }

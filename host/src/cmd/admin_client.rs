@@ -14,10 +14,10 @@ use crate::base::{Code, Exit};
 
 /// How long an answer may take: a swap `now` loads all weights again.
 const PATIENCE: Duration = Duration::from_secs(3600);
-/// Largest answer.
+/// An answer is cut after so many bytes.
 const MAX_ANSWER: u64 = 64 << 20;
 
-/// Which server.
+/// Which server is asked, and what opens its door.
 #[derive(Debug, clap::Args)]
 pub struct ServerArgs {
     /// The admin socket of the server [default: $PATCHHOST_ADMIN]
@@ -31,17 +31,17 @@ pub struct ServerArgs {
     admin_token_file: Option<PathBuf>,
 }
 
-/// One of the two doors.
+/// The two ways into a server's admin API.
 enum Door {
     Socket(String),
     Tcp { server: String, token_file: PathBuf },
 }
 
-/// The server said no.
+/// The server answered, and the answer is an error.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Refused {
-    /// Status of the answer.
+    /// The HTTP status.
     pub status: u16,
     /// Its text, in three parts.
     pub message: String,
@@ -57,13 +57,11 @@ impl Exit for Refused {
     }
 }
 
-/// A body.
+/// The body of a request.
 pub enum Sent {
-    /// None.
     Nothing,
-    /// JSON.
     Json(Value),
-    /// A component.
+    /// The bytes of a component.
     Wasm(Vec<u8>),
 }
 
@@ -95,7 +93,7 @@ impl ServerArgs {
         }
     }
 
-    /// One request.
+    /// Sends one request and gives the JSON of its answer.
     pub fn ask(&self, method: &str, path: &str, sent: Sent) -> Result<Value> {
         self.door()?.ask(method, path, sent)
     }

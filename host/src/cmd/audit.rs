@@ -43,7 +43,7 @@ pub struct Args {
     pub explain: Option<String>,
 }
 
-/// One file, looked at.
+/// What was found in one file.
 struct Audited {
     name: String,
     report: Report,
@@ -100,7 +100,7 @@ fn refused(audited: &[Audited]) -> usize {
     audited.iter().filter(|one| one.report.errors() > 0).count()
 }
 
-/// What every file is looked at with.
+/// What is the same for all files of the command.
 struct With<'a> {
     policy: &'a Policy,
     gate: &'a Gate,

@@ -59,17 +59,16 @@ pub struct ReaderArgs {
     pub allow_partial_blocks: bool,
 }
 
-/// Values of scales.
+/// Which values scales may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Scales {
-    /// Any
+    /// Any f32
     F32,
     /// Powers of two
     Ue8m0,
 }
 
 impl ReaderArgs {
-    /// Reads `--for`.
     pub fn consumer(&self) -> Result<Consumer, UsageError> {
         self.consumer.parse().map_err(|why: String| {
             UsageError::new(format!("--for {}", self.consumer.escape_debug()), why, "write for example --for vllm@0.11")
@@ -84,7 +83,7 @@ impl ReaderArgs {
         Options { allow_partial_blocks: self.allow_partial_blocks, scale_format }
     }
 
-    /// `--scale-format` is a setting of the patch that quantizes.
+    /// Turns `--scale-format` into a setting of the patch that quantizes.
     pub fn settings(&self, args: &mut PatchArgs) -> Result {
         let Some(format) = self.scale_format else { return Ok(()) };
         let value = if format == Scales::Ue8m0 { "ue8m0" } else { "f32" };

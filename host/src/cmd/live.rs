@@ -39,32 +39,31 @@ fn when(text: &str) -> Result<When, String> {
     text.parse()
 }
 
-/// What a verb needs besides.
+/// What differs between the verbs with a live model.
 #[derive(Debug, Clone, Copy)]
 pub struct Needs<'a> {
     /// Bundled patches that are loaded where the user names none for their hooks.
     pub patches: &'a [&'a str],
-    /// What a canary divides.
+    /// Whether a canary gets some requests or some steps.
     pub canary: CanaryUnit,
     /// Write a digest of all weights to the ledger with every refit.
     pub hash_weights: bool,
 }
 
-/// A live model that was made; its weights are still to be loaded.
+/// A live model that is ready except for its weights, which [`Started::load`] loads.
 pub struct Started {
     /// Name or folder of the model, for messages.
     pub name: String,
     /// Its folder; none for the bundled model.
     pub folder: Option<PathBuf>,
-    /// It.
     pub live: Arc<LiveModel>,
-    /// Its tensors.
+    /// The tensors that the first load reads.
     pub checkpoint: Checkpoint,
     /// Looks after `--watch`, if anything is watched.
     pub watcher: Option<Watcher>,
     /// Looks at `--watch` and `--component` files when somebody asks (SIGHUP).
     pub files: Watcher,
-    /// Closed when everything else is gone.
+    /// The last field, so that the recording is closed after everything that may still write to it.
     _recorded: Option<Recorded>,
 }
 

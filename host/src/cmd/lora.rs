@@ -16,7 +16,7 @@ const CHUNK: usize = 1 << 20;
 /// The bundled patch that admits adapters where the user names none.
 pub const PATCH: &str = "lora_tensors";
 
-/// The adapter.
+/// The adapter that a verb runs with.
 #[derive(Debug, clap::Args)]
 pub struct LoraArgs {
     /// A PEFT adapter to run with: a folder with adapter_config.json and adapter_model.safetensors, or NAME=FOLDER

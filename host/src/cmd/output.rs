@@ -27,7 +27,7 @@ macro_rules! errln {
     ($($text:tt)*) => { $crate::cmd::output::remark(format_args!($($text)*)) };
 }
 
-/// What [`outln`] does.
+/// Writes to standard output, and keeps the first error for [`complete`]: [`outln`] and [`out`] are this.
 pub(in crate::cmd) fn write(text: Arguments<'_>) {
     if let Err(error) = io::stdout().write_fmt(text) {
         // Only the first one is told; who closed the output has read enough.
@@ -35,7 +35,6 @@ pub(in crate::cmd) fn write(text: Arguments<'_>) {
     }
 }
 
-/// What [`errln`] does.
 pub(in crate::cmd) fn remark(text: Arguments<'_>) {
     let _ = io::stderr().write_fmt(format_args!("{text}\n"));
 }
@@ -75,7 +74,7 @@ pub fn count(n: u64) -> String {
     }
 }
 
-/// "12.3 ms".
+/// "1.50 s", "12.3 ms" or "4 us".
 pub fn duration(seconds: f64) -> String {
     match seconds {
         s if s >= 1.0 => format!("{s:.2} s"),
@@ -89,7 +88,6 @@ pub fn plural(n: usize, one: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
 }
 
-/// Prints one JSON object.
 pub fn json(value: &impl Serialize) -> Result {
     let text = serde_json::to_string_pretty(value).map_err(|e| HostError::bug("the answer as JSON", e))?;
     outln!("{text}");

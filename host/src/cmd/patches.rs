@@ -18,7 +18,6 @@ pub struct Args {
     patches: PatchArgs,
 }
 
-/// One patch.
 #[derive(Debug, serde::Serialize)]
 struct Row<'a> {
     name: &'a str,

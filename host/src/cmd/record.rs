@@ -33,7 +33,6 @@ impl RecordArgs {
 pub struct Recorded(Arc<Recorder>);
 
 impl Recorded {
-    /// For the sandbox.
     pub fn recorder(&self) -> &Arc<Recorder> {
         &self.0
     }

@@ -27,7 +27,7 @@ use crate::serve::{self, Address, AdminAuth, App, Drained, Listener, RlAuth, RlM
 /// Bundled patches that are on by default where text is sampled and adapters are loaded.
 const PATCHES: &[&str] = &["vocab_mask", super::lora::PATCH];
 
-/// Largest chat template.
+/// A chat template may have so many bytes.
 const MOST_TEMPLATE: u64 = 1 << 20;
 
 /// How the bundled model, which knows plays and no chat, is spoken to: every turn is a speech of its role.
@@ -103,7 +103,7 @@ pub struct Args {
     drain_timeout: Duration,
 }
 
-/// [`LogprobsMode`] by vLLM's names.
+/// [`LogprobsMode`] under the names that vLLM has for it.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 #[value(rename_all = "snake_case")]
 enum Mode {
@@ -256,7 +256,7 @@ async fn bind(args: &Args) -> Result<Vec<Listener>, UsageError> {
     Ok(listeners)
 }
 
-/// Who may do what, known before anything is loaded.
+/// Who may reach which endpoints and files. It is decided before anything is loaded.
 struct Doors {
     roots: Roots,
     admin: AdminAuth,
@@ -278,7 +278,7 @@ impl Doors {
     }
 }
 
-/// The server's state.
+/// What every request of the server shares.
 fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer>) -> Result<App> {
     let live = Arc::clone(&started.live);
     let tokenizer = match tokenizer {

@@ -35,13 +35,11 @@ pub use settings::parse_setting;
 /// Bundled patches that do not change numbers and are on by default in every verb that loads a model.
 const DEFAULT_PATCHES: [&str; 1] = ["moe_loader"];
 
-/// A model: its engine and its tensors.
+/// A model that was opened and has no weights yet.
 pub struct Model {
     /// Name or folder, for messages.
     pub name: String,
-    /// The engine, without weights yet.
     pub engine: Engine,
-    /// The tensors.
     pub checkpoint: Checkpoint,
     folder: Option<std::path::PathBuf>,
     options: EngineOptions,
@@ -62,7 +60,7 @@ impl Model {
         Ok(Self { name, engine, checkpoint, folder: args.model.clone(), options })
     }
 
-    /// Its folder; none for the bundled model.
+    /// The folder it was read from; none for the bundled model.
     pub fn folder(&self) -> Option<&Path> {
         self.folder.as_deref()
     }
@@ -131,7 +129,7 @@ pub struct Patches {
     recorded: Option<Recorded>,
 }
 
-/// One line of the ledger.
+/// What one patch did in this command, as text and JSON show it.
 #[derive(Debug, Serialize)]
 pub struct LedgerRow {
     name: String,
@@ -184,12 +182,13 @@ impl Patches {
         Ok(Self { attachments, sandbox, settings, named, policy, gate, recorded })
     }
 
-    /// The hooks of the patches that apply.
+    /// What a refit asks: the hooks of the patches that apply.
     pub fn hooks(&self, activation: ActivationMode) -> RefitHooks {
         self.set().hooks(HookOptions { activation, vocabulary: None })
     }
 
-    /// The same for a verb that samples text: what is never sampled is a part of the weights.
+    /// The same for a verb that samples text: these hooks also say which token ids are never sampled, which is a part of
+    /// the weights.
     pub fn sampling_hooks(&self, activation: ActivationMode, tokenizer: &Tokenizer) -> RefitHooks {
         let vocabulary = u32::try_from(tokenizer.vocabulary()).ok();
         self.set().hooks(HookOptions { activation, vocabulary })
@@ -232,7 +231,7 @@ impl Patches {
         self.attachments.entries().iter().map(|(patch, _)| patch)
     }
 
-    /// The set of those that apply.
+    /// The patches that apply to the model.
     pub fn set(&self) -> &PatchSet {
         self.attachments.set()
     }
@@ -255,19 +254,18 @@ impl Patches {
         ))
     }
 
-    /// The ledger, as it stands now.
+    /// What each patch has done up to now.
     pub fn ledger(&self) -> Vec<LedgerRow> {
         self.attachments.entries().iter().map(|(patch, applicability)| LedgerRow::of(patch, applicability)).collect()
     }
 
-    /// Prints the ledger for people.
     pub fn print_ledger(&self) {
         LedgerRow::print(&self.ledger());
     }
 }
 
 impl LedgerRow {
-    /// The line of one patch, as it stands now.
+    /// What one patch has done up to now.
     pub fn of(patch: &Patch, applicability: &Applicability) -> Self {
         let stats = patch.stats();
         let (state, reason) = match applicability {
@@ -289,7 +287,6 @@ impl LedgerRow {
         }
     }
 
-    /// Prints lines for people.
     pub fn print(rows: &[Self]) {
         outln!("patches");
         for r in rows {
@@ -349,7 +346,7 @@ pub fn progress_bar(what: &str) -> ProgressBar {
     bar
 }
 
-/// Moves a bar on as a refit goes on.
+/// A function for a refit to call, which moves the bar.
 pub fn advance(bar: &ProgressBar) -> impl Fn(usize, usize, &str) + Sync + '_ {
     move |done, total, name| {
         bar.set_length(total as u64);

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 /// Sign a component: the signature goes to X.wasm.sig, beside those of others
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The component
+    /// The component to sign
     #[arg(value_name = "X.wasm")]
     component: PathBuf,
     /// The secret key that `patchhost keygen` wrote

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use super::Call;
 use super::admin_client::{Sent, ServerArgs};
 use super::args::Format;
-use super::failure::{Result, UsageError};
+use super::failure::Result;
 use super::output::json as print_json;
+use super::session::parse_setting;
 use crate::base::Digest;
 use crate::patch::{Mode, When, bundled::bundled};
 
@@ -96,10 +97,8 @@ fn stage(args: &Args, given: &str) -> Result<Value> {
     let mut settings = serde_json::Map::new();
     let mut query = String::new();
     for setting in &args.settings {
-        let Some((key, value)) = setting.split_once('=').filter(|(k, _)| !k.is_empty()) else {
-            return Err(UsageError::new(format!("--set {setting}"), "a setting is KEY=VALUE", "write it so").into());
-        };
-        settings.insert(key.to_string(), value.into());
+        let (key, value) = parse_setting(setting)?;
+        settings.insert(key, value.into());
         query.push_str(&format!("&set={}", escape(setting)));
     }
     let path = Path::new(given);

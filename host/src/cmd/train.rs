@@ -206,10 +206,10 @@ fn save(
     Ok(Some(checkpoints.save(trainer, mark, history)?))
 }
 
-/// What `--plot` makes, by the end of its name.
 /// Draws the points of a run under a title.
 type Renderer = fn(&str, &[Point]) -> String;
 
+/// Chooses by the end of the name that `--plot` gives.
 fn renderer(path: &Path) -> Result<Renderer, UsageError> {
     match path.extension().and_then(|e| e.to_str()) {
         Some("svg") => Ok(plot::svg),

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Policy and lock.
+/// Which policy and which lock hold.
 #[derive(Debug, Clone, Default, Args)]
 pub struct TrustFiles {
     /// The policy (TOML): signers, limits, audit rules, what happens when a hook fails; see docs/trust.md
@@ -21,7 +21,7 @@ pub struct TrustFiles {
     pub lock: Option<PathBuf>,
 }
 
-/// The same for verbs that load patches.
+/// Which policy and which lock hold, for verbs that load patches.
 #[derive(Debug, Clone, Default, Args)]
 pub struct TrustArgs {
     #[command(flatten)]
@@ -88,7 +88,7 @@ pub struct GrantArgs {
     pub limits: Vec<String>,
 }
 
-/// Values of `--wasi`.
+/// What `--wasi` can say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum WasiWord {
     /// Linked, with nothing behind it
@@ -98,7 +98,7 @@ pub enum WasiWord {
 }
 
 impl GrantArgs {
-    /// As the lock takes it.
+    /// The change of grants that a lock entry is to get.
     pub fn change(&self) -> Result<GrantChange, UsageError> {
         Ok(GrantChange {
             none: self.wasi == Some(WasiWord::None),

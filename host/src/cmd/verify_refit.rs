@@ -28,7 +28,7 @@ pub struct Args {
     all: bool,
 }
 
-/// All combinations, the plain layout first.
+/// The passes that are combined in every way.
 const ALL: [LayoutPass; 3] = [LayoutPass::SwapW13, LayoutPass::Ue8m0, LayoutPass::ColMajorAlign];
 
 /// A fixed list of passes, on every tensor that can have them.
@@ -48,7 +48,7 @@ impl Layout for Fixed {
     }
 }
 
-/// What one combination showed.
+/// What was found under one combination of layout passes.
 #[derive(Debug, serde::Serialize)]
 struct Combination {
     passes: Vec<&'static str>,

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
+use super::chart::{bars, dots, escape};
 use super::report::Report;
-use super::svg::{bars, dots, escape};
 use super::tables::{Table, kl_by_class, tables};
 
 /// Tensors in the chart of differing bytes.

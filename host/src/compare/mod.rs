@@ -3,6 +3,7 @@
 
 mod ablation;
 mod bits;
+pub(crate) mod chart;
 mod class;
 mod error;
 mod html;
@@ -12,7 +13,6 @@ mod report;
 pub mod rollout_corr;
 pub mod rollout_rs;
 mod subset;
-mod svg;
 mod tables;
 mod tensors;
 mod text;
@@ -28,7 +28,6 @@ pub use logprobs::{Distance, Sequences, token_logprobs};
 pub use native::Native;
 pub use report::{ClassTotals, Report, RolloutCorr, SideInfo};
 pub use subset::{Only, Subset};
-pub(crate) use svg::escape;
 pub(crate) use tables::number;
 pub use tensors::{SideRow, SideTotals, State, TensorRow, Totals, compare_unit, totals};
 pub use text::render as text;

@@ -19,7 +19,7 @@ But when the blast of war blows in our ears,
 Then imitate the action of the tiger.
 ";
 
-/// For other models.
+/// What models of a folder are run on where the user names nothing.
 const ENGLISH_TEXT: &str = "\
 The river rises in the hills to the north and runs for about two hundred miles before it reaches the sea. In spring, when \
 the snow melts, it carries four times as much water as in late summer, and the towns along its lower course have built \

@@ -16,15 +16,14 @@ use crate::patch::bundled::bundled;
 /// What takes B's place.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Other {
-    /// Another component.
     Component(String),
-    /// The host's own formulas.
+    /// The host computes A's profile with its own formulas.
     Native,
-    /// Nothing quantized.
+    /// Nothing is quantized.
     Bf16,
 }
 
-/// The positional arguments, sorted out.
+/// Which of the positional arguments are components and which is the model.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Named {
     a: String,
@@ -84,7 +83,7 @@ impl Named {
     }
 }
 
-/// One side.
+/// One of the two quantizations.
 pub struct Side {
     pub info: SideInfo,
     /// Its loader, its quantizer and the treatment of activations. No layout and no observer: nothing is published.
@@ -153,7 +152,7 @@ impl Side {
         Ok(Self { info, hooks, patches: None })
     }
 
-    /// Nothing quantized.
+    /// A side that quantizes nothing.
     pub fn unquantized(&self) -> Self {
         let info = SideInfo { kind: "bf16", name: "the unquantized weights".to_string(), ..self.nobody() };
         Self { info, hooks: RefitHooks { quant: None, ..self.hooks.clone() }, patches: None }
@@ -163,12 +162,10 @@ impl Side {
         SideInfo { kind: "", name: String::new(), version: None, sha256: None, generation: None, settings: Vec::new() }
     }
 
-    /// What its patches did.
     pub fn ledger(&self) -> Vec<LedgerRow> {
         self.patches.as_ref().map(Patches::ledger).unwrap_or_default()
     }
 
-    /// The same for people.
     pub fn print_ledger(&self, label: &str) {
         if let Some(patches) = &self.patches {
             out!("\n{label} ");

@@ -92,7 +92,7 @@ fn short(digest: &str) -> &str {
     hex.get(..12).unwrap_or(hex)
 }
 
-/// What the summary says besides.
+/// What the summary says besides what trainer and history know.
 pub(super) struct Rest {
     pub(super) resumed_at: Option<u64>,
     pub(super) checkpoint: Option<PathBuf>,
