@@ -164,6 +164,20 @@ fn explain_names_a_rule_for_every_tensor() {
 }
 
 #[test]
+fn explain_folds_tensors_that_are_alike_unless_asked_for_all() {
+    let json = patchhost(["explain", "--format", "json"]).good().json();
+    let names: Vec<&str> = json["tensors"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
+    let all = patchhost(["explain", "--all"]).good().stdout;
+    for name in &names {
+        assert_eq!(all.lines().filter(|l| l.split_whitespace().next() == Some(name)).count(), 1, "{name} in\n{all}");
+    }
+    let folded = patchhost(["explain"]).good().stdout;
+    let counts = folded.lines().filter_map(|l| l.split_whitespace().nth(1)?.strip_suffix('x')?.parse::<usize>().ok());
+    assert_eq!(counts.sum::<usize>(), names.len(), "{folded}");
+    assert!(folded.contains(".mlp.experts.{0..") && folded.lines().count() < all.lines().count(), "{folded}");
+}
+
+#[test]
 fn logits_of_a_batch_equal_those_of_each() {
     let tmp = tmp();
     let out = tmp.path().join("out.safetensors");

@@ -3,8 +3,10 @@
 
 mod day;
 mod digest;
+mod exit;
 mod explain;
 pub(crate) mod file;
+pub(crate) mod fold;
 mod grants;
 mod hook;
 mod shell;
@@ -12,6 +14,7 @@ pub mod text;
 
 pub use day::{Day, stamp};
 pub use digest::{Digest, NotADigest};
+pub use exit::{Code, Exit};
 pub use grants::{Dir, DirMode, Grants, Wasi};
 pub use hook::{Function, Hook};
 pub use patchhost_runtime::words::{hex, nearest};

@@ -8,6 +8,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::base::file::{Access, write_whole};
+use crate::base::{Code, Exit};
 
 /// Why a file could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,15 @@ pub enum WriteError {
         /// What does not fit.
         source: safetensors::SafeTensorError,
     },
+}
+
+impl Exit for WriteError {
+    fn exit(&self) -> Code {
+        match self {
+            Self::Io { source, .. } => Code::of_io(source),
+            Self::Format { .. } => Code::Host,
+        }
+    }
 }
 
 /// A tensor to write.

@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::failure::UsageError;
+use super::failure::{Result, UsageError};
 use crate::base::text::clean;
+use crate::base::{Code, Exit};
 
 /// How long an answer may take: a swap `now` loads all weights again.
 const PATIENCE: Duration = Duration::from_secs(3600);
-/// Largest answer.
+/// An answer is cut after so many bytes.
 const MAX_ANSWER: u64 = 64 << 20;
 
-/// Which server.
+/// Which server is asked, and what opens its door.
 #[derive(Debug, clap::Args)]
 pub struct ServerArgs {
     /// The admin socket of the server [default: $PATCHHOST_ADMIN]
@@ -30,29 +31,37 @@ pub struct ServerArgs {
     admin_token_file: Option<PathBuf>,
 }
 
-/// One of the two doors.
+/// The two ways into a server's admin API.
 enum Door {
     Socket(String),
     Tcp { server: String, token_file: PathBuf },
 }
 
-/// The server said no.
+/// The server answered, and the answer is an error.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Refused {
-    /// Status of the answer.
+    /// The HTTP status.
     pub status: u16,
     /// Its text, in three parts.
     pub message: String,
 }
 
-/// A body.
+impl Exit for Refused {
+    fn exit(&self) -> Code {
+        // The server's status says whose fault it is.
+        match self.status {
+            400 | 401 | 404 | 413 | 415 => Code::Usage,
+            _ => Code::Refused,
+        }
+    }
+}
+
+/// The body of a request.
 pub enum Sent {
-    /// None.
     Nothing,
-    /// JSON.
     Json(Value),
-    /// A component.
+    /// The bytes of a component.
     Wasm(Vec<u8>),
 }
 
@@ -84,18 +93,18 @@ impl ServerArgs {
         }
     }
 
-    /// One request.
-    pub fn ask(&self, method: &str, path: &str, sent: Sent) -> anyhow::Result<Value> {
+    /// Sends one request and gives the JSON of its answer.
+    pub fn ask(&self, method: &str, path: &str, sent: Sent) -> Result<Value> {
         self.door()?.ask(method, path, sent)
     }
 }
 
 impl Door {
-    fn ask(&self, method: &str, path: &str, sent: Sent) -> anyhow::Result<Value> {
+    fn ask(&self, method: &str, path: &str, sent: Sent) -> Result<Value> {
         let (mut stream, host, token) = self.connect()?;
         let (kind, body) = match sent {
             Sent::Nothing => ("", Vec::new()),
-            Sent::Json(value) => ("application/json", serde_json::to_vec(&value)?),
+            Sent::Json(value) => ("application/json", value.to_string().into_bytes()),
             Sent::Wasm(bytes) => ("application/wasm", bytes),
         };
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
@@ -113,12 +122,12 @@ impl Door {
         self.parsed(&answer)
     }
 
-    fn connect(&self) -> anyhow::Result<(Box<dyn Stream>, String, Option<String>)> {
+    fn connect(&self) -> Result<(Box<dyn Stream>, String, Option<String>)> {
         let (server, file) = match self {
             Self::Socket(name) => {
                 let path = name.strip_prefix("unix:").unwrap_or(name);
                 let stream = UnixStream::connect(path).map_err(|e| self.lost(&e))?;
-                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(PATIENCE)).map_err(|e| self.lost(&e))?;
                 return Ok((Box::new(stream), "localhost".to_string(), None));
             }
             Self::Tcp { server, token_file } => (server, token_file),
@@ -149,7 +158,7 @@ impl Door {
             .into());
         }
         let stream = TcpStream::connect(host).map_err(|e| self.lost(&e))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(|e| self.lost(&e))?;
         Ok((Box::new(stream), host.to_string(), Some(token.to_string())))
     }
 
@@ -168,7 +177,7 @@ impl Door {
         )
     }
 
-    fn parsed(&self, answer: &[u8]) -> anyhow::Result<Value> {
+    fn parsed(&self, answer: &[u8]) -> Result<Value> {
         let odd =
             |why: &str| UsageError::new(format!("the answer of {}", clean(self.name(), 200)), why, "check the address");
         let end = answer.windows(4).position(|w| w == b"\r\n\r\n").ok_or_else(|| odd("it is not HTTP"))?;

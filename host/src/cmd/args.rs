@@ -9,7 +9,6 @@ use patchhost_runtime::activation::ActivationMode;
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// For people.
     Text,
     /// One JSON object on standard output.
     Json,
@@ -18,15 +17,15 @@ pub enum Format {
 /// What can be asked for: SARIF is `audit`'s alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AnyFormat {
-    /// For people.
+    /// Lines for people
     Text,
-    /// One JSON object on standard output.
+    /// One JSON object on standard output
     Json,
-    /// SARIF 2.1.0, of `audit`.
+    /// SARIF 2.1.0, of `audit`
     Sarif,
 }
 
-/// Options of every verb.
+/// Options that every verb has.
 #[derive(Debug, Args)]
 pub struct Global {
     /// How results are printed
@@ -68,7 +67,7 @@ pub struct PatchArgs {
     pub trust: TrustArgs,
 }
 
-/// The model.
+/// Which model, and how its checkpoint is read.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
     /// A Hugging Face model folder: config.json, tokenizer.json, *.safetensors [default: the bundled tiny MoE]

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use super::Call;
 use super::args::Format;
-use super::failure::{Refused, UsageError};
+use super::failure::{Failure, Result, UsageError};
 use super::session::{parse_setting, progress_bar, sandbox};
 use super::trust_args::TrustFiles;
 use crate::audit::{self, AuditOptions, Finding, Report, Severity, Style, catalogue, diff};
@@ -42,7 +43,7 @@ pub struct Args {
     pub explain: Option<String>,
 }
 
-/// One file, looked at.
+/// What was found in one file.
 struct Audited {
     name: String,
     report: Report,
@@ -53,8 +54,8 @@ struct Audited {
     milliseconds: f64,
 }
 
-/// Runs the verb. `sarif`: instead of `format`.
-pub fn run(args: Args, format: Format, sarif: bool) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     if args.rules || args.explain.is_some() {
         return rules(args.explain.as_deref(), format);
     }
@@ -67,9 +68,9 @@ pub fn run(args: Args, format: Format, sarif: bool) -> anyhow::Result<()> {
         let with = With { policy: &policy, gate: &gate, settings: &settings, old: old.as_ref(), probe: args.probe };
         audited.push(one(resolve(file)?, &with)?);
     }
-    if sarif {
+    if call.sarif {
         let files: Vec<(String, &Report)> = audited.iter().map(|one| (one.name.clone(), &one.report)).collect();
-        outln!("{}", serde_json::to_string_pretty(&audit::sarif(&files))?);
+        super::output::json(&audit::sarif(&files))?;
     } else if format == Format::Json {
         let files: Vec<_> = audited.iter().map(json).collect();
         outln!("{}", json!({ "files": files, "refused": refused(&audited) }));
@@ -91,7 +92,7 @@ pub fn run(args: Args, format: Format, sarif: bool) -> anyhow::Result<()> {
     }
     match refused(&audited) {
         0 => Ok(()),
-        count => Err(Refused::new(format!("{count} of {} files", audited.len())).into()),
+        count => Err(Failure::findings(&format!("{count} of {} files", audited.len()))),
     }
 }
 
@@ -99,7 +100,7 @@ fn refused(audited: &[Audited]) -> usize {
     audited.iter().filter(|one| one.report.errors() > 0).count()
 }
 
-/// What every file is looked at with.
+/// What is the same for all files of the command.
 struct With<'a> {
     policy: &'a Policy,
     gate: &'a Gate,
@@ -108,7 +109,7 @@ struct With<'a> {
     probe: bool,
 }
 
-fn one(candidate: Candidate, with: &With<'_>) -> anyhow::Result<Audited> {
+fn one(candidate: Candidate, with: &With<'_>) -> Result<Audited> {
     let began = Instant::now();
     let judgement = with.gate.judge(&candidate, (!with.settings.is_empty()).then_some(with.settings))?;
     let mut options = AuditOptions {
@@ -145,12 +146,7 @@ fn before_the_decision(finding: Finding, starts: bool) -> Finding {
 }
 
 /// Starts it in a sandbox of its own, if the gate lets it in, and asks it everything. What fails there is a finding too.
-fn ask(
-    candidate: Candidate,
-    gate: &Gate,
-    settings: Vec<(String, String)>,
-    audited: &mut Audited,
-) -> anyhow::Result<()> {
+fn ask(candidate: Candidate, gate: &Gate, settings: Vec<(String, String)>, audited: &mut Audited) -> Result {
     let sandbox = sandbox(2)?;
     let bar = progress_bar("probe");
     let shown = bar.clone();
@@ -241,7 +237,7 @@ fn print_probe(report: &ProbeReport) {
     }
 }
 
-fn rules(explain: Option<&str>, format: Format) -> anyhow::Result<()> {
+fn rules(explain: Option<&str>, format: Format) -> Result {
     let mut all = catalogue();
     if let Some(name) = explain {
         all.retain(|rule| rule.id.eq_ignore_ascii_case(name) || rule.slug == name);

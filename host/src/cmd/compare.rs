@@ -9,8 +9,9 @@ use clap::ValueEnum;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::hooks::{Decision, ModelInfo};
 
+use super::Call;
 use super::args::{Format, Fp8Activation, ReadingArgs};
-use super::failure::UsageError;
+use super::failure::{Result, UsageError};
 use super::output::json;
 use super::session::{LedgerRow, Model, progress_bar};
 use super::trust_args::TrustArgs;
@@ -21,7 +22,7 @@ use crate::compare::{
 };
 use sides::{Named, Other, Side};
 
-/// Tensors in the text, unless --all is given.
+/// Lines of tensors in the text, unless --all is given.
 const SHOWN: usize = 20;
 
 const LONG_HELP: &str = "\
@@ -90,7 +91,8 @@ pub struct Args {
     /// Only compare tensors; run nothing
     #[arg(long, conflicts_with_all = ["prompts", "ids", "per_layer", "trainer_logprobs"])]
     tensors_only: bool,
-    /// Show every tensor instead of the 20 worst
+    /// Show every tensor on a line of its own. Without it, tensors that differ only in the numbers of their layers and
+    /// experts share a line ({0..47} is all numbers from 0 to 47), and only the 20 worst lines are shown
     #[arg(long)]
     all: bool,
     /// Write a report with charts: one HTML file that needs nothing else
@@ -129,7 +131,7 @@ enum Input {
 }
 
 impl Input {
-    fn open(model: Option<PathBuf>, args: &Args) -> anyhow::Result<Self> {
+    fn open(model: Option<PathBuf>, args: &Args) -> Result<Self> {
         if let Some(file) = model.as_ref().filter(|path| path.is_file()) {
             let needs = [
                 ("--prompts", args.prompts.is_some()),
@@ -173,7 +175,7 @@ impl Input {
     }
 
     /// Its tensors as they are quantized.
-    fn units(&self, a: &Side, dequantize: bool) -> anyhow::Result<Vec<Unit>> {
+    fn units(&self, a: &Side, dequantize: bool) -> Result<Vec<Unit>> {
         match self {
             Input::File(_, checkpoint) => Ok(of_file(checkpoint)),
             Input::Model(model) => {
@@ -192,7 +194,7 @@ impl Input {
     }
 
     /// What a side decides; a model's refit must accept it too.
-    fn decide(&self, units: &[Unit], side: &Side) -> anyhow::Result<Option<Vec<Decision>>> {
+    fn decide(&self, units: &[Unit], side: &Side) -> Result<Option<Vec<Decision>>> {
         let Some(quant) = &side.hooks.quant else { return Ok(None) };
         if let Input::Model(model) = self {
             model.engine.explain(&model.checkpoint, &side.hooks)?;
@@ -208,8 +210,8 @@ struct Printed<'a> {
     patches: [Vec<LedgerRow>; 2],
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     let named = Named::parse(&args.names, args.against)?;
     let settings = rollout_settings(&args)?;
     let input = Input::open(named.model.clone(), &args)?;
@@ -250,11 +252,10 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     if let Some(path) = &args.html {
         write_file(path, compare::html(&report).as_bytes())?;
     }
-    let limit = if args.all { usize::MAX } else { SHOWN };
     match format {
         Format::Json => json(&Printed { report: &report, patches: [a.ledger(), b.ledger()] }),
         Format::Text => {
-            out!("{}", compare::text(&report, limit));
+            out!("{}", compare::text(&report, (!args.all).then_some(SHOWN)));
             args.html.iter().for_each(|path| outln!("\nwrote {}", path.display()));
             for (label, side) in [("A", &a), ("B", &b)] {
                 side.print_ledger(label);
@@ -270,7 +271,7 @@ fn compare_tensors(
     units: &[Unit],
     (a, da): (&Side, Option<&[Decision]>),
     (b, db): (&Side, Option<&[Decision]>),
-) -> anyhow::Result<Vec<TensorRow>> {
+) -> Result<Vec<TensorRow>> {
     let bar = progress_bar("tensors");
     bar.set_length(units.len() as u64);
     let mut rows = Vec::new();
@@ -299,12 +300,7 @@ struct Predictions<'a> {
 }
 
 impl Predictions<'_> {
-    fn run(
-        &self,
-        trainer: Option<&Trainer>,
-        settings: rollout_corr::Settings,
-        report: &mut Report,
-    ) -> anyhow::Result<()> {
+    fn run(&self, trainer: Option<&Trainer>, settings: rollout_corr::Settings, report: &mut Report) -> Result {
         let (engine, per_layer) = (&self.model.engine, self.args.per_layer);
         let bar = progress_bar("models");
         let steps = |d: &Option<Vec<Decision>>| d.as_ref().map_or(0, |d| Runs::steps(self.units, d, per_layer));
@@ -327,7 +323,7 @@ impl Predictions<'_> {
         report.ablation = Some(compare::Ablation { sequences: self.sequences.len(), a, b, between });
         if let Some(trainer) = trainer {
             bar.set_message("the trainer's tokens");
-            let metrics = |weights| -> anyhow::Result<rollout_corr::Metrics> {
+            let metrics = |weights| -> Result<rollout_corr::Metrics> {
                 let rollout = trainer
                     .sequences()
                     .map(|ids| token_logprobs(engine.model(), weights, ids))
@@ -348,7 +344,7 @@ impl Predictions<'_> {
     }
 }
 
-fn read_trainer(path: &std::path::Path) -> anyhow::Result<Trainer> {
+fn read_trainer(path: &std::path::Path) -> Result<Trainer> {
     Ok(Trainer::read(&path.display().to_string(), &Checkpoint::open(path)?)?)
 }
 

@@ -5,10 +5,13 @@ use patchhost_runtime::engine::EngineOptions;
 use patchhost_runtime::error::plain;
 use patchhost_runtime::refit::{Outcome, TensorOutcome};
 
+use super::Call;
 use super::args::{Format, ModelArgs, PatchArgs};
 use super::export::ReaderArgs;
+use super::failure::Result;
 use super::output::json;
-use super::session::{Model, Patches};
+use super::session::{Load, Model, Patches};
+use crate::base::fold::fold;
 use crate::checkpoint::export::Entry;
 
 /// Show what becomes of each tensor, and by which rule
@@ -24,15 +27,20 @@ pub struct Args {
     /// With --for: quantize matrices whose sizes are not multiples of the block, too
     #[arg(long, requires = "reader")]
     allow_partial_blocks: bool,
+    /// Show every tensor on a line of its own. Without it, tensors that differ only in the numbers of their layers and
+    /// experts share a line, with how many they are: {0..47} is all numbers from 0 to 47
+    #[arg(long)]
+    all: bool,
 }
 
-/// Runs the verb. Without a `--component` it explains the bundled `fp8_block`.
-pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
+/// Without a `--component` it explains the bundled `fp8_block`.
+pub fn run(mut args: Args, call: &Call) -> Result {
+    let format = call.format;
     if args.patches.components.is_empty() {
         args.patches.components.push("fp8_block".to_string());
     }
     let model = Model::open(&args.model, EngineOptions::default())?;
-    let patches = Patches::load(&args.patches, &model.engine.info().architecture)?;
+    let patches = Patches::load(Load::new(&args.patches, &model.engine.info().architecture))?;
     let outcomes = match args.reader {
         None => model.engine.explain(&model.checkpoint, &patches.hooks(ActivationMode::None))?,
         Some(consumer) => {
@@ -52,38 +60,72 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
         }));
     }
     outln!("model {} ({})", model.name, model.engine.info().architecture);
-    let width = outcomes.iter().map(|o| o.name.len()).max().unwrap_or(0);
-    let mut counts = [0usize; 4];
-    for o in &outcomes {
-        let (i, verdict) = verdict(o);
-        counts[i] += 1;
-        let role = serde_json::to_value(o.role)?;
-        let dtype = serde_json::to_value(o.dtype)?;
-        outln!(
-            "{:width$}  {:13} {:5} {:16} {verdict}",
-            plain(o.name.clone()),
-            role.as_str().unwrap_or_default(),
-            dtype.as_str().unwrap_or_default(),
-            format!("{:?}", o.shape),
-        );
-    }
-    let stored = if counts[3] > 0 { format!(", {} FP8 as stored", counts[3]) } else { String::new() };
-    outln!("{} quantized, {} kept, {} ignored{stored}", counts[0], counts[1], counts[2]);
+    print_rows(&outcomes.iter().map(Row::of).collect::<Vec<_>>(), args.all);
+    let count = |verdict: fn(&Outcome) -> bool| outcomes.iter().filter(|o| verdict(&o.outcome)).count();
+    let stored = match count(|o| matches!(o, Outcome::AsStored { .. })) {
+        0 => String::new(),
+        n => format!(", {n} FP8 as stored"),
+    };
+    outln!(
+        "{} quantized, {} kept, {} ignored{stored}",
+        count(|o| matches!(o, Outcome::Quantized { .. })),
+        count(|o| matches!(o, Outcome::Kept { .. })),
+        count(|o| matches!(o, Outcome::Ignored { .. })),
+    );
     patches.print_ledger();
     Ok(())
 }
 
-fn verdict(o: &TensorOutcome) -> (usize, String) {
+/// What is shown of a tensor.
+struct Row {
+    name: String,
+    /// Role, dtype, shape and verdict, in columns.
+    rest: String,
+}
+
+impl Row {
+    fn of(o: &TensorOutcome) -> Self {
+        let (role, dtype) = (word(&o.role), word(&o.dtype));
+        let rest = format!("{role:13} {dtype:5} {:16} {}", format!("{:?}", o.shape), verdict(o));
+        Self { name: plain(o.name.clone()), rest }
+    }
+}
+
+/// A role or a dtype as JSON spells it.
+fn word(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Prints a line for each tensor (`all`), or for tensors that are alike in all that is shown, with their number.
+fn print_rows(rows: &[Row], all: bool) {
+    let lines: Vec<(String, usize, &str)> = match all {
+        true => rows.iter().map(|row| (row.name.clone(), 1, row.rest.as_str())).collect(),
+        false => fold(rows.iter().map(|row| (row.name.as_str(), row.rest.as_str())))
+            .into_iter()
+            .filter_map(|f| Some((f.name, f.rows.len(), rows.get(*f.rows.first()?)?.rest.as_str())))
+            .collect(),
+    };
+    let width = lines.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
+    let digits = lines.iter().map(|(_, count, _)| count.to_string().len()).max().unwrap_or(0);
+    for (name, count, rest) in lines {
+        match all {
+            true => outln!("{name:width$}  {rest}"),
+            false => outln!("{name:width$}  {count:>digits$}x  {rest}"),
+        }
+    }
+}
+
+fn verdict(o: &TensorOutcome) -> String {
     match &o.outcome {
         Outcome::Quantized { rule, profile, scale_name, scale_shape, block } => {
             let short = scale_name.strip_prefix(&o.name).unwrap_or(scale_name);
-            (0, format!("quantized {profile} {}x{}, scale {short} {scale_shape:?}: {rule}", block[0], block[1]))
+            format!("quantized {profile} {}x{}, scale {short} {scale_shape:?}: {rule}", block[0], block[1])
         }
         Outcome::AsStored { scale_name, scale_shape, scale_dtype, block, .. } => {
             let short = scale_name.strip_prefix(&o.name).unwrap_or(scale_name);
-            (3, format!("FP8 as stored {}x{}, scale {short} {scale_dtype} {scale_shape:?}", block[0], block[1]))
+            format!("FP8 as stored {}x{}, scale {short} {scale_dtype} {scale_shape:?}", block[0], block[1])
         }
-        Outcome::Kept { reason } => (1, format!("kept: {reason}")),
-        Outcome::Ignored { reason } => (2, format!("ignored: {reason}")),
+        Outcome::Kept { reason } => format!("kept: {reason}"),
+        Outcome::Ignored { reason } => format!("ignored: {reason}"),
     }
 }

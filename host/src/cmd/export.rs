@@ -10,14 +10,15 @@ use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::engine::EngineOptions;
 use patchhost_runtime::hooks::{BlockQuant, ScaleFormat};
 
+use super::Call;
 use super::args::{Format, PatchArgs, ReadingArgs};
-use super::failure::UsageError;
+use super::failure::{Result, UsageError};
 use super::output::{bytes, duration, json, plural};
-use super::session::{Model, Patches, progress_bar};
+use super::session::{Load, Model, Patches, progress_bar};
 use crate::base::Hook;
 use crate::checkpoint::export::tensor_parallel::{self, TpRow};
 use crate::checkpoint::export::{
-    Companions, Consumer, ExportError, Fate, Job, Options, Plan, Report, Target, config_json, outputs, write,
+    Companions, Consumer, Fate, Job, Options, Plan, Report, Target, config_json, outputs, write,
 };
 use crate::patch::{Patch, resolve};
 
@@ -58,17 +59,16 @@ pub struct ReaderArgs {
     pub allow_partial_blocks: bool,
 }
 
-/// Values of scales.
+/// Which values scales may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Scales {
-    /// Any
+    /// Any f32
     F32,
     /// Powers of two
     Ue8m0,
 }
 
 impl ReaderArgs {
-    /// Reads `--for`.
     pub fn consumer(&self) -> Result<Consumer, UsageError> {
         self.consumer.parse().map_err(|why: String| {
             UsageError::new(format!("--for {}", self.consumer.escape_debug()), why, "write for example --for vllm@0.11")
@@ -83,8 +83,8 @@ impl ReaderArgs {
         Options { allow_partial_blocks: self.allow_partial_blocks, scale_format }
     }
 
-    /// `--scale-format` is a setting of the patch that quantizes.
-    pub fn settings(&self, args: &mut PatchArgs) -> anyhow::Result<()> {
+    /// Turns `--scale-format` into a setting of the patch that quantizes.
+    pub fn settings(&self, args: &mut PatchArgs) -> Result {
         let Some(format) = self.scale_format else { return Ok(()) };
         let value = if format == Scales::Ue8m0 { "ue8m0" } else { "f32" };
         let key = |s: &String| s.split('=').next().is_some_and(|k| k == "scale_format" || k.ends_with(".scale_format"));
@@ -110,16 +110,13 @@ impl ReaderArgs {
     }
 
     /// The plan of an export.
-    pub fn plan(&self, model: &Model, patches: &Patches, verb: &str) -> anyhow::Result<(Plan, Arc<dyn BlockQuant>)> {
+    pub fn plan(&self, model: &Model, patches: &Patches, verb: &str) -> Result<(Plan, Arc<dyn BlockQuant>)> {
         let consumer = self.consumer()?;
-        let patch = patches.require_quant(verb)?;
-        let Some(quant) = patch.block_quant() else {
-            anyhow::bail!("patch `{}` has no block-quant hook", patch.info().name);
-        };
+        let (_, quant) = patches.require_quant(verb)?;
         let hooks = patches.hooks(ActivationMode::None);
         let info = model.engine.info();
-        let tensors = outputs(&model.engine.setup(), &model.checkpoint, hooks.loader.as_deref()).map_err(plain)?;
-        let plan = Plan::new(consumer, info, tensors, quant.as_ref(), self.options()).map_err(plain)?;
+        let tensors = outputs(&model.engine.setup(), &model.checkpoint, hooks.loader.as_deref())?;
+        let plan = Plan::new(consumer, info, tensors, quant.as_ref(), self.options())?;
         Ok((plan, quant))
     }
 }
@@ -149,8 +146,8 @@ struct TpTable<'a> {
     modules: &'a [TpRow],
 }
 
-/// Runs the verb.
-pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(mut args: Args, call: &Call) -> Result {
+    let format = call.format;
     let started = std::time::Instant::now();
     let (model_path, out) = match &args.paths[..] {
         [out] => (None, out.clone()),
@@ -159,7 +156,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     };
     // Everything that can be refused is refused before anything large is read.
     args.reader.consumer()?;
-    let sizes = args.check_tp.as_deref().map(tensor_parallel::sizes).transpose().map_err(plain)?;
+    let sizes = args.check_tp.as_deref().map(tensor_parallel::sizes).transpose()?;
     args.reader.settings(&mut args.patches)?;
     let model_args = super::args::ModelArgs { model: model_path, reading: args.reading.clone() };
     let mut model = Model::open(&model_args, EngineOptions::default())?;
@@ -174,17 +171,17 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
         }
         model.checkpoint = model.checkpoint.with_scales(Some(&source), true)?;
     }
-    let target = Target::new(&out, model.folder(), args.force).map_err(plain)?;
+    let target = Target::new(&out, model.folder(), args.force)?;
     let info = model.engine.info();
-    let patches = Patches::load(&args.patches, &info.architecture)?;
+    let patches = Patches::load(Load::new(&args.patches, &info.architecture))?;
     let (plan, quant) = args.reader.plan(&model, &patches, "export")?;
     let table = match &sizes {
         Some(sizes) => {
-            let rows = tensor_parallel::check(&plan, &info.config, sizes).map_err(plain)?;
+            let rows = tensor_parallel::check(&plan, &info.config, sizes)?;
             if format == Format::Text {
                 print_table(&rows, sizes);
             }
-            tensor_parallel::require(&rows, sizes).map_err(plain)?;
+            tensor_parallel::require(&rows, sizes)?;
             Some(rows)
         }
         None => None,
@@ -192,13 +189,13 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     for warning in &plan.warnings {
         errln!("warning: {}", patchhost_runtime::error::plain(warning.to_string()));
     }
-    let config = config_json(&info.config, &plan).map_err(plain)?;
+    let config = config_json(&info.config, &plan)?;
     let companions = match model.folder() {
-        Some(folder) => Companions::of(folder).map_err(plain)?,
+        Some(folder) => Companions::of(folder)?,
         None => Companions::bundled(),
     };
 
-    let staging = target.stage().map_err(plain)?;
+    let staging = target.stage()?;
     let removed_leftovers = staging.leftovers;
     if removed_leftovers > 0 {
         errln!("note: removed what {} left behind", plural(removed_leftovers, "interrupted export"));
@@ -207,7 +204,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {bytes}/{total_bytes} {wide_msg}") {
         bar.set_style(style.progress_chars("=> "));
     }
-    let patch = patches.require_quant("export")?;
+    let (patch, _) = patches.require_quant("export")?;
     let job = Job {
         plan: &plan,
         checkpoint: &model.checkpoint,
@@ -224,8 +221,8 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
         bar.set_message(format!("{done}/{total} {name}"));
     });
     bar.finish_and_clear();
-    let report = report.map_err(plain)?;
-    staging.publish().map_err(|e| plain(e.into()))?;
+    let report = report?;
+    staging.publish()?;
 
     let seconds = started.elapsed().as_secs_f64();
     if format == Format::Json {
@@ -253,15 +250,6 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
     }
     patches.print_ledger();
     Ok(())
-}
-
-/// The error inside, where there is one, so that it keeps its exit code.
-pub(super) fn plain(error: ExportError) -> anyhow::Error {
-    match error {
-        ExportError::Runtime(e) => e.into(),
-        ExportError::Write(e) => e.into(),
-        other => other.into(),
-    }
 }
 
 fn metadata(plan: &Plan, patch: &Patch) -> BTreeMap<String, String> {

@@ -1,7 +1,7 @@
 //! `patchhost grant`: what a patch may reach and use, bound to its bytes.
 
-use super::args::Format;
-use super::failure::UsageError;
+use super::Call;
+use super::failure::{Result, UsageError};
 use super::session::{parse_setting, sandbox};
 use super::trust_args::{GrantArgs, TrustFiles};
 use crate::patch::resolve;
@@ -25,8 +25,7 @@ pub struct Args {
     files: TrustFiles,
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
     if args.grants.is_empty() {
         let next = "say what, for example --wasi inert, --dir /srv/tables=/tables or --limit memory_bytes=32MiB";
         return Err(UsageError::new("grant", "nothing is granted", next).into());
@@ -42,5 +41,5 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
         ..Decision::default()
     };
     let recorded = gate.record(&|| resolve(&args.component), &decision, &sandbox(1)?)?;
-    super::lock::show(&gate.lock_path().display().to_string(), &recorded, format)
+    super::lock::show(&gate.lock_path().display().to_string(), &recorded, call.format)
 }

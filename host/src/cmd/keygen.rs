@@ -1,6 +1,8 @@
 //! `patchhost keygen`: a key pair for signing patches.
 
+use super::Call;
 use super::args::Format;
+use super::failure::Result;
 use super::output::json;
 use crate::base::text::clean;
 use crate::trust::SecretKey;
@@ -17,8 +19,8 @@ pub struct Args {
     name: Option<String>,
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     let key = SecretKey::generate(args.name.as_deref().map(|name| clean(name, 120)));
     let public_file = key.write(&args.out)?;
     let public = key.public().to_string();

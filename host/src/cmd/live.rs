@@ -6,9 +6,9 @@ use std::sync::Arc;
 use patchhost_runtime::checkpoint::Checkpoint;
 
 use super::args::{Fp8Activation, PatchArgs};
+use super::failure::{HostError, Result};
 use super::record::{RecordArgs, Recorded};
-use super::session::{Model, Patches, advance, progress_bar};
-use super::startup::Startup;
+use super::session::{Load, Model, Patches, advance, progress_bar};
 use crate::live::{CanaryUnit, LiveModel, LiveOptions, Refitted, Watcher};
 use crate::patch::{Actor, HookOptions, Ledger, LedgerOptions, Phase, When};
 
@@ -39,39 +39,38 @@ fn when(text: &str) -> Result<When, String> {
     text.parse()
 }
 
-/// What a verb needs besides.
+/// What differs between the verbs with a live model.
 #[derive(Debug, Clone, Copy)]
 pub struct Needs<'a> {
     /// Bundled patches that are loaded where the user names none for their hooks.
     pub patches: &'a [&'a str],
-    /// What a canary divides.
+    /// Whether a canary gets some requests or some steps.
     pub canary: CanaryUnit,
     /// Write a digest of all weights to the ledger with every refit.
     pub hash_weights: bool,
 }
 
-/// A live model that was made; its weights are still to be loaded.
+/// A live model that is ready except for its weights, which [`Started::load`] loads.
 pub struct Started {
     /// Name or folder of the model, for messages.
     pub name: String,
     /// Its folder; none for the bundled model.
     pub folder: Option<PathBuf>,
-    /// It.
     pub live: Arc<LiveModel>,
-    /// Its tensors.
+    /// The tensors that the first load reads.
     pub checkpoint: Checkpoint,
     /// Looks after `--watch`, if anything is watched.
     pub watcher: Option<Watcher>,
     /// Looks at `--watch` and `--component` files when somebody asks (SIGHUP).
     pub files: Watcher,
-    /// Closed when everything else is gone.
+    /// The last field, so that the recording is closed after everything that may still write to it.
     _recorded: Option<Recorded>,
 }
 
 impl LiveArgs {
     /// Makes the model and its first set of patches, and starts watching. What is in watched files now takes part in the
     /// first load.
-    pub fn start(&self, model: Model, patches: &PatchArgs, needs: Needs<'_>) -> anyhow::Result<Started> {
+    pub fn start(&self, model: Model, patches: &PatchArgs, needs: Needs<'_>) -> Result<Started> {
         let tokenizer = model.tokenizer()?;
         let ledger = match &self.ledger {
             None => Ledger::in_memory(),
@@ -91,8 +90,9 @@ impl LiveArgs {
         let architecture = model.engine.info().architecture.clone();
         let recorded = self.record.start(&model.name, &model.engine.info().config)?;
         let phase = Phase::of(Some(&model.engine));
-        let mut loaded =
-            Patches::load_for(patches, &architecture, needs.patches, phase, watches, recorded, &Startup::begin())?;
+        let more = needs.patches;
+        let load = Load { more, phase, watches, recorded, ..Load::new(patches, &architecture) };
+        let mut loaded = Patches::load(load)?;
         let options = LiveOptions {
             hooks: HookOptions { activation: self.fp8_activation.into(), vocabulary: None },
             canary: needs.canary,
@@ -104,8 +104,8 @@ impl LiveArgs {
         let Model { name, engine, checkpoint, .. } = model;
         let (site, policy) = (loaded.site().clone(), loaded.policy().clone());
         let policy = if patches.isolate { policy.isolated() } else { policy };
-        let live = LiveModel::new(engine, Some(tokenizer), loaded.attachments(), site, policy, ledger, options)?;
-        let live = Arc::new(live);
+        let live = LiveModel::new(engine, Some(tokenizer), loaded.attachments(), site, policy, ledger, options);
+        let live = Arc::new(live.map_err(|e| HostError::system("the threads of the live model", e))?);
         live.board().started(&Actor::cli());
         let settings: crate::live::SettingsFor = Arc::new(loaded.settings_for());
         let watcher = match watches {
@@ -126,7 +126,7 @@ impl LiveArgs {
 
 impl Started {
     /// The first load, with a progress bar.
-    pub fn load(&self) -> anyhow::Result<Refitted> {
+    pub fn load(&self) -> Result<Refitted> {
         let bar = progress_bar("load");
         // vLLM's name for weights that no trainer has sent.
         let loaded = self.live.load_as(Some("default"), self.checkpoint.clone(), &Actor::cli(), &advance(&bar));

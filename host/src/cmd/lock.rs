@@ -1,7 +1,8 @@
 //! `patchhost lock`: bind a decision to bytes, settings, limits and grants.
 
+use super::Call;
 use super::args::Format;
-use super::failure::UsageError;
+use super::failure::{Result, UsageError};
 use super::output::json;
 use super::session::{parse_setting, sandbox};
 use super::trust_args::{GrantArgs, TrustFiles};
@@ -48,8 +49,8 @@ pub struct Args {
     files: TrustFiles,
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     if args.check {
         return check::run(&args.files, format);
     }
@@ -84,7 +85,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
 }
 
 /// What was written, for people and programs.
-pub(super) fn show(lock: &str, recorded: &Recorded, format: Format) -> anyhow::Result<()> {
+pub(super) fn show(lock: &str, recorded: &Recorded, format: Format) -> Result {
     let Recorded { entry, changes, began, judgement, findings } = recorded;
     if format == Format::Json {
         let object = serde_json::json!({
@@ -126,7 +127,7 @@ fn who(by: Option<&str>) -> Result<String, UsageError> {
         .ok_or_else(|| UsageError::new("--note without --by", "$USER does not say who reviewed it", "add --by NAME"))
 }
 
-fn read(files: &TrustFiles) -> anyhow::Result<(String, LockFile)> {
+fn read(files: &TrustFiles) -> Result<(String, LockFile)> {
     let gate = files.for_writing()?;
     let path = gate.lock_path();
     let shown = clean(&path.display().to_string(), 200);
@@ -138,7 +139,7 @@ fn read(files: &TrustFiles) -> anyhow::Result<(String, LockFile)> {
     Ok((shown, lock))
 }
 
-fn list(files: &TrustFiles, format: Format) -> anyhow::Result<()> {
+fn list(files: &TrustFiles, format: Format) -> Result {
     let (path, lock) = read(files)?;
     if format == Format::Json {
         return json(&serde_json::json!({ "lock": path, "patches": lock.patches }));
@@ -175,7 +176,7 @@ fn print_entry(entry: &Entry) {
     }
 }
 
-fn remove(files: &TrustFiles, name: &str, format: Format) -> anyhow::Result<()> {
+fn remove(files: &TrustFiles, name: &str, format: Format) -> Result {
     let (path, _) = read(files)?;
     let gate = files.for_writing()?;
     LockFile::update(gate.lock_path(), |lock| {

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::Call;
 use super::args::Format;
+use super::failure::Result;
 use super::output::{json, plural};
 use crate::base::Digest;
 use crate::base::text;
@@ -49,15 +51,15 @@ struct ShowArgs {
     last: Option<usize>,
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     match args.what {
         What::Verify(args) => verify(&args, format),
         What::Show(args) => show(&args, format),
     }
 }
 
-fn verify(args: &VerifyArgs, format: Format) -> anyhow::Result<()> {
+fn verify(args: &VerifyArgs, format: Format) -> Result {
     let verified = ledger::verify(&args.path, args.head.as_ref())?;
     if format == Format::Json {
         return json(&serde_json::json!({ "good": true, "ledger": verified }));
@@ -74,7 +76,7 @@ fn verify(args: &VerifyArgs, format: Format) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn show(args: &ShowArgs, format: Format) -> anyhow::Result<()> {
+fn show(args: &ShowArgs, format: Format) -> Result {
     let shown = ledger::show(&args.path, args.event.as_deref(), args.last)?;
     if format == Format::Json {
         return json(&shown);

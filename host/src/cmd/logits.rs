@@ -11,11 +11,12 @@ use patchhost_runtime::engine::EngineOptions;
 use patchhost_runtime::model::{Rows, Sequence};
 use safetensors::tensor::Dtype;
 
+use super::Call;
 use super::args::{Format, Fp8Activation, ModelArgs, PatchArgs};
-use super::failure::UsageError;
+use super::failure::{Result, UsageError};
 use super::lora::LoraArgs;
 use super::output::json;
-use super::session::{Model, Patches, advance, progress_bar};
+use super::session::{Load, Model, Patches, advance, progress_bar};
 use crate::checkpoint::write::{Out, safetensors};
 use crate::patch::Phase;
 
@@ -48,17 +49,17 @@ enum ComputeDtype {
     Fp8,
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     let (batch, ids) = read_ids(&args.ids)?;
     args.lora.check()?;
     let model = Model::open(&args.model, EngineOptions::default())?;
-    let patches = Patches::load_with(
-        &args.patches,
-        &model.engine.info().architecture,
-        args.lora.patches(),
-        Phase::of(Some(&model.engine)),
-    )?;
+    let load = Load {
+        more: args.lora.patches(),
+        phase: Phase::of(Some(&model.engine)),
+        ..Load::new(&args.patches, &model.engine.info().architecture)
+    };
+    let patches = Patches::load(load)?;
     let quantizes = patches.hooks(ActivationMode::None).quant.is_some();
     let dtype = args.dtype.unwrap_or(if quantizes { ComputeDtype::Fp8 } else { ComputeDtype::F32 });
     let mut hooks = patches.hooks(args.fp8_activation.into());
@@ -105,7 +106,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
 }
 
 /// The batch size, if there is one, and the ids.
-pub(super) fn read_ids(path: &std::path::Path) -> anyhow::Result<(Option<usize>, Vec<u32>)> {
+pub(super) fn read_ids(path: &std::path::Path) -> Result<(Option<usize>, Vec<u32>)> {
     let refuse = |why: String| {
         UsageError::new(format!("--ids {}", path.display()), why, "give `input_ids` as I64 [T] or [B,T], T at least 1")
     };

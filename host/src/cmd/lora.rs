@@ -7,7 +7,7 @@ use patchhost_runtime::assembly::ChunkHeader;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::lora::{Adapter, AdapterBuilder};
 
-use super::failure::UsageError;
+use super::failure::{Result, UsageError};
 use super::session::{Model, Patches};
 
 /// Most bytes of a chunk: an adapter on disk goes the way of one that a trainer sends in pieces.
@@ -16,7 +16,7 @@ const CHUNK: usize = 1 << 20;
 /// The bundled patch that admits adapters where the user names none.
 pub const PATCH: &str = "lora_tensors";
 
-/// The adapter.
+/// The adapter that a verb runs with.
 #[derive(Debug, clap::Args)]
 pub struct LoraArgs {
     /// A PEFT adapter to run with: a folder with adapter_config.json and adapter_model.safetensors, or NAME=FOLDER
@@ -37,7 +37,7 @@ impl LoraArgs {
     }
 
     /// Loads the adapter into the engine, which must have its weights.
-    pub fn load(&self, model: &Model, patches: &Patches) -> anyhow::Result<Option<Arc<Adapter>>> {
+    pub fn load(&self, model: &Model, patches: &Patches) -> Result<Option<Arc<Adapter>>> {
         let Some(given) = &self.lora else { return Ok(None) };
         let (name, folder) = split(given);
         let patch = patches.set().lora().ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! The command line: one file per verb.
+//! The command line: one file per verb, and here the table of them.
 
 #[macro_use]
 mod output;
@@ -11,6 +11,7 @@ mod explain;
 mod export;
 mod failure;
 mod grant;
+mod help;
 mod keygen;
 mod live;
 mod lock;
@@ -40,9 +41,9 @@ mod verify_refit;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-pub use failure::{EXIT_HOST, EXIT_PATCH, EXIT_REFUSED, EXIT_USAGE};
+use failure::{Failure, Result, UsageError};
 
 const EXIT_CODES: &str = "Exit codes: 0 good; 1 refused (by policy, audit, digest or coverage); 2 usage or unreadable \
 input; 3 a patch failed; 4 the host failed.\nPATCHHOST_LOG=info (or debug, off) sets what is logged to standard error; only errors by default.\n\
@@ -58,40 +59,95 @@ struct Cli {
     verb: Verb,
 }
 
-#[derive(Debug, Subcommand)]
-enum Verb {
-    Run(run::Args),
-    Serve(Box<serve::Args>),
-    Explain(explain::Args),
-    Compare(compare::Args),
-    Export(export::Args),
-    Quantize(quantize::Args),
-    Logits(logits::Args),
-    Refit(Box<refit::Args>),
-    VerifyRefit(verify_refit::Args),
-    Swap(swap::Args),
-    Rollback(rollback::Args),
-    Status(status::Args),
-    Train(Box<train::Args>),
-    Patches(patches::Args),
-    Log(log::Args),
-    Audit(audit::Args),
-    Lock(Box<lock::Args>),
-    Grant(Box<grant::Args>),
-    Revoke(revoke::Args),
-    Keygen(keygen::Args),
-    Sign(sign::Args),
-    Verify(verify::Args),
-    Rebuild(rebuild::Args),
-    Replay(replay::Args),
+/// What a verb is told besides its own arguments.
+struct Call {
+    format: args::Format,
+    /// `--format sarif`: only verbs with this trait in the table get it.
+    sarif: bool,
+    /// A clock that runs since `main`.
+    startup: startup::Startup,
 }
 
-impl Verb {
-    /// Whether it works for others until it is told to stop: then nobody who hangs up, on standard output or on a
-    /// connection, may end it, as SIGPIPE would.
-    fn stays(&self) -> bool {
-        matches!(self, Verb::Serve(_) | Verb::Train(_))
-    }
+/// What is special about a verb.
+#[derive(Debug, Clone, Copy, Default)]
+struct Traits {
+    /// It works for others until it is told to stop: then nobody who hangs up, on standard output or on a connection,
+    /// may end it, as SIGPIPE would.
+    stays: bool,
+    /// It can answer in SARIF.
+    sarif: bool,
+}
+
+/// Makes, out of the table of verbs, the enum that clap parses into, the call of each verb's `run`, its traits, and the
+/// groups of `--help`. A row is `Variant = module (traits)`; the module has `Args` and `run(Args, &Call) -> Result`, and
+/// its name is the verb's, with `-` for `_`.
+macro_rules! verbs {
+    ($($group:literal: [$($verb:ident = $room:ident $(($($special:ident),+))?),+ $(,)?])+) => {
+        #[derive(Debug, Subcommand)]
+        enum Verb {
+            $($($verb(Box<$room::Args>),)+)+
+        }
+
+        impl Verb {
+            fn traits(&self) -> Traits {
+                match self {
+                    $($(Self::$verb(_) => Traits { $($($special: true,)+)? ..Traits::default() },)+)+
+                }
+            }
+
+            fn run(self, call: &Call) -> Result {
+                match self {
+                    $($(Self::$verb(args) => $room::run(*args, call),)+)+
+                }
+            }
+        }
+
+        /// The groups of `--help`, with the modules of their verbs.
+        const GROUPS: &[(&str, &[&str])] = &[$(($group, &[$(stringify!($room)),+])),+];
+    };
+}
+
+verbs! {
+    "Run": [
+        Run = run,
+        Serve = serve (stays),
+        Train = train (stays),
+        Logits = logits,
+    ]
+    "Refit and export": [
+        Refit = refit,
+        VerifyRefit = verify_refit,
+        Explain = explain,
+        Compare = compare,
+        Quantize = quantize,
+        Export = export,
+    ]
+    "Live": [
+        Status = status,
+        Swap = swap,
+        Rollback = rollback,
+        Log = log,
+    ]
+    "Review and trust": [
+        Patches = patches,
+        Audit = audit (sarif),
+        Lock = lock,
+        Grant = grant,
+        Revoke = revoke,
+        Verify = verify,
+        Replay = replay,
+    ]
+    "Author": [
+        Keygen = keygen,
+        Sign = sign,
+        Rebuild = rebuild,
+    ]
+}
+
+/// The whole command line as clap has it, with every verb and its arguments.
+#[doc(hidden)]
+pub fn command() -> clap::Command {
+    help::grouped(Cli::command(), GROUPS)
 }
 
 /// Parses the command line, runs the verb and turns its error into the exit code.
@@ -100,8 +156,10 @@ pub fn main() -> ExitCode {
     if let Some(code) = crate::sandbox::trial::child().or_else(crate::isolate::child) {
         return code;
     }
-    let cli = Cli::parse();
-    if !cli.verb.stays() {
+    let Cli { global, verb } = Cli::from_arg_matches_mut(&mut command().get_matches())
+        .unwrap_or_else(|error| error.format(&mut command()).exit());
+    let traits = verb.traits();
+    if !traits.stays {
         // `patchhost audit X.wasm | head` ends quietly, as other programs do.
         sigpipe::reset();
     }
@@ -112,56 +170,50 @@ pub fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    if let Some(threads) = cli.global.threads {
+    if let Some(threads) = global.threads {
         // Fails only if the pool exists already, which nothing before this line can have caused.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
-    let (format, sarif) = match cli.global.format {
+    let (format, sarif) = match global.format {
         args::AnyFormat::Text => (args::Format::Text, false),
         args::AnyFormat::Json => (args::Format::Json, false),
         args::AnyFormat::Sarif => (args::Format::Text, true),
     };
-    if sarif && !matches!(cli.verb, Verb::Audit(_)) {
-        let error = failure::UsageError::new("--format sarif", "only `audit` writes SARIF", "use --format json");
-        return failure::report(&error.into(), format);
+    if sarif && !traits.sarif {
+        let error = UsageError::new("--format sarif", "only `audit` writes SARIF", "use --format json");
+        return Failure::from(error).report(format);
     }
-    let result = match cli.verb {
-        Verb::Run(args) => run::run(args, format, &startup),
-        Verb::Serve(args) => serve::run(*args, format),
-        Verb::Explain(args) => explain::run(args, format),
-        Verb::Compare(args) => compare::run(args, format),
-        Verb::Export(args) => export::run(args, format),
-        Verb::Quantize(args) => quantize::run(args, format),
-        Verb::Logits(args) => logits::run(args, format),
-        Verb::Refit(args) => refit::run(&args, format),
-        Verb::Swap(args) => swap::run(args, format),
-        Verb::Rollback(args) => rollback::run(args, format),
-        Verb::Status(args) => status::run(args, format),
-        Verb::Train(args) => train::run(*args, format),
-        Verb::Patches(args) => patches::run(args, format),
-        Verb::Log(args) => log::run(args, format),
-        Verb::Audit(args) => audit::run(args, format, sarif),
-        Verb::Lock(args) => lock::run(*args, format),
-        Verb::Grant(args) => grant::run(*args, format),
-        Verb::Revoke(args) => revoke::run(args, format),
-        Verb::Keygen(args) => keygen::run(args, format),
-        Verb::Sign(args) => sign::run(args, format),
-        Verb::Verify(args) => verify::run(args, format),
-        Verb::Rebuild(args) => rebuild::run(args, format),
-        Verb::Replay(args) => replay::run(&args, format),
-        Verb::VerifyRefit(args) => verify_refit::run(args, format),
-    };
-    match result.and_then(|()| output::complete()) {
+    let call = Call { format, sarif, startup };
+    match verb.run(&call).and_then(|()| output::complete()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => failure::report(&e, format),
+        Err(failure) => failure.report(format),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::{GROUPS, command};
+
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
-        super::Cli::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_stands_once_in_the_help_under_its_group() {
+        let help = command().render_help().to_string();
+        let mut place = 0;
+        let mut listed = 0;
+        for (group, verbs) in GROUPS {
+            let heading = help[place..].find(&format!("\n{group}:\n")).map(|at| place + at);
+            place = heading.unwrap_or_else(|| panic!("no heading {group} after byte {place} of\n{help}"));
+            for verb in verbs.iter().map(|room| room.replace('_', "-")) {
+                let line = format!("\n  {verb} ");
+                assert_eq!(help.matches(&line).count(), 1, "{verb} in\n{help}");
+                place = help[place..].find(&line).map(|at| place + at).unwrap_or_else(|| panic!("{verb} in\n{help}"));
+                listed += 1;
+            }
+        }
+        assert_eq!(listed, command().get_subcommands().count(), "{help}");
     }
 }

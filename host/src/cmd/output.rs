@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 
 use serde::Serialize;
 
+use super::failure::{HostError, Result};
+
 /// Why standard output did not take everything, if it did not.
 static LOST: OnceLock<io::Error> = OnceLock::new();
 
@@ -25,7 +27,7 @@ macro_rules! errln {
     ($($text:tt)*) => { $crate::cmd::output::remark(format_args!($($text)*)) };
 }
 
-/// What [`outln`] does.
+/// Writes to standard output, and keeps the first error for [`complete`]: [`outln`] and [`out`] are this.
 pub(in crate::cmd) fn write(text: Arguments<'_>) {
     if let Err(error) = io::stdout().write_fmt(text) {
         // Only the first one is told; who closed the output has read enough.
@@ -33,20 +35,19 @@ pub(in crate::cmd) fn write(text: Arguments<'_>) {
     }
 }
 
-/// What [`errln`] does.
 pub(in crate::cmd) fn remark(text: Arguments<'_>) {
     let _ = io::stderr().write_fmt(format_args!("{text}\n"));
 }
 
 /// An error where a part of the output was lost, so that a script does not take half of it for all.
-pub(super) fn complete() -> anyhow::Result<()> {
+pub(super) fn complete() -> Result {
     if let Err(error) = io::stdout().flush() {
         let _ = LOST.set(error);
     }
     match LOST.get() {
         Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            let (why, next) = ("what was printed is not all there is", "make room, or print to another place");
-            Err(anyhow::anyhow!("refused: standard output: {error}\n  why: {why}\n  next: {next}"))
+            let why = format!("{error}, so what was printed is not all there is");
+            Err(HostError::new("standard output", why, "make room, or print to another place").into())
         }
         _ => Ok(()),
     }
@@ -73,7 +74,7 @@ pub fn count(n: u64) -> String {
     }
 }
 
-/// "12.3 ms".
+/// "1.50 s", "12.3 ms" or "4 us".
 pub fn duration(seconds: f64) -> String {
     match seconds {
         s if s >= 1.0 => format!("{s:.2} s"),
@@ -87,8 +88,8 @@ pub fn plural(n: usize, one: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
 }
 
-/// Prints one JSON object.
-pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    outln!("{}", serde_json::to_string_pretty(value)?);
+pub fn json(value: &impl Serialize) -> Result {
+    let text = serde_json::to_string_pretty(value).map_err(|e| HostError::bug("the answer as JSON", e))?;
+    outln!("{text}");
     Ok(())
 }

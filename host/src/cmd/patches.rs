@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use super::Call;
 use super::args::{Format, PatchArgs};
+use super::failure::Result;
 use super::output::json;
-use super::session::Patches;
+use super::session::{Load, Patches};
 use crate::base::Hook;
+use crate::patch::Patch;
 use crate::patch::bundled::BUNDLED;
-use crate::patch::{Patch, Phase};
 
 /// List the bundled patches (or those named): hooks, versions, digests, and why they exist
 #[derive(Debug, clap::Args)]
@@ -16,7 +18,6 @@ pub struct Args {
     patches: PatchArgs,
 }
 
-/// One patch.
 #[derive(Debug, serde::Serialize)]
 struct Row<'a> {
     name: &'a str,
@@ -30,8 +31,8 @@ struct Row<'a> {
     targets: &'a [crate::patch::Target],
 }
 
-/// Runs the verb.
-pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(mut args: Args, call: &Call) -> Result {
+    let format = call.format;
     let named = !args.patches.components.is_empty();
     args.patches.no_default_patches = true;
     let mut patches: Vec<Arc<Patch>> = Vec::new();
@@ -49,7 +50,7 @@ pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
             no_default_patches: true,
             trust: args.patches.trust.clone(),
         };
-        let loaded = Patches::load_with(&one, "", &[], Phase::EngineUp)?;
+        let loaded = Patches::load(Load::new(&one, ""))?;
         patches.extend(loaded.all().cloned());
     }
     let rows: Vec<Row<'_>> = patches.iter().map(|p| row(p)).collect();

@@ -13,14 +13,13 @@ use patchhost_runtime::quantize::{Input, Measure, grid, quantize};
 use patchhost_runtime::refit::info;
 use safetensors::tensor::Dtype;
 
+use super::Call;
 use super::args::{Format, PatchArgs};
-use super::failure::UsageError;
+use super::failure::{Result, UsageError};
 use super::output::{bytes, json, plural};
 use super::record::RecordArgs;
-use super::session::{Patches, progress_bar};
-use super::startup::Startup;
+use super::session::{Load, Patches, progress_bar};
 use crate::checkpoint::write::{Out, safetensors};
-use crate::patch::Phase;
 
 /// Quantize the matrices of a safetensors file to block FP8
 #[derive(Debug, clap::Args)]
@@ -40,19 +39,16 @@ pub struct Args {
     tensors: Option<String>,
 }
 
-/// Runs the verb.
-pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(mut args: Args, call: &Call) -> Result {
+    let format = call.format;
     // A plain file has no runtime tensors that a loader map could fill.
     args.patches.no_default_patches = true;
     let glob = args.tensors.as_deref().map(parse_glob).transpose()?;
     refuse_same_file(&args.input, &args.output)?;
     let checkpoint = Checkpoint::open(&args.input)?;
     let recorded = args.record.start(&args.input.display().to_string(), "{}")?;
-    let patches = Patches::load_recorded(&args.patches, "", &[], Phase::EngineUp, recorded, &Startup::begin())?;
-    let patch = patches.require_quant("quantize")?;
-    let Some(quant) = patch.block_quant() else {
-        anyhow::bail!("patch `{}` has no block-quant hook", patch.info().name);
-    };
+    let patches = Patches::load(Load { recorded, ..Load::new(&args.patches, "") })?;
+    let (patch, quant) = patches.require_quant("quantize")?;
 
     let chosen: Vec<&CheckpointTensor> =
         checkpoint.tensors().filter(|t| glob.as_ref().is_none_or(|g| g.is_match(&t.name))).collect();
@@ -155,7 +151,7 @@ fn one<'a>(
     quant: &dyn BlockQuant,
     checkpoint: &Checkpoint,
     out: &mut Vec<Out<'a>>,
-) -> anyhow::Result<(CastReport, Vec<usize>)> {
+) -> Result<(CastReport, Vec<usize>)> {
     let refuse = |why: String, next: &str| UsageError::new(format!("tensor `{}`", tensor.name), why, next);
     let (count, rows, cols) = match tensor.shape[..] {
         [rows, cols] => (1, rows, cols),

@@ -1,10 +1,11 @@
 //! `patchhost rebuild --check`: do the declared sources and tools give these bytes?
 
+use super::Call;
 use super::args::Format;
-use super::failure::{EXIT_REFUSED, Said};
+use super::failure::{Failure, Result};
 use super::output::json;
-use crate::base::Digest;
 use crate::base::text::clean;
+use crate::base::{Code, Digest};
 use crate::patch::{StageError, resolve};
 use crate::trust::TrustError;
 use crate::trust::provenance::{Provenance, not_reproducible};
@@ -33,8 +34,8 @@ struct Here {
     source: Digest,
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     let candidate = resolve(&args.component)?;
     let (digest, name) = (*candidate.digest(), candidate.name().to_owned());
     let what = || format!("rebuild of `{name}`");
@@ -69,7 +70,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
             "name": name, "digest": digest, "rebuilt": rebuilt, "same": same, "source": here.source,
             "toolchain": here.toolchain, "finding": (!same).then(|| not_reproducible(file, &digest, rebuilt.as_ref())),
         }))?;
-        return if same { Ok(()) } else { Err(Said(EXIT_REFUSED).into()) };
+        return if same { Ok(()) } else { Err(Failure::said(Code::Refused)) };
     }
     if same {
         outln!("{name} {digest}\n  rebuilt: identical\n  source  {}\n  tools   {}", here.source, here.toolchain);

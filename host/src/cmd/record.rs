@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::failure::Result;
 use super::output::{bytes, plural};
 use crate::record::Recorder;
 
@@ -20,7 +21,7 @@ pub struct RecordArgs {
 
 impl RecordArgs {
     /// Makes the file, if one is asked for. `model` names the model, `config` is the text of its config.json.
-    pub fn start(&self, model: &str, config: &str) -> anyhow::Result<Option<Recorded>> {
+    pub fn start(&self, model: &str, config: &str) -> Result<Option<Recorded>> {
         let Some(path) = &self.record else { return Ok(None) };
         let notice = |text: &str| errln!("note: {text}");
         Ok(Some(Recorded(Recorder::create(path, self.record_max_bytes, model, config, notice)?)))
@@ -32,7 +33,6 @@ impl RecordArgs {
 pub struct Recorded(Arc<Recorder>);
 
 impl Recorded {
-    /// For the sandbox.
     pub fn recorder(&self) -> &Arc<Recorder> {
         &self.0
     }

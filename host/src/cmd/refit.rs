@@ -8,19 +8,18 @@ use patchhost_runtime::engine::{EngineOptions, ExpertParallel};
 use patchhost_runtime::layout;
 use patchhost_runtime::refit::{Begin, Manifest, RefitReport, Transaction};
 
+use super::Call;
 use super::args::{Format, Fp8Activation, ModelArgs, PatchArgs};
-use super::failure::UsageError;
+use super::failure::{Result, UsageError};
 use super::output::{bytes, duration, json, plural};
 use super::record::RecordArgs;
 use super::run::print_refit;
-use super::session::{Model, Patches, advance, progress_bar};
-use super::startup::Startup;
+use super::session::{Load, Model, Patches, advance, progress_bar};
 use crate::checkpoint::export::Companions;
 use crate::checkpoint::versions::{
-    Base, Beside, Checksum, Encoding, Loaded, Source, Step, Version, VersionError, WriteOptions, Written,
-    applied_version, write_delta, write_full,
+    Base, Beside, Checksum, Encoding, Loaded, Source, Step, Version, WriteOptions, Written, applied_version,
+    write_delta, write_full,
 };
-use crate::patch::Phase;
 
 /// Load a model, then refit it in one transaction from a folder, a file, a version or a delta
 #[derive(Debug, clap::Args)]
@@ -91,25 +90,24 @@ struct Summary {
     patches: Vec<super::session::LedgerRow>,
 }
 
-/// Runs the verb.
-pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     let options = EngineOptions { expert_parallel: args.expert_parallel, ..EngineOptions::default() };
     let manifest = args.manifest.as_deref().map(read_manifest).transpose()?;
     let model = Model::open(&args.model, options)?;
     let info = model.engine.info();
     let recorded = args.record.start(&model.name, &info.config)?;
-    let patches =
-        Patches::load_recorded(&args.patches, &info.architecture, &[], Phase::EngineUp, recorded, &Startup::begin())?;
+    let patches = Patches::load(Load { recorded, ..Load::new(&args.patches, &info.architecture) })?;
     let hooks = patches.hooks(Fp8Activation::Dynamic128.into());
     let text = format == Format::Text;
     let held = match (args.base_version, model.folder()) {
         (Some(n), _) => Some(Version(n)),
-        (None, Some(folder)) => applied_version(folder).map_err(plain)?,
+        (None, Some(folder)) => applied_version(folder)?,
         (None, None) => None,
     };
     let base = Base { checkpoint: &model.checkpoint, version: held };
-    let loaded = Source::open(&args.from).map_err(plain)?;
-    let loaded = loaded.load(Some(base), args.target_version.map(Version)).map_err(plain)?;
+    let loaded = Source::open(&args.from)?;
+    let loaded = loaded.load(Some(base), args.target_version.map(Version))?;
     for s in &loaded.skipped {
         errln!("note: `{}` is passed over: {}", s.name, s.why);
     }
@@ -133,7 +131,7 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
 
     let version = args.version.clone().or_else(|| loaded.version.map(|v| v.to_string()));
     let begin = Begin { version, manifest, allow_narrowing: args.allow_narrowing, ..Begin::default() };
-    let staged = (|| {
+    let staged = (|| -> Result<_> {
         let mut refit = model.engine.begin(begin, &hooks)?;
         send(&mut refit, loaded.checkpoint.tensors(), args.chunk_size as usize)?;
         let bar = progress_bar("refit");
@@ -146,7 +144,7 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
             same(&model, staged.weights().first_difference(&*fresh.live()?))?;
             staged.verify()?;
         }
-        anyhow::Ok(staged)
+        Ok(staged)
     })();
     let report = match staged {
         Ok(staged) => staged.publish(),
@@ -172,7 +170,7 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
             if digest == before { " (no bit changed)" } else { "" }
         );
     }
-    let saved = save(args, &model, held, &loaded)?;
+    let saved = save(&args, &model, held, &loaded)?;
     if text {
         for w in &saved {
             let what = if w.unchanged > 0 { format!(", {} unchanged", w.unchanged) } else { String::new() };
@@ -197,21 +195,8 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
     })
 }
 
-/// The error inside, where there is one, so that it keeps its exit code.
-fn plain(error: VersionError) -> anyhow::Error {
-    match error {
-        VersionError::Runtime(e) => e.into(),
-        VersionError::Write(e) => e.into(),
-        other => other.into(),
-    }
-}
-
 /// Sends every tensor: whole where it fits a chunk, else in pieces.
-fn send<'a>(
-    refit: &mut Transaction<'_>,
-    tensors: impl Iterator<Item = &'a CheckpointTensor>,
-    most: usize,
-) -> anyhow::Result<()> {
+fn send<'a>(refit: &mut Transaction<'_>, tensors: impl Iterator<Item = &'a CheckpointTensor>, most: usize) -> Result {
     for t in tensors {
         if t.data.len() <= most {
             refit.tensor(t)?;
@@ -224,7 +209,7 @@ fn send<'a>(
     Ok(())
 }
 
-fn same(model: &Model, difference: Option<(usize, usize)>) -> anyhow::Result<()> {
+fn same(model: &Model, difference: Option<(usize, usize)>) -> Result {
     use patchhost_runtime::error::{Refusal, RuntimeError};
     let Some((param, part)) = difference else { return Ok(()) };
     let decl = &model.engine.registry().params()[param];
@@ -236,24 +221,21 @@ fn same(model: &Model, difference: Option<(usize, usize)>) -> anyhow::Result<()>
     .into())
 }
 
-fn save(args: &Args, model: &Model, held: Option<Version>, new: &Loaded) -> anyhow::Result<Vec<Written>> {
+fn save(args: &Args, model: &Model, held: Option<Version>, new: &Loaded) -> Result<Vec<Written>> {
     let held = held.unwrap_or(Version(0));
     let version = args.save_version.map(Version).or(new.version.filter(|v| *v > held)).unwrap_or(Version(held.0 + 1));
     let options = WriteOptions { checksum: args.checksum, ..WriteOptions::default() };
     let mut saved = Vec::new();
     if let Some(dir) = &args.save {
         let companions = match model.folder() {
-            Some(folder) => Companions::of(folder).map_err(super::export::plain)?,
+            Some(folder) => Companions::of(folder)?,
             None => Companions::bundled(),
         };
         let beside = Beside { config: Some(&model.engine.info().config), companions: Some(&companions) };
-        saved.push(write_full(&new.checkpoint, &beside, dir, version, &options).map_err(plain)?);
+        saved.push(write_full(&new.checkpoint, &beside, dir, version, &options)?);
     }
     if let Some(dir) = &args.save_delta {
-        saved.push(
-            write_delta(&model.checkpoint, &new.checkpoint, dir, version, held, args.encoding, &options)
-                .map_err(plain)?,
-        );
+        saved.push(write_delta(&model.checkpoint, &new.checkpoint, dir, version, held, args.encoding, &options)?);
     }
     Ok(saved)
 }

@@ -4,11 +4,13 @@ mod cast;
 
 use std::path::{Path, PathBuf};
 
+use super::Call;
 use super::args::Format;
-use super::failure::{EXIT_PATCH, EXIT_REFUSED, Said};
+use super::failure::{Failure, HostError, Result};
 use super::output::{bytes, json, plural};
 use super::session::progress_bar;
 use super::trust_args::TrustArgs;
+use crate::base::Code;
 use crate::record::{Count, Difference, PatchReplay, Recording, Replay, ReplayReport};
 use cast::{Cast, called};
 
@@ -35,10 +37,10 @@ pub struct Args {
     trust: TrustArgs,
 }
 
-/// Runs the verb.
-pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     let recording = Recording::open(&args.file)?;
-    let mut cast = Cast::of(args, &recording)?;
+    let mut cast = Cast::of(&args, &recording)?;
     let mut replay = Replay::new(&recording);
     for entry in called(&recording) {
         if let Some(patch) = cast.patch(entry)? {
@@ -57,26 +59,23 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
         Format::Json => print_json(&report, &args.file, &notes)?,
         Format::Text => print_text(&report, &args.file),
     }
-    match exit(&report) {
-        0 => Ok(()),
-        code => Err(Said(code).into()),
-    }
+    exit(&report).map_or(Ok(()), |code| Err(Failure::said(code)))
 }
 
-fn exit(report: &ReplayReport) -> u8 {
+fn exit(report: &ReplayReport) -> Option<Code> {
     match report.total {
-        Count { failed: 1.., .. } => EXIT_PATCH,
-        Count { different: 1.., .. } => EXIT_REFUSED,
-        _ => 0,
+        Count { failed: 1.., .. } => Some(Code::Patch),
+        Count { different: 1.., .. } => Some(Code::Refused),
+        _ => None,
     }
 }
 
-fn print_json(report: &ReplayReport, file: &Path, notes: &[String]) -> anyhow::Result<()> {
-    let mut object = serde_json::to_value(report)?;
+fn print_json(report: &ReplayReport, file: &Path, notes: &[String]) -> Result {
+    let mut object = serde_json::to_value(report).map_err(|e| HostError::bug("the answer as JSON", e))?;
     object["file"] = serde_json::json!(file);
     object["notes"] = serde_json::json!(notes);
-    object["identical"] = (exit(report) == 0).into();
-    object["exit"] = exit(report).into();
+    object["identical"] = exit(report).is_none().into();
+    object["exit"] = exit(report).map_or(0, |code| code as u8).into();
     json(&object)
 }
 
@@ -118,8 +117,10 @@ fn print_text(report: &ReplayReport, file: &Path) {
     }
     let Count { calls, identical, different, failed, .. } = report.total;
     match exit(report) {
-        0 => outln!("identical: {}, bit for bit", plural(identical as usize, "call")),
-        _ => outln!("NOT identical: of {} {different} differ and {failed} failed", plural(calls as usize, "call")),
+        None => outln!("identical: {}, bit for bit", plural(identical as usize, "call")),
+        Some(_) => {
+            outln!("NOT identical: of {} {different} differ and {failed} failed", plural(calls as usize, "call"))
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! `patchhost revoke`: bytes or a key are not trusted any more.
 
+use super::Call;
 use super::args::Format;
+use super::failure::Result;
 use super::output::json;
 use super::trust_args::TrustFiles;
 use crate::base::text::clean;
@@ -19,8 +21,8 @@ pub struct Args {
     files: TrustFiles,
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     let gate = args.files.for_writing()?;
     let shown = clean(&args.what, 100);
     if args.reason.trim().is_empty() {

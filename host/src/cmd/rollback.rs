@@ -2,8 +2,10 @@
 
 use serde_json::json;
 
+use super::Call;
 use super::admin_client::{Sent, ServerArgs};
 use super::args::Format;
+use super::failure::Result;
 use super::output::json as print_json;
 use crate::patch::When;
 
@@ -20,8 +22,8 @@ pub struct Args {
     reason: Option<String>,
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     let body = json!({ "when": args.when, "reason": args.reason });
     let answer = args.server.ask("POST", "/admin/v1/rollback", Sent::Json(body))?;
     if format == Format::Json {

@@ -14,13 +14,14 @@ use patchhost_runtime::sampling::SamplingParams;
 use patchhost_runtime::tokenizer::{Message, Tokenizer};
 use patchhost_runtime::weights::WeightSet;
 
+use super::Call;
 use super::args::{Format, Fp8Activation, ModelArgs, PatchArgs};
-use super::failure::UsageError;
+use super::failure::{HostError, Result, UsageError};
 use super::lora::LoraArgs;
 use super::output::{bytes, duration, json, plural};
 use super::record::RecordArgs;
-use super::session::{Model, Patches, advance, progress_bar};
-use super::startup::{Startup, StartupReport};
+use super::session::{Load, Model, Patches, advance, progress_bar};
+use super::startup::StartupReport;
 use crate::checkpoint::bundled;
 use crate::patch::Phase;
 
@@ -115,8 +116,9 @@ struct AdapterRow {
     parts: usize,
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format, startup: &Startup) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let Call { format, startup, .. } = call;
+    let format = *format;
     let sampling = SamplingParams {
         temperature: args.temperature,
         top_k: args.top_k,
@@ -135,7 +137,7 @@ pub fn run(args: Args, format: Format, startup: &Startup) -> anyhow::Result<()> 
         _ => Phase::of(Some(&model.engine)),
     };
     // The tokenizer and the patches do not need each other.
-    let asked = || -> anyhow::Result<_> {
+    let asked = || -> Result<_> {
         let tokenizer = startup.within("tokenizer", None, || model.tokenizer())?;
         let texts = prompts(&args)?;
         let requests = requests(&args, &texts, &model, &tokenizer, &sampling)?;
@@ -144,7 +146,9 @@ pub fn run(args: Args, format: Format, startup: &Startup) -> anyhow::Result<()> 
     let load = || {
         let recorded = args.record.start(&model.name, &model.engine.info().config)?;
         let architecture = &model.engine.info().architecture;
-        Patches::load_recorded(&args.patches, architecture, &more, phase, recorded, startup)
+        let load =
+            Load { more: &more, phase, recorded, startup: Some(startup), ..Load::new(&args.patches, architecture) };
+        Patches::load(load)
     };
     let (patches, asked) = startup.step("patches and tokenizer", || rayon::join(load, asked));
     let (tokenizer, texts, mut requests) = asked?;
@@ -279,7 +283,7 @@ fn requests(
     model: &Model,
     tokenizer: &Tokenizer,
     sampling: &SamplingParams,
-) -> anyhow::Result<Vec<Request>> {
+) -> Result<Vec<Request>> {
     let limit = model.engine.model().max_positions();
     let mut requests = Vec::new();
     for text in texts {
@@ -316,7 +320,7 @@ fn requests(
 }
 
 /// Three refits after the loaders are lost, each compared bit by bit with a fresh load.
-fn refits_after_loader_loss(model: &Model, hooks: &RefitHooks, text: bool) -> anyhow::Result<usize> {
+fn refits_after_loader_loss(model: &Model, hooks: &RefitHooks, text: bool) -> Result<usize> {
     let quiet = |_: usize, _: usize, _: &str| {};
     let fresh = model.fresh_engine()?;
     fresh.refit(&model.checkpoint, hooks, &quiet)?;
@@ -325,7 +329,8 @@ fn refits_after_loader_loss(model: &Model, hooks: &RefitHooks, text: bool) -> an
         model.engine.refit(&model.checkpoint, hooks, &quiet)?;
         if let Some((param, part)) = model.engine.live()?.first_difference(&fresh) {
             let decl = &model.engine.registry().params()[param];
-            anyhow::bail!("refit {round} differs from a fresh load in {} of `{}`", decl.part_label(part), decl.name);
+            let why = format!("it differs from a fresh load in {} of `{}`", decl.part_label(part), decl.name);
+            return Err(HostError::bug(format!("refit {round} after the loss of the loaders"), why).into());
         }
         if text {
             outln!("refit {round} after the loss of the loaders: equal to a fresh load, bit for bit");
@@ -334,10 +339,10 @@ fn refits_after_loader_loss(model: &Model, hooks: &RefitHooks, text: bool) -> an
     Ok(3)
 }
 
-fn compare(model: &Model, hooks: &RefitHooks, live: &WeightSet, requests: &[Request]) -> anyhow::Result<Mismatch> {
+fn compare(model: &Model, hooks: &RefitHooks, live: &WeightSet, requests: &[Request]) -> Result<Mismatch> {
     let plain = RefitHooks { loader: hooks.loader.clone(), ..RefitHooks::default() };
     let (reference, _) = model.engine.stage(&model.checkpoint, &plain, &|_, _, _| {})?;
-    let logits = |weights: &WeightSet| -> anyhow::Result<Vec<f32>> {
+    let logits = |weights: &WeightSet| -> Result<Vec<f32>> {
         let mut caches: Vec<_> =
             requests.iter().map(|r| model.engine.model().new_cache_with(r.adapter.clone())).collect();
         let mut batch: Vec<Sequence<'_>> =

@@ -12,8 +12,9 @@ use patchhost_runtime::scheduler::{LogprobsMode, Scheduler, SchedulerOptions};
 use patchhost_runtime::tokenizer::Tokenizer;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::Call;
 use super::args::{Format, ModelArgs, PatchArgs};
-use super::failure::UsageError;
+use super::failure::{HostError, Result, UsageError};
 use super::live::{LiveArgs, Needs, Started};
 use super::output::plural;
 use super::run::print_refit;
@@ -26,7 +27,7 @@ use crate::serve::{self, Address, AdminAuth, App, Drained, Listener, RlAuth, RlM
 /// Bundled patches that are on by default where text is sampled and adapters are loaded.
 const PATCHES: &[&str] = &["vocab_mask", super::lora::PATCH];
 
-/// Largest chat template.
+/// A chat template may have so many bytes.
 const MOST_TEMPLATE: u64 = 1 << 20;
 
 /// How the bundled model, which knows plays and no chat, is spoken to: every turn is a speech of its role.
@@ -102,7 +103,7 @@ pub struct Args {
     drain_timeout: Duration,
 }
 
-/// [`LogprobsMode`] by vLLM's names.
+/// [`LogprobsMode`] under the names that vLLM has for it.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 #[value(rename_all = "snake_case")]
 enum Mode {
@@ -149,11 +150,12 @@ fn socket(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     let template = args.chat_template.as_deref().map(read_template).transpose()?;
     let doors = Doors::open(&args)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| HostError::system("the threads of the server", e))?;
     // Before the model is loaded: a port that is taken should not cost that time.
     let listeners = runtime.block_on(bind(&args))?;
     let model = Model::open(&args.model, EngineOptions::default())?;
@@ -177,16 +179,12 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
 }
 
 /// Answers from the start (`/readyz` says no), loads the weights meanwhile, and ends with a signal.
-async fn serve(
-    args: &Args,
-    app: Arc<App>,
-    started: Arc<Started>,
-    listeners: Vec<Listener>,
-    format: Format,
-) -> anyhow::Result<()> {
+async fn serve(args: &Args, app: Arc<App>, started: Arc<Started>, listeners: Vec<Listener>, format: Format) -> Result {
     // From here on no signal is missed.
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let hangup = signal(SignalKind::hangup())?;
+    let listen = |kind| signal(kind).map_err(|e| HostError::system("listening for signals", e));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let hangup = listen(SignalKind::hangup())?;
+    let lost = |e: tokio::task::JoinError| HostError::bug("a thread of the server", e);
     let stop = async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -200,9 +198,9 @@ async fn serve(
         tokio::task::spawn_blocking(move || started.load())
     };
     let loaded = tokio::select! {
-        loaded = &mut load => loaded??,
+        loaded = &mut load => loaded.map_err(lost)??,
         drained = &mut server => {
-            farewell(&drained?, format);
+            farewell(&drained.map_err(lost)?, format);
             return Ok(());
         }
     };
@@ -212,7 +210,7 @@ async fn serve(
     drop(loaded);
     announce(args, &app, &addresses, format);
     let reloads = tokio::spawn(reload_on_hangup(hangup, started));
-    let drained = server.await?;
+    let drained = server.await.map_err(lost)?;
     reloads.abort();
     farewell(&drained, format);
     Ok(())
@@ -258,7 +256,7 @@ async fn bind(args: &Args) -> Result<Vec<Listener>, UsageError> {
     Ok(listeners)
 }
 
-/// Who may do what, known before anything is loaded.
+/// Who may reach which endpoints and files. It is decided before anything is loaded.
 struct Doors {
     roots: Roots,
     admin: AdminAuth,
@@ -280,12 +278,15 @@ impl Doors {
     }
 }
 
-/// The server's state.
-fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer>) -> anyhow::Result<App> {
+/// What every request of the server shares.
+fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer>) -> Result<App> {
     let live = Arc::clone(&started.live);
     let tokenizer = match tokenizer {
         Some(tokenizer) => Arc::new(tokenizer),
-        None => live.tokenizer().cloned().ok_or_else(|| anyhow::anyhow!("the live model has no tokenizer"))?,
+        None => {
+            let none = || HostError::bug("serve", "the live model has no tokenizer");
+            live.tokenizer().cloned().ok_or_else(none)?
+        }
     };
     let weights = {
         let live = Arc::clone(&live);
@@ -298,7 +299,8 @@ fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer
         prefix_cache_bytes: args.prefix_cache_mib.saturating_mul(1 << 20),
         ..SchedulerOptions::default()
     };
-    let scheduler = Scheduler::start(Arc::clone(live.engine()), Arc::clone(&tokenizer), weights, options)?;
+    let scheduler = Scheduler::start(Arc::clone(live.engine()), Arc::clone(&tokenizer), weights, options)
+        .map_err(|e| HostError::system("the thread of the scheduler", e))?;
     let mut names = args.served_model_name.iter().cloned();
     let own = || started.folder.as_deref().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
     let name = names.next().or_else(own).unwrap_or_else(|| bundled::NAME.to_string());

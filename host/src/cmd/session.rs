@@ -10,13 +10,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::{Engine, EngineOptions};
+use patchhost_runtime::hooks::BlockQuant;
 use patchhost_runtime::plan::AllowUnknown;
 use patchhost_runtime::refit::RefitHooks;
 use patchhost_runtime::tokenizer::Tokenizer;
 use serde::Serialize;
 
 use super::args::{ModelArgs, PatchArgs};
-use super::failure::UsageError;
+use super::failure::{HostError, Result, UsageError};
 use super::output::{count, duration};
 use super::record::Recorded;
 use super::startup::Startup;
@@ -34,13 +35,11 @@ pub use settings::parse_setting;
 /// Bundled patches that do not change numbers and are on by default in every verb that loads a model.
 const DEFAULT_PATCHES: [&str; 1] = ["moe_loader"];
 
-/// A model: its engine and its tensors.
+/// A model that was opened and has no weights yet.
 pub struct Model {
     /// Name or folder, for messages.
     pub name: String,
-    /// The engine, without weights yet.
     pub engine: Engine,
-    /// The tensors.
     pub checkpoint: Checkpoint,
     folder: Option<std::path::PathBuf>,
     options: EngineOptions,
@@ -48,7 +47,7 @@ pub struct Model {
 
 impl Model {
     /// Opens the folder, or the bundled model.
-    pub fn open(args: &ModelArgs, mut options: EngineOptions) -> anyhow::Result<Self> {
+    pub fn open(args: &ModelArgs, mut options: EngineOptions) -> Result<Self> {
         options.dequantize |= args.reading.dequantize;
         options.allow_unknown = AllowUnknown::new(&args.reading.allow_unknown)?;
         let (name, engine, checkpoint) = match &args.model {
@@ -61,21 +60,20 @@ impl Model {
         Ok(Self { name, engine, checkpoint, folder: args.model.clone(), options })
     }
 
-    /// Its folder; none for the bundled model.
+    /// The folder it was read from; none for the bundled model.
     pub fn folder(&self) -> Option<&Path> {
         self.folder.as_deref()
     }
 
     /// A second engine of the same model, without weights.
-    pub fn fresh_engine(&self) -> anyhow::Result<Engine> {
+    pub fn fresh_engine(&self) -> Result<Engine> {
         Ok(match &self.folder {
             None => Engine::new(bundled::CONFIG, self.options.clone())?,
             Some(folder) => Engine::open(folder, self.options.clone())?,
         })
     }
 
-    /// Its tokenizer.
-    pub fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
         Ok(match &self.folder {
             None => bundled::tokenizer()?,
             Some(folder) => Tokenizer::open(folder)?,
@@ -95,6 +93,31 @@ fn require_folder(folder: &Path) -> Result<(), UsageError> {
     ))
 }
 
+/// Which patches are loaded and how: [`Load::new`] has what most verbs want, and a verb changes the rest by name.
+pub struct Load<'a> {
+    /// What the user named.
+    pub args: &'a PatchArgs,
+    /// The architecture of the model: it decides which patches apply.
+    pub architecture: &'a str,
+    /// Bundled patches that the verb needs besides the default ones, where the user names none for their hooks.
+    pub more: &'a [&'a str],
+    /// How far the engine is: some patches can be attached only before, others only after it is made.
+    pub phase: Phase,
+    /// The verb watches files, so a setting may be for a component that comes later.
+    pub watches: bool,
+    /// Writes down every call of the patches.
+    pub recorded: Option<Recorded>,
+    /// The clock that what this costs is counted on.
+    pub startup: Option<&'a Startup>,
+}
+
+impl<'a> Load<'a> {
+    /// The patches that the user named and the default ones, for an engine that is made and has no weights yet.
+    pub fn new(args: &'a PatchArgs, architecture: &'a str) -> Self {
+        Self { args, architecture, more: &[], phase: Phase::EngineUp, watches: false, recorded: None, startup: None }
+    }
+}
+
 /// The patches of one command.
 pub struct Patches {
     attachments: Attachments,
@@ -106,7 +129,7 @@ pub struct Patches {
     recorded: Option<Recorded>,
 }
 
-/// One line of the ledger.
+/// What one patch did in this command, as text and JSON show it.
 #[derive(Debug, Serialize)]
 pub struct LedgerRow {
     name: String,
@@ -123,38 +146,11 @@ pub struct LedgerRow {
 }
 
 impl Patches {
-    /// Loads the user's patches and the default ones of a verb that refits. `architecture` decides which of them apply.
-    pub fn load(args: &PatchArgs, architecture: &str) -> anyhow::Result<Self> {
-        Self::load_with(args, architecture, &[], Phase::EngineUp)
-    }
-
-    /// The same, with more bundled patches that the verb needs where the user names none for their hooks.
-    pub fn load_with(args: &PatchArgs, architecture: &str, more: &[&str], phase: Phase) -> anyhow::Result<Self> {
-        Self::load_for(args, architecture, more, phase, false, None, &Startup::begin())
-    }
-
-    /// The same, with every call of the patches written down, and what it cost in `startup`.
-    pub fn load_recorded(
-        args: &PatchArgs,
-        architecture: &str,
-        more: &[&str],
-        phase: Phase,
-        recorded: Option<Recorded>,
-        startup: &Startup,
-    ) -> anyhow::Result<Self> {
-        Self::load_for(args, architecture, more, phase, false, recorded, startup)
-    }
-
-    /// The same for a verb that also `watches` files: a setting may be for a component that comes later.
-    pub fn load_for(
-        args: &PatchArgs,
-        architecture: &str,
-        more: &[&str],
-        phase: Phase,
-        watches: bool,
-        recorded: Option<Recorded>,
-        startup: &Startup,
-    ) -> anyhow::Result<Self> {
+    /// Verifies, audits, compiles and starts the patches of a command.
+    pub fn load(load: Load<'_>) -> Result<Self> {
+        let Load { args, architecture, more, phase, watches, recorded, startup } = load;
+        let own = Startup::begin();
+        let startup = startup.unwrap_or(&own);
         if args.sha256.len() > args.components.len() {
             return Err(UsageError::new(
                 format!("{} --sha256 for {} --component", args.sha256.len(), args.components.len()),
@@ -165,10 +161,7 @@ impl Patches {
         }
         // Before anything is loaded: a broken policy or lock must not be found out half way.
         let (policy, gate) = args.trust.gate()?;
-        let isolation = match args.isolate {
-            true => Some(Isolation::this_program(rayon::current_num_threads())?),
-            false => None,
-        };
+        let isolation = args.isolate.then(|| isolation(rayon::current_num_threads())).transpose()?;
         let settings = Settings::parse(&args.settings)?;
         let recorder = recorded.as_ref().map(|r| Arc::clone(r.recorder()) as _);
         let site = || {
@@ -189,43 +182,45 @@ impl Patches {
         Ok(Self { attachments, site, settings, named, policy, gate, recorded })
     }
 
-    /// The hooks of the patches that apply.
+    /// What a refit asks: the hooks of the patches that apply.
     pub fn hooks(&self, activation: ActivationMode) -> RefitHooks {
         self.set().hooks(HookOptions { activation, vocabulary: None })
     }
 
-    /// The same for a verb that samples text: what is never sampled is a part of the weights.
+    /// The same for a verb that samples text: these hooks also say which token ids are never sampled, which is a part of
+    /// the weights.
     pub fn sampling_hooks(&self, activation: ActivationMode, tokenizer: &Tokenizer) -> RefitHooks {
         let vocabulary = u32::try_from(tokenizer.vocabulary()).ok();
         self.set().hooks(HookOptions { activation, vocabulary })
     }
 
-    /// What the run starts with.
+    /// The patches as they were attached, with the reason of each that does not apply.
     pub fn attachments(&self) -> &Attachments {
         &self.attachments
     }
 
-    /// The policy.
+    /// What the policy file says, or its defaults.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// What later candidates go through.
+    /// The gate that every component passed, and that one which arrives later must pass too.
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate
     }
 
-    /// Where they run.
+    /// The place that the patches run in. One that arrives later runs there too.
     pub fn site(&self) -> &Site {
         &self.site
     }
 
-    /// The recording, for who keeps the sandbox longer than this.
+    /// Gives the recording away: whoever keeps the sandbox longer than this must keep the recording open as long.
     pub fn take_recorded(&mut self) -> Option<Recorded> {
         self.recorded.take()
     }
 
-    /// The settings of a component that comes later, by the stem of its file: as if it had been named at the start.
+    /// Finds the settings (`--set`) of a component that arrives later, by the stem of its file. They are the same as if
+    /// the user had named the component at the start.
     pub fn settings_for(&self) -> impl Fn(&str) -> Vec<(String, String)> + Send + Sync + 'static {
         let (settings, named) = (self.settings.clone(), self.named.clone());
         move |stem| settings.for_patch(stem, named.is_empty() || named.iter().any(|n| n == stem))
@@ -236,15 +231,15 @@ impl Patches {
         self.attachments.entries().iter().map(|(patch, _)| patch)
     }
 
-    /// The set of those that apply.
+    /// The patches that apply to the model.
     pub fn set(&self) -> &PatchSet {
         self.attachments.set()
     }
 
-    /// Refuses if no patch quantizes, for verbs that are about that.
-    pub fn require_quant(&self, verb: &str) -> Result<Arc<Patch>, UsageError> {
-        if let Some(patch) = self.set().claims(Hook::BlockQuant) {
-            return Ok(patch.clone());
+    /// The patch that quantizes; an error where there is none, for verbs that are about that.
+    pub fn require_quant(&self, verb: &str) -> Result<(Arc<Patch>, Arc<dyn BlockQuant>), UsageError> {
+        if let Some((patch, quant)) = self.set().claims(Hook::BlockQuant).and_then(|p| Some((p, p.block_quant()?))) {
+            return Ok((patch.clone(), quant));
         }
         let not = self.attachments.entries().iter().find_map(|(p, a)| match a {
             Applicability::NotApplicable { reason } if p.hooks().contains(&Hook::BlockQuant) => {
@@ -259,19 +254,18 @@ impl Patches {
         ))
     }
 
-    /// The ledger, as it stands now.
+    /// What each patch has done up to now.
     pub fn ledger(&self) -> Vec<LedgerRow> {
         self.attachments.entries().iter().map(|(patch, applicability)| LedgerRow::of(patch, applicability)).collect()
     }
 
-    /// Prints the ledger for people.
     pub fn print_ledger(&self) {
         LedgerRow::print(&self.ledger());
     }
 }
 
 impl LedgerRow {
-    /// The line of one patch, as it stands now.
+    /// What one patch has done up to now.
     pub fn of(patch: &Patch, applicability: &Applicability) -> Self {
         let stats = patch.stats();
         let (state, reason) = match applicability {
@@ -293,7 +287,6 @@ impl LedgerRow {
         }
     }
 
-    /// Prints lines for people.
     pub fn print(rows: &[Self]) {
         outln!("patches");
         for r in rows {
@@ -311,12 +304,21 @@ impl LedgerRow {
     }
 }
 
-/// Where patches of a verb run.
-pub fn sandbox(threads: usize) -> anyhow::Result<Sandbox> {
-    Ok(Sandbox::new(threads)
-        .map_err(|e| anyhow::anyhow!("the sandbox cannot start: {e:#}"))?
-        .with_cache(Cache::from_env())
-        .with_trial(Some(Trial::this_program()?)))
+/// A sandbox for the patches of a verb: with the cache of compiled components, and with a first compilation in a child
+/// process, so that a component that kills its compiler kills no more than that.
+pub fn sandbox(threads: usize) -> Result<Sandbox, HostError> {
+    let sandbox = Sandbox::new(threads).map_err(|e| HostError::system("the sandbox cannot start", format!("{e:#}")))?;
+    let trial = Trial::this_program().map_err(itself)?;
+    Ok(sandbox.with_cache(Cache::from_env()).with_trial(Some(trial)))
+}
+
+/// Child processes for the patches of a verb (`--isolate`).
+pub fn isolation(processes: usize) -> Result<Isolation, HostError> {
+    Isolation::this_program(processes).map_err(itself)
+}
+
+fn itself(error: std::io::Error) -> HostError {
+    HostError::system("the path of this program, which patches are compiled and isolated with", error)
 }
 
 fn parse_digest(hex: &str) -> Result<Digest, UsageError> {
@@ -344,7 +346,7 @@ pub fn progress_bar(what: &str) -> ProgressBar {
     bar
 }
 
-/// Moves a bar on as a refit goes on.
+/// A function for a refit to call, which moves the bar.
 pub fn advance(bar: &ProgressBar) -> impl Fn(usize, usize, &str) + Sync + '_ {
     move |done, total, name| {
         bar.set_length(total as u64);

@@ -1,6 +1,8 @@
 //! `patchhost sign`: a detached signature of a whole component.
 
+use super::Call;
 use super::args::Format;
+use super::failure::Result;
 use super::output::json;
 use crate::audit::{Severity, inspect};
 use crate::base::Day;
@@ -13,7 +15,7 @@ use std::time::SystemTime;
 /// Sign a component: the signature goes to X.wasm.sig, beside those of others
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The component
+    /// The component to sign
     #[arg(value_name = "X.wasm")]
     component: PathBuf,
     /// The secret key that `patchhost keygen` wrote
@@ -31,8 +33,8 @@ fn day(text: &str) -> Result<Day, String> {
     text.parse()
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     let key = SecretKey::read(&args.key)?;
     let candidate = Candidate::from_file(&args.component)?;
     // Nobody should sign by mistake what could never run. Imports may be granted, so those are no reason.

@@ -11,7 +11,7 @@ use super::output::duration;
 pub struct Startup {
     began: Instant,
     before_main: Duration,
-    /// With where each ended.
+    /// The parts that are done, each with when it ended.
     parts: Mutex<Vec<(Duration, Part)>>,
     first_token: Mutex<Option<Duration>>,
 }
@@ -19,20 +19,17 @@ pub struct Startup {
 /// A piece of work, in milliseconds after `main` began.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Part {
-    /// What was done.
     part: &'static str,
     /// For which patch, if for one.
     #[serde(skip_serializing_if = "Option::is_none")]
     patch: Option<String>,
-    /// When it began.
     start_ms: f64,
-    /// How long it took.
     ms: f64,
     /// It is a piece of another part, or ran beside the others: parts without this follow one another.
     within: bool,
 }
 
-/// What [`Startup`] found.
+/// The times of one run, as `--timings` and JSON show them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StartupReport {
     /// From `main` to the first token.
@@ -99,7 +96,6 @@ impl Startup {
 }
 
 impl StartupReport {
-    /// For people.
     pub fn print(&self) {
         let time = |ms: f64| duration(ms / 1e3);
         outln!(

@@ -2,8 +2,10 @@
 
 use serde_json::Value;
 
+use super::Call;
 use super::admin_client::{Sent, ServerArgs};
 use super::args::Format;
+use super::failure::Result;
 use super::output::json as print_json;
 
 /// Show the weights and patches of a running server
@@ -16,8 +18,8 @@ pub struct Args {
     ledger: Option<usize>,
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     let status = args.server.ask("GET", "/admin/v1/status", Sent::Nothing)?;
     let ledger = match args.ledger {
         None => None,

@@ -4,10 +4,12 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::Call;
 use super::admin_client::{Sent, ServerArgs};
 use super::args::Format;
-use super::failure::UsageError;
+use super::failure::Result;
 use super::output::json as print_json;
+use super::session::parse_setting;
 use crate::base::Digest;
 use crate::patch::{Mode, When, bundled::bundled};
 
@@ -51,8 +53,8 @@ pub struct Args {
     promote: bool,
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     let answer = if args.cancel {
         args.server.ask("POST", "/admin/v1/cancel", Sent::Json(json!({ "reason": args.reason })))?
     } else if args.promote {
@@ -68,7 +70,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn swap(args: &Args, format: Format) -> anyhow::Result<Value> {
+fn swap(args: &Args, format: Format) -> Result<Value> {
     let given = args.patch.as_deref().unwrap_or_default();
     let to = match given.parse::<Digest>() {
         Ok(digest) => digest.to_string(),
@@ -91,14 +93,12 @@ fn swap(args: &Args, format: Format) -> anyhow::Result<Value> {
     args.server.ask("POST", "/admin/v1/swap", Sent::Json(body))
 }
 
-fn stage(args: &Args, given: &str) -> anyhow::Result<Value> {
+fn stage(args: &Args, given: &str) -> Result<Value> {
     let mut settings = serde_json::Map::new();
     let mut query = String::new();
     for setting in &args.settings {
-        let Some((key, value)) = setting.split_once('=').filter(|(k, _)| !k.is_empty()) else {
-            return Err(UsageError::new(format!("--set {setting}"), "a setting is KEY=VALUE", "write it so").into());
-        };
-        settings.insert(key.to_string(), value.into());
+        let (key, value) = parse_setting(setting)?;
+        settings.insert(key, value.into());
         query.push_str(&format!("&set={}", escape(setting)));
     }
     let path = Path::new(given);

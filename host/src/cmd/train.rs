@@ -12,8 +12,9 @@ use patchhost_runtime::config::RawConfig;
 use patchhost_runtime::engine::EngineOptions;
 use patchhost_runtime::families::Arch;
 
+use super::Call;
 use super::args::{Format, ModelArgs, PatchArgs};
-use super::failure::UsageError;
+use super::failure::{HostError, Result, UsageError};
 use super::live::{LiveArgs, Needs};
 use super::session::Model;
 use crate::base::Digest;
@@ -126,8 +127,8 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     let begun = std::time::Instant::now();
     let renders = args.plot.as_deref().map(renderer).transpose()?;
     let text = format == Format::Text;
@@ -162,7 +163,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
     let bar = steps_bar(args.steps);
     bar.set_position(trainer.steps_done());
-    let signals = Signals::listen()?;
+    let signals = Signals::listen().map_err(|e| HostError::system("listening for signals", e))?;
     let mut rollout = LiveRollout { started: &started, signals: &signals, bar: bar.clone(), used: Vec::new() };
     while trainer.steps_done() < args.steps && !signals.stop() {
         let quiet = |_: usize, _: usize, _: &str| {};
@@ -199,16 +200,16 @@ fn save(
     lines: &Option<Lines>,
     trainer: &Trainer,
     history: &[Point],
-) -> anyhow::Result<Option<PathBuf>> {
+) -> Result<Option<PathBuf>> {
     let Some(checkpoints) = checkpoints.as_ref().filter(|_| trainer.steps_done() > 0) else { return Ok(None) };
     let mark = lines.as_ref().map(Lines::mark).transpose()?;
     Ok(Some(checkpoints.save(trainer, mark, history)?))
 }
 
-/// What `--plot` makes, by the end of its name.
 /// Draws the points of a run under a title.
 type Renderer = fn(&str, &[Point]) -> String;
 
+/// Chooses by the end of the name that `--plot` gives.
 fn renderer(path: &Path) -> Result<Renderer, UsageError> {
     match path.extension().and_then(|e| e.to_str()) {
         Some("svg") => Ok(plot::svg),
@@ -221,7 +222,7 @@ fn renderer(path: &Path) -> Result<Renderer, UsageError> {
     }
 }
 
-fn settings(args: &Args, config: &str, masters: &Masters) -> anyhow::Result<Settings> {
+fn settings(args: &Args, config: &str, masters: &Masters) -> Result<Settings> {
     let prompts = match &args.prompts {
         None => PROMPTS.iter().map(|p| (*p).to_string()).collect(),
         Some(file) => prompts(file)?,
@@ -253,7 +254,7 @@ fn prompts(file: &Path) -> Result<Vec<String>, UsageError> {
     if lines.is_empty() { Err(refuse("it holds no prompt".to_string())) } else { Ok(lines) }
 }
 
-fn metrics_file(args: &Args, mark: Option<&crate::train::Mark>, done: u64) -> anyhow::Result<Option<Lines>> {
+fn metrics_file(args: &Args, mark: Option<&crate::train::Mark>, done: u64) -> Result<Option<Lines>> {
     let Some(path) = &args.metrics_out else { return Ok(None) };
     if !args.resume {
         return Ok(Some(Lines::create(path)?));

@@ -1,6 +1,6 @@
 //! Where policy and lock lie: what verbs that load or lock patches share.
 
-use super::failure::UsageError;
+use super::failure::{Result, UsageError};
 use crate::base::{Dir, DirMode};
 use crate::patch::{POLICY_FILE, Policy};
 use crate::trust::{Gate, GrantChange, Places};
@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Policy and lock.
+/// Which policy and which lock hold.
 #[derive(Debug, Clone, Default, Args)]
 pub struct TrustFiles {
     /// The policy (TOML): signers, limits, audit rules, what happens when a hook fails; see docs/trust.md
@@ -21,7 +21,7 @@ pub struct TrustFiles {
     pub lock: Option<PathBuf>,
 }
 
-/// The same for verbs that load patches.
+/// Which policy and which lock hold, for verbs that load patches.
 #[derive(Debug, Clone, Default, Args)]
 pub struct TrustArgs {
     #[command(flatten)]
@@ -33,7 +33,7 @@ pub struct TrustArgs {
 
 impl TrustFiles {
     /// Reads the policy, and says where the lock lies.
-    pub fn read(&self) -> anyhow::Result<(Policy, Places)> {
+    pub fn read(&self) -> Result<(Policy, Places)> {
         let found = Path::new(POLICY_FILE);
         let file = match &self.policy {
             Some(path) => Some(path.as_path()),
@@ -46,7 +46,7 @@ impl TrustFiles {
     }
 
     /// A gate for verbs that write the lock.
-    pub fn for_writing(&self) -> anyhow::Result<Gate> {
+    pub fn for_writing(&self) -> Result<Gate> {
         let (policy, places) = self.read()?;
         Ok(Gate::for_writing(&policy, places))
     }
@@ -54,7 +54,7 @@ impl TrustFiles {
 
 impl TrustArgs {
     /// The policy, and the gate that every component goes through.
-    pub fn gate(&self) -> anyhow::Result<(Policy, Arc<Gate>)> {
+    pub fn gate(&self) -> Result<(Policy, Arc<Gate>)> {
         let (policy, places) = self.files.read()?;
         let gate = Gate::new(&policy, places);
         if self.locked {
@@ -88,7 +88,7 @@ pub struct GrantArgs {
     pub limits: Vec<String>,
 }
 
-/// Values of `--wasi`.
+/// What `--wasi` can say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum WasiWord {
     /// Linked, with nothing behind it
@@ -98,7 +98,7 @@ pub enum WasiWord {
 }
 
 impl GrantArgs {
-    /// As the lock takes it.
+    /// The change of grants that a lock entry is to get.
     pub fn change(&self) -> Result<GrantChange, UsageError> {
         Ok(GrantChange {
             none: self.wasi == Some(WasiWord::None),

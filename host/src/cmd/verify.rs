@@ -1,10 +1,12 @@
 //! `patchhost verify`: who signed a component, and whether that is enough.
 
+use super::Call;
 use super::args::Format;
-use super::failure::{EXIT_REFUSED, Said};
+use super::failure::{Failure, Result};
 use super::output::json;
 use super::trust_args::TrustFiles;
 use crate::audit::Severity;
+use crate::base::Code;
 use crate::base::text::clean;
 use crate::patch::{Candidate, StageError};
 use crate::trust::{Gate, PublicKey, Signer, TrustError, TrustPolicy};
@@ -26,8 +28,8 @@ pub struct Args {
     files: TrustFiles,
 }
 
-/// Runs the verb.
-pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(args: Args, call: &Call) -> Result {
+    let format = call.format;
     let (mut policy, places) = args.files.read()?;
     if !args.signers.is_empty() {
         policy.trust.signers = signers(&args.signers)?;
@@ -54,7 +56,7 @@ pub fn run(args: Args, format: Format) -> anyhow::Result<()> {
             "digest": candidate.digest(), "good": good, "signed": judged.good, "threshold": threshold,
             "signers": signers.len(), "findings": judged.findings,
         }))?;
-        return if good { Ok(()) } else { Err(Said(EXIT_REFUSED).into()) };
+        return if good { Ok(()) } else { Err(Failure::said(Code::Refused)) };
     }
     outln!("{}  {}", clean(&args.component.display().to_string(), 200), candidate.digest());
     for signed in &judged.good {

@@ -10,9 +10,11 @@ use patchhost_runtime::layout;
 use patchhost_runtime::refit::RefitHooks;
 use patchhost_runtime::weights::{ParamDigest, WeightSet};
 
+use super::Call;
 use super::args::{Format, Fp8Activation, ModelArgs, PatchArgs};
+use super::failure::{HostError, Result};
 use super::output::{duration, json, plural};
-use super::session::{Model, Patches, progress_bar};
+use super::session::{Load, Model, Patches, progress_bar};
 
 /// Prove that a refit equals a fresh load, for every combination of layout passes, and show each tensor's digests
 #[derive(Debug, clap::Args)]
@@ -26,7 +28,7 @@ pub struct Args {
     all: bool,
 }
 
-/// All combinations, the plain layout first.
+/// The passes that are combined in every way.
 const ALL: [LayoutPass; 3] = [LayoutPass::SwapW13, LayoutPass::Ue8m0, LayoutPass::ColMajorAlign];
 
 /// A fixed list of passes, on every tensor that can have them.
@@ -46,7 +48,7 @@ impl Layout for Fixed {
     }
 }
 
-/// What one combination showed.
+/// What was found under one combination of layout passes.
 #[derive(Debug, serde::Serialize)]
 struct Combination {
     passes: Vec<&'static str>,
@@ -59,13 +61,14 @@ struct Combination {
 }
 
 /// Runs the verb. Without a `--component` the bundled `fp8_block` quantizes.
-pub fn run(mut args: Args, format: Format) -> anyhow::Result<()> {
+pub fn run(mut args: Args, call: &Call) -> Result {
+    let format = call.format;
     let started = std::time::Instant::now();
     if args.patches.components.is_empty() {
         args.patches.components.push("fp8_block".to_string());
     }
     let model = Model::open(&args.model, EngineOptions::default())?;
-    let patches = Patches::load(&args.patches, &model.engine.info().architecture)?;
+    let patches = Patches::load(Load::new(&args.patches, &model.engine.info().architecture))?;
     let base = patches.hooks(Fp8Activation::Dynamic128.into());
     let other = other_weights(&model.checkpoint)?;
     let bar = progress_bar("verify-refit");
@@ -121,7 +124,7 @@ fn prove(
     passes: &[LayoutPass],
     other: &Checkpoint,
     digests: bool,
-) -> anyhow::Result<Combination> {
+) -> Result<Combination> {
     let quiet = |_: usize, _: usize, _: &str| {};
     let fresh = model.fresh_engine()?;
     fresh.refit(&model.checkpoint, hooks, &quiet)?;
@@ -131,9 +134,8 @@ fn prove(
     // Without weights in between that differ everywhere, a refit that does nothing would pass.
     engine.refit(other, hooks, &quiet)?;
     if engine.live()?.digest(engine.registry()) == expected.digest(engine.registry()) {
-        anyhow::bail!(
-            "refit with other weights changed nothing\n  why: the live weights have the same digest\n  next: please report this"
-        );
+        let why = "the live weights have the same digest";
+        return Err(HostError::bug("a refit with other weights changed nothing", why).into());
     }
     for round in 1..=2 {
         engine.refit(&model.checkpoint, hooks, &quiet)?;
@@ -150,7 +152,7 @@ fn prove(
 }
 
 /// The passes undone give the parts of a load without those that only move bytes.
-fn undone(model: &Model, hooks: &RefitHooks, set: &WeightSet, engine: &Engine) -> anyhow::Result<()> {
+fn undone(model: &Model, hooks: &RefitHooks, set: &WeightSet, engine: &Engine) -> Result {
     struct OnlyNumbers(Arc<dyn Layout>);
     impl Layout for OnlyNumbers {
         fn name(&self) -> &str {
@@ -169,16 +171,14 @@ fn undone(model: &Model, hooks: &RefitHooks, set: &WeightSet, engine: &Engine) -
         let back = set.checkpoint_parts(param);
         let equal = back.iter().zip(numbers.parts(param)).all(|(a, b)| a.matrix.bit_equal(&b.matrix));
         if !equal {
-            anyhow::bail!(
-                "layout of `{}` undone\n  why: it does not give the checkpoint's layout back\n  next: please report this",
-                decl.name
-            );
+            let why = "it does not give the checkpoint's layout back";
+            return Err(HostError::bug(format!("the layout of `{}` undone", decl.name), why).into());
         }
     }
     Ok(())
 }
 
-fn same(engine: &Engine, found: &WeightSet, expected: &WeightSet, what: &str) -> anyhow::Result<()> {
+fn same(engine: &Engine, found: &WeightSet, expected: &WeightSet, what: &str) -> Result {
     let Some((param, part)) = found.first_difference(expected) else { return Ok(()) };
     let decl = &engine.registry().params()[param];
     Err(RuntimeError::Refit(Refusal::new(
@@ -190,7 +190,7 @@ fn same(engine: &Engine, found: &WeightSet, expected: &WeightSet, what: &str) ->
 }
 
 /// The same tensors with every sign turned: other weights of the same size everywhere.
-fn other_weights(checkpoint: &Checkpoint) -> anyhow::Result<Checkpoint> {
+fn other_weights(checkpoint: &Checkpoint) -> Result<Checkpoint> {
     use safetensors::tensor::Dtype as Stored;
     let turned = checkpoint.tensors().map(|t| {
         let width = match t.stored {

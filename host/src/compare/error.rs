@@ -2,6 +2,8 @@
 
 use patchhost_runtime::error::{Refusal, RuntimeError};
 
+use crate::base::{Code, Exit};
+
 /// Why a comparison was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
@@ -14,6 +16,16 @@ pub enum CompareError {
     /// The model, the checkpoint or a patch.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+}
+
+impl Exit for CompareError {
+    fn exit(&self) -> Code {
+        match self {
+            Self::Usage(_) => Code::Usage,
+            Self::Refused(_) => Code::Refused,
+            Self::Runtime(e) => e.exit(),
+        }
+    }
 }
 
 /// Shorthand of these modules.

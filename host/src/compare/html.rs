@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
+use super::chart::{bars, dots, escape};
 use super::report::Report;
-use super::svg::{bars, dots, escape};
 use super::tables::{Table, kl_by_class, tables};
 
 /// Tensors in the chart of differing bytes.
@@ -44,7 +44,7 @@ pub fn render(report: &Report) -> String {
     }
     out.push_str("</ul>\n");
     charts(report, &mut out);
-    for table in tables(report, usize::MAX) {
+    for table in tables(report, None) {
         render_table(&table, &mut out);
     }
     let _ = writeln!(out, "<p>Made by patchhost {}.</p>\n</body>\n</html>", env!("CARGO_PKG_VERSION"));

@@ -3,6 +3,7 @@
 
 mod ablation;
 mod bits;
+pub(crate) mod chart;
 mod class;
 mod error;
 mod html;
@@ -11,7 +12,6 @@ mod report;
 pub mod rollout_corr;
 pub mod rollout_rs;
 mod subset;
-mod svg;
 mod tables;
 mod tensors;
 mod text;
@@ -26,7 +26,6 @@ pub use html::render as html;
 pub use logprobs::{Distance, Sequences, token_logprobs};
 pub use report::{ClassTotals, Report, RolloutCorr, SideInfo};
 pub use subset::{Only, Subset};
-pub(crate) use svg::escape;
 pub(crate) use tables::number;
 pub use tensors::{SideRow, SideTotals, State, TensorRow, Totals, compare_unit, totals};
 pub use text::render as text;

@@ -5,6 +5,7 @@ use super::logprobs::Distance;
 use super::report::{Report, RolloutCorr};
 use super::subset::Subset;
 use super::tensors::{SideRow, SideTotals, State, TensorRow, Totals};
+use crate::base::fold::fold;
 
 /// A table: the first column is words, the others are numbers.
 pub(super) struct Table {
@@ -15,9 +16,9 @@ pub(super) struct Table {
     pub(super) notes: Vec<String>,
 }
 
-/// All tables; of the tensors only the `limit` worst.
-pub(super) fn tables(report: &Report, limit: usize) -> Vec<Table> {
-    let mut out = vec![classes(report), tensors(report, limit)];
+/// All tables; of the tensors every one, or the `most` worst lines after tensors that are alike were folded.
+pub(super) fn tables(report: &Report, most: Option<usize>) -> Vec<Table> {
+    let mut out = vec![classes(report), tensors(report, most)];
     if let Some(ablation) = &report.ablation {
         out.extend(effects(ablation));
     }
@@ -87,7 +88,7 @@ fn classes(report: &Report) -> Table {
     }
 }
 
-fn tensors(report: &Report, limit: usize) -> Table {
+fn tensors(report: &Report, most: Option<usize>) -> Table {
     let row = |r: &TensorRow| {
         let (a, b) = (r.a.as_ref(), r.b.as_ref());
         let side = |f: &dyn Fn(&SideRow) -> String, s: Option<&SideRow>| s.map_or("-".to_string(), f);
@@ -117,28 +118,44 @@ fn tensors(report: &Report, limit: usize) -> Table {
             side(&|s| format!("{}+{}", s.saturated, s.flushed), b),
         ]
     };
-    let rows: Vec<Vec<String>> = report.tensors.iter().take(limit).map(row).collect();
-    let more = report.tensors.len() - rows.len();
-    let notes = if more > 0 { vec![format!("and {more} more (--all)")] } else { Vec::new() };
-    Table {
-        title: "Tensors, the worst first".to_string(),
-        head: vec![
-            "tensor",
-            "shape",
-            "quantized by",
-            "scales differ",
-            "max ulp",
-            "weight bytes differ",
-            "max steps",
-            "max |A-B|",
-            "SNR A",
-            "SNR B",
-            "sat+flush A",
-            "sat+flush B",
-        ],
-        rows,
-        notes,
+    let mut head = vec![
+        "tensor",
+        "shape",
+        "quantized by",
+        "scales differ",
+        "max ulp",
+        "weight bytes differ",
+        "max steps",
+        "max |A-B|",
+        "SNR A",
+        "SNR B",
+        "sat+flush A",
+        "sat+flush B",
+    ];
+    let mut rows: Vec<Vec<String>> = report.tensors.iter().map(row).collect();
+    let mut notes = Vec::new();
+    if let Some(most) = most {
+        let (folded, left) = fold_rows(rows, most);
+        rows = folded;
+        head.insert(1, "tensors");
+        if left > 0 {
+            notes.push(format!("and {left} more (--all)"));
+        }
     }
+    Table { title: "Tensors, the worst first".to_string(), head, rows, notes }
+}
+
+/// At most `most` rows, of which each stands for all that are equal but for the numbers in their names, and says for how
+/// many in a second column; and the number of rows that are in none of them.
+fn fold_rows(rows: Vec<Vec<String>>, most: usize) -> (Vec<Vec<String>>, usize) {
+    let named = rows.iter().filter_map(|row| row.split_first());
+    let folds = fold(named.map(|(name, cells)| (name.as_str(), cells)));
+    let shown = folds.iter().take(most).filter_map(|f| {
+        let (_, cells) = rows.get(*f.rows.first()?)?.split_first()?;
+        Some([f.name.clone(), f.rows.len().to_string()].into_iter().chain(cells.iter().cloned()).collect())
+    });
+    let left = folds.iter().skip(most).map(|f| f.rows.len()).sum();
+    (shown.collect(), left)
 }
 
 fn effects(ablation: &Ablation) -> Vec<Table> {

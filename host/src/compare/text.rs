@@ -5,15 +5,15 @@ use std::fmt::Write;
 use super::report::Report;
 use super::tables::{Table, tables};
 
-/// The whole report; of the tensors only the `limit` worst.
-pub fn render(report: &Report, limit: usize) -> String {
+/// The whole report; of the tensors every one, or the `most` worst lines after tensors that are alike were folded.
+pub fn render(report: &Report, most: Option<usize>) -> String {
     let mut out = String::new();
     let architecture = report.architecture.as_ref().map(|a| format!(" ({a})")).unwrap_or_default();
     // Writing to a String cannot fail.
     let _ = writeln!(out, "model {}{architecture}", report.model);
     let _ = writeln!(out, "  A  {}", report.a.line());
     let _ = writeln!(out, "  B  {}", report.b.line());
-    for table in tables(report, limit) {
+    for table in tables(report, most) {
         let _ = writeln!(out, "\n{}", table.title);
         render_table(&mut out, &table);
         for note in &table.notes {

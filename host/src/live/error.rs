@@ -2,6 +2,7 @@
 
 use patchhost_runtime::error::{Refusal, RuntimeError};
 
+use crate::base::{Code, Exit};
 use crate::compare::CompareError;
 use crate::patch::{StageError, SwapError};
 
@@ -23,6 +24,18 @@ pub enum LiveError {
     /// Something else is under way.
     #[error("refused: {0}")]
     Busy(Refusal),
+}
+
+impl Exit for LiveError {
+    fn exit(&self) -> Code {
+        match self {
+            Self::Runtime(e) => e.exit(),
+            Self::Stage(e) => e.exit(),
+            Self::Swap(e) => e.exit(),
+            Self::Probe(_) => Code::Patch,
+            Self::Busy(_) => Code::Refused,
+        }
+    }
 }
 
 impl From<CompareError> for LiveError {

@@ -12,7 +12,7 @@ use notify_debouncer_mini::{DebounceEventResult, Debouncer, new_debouncer};
 use serde_json::json;
 
 use super::{LiveError, LiveModel};
-use crate::base::Digest;
+use crate::base::{Code, Digest, Exit};
 use crate::patch::{Actor, Candidate, Requested, StageError, SwapRequest, When};
 
 /// Events within this time are one.
@@ -51,6 +51,12 @@ pub struct Seen {
 pub struct WatchError {
     path: String,
     why: String,
+}
+
+impl Exit for WatchError {
+    fn exit(&self) -> Code {
+        Code::Usage
+    }
 }
 
 struct Inner {

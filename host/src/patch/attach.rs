@@ -3,7 +3,7 @@
 //! tree; here it is a check.)
 
 use super::{Applicability, Patch, PatchSet, SetError};
-use crate::base::Digest;
+use crate::base::{Code, Digest, Exit};
 use patchhost_runtime::engine::Engine;
 use serde::Serialize;
 use std::fmt;
@@ -85,6 +85,12 @@ pub enum AttachError {
     /// Another patch has one of its hooks.
     #[error(transparent)]
     Conflict(#[from] SetError),
+}
+
+impl Exit for AttachError {
+    fn exit(&self) -> Code {
+        Code::Refused
+    }
 }
 
 /// The patches of one engine: those in the set, and those that do not apply.

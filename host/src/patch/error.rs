@@ -1,7 +1,7 @@
 //! Why a patch was refused, at which stage, and what to do next.
 
 use crate::audit::{Report, Severity};
-use crate::base::Digest;
+use crate::base::{Code, Digest, Exit};
 use patchhost_runtime::hooks::HookCause;
 use serde::Serialize;
 use std::fmt;
@@ -213,6 +213,25 @@ impl StageError {
             Self::Start { .. } => "fix the patch; the live set is unchanged".into(),
             Self::Grants { .. } => "make the folder, or grant another one with `patchhost grant`".into(),
             Self::Settings { .. } => "give fewer or shorter `--set key=value`".into(),
+        }
+    }
+}
+
+impl Exit for StageError {
+    fn exit(&self) -> Code {
+        match self {
+            Self::NotFound { .. } | Self::Unreadable { .. } | Self::Grants { .. } | Self::Settings { .. } => {
+                Code::Usage
+            }
+            // The patch answered `configure` with an error: the user's settings, not the patch, are wrong.
+            Self::Start { cause: HookCause::Refused, .. } => Code::Usage,
+            Self::Start { .. } => Code::Patch,
+            Self::TooLarge { .. }
+            | Self::DigestMismatch { .. }
+            | Self::NotLocked { .. }
+            | Self::Trust { .. }
+            | Self::Audit { .. }
+            | Self::Compile { .. } => Code::Refused,
         }
     }
 }

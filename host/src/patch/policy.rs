@@ -2,7 +2,7 @@
 //! (TOML). Nothing is guessed: what the file does not say has the default written here, and unknown keys are errors.
 
 use super::Limits;
-use crate::base::{Digest, Hook};
+use crate::base::{Code, Digest, Exit, Hook};
 use crate::base::{explain, nearest};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -134,6 +134,12 @@ pub struct PolicyError {
     path: String,
     why: String,
     next: String,
+}
+
+impl Exit for PolicyError {
+    fn exit(&self) -> Code {
+        Code::Usage
+    }
 }
 
 impl Policy {

@@ -1,7 +1,7 @@
 //! The patches of one run, in order. At most one claims each hook.
 
 use super::Patch;
-use crate::base::{Digest, Hook};
+use crate::base::{Code, Digest, Exit, Hook};
 use patchhost_runtime::activation::ActivationMode;
 use std::sync::Arc;
 
@@ -36,6 +36,12 @@ pub enum SetError {
         /// The patch that was to be added.
         second: String,
     },
+}
+
+impl Exit for SetError {
+    fn exit(&self) -> Code {
+        Code::Refused
+    }
 }
 
 impl PatchSet {

@@ -1,7 +1,7 @@
 //! Why something was not recorded, or cannot be replayed.
 
-use crate::base::Hook;
 use crate::base::text;
+use crate::base::{Code, Exit, Hook};
 use crate::patch::StageError;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -94,6 +94,20 @@ pub enum RecordingError {
 impl RecordingError {
     pub(super) fn not(path: &Path, why: impl Into<String>) -> Self {
         RecordingError::NotARecording { path: path.to_owned(), why: text::clean(&why.into(), 200) }
+    }
+}
+
+impl Exit for RecordingError {
+    fn exit(&self) -> Code {
+        match self {
+            Self::NoPatch { .. } | Self::NoHook { .. } => Code::Refused,
+            Self::Stage(e) => e.exit(),
+            Self::Create { .. }
+            | Self::Limit { .. }
+            | Self::Unreadable { .. }
+            | Self::NotARecording { .. }
+            | Self::Damaged { .. } => Code::Usage,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use patchhost_runtime::error::{Refusal, RuntimeError};
 
+use crate::base::{Code, Exit};
 use crate::checkpoint::write::WriteError;
 use crate::live::LiveError;
 
@@ -28,6 +29,18 @@ pub enum TrainError {
 impl From<candle_core::Error> for TrainError {
     fn from(e: candle_core::Error) -> Self {
         Self::Runtime(RuntimeError::Internal(format!("the tensor library refused an operation: {e}")))
+    }
+}
+
+impl Exit for TrainError {
+    fn exit(&self) -> Code {
+        match self {
+            Self::Usage(_) => Code::Usage,
+            Self::Refused(_) => Code::Refused,
+            Self::Runtime(e) => e.exit(),
+            Self::Live(e) => e.exit(),
+            Self::Write(e) => e.exit(),
+        }
     }
 }
 

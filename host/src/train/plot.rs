@@ -4,7 +4,8 @@
 use std::fmt::Write;
 
 use super::metrics::Point;
-use crate::compare::{escape, number};
+use crate::compare::chart::{Anchor, Scale, Svg, escape};
+use crate::compare::number;
 
 const WIDTH: f64 = 860.0;
 const PANEL: f64 = 210.0;
@@ -29,16 +30,13 @@ pub fn svg(title: &str, points: &[Point]) -> String {
         ("mismatch of rollout engine and trainer: rollout_corr/k3_kl, nats per token", |p| p.k3_kl),
     ];
     let height = TOP + panels.len() as f64 * PANEL;
-    let mut out = format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:.0} {height:.0}" role="img" aria-label="{0}"><title>{0}</title><style>{STYLE}</style><text x="{LEFT:.0}" y="20" font-weight="600">{0}</text>"#,
-        escape(title)
-    );
+    let mut svg = Svg::file(title, STYLE, WIDTH, height);
+    svg.heading((LEFT, 20.0), title);
     for (i, (label, of)) in panels.iter().enumerate() {
         let values: Vec<(u64, f64)> = points.iter().map(|p| (p.step, of(p))).filter(|(_, v)| v.is_finite()).collect();
-        panel(&mut out, i, label, &values, points);
+        panel(&mut svg, i, label, &values, points);
     }
-    out.push_str("</svg>\n");
-    out
+    svg.finish() + "\n"
 }
 
 /// The chart as an HTML page, with the swaps in words.
@@ -65,62 +63,36 @@ pub fn html(title: &str, points: &[Point]) -> String {
     out
 }
 
-fn panel(out: &mut String, index: usize, label: &str, values: &[(u64, f64)], points: &[Point]) {
+fn panel(svg: &mut Svg, index: usize, label: &str, values: &[(u64, f64)], points: &[Point]) {
     let top = TOP + index as f64 * PANEL + 26.0;
-    let (plot_width, plot_height) = (WIDTH - LEFT - RIGHT, PANEL - 26.0 - BOTTOM);
-    let bottom = top + plot_height;
-    let _ = write!(out, r#"<text x="{LEFT:.0}" y="{:.1}">{}</text>"#, top - 8.0, escape(label));
+    let (right, bottom) = (WIDTH - RIGHT, top + PANEL - 26.0 - BOTTOM);
+    svg.text((LEFT, top - 8.0), Anchor::Start, "", label);
     let least = values.iter().map(|v| v.1).fold(f64::INFINITY, f64::min);
     let most = values.iter().map(|v| v.1).fold(f64::NEG_INFINITY, f64::max);
     let (Some(first), Some(last)) = (points.first().map(|p| p.step), points.last().map(|p| p.step)) else { return };
     if values.is_empty() {
         return;
     }
-    let x = |step: u64| match last - first {
-        0 => LEFT + plot_width / 2.0,
-        n => LEFT + (step - first) as f64 / n as f64 * plot_width,
-    };
-    let span = most - least;
-    let y = |v: f64| if span > 0.0 { bottom - (v - least) / span * plot_height } else { bottom - plot_height / 2.0 };
-    for v in if span > 0.0 { vec![least, (least + most) / 2.0, most] } else { vec![least] } {
-        let _ = write!(
-            out,
-            r#"<line x1="{LEFT:.0}" x2="{:.0}" y1="{2:.1}" y2="{2:.1}"/><text class="v" x="{3:.1}" y="{4:.1}" text-anchor="end">{1}</text>"#,
-            LEFT + plot_width,
-            number(v),
-            y(v),
-            LEFT - 8.0,
-            y(v) + 4.0,
-        );
+    let steps = Scale { values: (first as f64, last as f64), places: (LEFT, right) };
+    let x = |step: u64| steps.at(step as f64);
+    let y = Scale { values: (least, most), places: (bottom, top) };
+    for v in y.ticks() {
+        svg.line((LEFT, y.at(v)), (right, y.at(v)), "", None);
+        svg.text((LEFT - 8.0, y.at(v) + 4.0), Anchor::End, "v", &number(v));
     }
     for point in points {
         let Some(swap) = &point.swap else { continue };
-        let _ = write!(
-            out,
-            r#"<line class="swap" x1="{0:.1}" x2="{0:.1}" y1="{top:.1}" y2="{bottom:.1}"><title>swap at step {1}: {2} to {3}</title></line>"#,
-            x(point.step),
-            point.step,
-            escape(&swap.from),
-            escape(&swap.to),
-        );
+        let tip = format!("swap at step {}: {} to {}", point.step, swap.from, swap.to);
+        svg.line((x(point.step), top), (x(point.step), bottom), "swap", Some(&tip));
     }
-    let mut line = String::new();
-    for (step, v) in values {
-        let _ = write!(line, "{:.1},{:.1} ", x(*step), y(*v));
-    }
-    let _ = write!(out, r#"<polyline class="s{index}" points="{}"/>"#, line.trim_end());
-    for (step, v) in values {
-        let _ = write!(
-            out,
-            r#"<circle class="s{index}" cx="{:.1}" cy="{:.1}" r="2.5"><title>step {step}: {}</title></circle>"#,
-            x(*step),
-            y(*v),
-            number(*v)
-        );
+    let class = format!("s{index}");
+    let line: Vec<(f64, f64)> = values.iter().map(|(step, v)| (x(*step), y.at(*v))).collect();
+    svg.polyline(&line, &class);
+    for ((step, v), place) in values.iter().zip(line) {
+        svg.circle(place, 2.5, &class, Some(&format!("step {step}: {}", number(*v))));
     }
     for step in if first == last { vec![first] } else { vec![first, last] } {
-        let (at, y) = (x(step), bottom + 18.0);
-        let _ = write!(out, r#"<text class="v" x="{at:.1}" y="{y:.1}" text-anchor="middle">step {step}</text>"#);
+        svg.text((x(step), bottom + 18.0), Anchor::Middle, "v", &format!("step {step}"));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Why something about trust was refused.
 
 use crate::base::file::{FileError, FileErrorKind};
+use crate::base::{Code, Exit};
 
 /// Whose turn it is after a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +40,16 @@ impl TrustError {
     /// An error of the operating system: the user's to mend where a path or a permission is wrong.
     pub(crate) fn io(what: impl Into<String>, error: &std::io::Error, next: impl Into<String>) -> Self {
         FileError::io(what, error, next).into()
+    }
+}
+
+impl Exit for TrustError {
+    fn exit(&self) -> Code {
+        match self.kind {
+            TrustErrorKind::Usage => Code::Usage,
+            TrustErrorKind::Refused => Code::Refused,
+            TrustErrorKind::Host => Code::Host,
+        }
     }
 }
 

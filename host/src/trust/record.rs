@@ -5,7 +5,7 @@ use super::lock::{AuditRecord, Change, Entry, LockFile, Review, Setting, changes
 use super::{Gate, Judgement, LOCK_FILE, TrustError, limits};
 use crate::audit::trust_rules::{DOWNGRADE, found};
 use crate::audit::{AuditOptions, Severity};
-use crate::base::{Day, Digest, Dir, Grants, VERSION, Wasi, text::clean};
+use crate::base::{Code, Day, Digest, Dir, Exit, Grants, VERSION, Wasi, text::clean};
 use crate::patch::{Audited, Candidate, Limits, Patch, Reviewing, Sandbox, StageError, Terms};
 use semver::Version;
 use std::path::{Path, PathBuf};
@@ -74,6 +74,15 @@ pub enum RecordError {
     /// The lock, or an argument.
     #[error(transparent)]
     Trust(#[from] TrustError),
+}
+
+impl Exit for RecordError {
+    fn exit(&self) -> Code {
+        match self {
+            Self::Stage(e) => e.exit(),
+            Self::Trust(e) => e.exit(),
+        }
+    }
 }
 
 impl GrantChange {

@@ -21,6 +21,7 @@ pub use target::Target;
 pub use tensors::{Output, outputs};
 pub use write::{ClassReport, Job, Report, WrittenFile, write};
 
+use crate::base::{Code, Exit};
 use crate::checkpoint::write::WriteError;
 use patchhost_runtime::error::{Refusal, RuntimeError};
 
@@ -39,6 +40,17 @@ pub enum ExportError {
     /// The disk.
     #[error(transparent)]
     Write(#[from] WriteError),
+}
+
+impl Exit for ExportError {
+    fn exit(&self) -> Code {
+        match self {
+            Self::Usage(_) => Code::Usage,
+            Self::Refused(_) => Code::Refused,
+            Self::Runtime(e) => e.exit(),
+            Self::Write(e) => e.exit(),
+        }
+    }
 }
 
 /// Shorthand of these modules.

@@ -2,6 +2,7 @@
 
 use patchhost_runtime::error::{Refusal, RuntimeError};
 
+use crate::base::{Code, Exit};
 use crate::checkpoint::write::WriteError;
 
 /// Why a version was not read, not applied or not written. Nothing was changed.
@@ -31,6 +32,17 @@ pub enum VersionError {
     /// The disk.
     #[error(transparent)]
     Write(#[from] WriteError),
+}
+
+impl Exit for VersionError {
+    fn exit(&self) -> Code {
+        match self {
+            Self::Base(_) | Self::Corrupt(_) => Code::Refused,
+            Self::Source(_) | Self::Incomplete(_) | Self::Format(_) | Self::Unwritable(_) => Code::Usage,
+            Self::Runtime(e) => e.exit(),
+            Self::Write(e) => e.exit(),
+        }
+    }
 }
 
 /// Shorthand of these modules.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::super::failure::UsageError;
+use super::super::failure::{Result, UsageError};
 use super::super::logits::read_ids;
 use super::super::session::Model;
 use super::Args;
@@ -19,7 +19,7 @@ But when the blast of war blows in our ears,
 Then imitate the action of the tiger.
 ";
 
-/// For other models.
+/// What models of a folder are run on where the user names nothing.
 const ENGLISH_TEXT: &str = "\
 The river rises in the hills to the north and runs for about two hundred miles before it reaches the sea. In spring, when \
 the snow melts, it carries four times as much water as in late summer, and the towns along its lower course have built \
@@ -27,7 +27,7 @@ walls of earth to keep it in its bed. To find how long a boat takes from the fir
 by the speed of the current plus the speed of the boat: at 3 miles an hour and 5 miles an hour, 160 miles take 20 hours.";
 
 /// The sequences: of --ids, --prompts, the trainer's file, or a text of the host's. Every one fits the model.
-pub fn sequences(args: &Args, model: &Model, trainer: Option<&Trainer>) -> anyhow::Result<Vec<Vec<u32>>> {
+pub fn sequences(args: &Args, model: &Model, trainer: Option<&Trainer>) -> Result<Vec<Vec<u32>>> {
     let found = if let Some(path) = &args.ids {
         let (batch, ids) = read_ids(path)?;
         ids.chunks_exact(ids.len() / batch.unwrap_or(1)).map(<[u32]>::to_vec).collect()
@@ -49,7 +49,7 @@ pub fn sequences(args: &Args, model: &Model, trainer: Option<&Trainer>) -> anyho
     Ok(found)
 }
 
-fn encode(model: &Model, texts: &[String]) -> anyhow::Result<Vec<Vec<u32>>> {
+fn encode(model: &Model, texts: &[String]) -> Result<Vec<Vec<u32>>> {
     if let Some(folder) = model.folder().filter(|folder| !folder.join("tokenizer.json").is_file()) {
         return Err(UsageError::new(
             format!("compare with the model `{}`", folder.display()),

@@ -7,8 +7,8 @@ use patchhost_runtime::hooks::Decision;
 use patchhost_runtime::refit::RefitHooks;
 
 use super::super::args::PatchArgs;
-use super::super::failure::UsageError;
-use super::super::session::{LedgerRow, Patches};
+use super::super::failure::{HostError, Result, UsageError};
+use super::super::session::{LedgerRow, Load, Patches};
 use super::{Against, Args};
 use crate::compare::{CompareError, SideInfo, Unit};
 use crate::native::Formulas;
@@ -17,15 +17,14 @@ use crate::patch::bundled::bundled;
 /// What takes B's place.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Other {
-    /// Another component.
     Component(String),
-    /// The host's own formulas.
+    /// The host computes A's profile with its own formulas.
     Native,
-    /// Nothing quantized.
+    /// Nothing is quantized.
     Bf16,
 }
 
-/// The positional arguments, sorted out.
+/// Which of the positional arguments are components and which is the model.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Named {
     a: String,
@@ -85,7 +84,7 @@ impl Named {
     }
 }
 
-/// One side.
+/// One of the two quantizations.
 pub struct Side {
     pub info: SideInfo,
     /// Its loader, its quantizer and the treatment of activations. No layout and no observer: nothing is published.
@@ -95,13 +94,7 @@ pub struct Side {
 
 impl Side {
     /// Loads component `side` with its settings.
-    pub(super) fn load(
-        args: &Args,
-        named: &Named,
-        side: usize,
-        architecture: &str,
-        plain: bool,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn load(args: &Args, named: &Named, side: usize, architecture: &str, plain: bool) -> Result<Self> {
         if args.sha256.len() > named.components() {
             return Err(UsageError::new(
                 format!("{} --sha256 for {} component(s)", args.sha256.len(), named.components()),
@@ -120,8 +113,8 @@ impl Side {
             no_default_patches: args.no_default_patches || plain,
             trust: args.trust.clone(),
         };
-        let patches = Patches::load(&patch_args, architecture)?;
-        let patch = patches
+        let patches = Patches::load(Load::new(&patch_args, architecture))?;
+        let (patch, quant) = patches
             .require_quant(if side == 0 { "compare (side A)" } else { "compare (side B)" })
             .map_err(|e| e.with_next("compare patches that quantize, for example fp8_block.wasm"))?;
         let info = SideInfo {
@@ -134,7 +127,7 @@ impl Side {
         };
         let hooks = RefitHooks {
             loader: patches.set().loader_map(),
-            quant: patches.set().block_quant(),
+            quant: Some(quant),
             activation: args.fp8_activation.into(),
             ..RefitHooks::default()
         };
@@ -142,8 +135,9 @@ impl Side {
     }
 
     /// The same decisions, with scales that the host computes itself.
-    pub fn native(&self, units: &[Unit], decisions: &[Decision]) -> anyhow::Result<Self> {
-        let Some(patch) = self.hooks.quant.clone() else { anyhow::bail!("side A does not quantize") };
+    pub fn native(&self, units: &[Unit], decisions: &[Decision]) -> Result<Self> {
+        let quant = self.hooks.quant.clone();
+        let patch = quant.ok_or_else(|| HostError::bug("compare --against native", "side A does not quantize"))?;
         let schemes = units.iter().zip(decisions).filter_map(|(unit, decision)| match decision {
             Decision::Quantize(scheme) => Some((unit.info.name.as_str(), scheme)),
             Decision::Keep(_) => None,
@@ -159,7 +153,7 @@ impl Side {
         Ok(Self { info, hooks, patches: None })
     }
 
-    /// Nothing quantized.
+    /// A side that quantizes nothing.
     pub fn unquantized(&self) -> Self {
         let info = SideInfo { kind: "bf16", name: "the unquantized weights".to_string(), ..self.nobody() };
         Self { info, hooks: RefitHooks { quant: None, ..self.hooks.clone() }, patches: None }
@@ -169,12 +163,10 @@ impl Side {
         SideInfo { kind: "", name: String::new(), version: None, sha256: None, generation: None, settings: Vec::new() }
     }
 
-    /// What its patches did.
     pub fn ledger(&self) -> Vec<LedgerRow> {
         self.patches.as_ref().map(Patches::ledger).unwrap_or_default()
     }
 
-    /// The same for people.
     pub fn print_ledger(&self, label: &str) {
         if let Some(patches) = &self.patches {
             out!("\n{label} ");

@@ -1,9 +1,11 @@
 //! `patchhost lock --check`: every entry against its file.
 
 use super::super::args::Format;
+use super::super::failure::{Failure, Result};
 use super::super::output::json;
 use super::super::trust_args::TrustFiles;
 use super::read;
+use crate::base::Code;
 use crate::base::text::clean;
 use crate::patch::resolve;
 use crate::trust::{Gate, TrustError};
@@ -20,7 +22,7 @@ struct Row {
     next: String,
 }
 
-pub(super) fn run(files: &TrustFiles, format: Format) -> anyhow::Result<()> {
+pub(super) fn run(files: &TrustFiles, format: Format) -> Result {
     let (path, lock) = read(files)?;
     let gate = files.for_writing()?;
     let base = gate.lock_path().parent().map(Path::to_path_buf).unwrap_or_default();
@@ -48,13 +50,13 @@ pub(super) fn run(files: &TrustFiles, format: Format) -> anyhow::Result<()> {
     let why = format!("{bad} of {} entries are not what their files are", rows.len());
     // In JSON the object above says everything, and standard output holds one object only.
     if format == Format::Json {
-        return Err(super::super::failure::Said(super::super::failure::EXIT_REFUSED).into());
+        return Err(Failure::said(Code::Refused));
     }
     Err(TrustError::refused(format!("lock file `{path}`"), why, "see above; each has the command that would accept it")
         .into())
 }
 
-fn row(gate: &Gate, base: &Path, entry: &crate::trust::Entry) -> anyhow::Result<Row> {
+fn row(gate: &Gate, base: &Path, entry: &crate::trust::Entry) -> Result<Row> {
     let below = base.join(&entry.file);
     let given = if below.is_file() { below.display().to_string() } else { entry.file.clone() };
     let (name, file) = (clean(&entry.name, 120), clean(&entry.file, 200));

@@ -8,9 +8,8 @@ use super::Args;
 use crate::audit::inspect;
 use crate::base::text::clean;
 use crate::base::{Digest, Grants, Hook};
-use crate::cmd::failure::UsageError;
-use crate::cmd::session::sandbox;
-use crate::isolate::Isolation;
+use crate::cmd::failure::{Result, UsageError};
+use crate::cmd::session::{isolation, sandbox};
 use crate::patch::{Patch, Site, Terms, bundled, resolve};
 use crate::record::{PatchEntry, Recording, RecordingError};
 use crate::trust::Gate;
@@ -51,10 +50,10 @@ struct Setting {
 }
 
 impl Cast {
-    pub(super) fn of(args: &Args, recording: &Recording) -> anyhow::Result<Self> {
+    pub(super) fn of(args: &Args, recording: &Recording) -> Result<Self> {
         // Before anything is started: a broken policy or lock must not be found out half way.
         let (_, gate) = args.trust.gate()?;
-        let isolation = args.isolate.then(|| Isolation::this_program(1)).transpose()?;
+        let isolation = args.isolate.then(|| isolation(1)).transpose()?;
         let site = Site::from(sandbox(1)?).with_isolation(isolation);
         let mut names: Vec<&str> = called(recording).map(|entry| entry.name.as_str()).collect();
         names.sort_unstable();
@@ -72,7 +71,7 @@ impl Cast {
     }
 
     /// What answers for a recorded patch; none: the user named others, and this one is not at hand.
-    pub(super) fn patch(&mut self, entry: &PatchEntry) -> anyhow::Result<Option<Arc<Patch>>> {
+    pub(super) fn patch(&mut self, entry: &PatchEntry) -> Result<Option<Arc<Patch>>> {
         let given = self.stands.get(&entry.number).and_then(|at| self.given.get(*at)).cloned();
         let named = given.is_some();
         let candidate = match &given {
@@ -164,7 +163,7 @@ impl Cast {
 
 /// Which component stands for which recorded patch: the same bytes, else the same name, else the only one that has the
 /// hooks that were called. A component that stands for none is a mistake.
-fn stands(components: &[String], recording: &Recording) -> anyhow::Result<BTreeMap<u32, usize>> {
+fn stands(components: &[String], recording: &Recording) -> Result<BTreeMap<u32, usize>> {
     let mut stands = BTreeMap::new();
     for (at, name) in components.iter().enumerate() {
         let candidate = resolve(name)?;

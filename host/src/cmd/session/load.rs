@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::super::args::PatchArgs;
+use super::super::failure::Result;
 use super::super::startup::Startup;
 use super::settings::Settings;
 use super::{DEFAULT_PATCHES, parse_digest, stem};
@@ -44,8 +45,8 @@ impl Loader<'_> {
         &self,
         args: &PatchArgs,
         more: &[&str],
-        site: impl FnOnce() -> anyhow::Result<Site> + Send,
-    ) -> anyhow::Result<(Vec<Arc<Patch>>, Site)> {
+        site: impl FnOnce() -> Result<Site> + Send,
+    ) -> Result<(Vec<Arc<Patch>>, Site)> {
         let wanted = self.wanted(args, more)?;
         let site = || self.startup.within("sandbox", None, site);
         let audit = || -> Vec<_> { wanted.par_iter().with_max_len(1).map(|wanted| self.pass(wanted)).collect() };
@@ -67,16 +68,16 @@ impl Loader<'_> {
         }
         let compile = |(wanted, passed)| self.compile(wanted, passed?, &site);
         let compiled: Vec<_> = kept.into_par_iter().with_max_len(1).map(compile).collect();
-        let start = |compiled: anyhow::Result<Code<'_>>| self.start(compiled?);
+        let start = |compiled: Result<Code<'_>>| self.start(compiled?);
         // A recording numbers the patches as they start.
-        let patches: Vec<anyhow::Result<_>> = match site.witness() {
+        let patches: Vec<Result<_>> = match site.witness() {
             Some(_) => compiled.into_iter().map(start).collect(),
             None => compiled.into_par_iter().with_max_len(1).map(start).collect(),
         };
-        Ok((patches.into_iter().collect::<anyhow::Result<_>>()?, site))
+        Ok((patches.into_iter().collect::<Result<_>>()?, site))
     }
 
-    fn wanted<'n>(&self, args: &'n PatchArgs, more: &[&'n str]) -> anyhow::Result<Vec<Wanted<'n>>> {
+    fn wanted<'n>(&self, args: &'n PatchArgs, more: &[&'n str]) -> Result<Vec<Wanted<'n>>> {
         let mut wanted = Vec::new();
         for (i, name) in args.components.iter().enumerate() {
             let expected = args.sha256.get(i).map(|hex| parse_digest(hex)).transpose()?;
@@ -97,7 +98,7 @@ impl Loader<'_> {
     }
 
     /// Verifies and audits a component; gives a note too, if there is something that the user may want to know.
-    fn pass(&self, wanted: &Wanted<'_>) -> anyhow::Result<(Audited, Option<String>)> {
+    fn pass(&self, wanted: &Wanted<'_>) -> Result<(Audited, Option<String>)> {
         let what = stem(wanted.name);
         let candidate: Candidate = self.startup.within("read", Some(&what), || resolve(wanted.name))?;
         let terms = Terms { sha256: wanted.expected, ..Terms::settings(wanted.settings.iter().cloned()) };
@@ -106,13 +107,13 @@ impl Loader<'_> {
         Ok((self.startup.within("audit", Some(&what), || admitted.audit())?, note))
     }
 
-    fn compile<'w>(&self, wanted: &'w Wanted<'w>, audited: Audited, site: &Site) -> anyhow::Result<Code<'w>> {
+    fn compile<'w>(&self, wanted: &'w Wanted<'w>, audited: Audited, site: &Site) -> Result<Code<'w>> {
         let what = stem(wanted.name);
         let compiled = self.startup.within("machine code", Some(&what), || audited.compile(site))?;
         Ok(Code { wanted, compiled })
     }
 
-    fn start(&self, code: Code<'_>) -> anyhow::Result<Arc<Patch>> {
+    fn start(&self, code: Code<'_>) -> Result<Arc<Patch>> {
         let Code { wanted, compiled } = code;
         let what = stem(wanted.name);
         let patch = self.startup.within("start", Some(&what), || compiled.ready())?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::super::failure::Result;
 use super::Args;
 use crate::cmd::args::Format;
 use crate::cmd::live::Started;
@@ -91,7 +92,7 @@ fn short(digest: &str) -> &str {
     hex.get(..12).unwrap_or(hex)
 }
 
-/// What the summary says besides.
+/// What the summary says besides what trainer and history know.
 pub(super) struct Rest {
     pub(super) resumed_at: Option<u64>,
     pub(super) checkpoint: Option<PathBuf>,
@@ -105,7 +106,7 @@ pub(super) fn summary(
     used: &[Arc<Patch>],
     format: Format,
     rest: Rest,
-) -> anyhow::Result<()> {
+) -> Result {
     let mean = |points: &[Point], of: fn(&Point) -> f64| points.iter().map(of).sum::<f64>() / points.len() as f64;
     let quarter = history.len().div_ceil(4);
     let (first, last) = (&history[..quarter], &history[history.len() - quarter..]);

@@ -1,5 +1,7 @@
 //! Why a change was not made.
 
+use crate::base::{Code, Exit};
+
 /// Kinds of refusals, for exit codes and HTTP status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SwapErrorKind {
@@ -37,5 +39,15 @@ impl SwapError {
         next: impl Into<String>,
     ) -> Self {
         Self { kind, what: what.into(), why: why.into(), next: next.into() }
+    }
+}
+
+impl Exit for SwapError {
+    fn exit(&self) -> Code {
+        match self.kind {
+            SwapErrorKind::Conflict | SwapErrorKind::Forbidden => Code::Refused,
+            SwapErrorKind::NotFound | SwapErrorKind::Invalid => Code::Usage,
+            SwapErrorKind::Ledger => Code::Host,
+        }
     }
 }

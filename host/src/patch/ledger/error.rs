@@ -1,6 +1,7 @@
 //! Why a ledger was not opened, written or believed.
 
 use super::Broken;
+use crate::base::{Code, Exit};
 use std::path::PathBuf;
 
 /// What went wrong. The file is as it was.
@@ -119,5 +120,25 @@ impl LedgerError {
                 "report this: it is an error of patchhost"
             }
         }
+    }
+}
+
+impl Exit for LedgerError {
+    fn exit(&self) -> Code {
+        match self {
+            Self::Broken { .. } | Self::Head { .. } | Self::Busy { .. } => Code::Refused,
+            Self::NotALedger { .. } => Code::Usage,
+            Self::Io { source, .. } => Code::of_io(source),
+            Self::Changed { .. } | Self::Reserved { .. } | Self::TooLarge { .. } | Self::TooDeep { .. } => Code::Host,
+        }
+    }
+
+    fn details(&self) -> serde_json::Map<String, serde_json::Value> {
+        let mut fields = serde_json::Map::new();
+        if let Self::Broken { at, .. } = self {
+            fields.insert("first_bad_seq".to_owned(), at.seq.into());
+            fields.insert("broken".to_owned(), serde_json::json!(at));
+        }
+        fields
     }
 }
