@@ -3,7 +3,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use patchhost::patch::{Candidate, Limits, Patch, Policy, Sandbox, Verification};
+use patchhost::patch::{Candidate, Limits, Patch, Sandbox, Verification};
+use patchhost::trust::Policy;
 use patchhost_kernels::spec::Elem;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::checkpoint::Checkpoint;

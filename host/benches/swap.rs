@@ -6,7 +6,7 @@ use criterion::Criterion;
 use patchhost::checkpoint::bundled as model;
 use patchhost::live::{LiveModel, LiveOptions};
 use patchhost::patch::{
-    Actor, Attachments, Cache, Candidate, Digest, HookOptions, Ledger, Limits, Patch, Phase, Policy, Sandbox,
+    Actor, Attachments, Cache, Candidate, Digest, HookOptions, Ledger, Limits, Patch, Phase, Rules, Sandbox,
     SwapRequest, When, bundled,
 };
 use patchhost_runtime::activation::ActivationMode;
@@ -110,7 +110,7 @@ fn model_in(sandbox: &Sandbox) -> Arc<LiveModel> {
     let options = LiveOptions { hooks, ..LiveOptions::default() };
     let tokenizer = Some(model::tokenizer().expect("bundled"));
     let live =
-        LiveModel::new(engine, tokenizer, &start, sandbox.clone(), Policy::default(), Ledger::in_memory(), options);
+        LiveModel::new(engine, tokenizer, &start, sandbox.clone(), Rules::default(), Ledger::in_memory(), options);
     let live = Arc::new(live.expect("threads"));
     live.load(model::checkpoint().expect("bundled"), &me(), &|_, _, _| {}).unwrap_or_else(|error| panic!("{error}"));
     let to = stage(&live, 0);

@@ -11,10 +11,10 @@ use crate::checkpoint::versions::VersionError;
 use crate::checkpoint::write::WriteError;
 use crate::compare::CompareError;
 use crate::live::{LiveError, WatchError};
-use crate::patch::{AttachError, LedgerError, PolicyError, SetError, StageError, SwapError, SwapErrorKind};
+use crate::patch::{AttachError, LedgerError, SetError, StageError, SwapError, SwapErrorKind};
 use crate::record::RecordingError;
 use crate::train::TrainError;
-use crate::trust::{RecordError, TrustError, TrustErrorKind};
+use crate::trust::{PolicyError, RecordError, TrustError, TrustErrorKind};
 
 /// Refused: by the audit, a digest, a conflict, or because weights and patches do not cover the model.
 pub const EXIT_REFUSED: u8 = 1;

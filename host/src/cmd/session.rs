@@ -23,10 +23,8 @@ use super::startup::Startup;
 use crate::base::{Digest, Hook};
 use crate::checkpoint::bundled;
 use crate::isolate::Isolation;
-use crate::patch::{
-    Applicability, Attached, Attachments, Cache, HookOptions, Patch, PatchSet, Phase, Policy, Sandbox, Trial,
-};
-use crate::trust::Gate;
+use crate::patch::{Applicability, Attached, Attachments, Cache, HookOptions, Patch, PatchSet, Phase, Sandbox, Trial};
+use crate::trust::{Gate, Policy};
 use load::Loader;
 use settings::Settings;
 pub use settings::parse_setting;

@@ -18,7 +18,7 @@ use super::canary::{CanaryUnit, CanaryWeights, chosen};
 use super::priority::Pools;
 use super::shadow::ShadowReport;
 use crate::base::Digest;
-use crate::patch::{Attachments, Board, BoardStatus, HookOptions, Ledger, Policy, Sandbox};
+use crate::patch::{Attachments, Board, BoardStatus, HookOptions, Ledger, Rules, Sandbox};
 use crate::trust::Gate;
 
 /// How a live model is made.
@@ -112,7 +112,7 @@ impl LiveModel {
         tokenizer: Option<Tokenizer>,
         start: &Attachments,
         sandbox: Sandbox,
-        policy: Policy,
+        rules: Rules,
         ledger: Ledger,
         mut options: LiveOptions,
     ) -> Result<Self, rayon::ThreadPoolBuildError> {
@@ -120,7 +120,7 @@ impl LiveModel {
             options.hooks.vocabulary = tokenizer.as_ref().and_then(|t| u32::try_from(t.vocabulary()).ok());
         }
         let pace = engine.pace().clone();
-        let board = Arc::new(Board::new(start, &engine.info().architecture, policy, ledger));
+        let board = Arc::new(Board::new(start, &engine.info().architecture, rules, ledger));
         Ok(Self {
             engine: Arc::new(engine),
             tokenizer: tokenizer.map(Arc::new),

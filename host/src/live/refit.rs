@@ -294,7 +294,7 @@ impl<'a> Job<'a> {
                 let Some(why) = board.left_alone(patch.digest(), hook) else { continue };
                 let name = &patch.info().name;
                 let why = format!("patch `{name}` is not asked: {why}");
-                generation = self.instead(&generation, plan, hook, &why, board.policy().on_failure(hook))?;
+                generation = self.instead(&generation, plan, hook, &why, board.rules().on_failure(hook))?;
                 degraded = Some(why);
             }
         }

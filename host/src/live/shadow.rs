@@ -156,7 +156,7 @@ impl LiveModel {
             (0..self.engine.registry().params().len()).filter(|p| weights.differs(&live, *p)).count();
         report.report = Some(done);
 
-        let policy = &self.board.policy().shadow;
+        let policy = &self.board.rules().shadow;
         let readable = self.engine.readable(&source.checkpoint)?;
         let units = of_model(&self.engine.setup(), &readable, hooks.loader.as_deref())?;
         let decided = |quant: &Option<Arc<dyn patchhost_runtime::hooks::BlockQuant>>| -> Result<_, LiveError> {

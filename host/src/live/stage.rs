@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::{LiveError, LiveModel};
 use crate::base::Digest;
-use crate::patch::{Actor, Applicability, Candidate, Patch, SwapError, SwapErrorKind};
-use crate::trust::{Facts, Passed};
+use crate::patch::{Actor, Applicability, Candidate, Facts, Patch, SwapError, SwapErrorKind};
+use crate::trust::Passed;
 
 /// A candidate that passed every stage.
 #[derive(Debug, Clone, Serialize)]

@@ -4,6 +4,7 @@ mod attach;
 mod board;
 pub mod bundled;
 mod error;
+mod facts;
 mod generation;
 pub mod ledger;
 mod live;
@@ -23,11 +24,12 @@ pub use board::{
 };
 pub use bundled::resolve;
 pub use error::{Stage, StageError};
+pub use facts::Facts;
 pub use generation::{Generation, Member};
 pub use ledger::{Actor, Entry, Head, Ledger, LedgerError, LedgerOptions};
 pub use live::{Applicability, Patch};
 pub use lock::{GuestsLock, LockedGuest};
-pub use policy::{FailurePolicy, HookPolicy, OnFailure, POLICY_FILE, Policy, PolicyError, ShadowPolicy, SwapPolicy};
+pub use policy::{FailurePolicy, HookPolicy, OnFailure, Rules, ShadowPolicy, SwapPolicy};
 pub use set::{HookOptions, PatchSet, SetError};
 pub use stage::{Audited, Candidate, Compiled, Origin, Verification, Verified};
 

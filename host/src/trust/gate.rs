@@ -2,11 +2,10 @@
 //! carries the limits and grants that a reviewer bound to these bytes and settings.
 
 use super::judge::Judgement;
-use super::{LOCK_FILE, LockFile, REVOKED_FILE, Revocation, Revocations, Summary, TrustError, TrustPolicy};
+use super::{LOCK_FILE, LockFile, Policy, REVOKED_FILE, Revocation, Revocations, Summary, TrustError, TrustPolicy};
 use crate::audit::{AuditOptions, AuditPolicy, Severity};
 use crate::base::Digest;
-use crate::patch::{Audited, Candidate, Limits, Policy, StageError, Verification, Verified};
-use serde::Serialize;
+use crate::patch::{Audited, Candidate, Facts, Limits, StageError, Verification, Verified};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -61,20 +60,6 @@ pub struct Passed {
     pub limits: Limits,
     /// Who vouches for it.
     pub facts: Facts,
-}
-
-/// Who vouches for a component: what the ledger keeps.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Facts {
-    /// Digest of the lock file that admitted it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lock: Option<Digest>,
-    /// Name of its entry there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub entry: Option<String>,
-    /// Signers that count.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub signers: Vec<String>,
 }
 
 impl Default for Gate {

@@ -4,12 +4,12 @@ use super::command::{LockCommand, limit_words};
 use super::gate::State;
 use super::lock::{Entry, Setting};
 use super::verdict::{Judge, Verdict};
-use super::{Facts, Gate, Revocation, Revoked, Signature, Signatures, Summary, TrustError, limits};
+use super::{Gate, Revocation, Revoked, Signature, Signatures, Summary, TrustError, limits};
 use crate::audit::trust_rules::{BAD_SIGNATURE, DIGEST_MISMATCH, NO_REVIEW, NOT_IN_LOCK, REVOKED, found, found_as};
 use crate::audit::{Finding, Severity, inspect};
 use crate::base::text::clean;
 use crate::base::{Digest, Grants};
-use crate::patch::{Candidate, Limits, Origin};
+use crate::patch::{Candidate, Facts, Limits, Origin};
 use std::ffi::OsString;
 use std::path::PathBuf;
 

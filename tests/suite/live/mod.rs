@@ -13,8 +13,9 @@ use std::sync::Arc;
 
 use patchhost::live::{LiveModel, LiveOptions, Refitted};
 use patchhost::patch::{
-    Actor, Attached, Attachments, Candidate, Digest, Ledger, Limits, Phase, Policy, Sandbox, SwapRequest, When, resolve,
+    Actor, Attached, Attachments, Candidate, Digest, Ledger, Limits, Phase, Sandbox, SwapRequest, When, resolve,
 };
+use patchhost::trust::Policy;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::{Engine, EngineOptions};
 use patchhost_runtime::refit::Begin;
@@ -71,7 +72,7 @@ impl Rig {
             let attached = start.attach(patch, Phase::EngineUp, &engine.info().architecture).unwrap();
             assert_eq!(attached, Attached::Now);
         }
-        let live = LiveModel::new(engine, None, &start, sandbox, policy, Ledger::in_memory(), options).unwrap();
+        let live = LiveModel::new(engine, None, &start, sandbox, policy.rules(), Ledger::in_memory(), options).unwrap();
         let checkpoint = Checkpoint::open(&folder).unwrap();
         live.load(checkpoint.clone(), &me(), QUIET).unwrap();
         Self { live: Arc::new(live), checkpoint }

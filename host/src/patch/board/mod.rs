@@ -9,7 +9,7 @@ mod refit;
 mod requests;
 mod status;
 
-use super::{Actor, Applicability, Attachments, Digest, Generation, Ledger, Patch, Policy};
+use super::{Actor, Applicability, Attachments, Digest, Generation, Ledger, Patch, Rules};
 use failures::Failures;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -153,14 +153,14 @@ struct Inner {
 /// The board of one model.
 pub struct Board {
     architecture: String,
-    policy: Policy,
+    rules: Rules,
     ledger: Ledger,
     inner: Mutex<Inner>,
 }
 
 impl Board {
     /// With the patches that a run starts with.
-    pub fn new(start: &Attachments, architecture: &str, policy: Policy, ledger: Ledger) -> Self {
+    pub fn new(start: &Attachments, architecture: &str, rules: Rules, ledger: Ledger) -> Self {
         let not = |(patch, applicability): &(Arc<Patch>, Applicability)| match applicability {
             Applicability::Applies => None,
             Applicability::NotApplicable { reason } => Some((patch.clone(), reason.clone())),
@@ -180,7 +180,7 @@ impl Board {
             rollbacks: 0,
             refused: 0,
         };
-        Self { architecture: architecture.to_owned(), policy, ledger, inner: Mutex::new(inner) }
+        Self { architecture: architecture.to_owned(), rules, ledger, inner: Mutex::new(inner) }
     }
 
     /// The active generation: what a refit that starts now goes through.
@@ -188,9 +188,9 @@ impl Board {
         self.lock().active.clone()
     }
 
-    /// The policy.
-    pub fn policy(&self) -> &Policy {
-        &self.policy
+    /// What it follows when a patch fails, a candidate differs or sets pile up.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// The ledger.
@@ -246,7 +246,7 @@ impl Board {
         let active = self.active();
         let fields = json!({
             "architecture": self.architecture, "active": active.digest(), "patches": members(&active),
-            "policy": self.policy.digest(), "patchhost": env!("CARGO_PKG_VERSION"),
+            "policy": self.rules.file, "patchhost": env!("CARGO_PKG_VERSION"),
         });
         self.note("host.started", actor, fields);
     }

@@ -81,7 +81,7 @@ impl Board {
         } else {
             inner.retained.push_front(old)
         }
-        while inner.retained.len() > self.policy.swap.retain {
+        while inner.retained.len() > self.rules.swap.retain {
             let Some(gone) = inner.retained.pop_back() else { break };
             let draining = Draining {
                 number: gone.number(),
@@ -134,7 +134,7 @@ impl Board {
     /// Looks after superseded sets: notes those that are gone, and once those that are in use beyond the deadline.
     pub fn drain(&self) {
         let mut inner = self.lock();
-        let deadline = Duration::from_secs(self.policy.swap.drain_deadline_s);
+        let deadline = Duration::from_secs(self.rules.swap.drain_deadline_s);
         let mut events: Vec<(&str, Value)> = Vec::new();
         inner.draining.retain_mut(|d| match d.pin.strong_count() {
             0 => {

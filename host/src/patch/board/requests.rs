@@ -6,8 +6,7 @@ use super::{
     members,
 };
 use crate::base::Digest;
-use crate::patch::{Actor, Applicability, Generation, Patch};
-use crate::trust::Facts;
+use crate::patch::{Actor, Applicability, Facts, Generation, Patch};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,7 +30,7 @@ impl Board {
         self.record("patch.staged", actor, fields)?;
         let (by, at) = (actor.clone(), Instant::now());
         inner.staged.push(StagedPatch { patch: patch.clone(), applicability, by, at });
-        while inner.staged.len() > self.policy.swap.max_staged {
+        while inner.staged.len() > self.rules.swap.max_staged {
             inner.staged.remove(0);
         }
         Ok(true)

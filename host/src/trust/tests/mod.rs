@@ -7,7 +7,7 @@ mod signatures;
 
 use super::*;
 use crate::base::Day;
-use crate::patch::{Candidate, Policy, Sandbox, bundled::BUNDLED};
+use crate::patch::{Candidate, Sandbox, bundled::BUNDLED};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
