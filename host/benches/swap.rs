@@ -6,8 +6,8 @@ use criterion::Criterion;
 use patchhost::checkpoint::bundled as model;
 use patchhost::live::{LiveModel, LiveOptions};
 use patchhost::patch::{
-    Actor, Attachments, Cache, Candidate, Digest, HookOptions, Ledger, Limits, Patch, Phase, Rules, Sandbox,
-    SwapRequest, When, bundled,
+    Actor, Attachments, Cache, Candidate, Description, Digest, HookOptions, Ledger, Limits, Patch, Phase, Rules,
+    Sandbox, SwapRequest, When, bundled,
 };
 use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::engine::{Engine, EngineOptions};
@@ -99,12 +99,12 @@ fn started(candidate: &Candidate, sandbox: &Sandbox) -> Arc<Patch> {
 /// scales are a call: each set is asked in every forward pass.
 fn model_in(sandbox: &Sandbox) -> Arc<LiveModel> {
     let engine = Engine::new(model::CONFIG, EngineOptions::default()).expect("bundled");
-    let mut start = Attachments::default();
+    let mut start = Attachments::new(Description::patchhost(&engine.info().architecture));
     for (name, settings) in [("moe_loader", vec![]), ("fp8_block", vec![("activation".to_owned(), "call".to_owned())])]
     {
         let compiled = audited(bundled::bundled(name).expect("bundled")).compile(sandbox).expect("compiled");
         let patch = compiled.ready(&settings, Limits::default()).unwrap_or_else(|error| panic!("{error}"));
-        start.attach(patch, Phase::EngineUp, &engine.info().architecture).expect("attached");
+        start.attach(patch, Phase::EngineUp).expect("attached");
     }
     let hooks = HookOptions { activation: ActivationMode::Dynamic128, vocabulary: None };
     let options = LiveOptions { hooks, ..LiveOptions::default() };

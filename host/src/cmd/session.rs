@@ -23,7 +23,9 @@ use super::startup::Startup;
 use crate::base::{Digest, Hook};
 use crate::checkpoint::bundled;
 use crate::isolate::Isolation;
-use crate::patch::{Applicability, Attached, Attachments, Cache, HookOptions, Patch, PatchSet, Phase, Sandbox, Trial};
+use crate::patch::{
+    Applicability, Attached, Attachments, Cache, Description, HookOptions, Patch, PatchSet, Phase, Sandbox, Trial,
+};
 use crate::trust::{Gate, Policy};
 use load::Loader;
 use settings::Settings;
@@ -176,10 +178,10 @@ impl Patches {
         let loader = Loader { gate: &gate, settings: &settings, startup };
         let (patches, sandbox) = loader.load(args, more, sandbox)?;
         settings.check_used(&patches, args, watches)?;
-        let mut attachments = Attachments::default();
+        let mut attachments = Attachments::new(Description::patchhost(architecture));
         for patch in patches {
             let name = patch.info().name.clone();
-            if attachments.attach(patch, phase, architecture)? == Attached::Already {
+            if attachments.attach(patch, phase)? == Attached::Already {
                 errln!("note: patch `{name}` is given twice with the same settings; it is loaded once");
             }
         }

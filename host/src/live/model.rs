@@ -120,7 +120,7 @@ impl LiveModel {
             options.hooks.vocabulary = tokenizer.as_ref().and_then(|t| u32::try_from(t.vocabulary()).ok());
         }
         let pace = engine.pace().clone();
-        let board = Arc::new(Board::new(start, &engine.info().architecture, rules, ledger));
+        let board = Arc::new(Board::new(start, rules, ledger));
         Ok(Self {
             engine: Arc::new(engine),
             tokenizer: tokenizer.map(Arc::new),

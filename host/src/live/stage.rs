@@ -46,7 +46,7 @@ impl LiveModel {
                     version: patch.info().version.clone(),
                     sha256,
                     generation: patch.generation(),
-                    applicability: patch.applies_to(&self.engine.info().architecture),
+                    applicability: patch.applies_to(self.board.to()),
                     already: already || !fresh,
                 })
             }
@@ -83,7 +83,7 @@ impl LiveModel {
         let compiled = self.pools.stage(|| audited.compile(&self.sandbox))?;
         // Not in the pool: with `--isolate` this starts the child that will answer.
         let patch = compiled.ready(settings, limits)?;
-        if patch.applies_to(&self.engine.info().architecture) == Applicability::Applies {
+        if patch.applies_to(self.board.to()) == Applicability::Applies {
             self.pools.stage(|| self.probe(&patch))?;
         }
         Ok((patch, false, facts))

@@ -1,5 +1,6 @@
 //! The life of a patch: from bytes to something that answers, each step a type of its own.
 
+mod applies;
 mod attach;
 mod board;
 pub mod bundled;
@@ -17,6 +18,7 @@ mod stage;
 pub use crate::abi::{Info, Snapshot, Target};
 pub use crate::base::{Digest, Function, Grants, Hook, NotADigest};
 pub use crate::sandbox::{Cache, CacheStats, CallStats, FunctionStats, Limits, Sandbox, Trial};
+pub use applies::{Applicability, Description, HostIdentity};
 pub use attach::{AttachError, Attached, Attachments, Phase};
 pub use board::{
     Beside, Board, BoardStatus, DrainingStatus, Failure, Landing, Mode, QuarantineStatus, Reaction, RefitPlan,
@@ -27,7 +29,7 @@ pub use error::{Stage, StageError};
 pub use facts::Facts;
 pub use generation::{Generation, Member};
 pub use ledger::{Actor, Entry, Head, Ledger, LedgerError, LedgerOptions};
-pub use live::{Applicability, Patch};
+pub use live::Patch;
 pub use lock::{GuestsLock, LockedGuest};
 pub use policy::{FailurePolicy, HookPolicy, OnFailure, Rules, ShadowPolicy, SwapPolicy};
 pub use set::{HookOptions, PatchSet, SetError};

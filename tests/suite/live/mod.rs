@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use patchhost::live::{LiveModel, LiveOptions, Refitted};
 use patchhost::patch::{
-    Actor, Attached, Attachments, Candidate, Digest, Ledger, Limits, Phase, Sandbox, SwapRequest, When, resolve,
+    Actor, Attached, Attachments, Candidate, Description, Digest, Ledger, Limits, Phase, Sandbox, SwapRequest, When,
+    resolve,
 };
 use patchhost::trust::Policy;
 use patchhost_runtime::checkpoint::Checkpoint;
@@ -63,13 +64,13 @@ impl Rig {
     ) -> Self {
         let folder = data("oracle").join(model);
         let engine = Engine::open(&folder, EngineOptions::default()).unwrap();
-        let mut start = Attachments::default();
+        let mut start = Attachments::new(Description::patchhost(&engine.info().architecture));
         for (name, pairs) in [("moe_loader", [].as_slice())].iter().chain(components) {
             let candidate = if *name == "moe_loader" { resolve(name).unwrap() } else { candidate(name) };
             let how = candidate.default_verification();
             let compiled = candidate.verify(&how).unwrap().audit().unwrap().compile(&sandbox).unwrap();
             let patch = compiled.ready(&settings(pairs), Limits::default()).unwrap();
-            let attached = start.attach(patch, Phase::EngineUp, &engine.info().architecture).unwrap();
+            let attached = start.attach(patch, Phase::EngineUp).unwrap();
             assert_eq!(attached, Attached::Now);
         }
         let live = LiveModel::new(engine, None, &start, sandbox, policy.rules(), Ledger::in_memory(), options).unwrap();

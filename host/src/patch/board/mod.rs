@@ -9,7 +9,7 @@ mod refit;
 mod requests;
 mod status;
 
-use super::{Actor, Applicability, Attachments, Digest, Generation, Ledger, Patch, Rules};
+use super::{Actor, Applicability, Attachments, Description, Digest, Generation, Ledger, Patch, Rules};
 use failures::Failures;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -152,7 +152,8 @@ struct Inner {
 
 /// The board of one model.
 pub struct Board {
-    architecture: String,
+    /// What its patches are applied to.
+    to: Description,
     rules: Rules,
     ledger: Ledger,
     inner: Mutex<Inner>,
@@ -160,7 +161,7 @@ pub struct Board {
 
 impl Board {
     /// With the patches that a run starts with.
-    pub fn new(start: &Attachments, architecture: &str, rules: Rules, ledger: Ledger) -> Self {
+    pub fn new(start: &Attachments, rules: Rules, ledger: Ledger) -> Self {
         let not = |(patch, applicability): &(Arc<Patch>, Applicability)| match applicability {
             Applicability::Applies => None,
             Applicability::NotApplicable { reason } => Some((patch.clone(), reason.clone())),
@@ -180,12 +181,17 @@ impl Board {
             rollbacks: 0,
             refused: 0,
         };
-        Self { architecture: architecture.to_owned(), rules, ledger, inner: Mutex::new(inner) }
+        Self { to: start.to().clone(), rules, ledger, inner: Mutex::new(inner) }
     }
 
     /// The active generation: what a refit that starts now goes through.
     pub fn active(&self) -> Arc<Generation> {
         self.lock().active.clone()
+    }
+
+    /// The engine and the model that its patches are applied to.
+    pub fn to(&self) -> &Description {
+        &self.to
     }
 
     /// What it follows when a patch fails, a candidate differs or sets pile up.
@@ -245,7 +251,7 @@ impl Board {
     pub fn started(&self, actor: &Actor) {
         let active = self.active();
         let fields = json!({
-            "architecture": self.architecture, "active": active.digest(), "patches": members(&active),
+            "architecture": self.to.architecture, "active": active.digest(), "patches": members(&active),
             "policy": self.rules.file, "patchhost": env!("CARGO_PKG_VERSION"),
         });
         self.note("host.started", actor, fields);
