@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use patchhost::audit::AuditOptions;
+use patchhost::base::{Dir, DirMode, Wasi};
 use patchhost::patch::{Candidate, Grants, Limits, Patch, Sandbox, StageError, Verification};
-use patchhost::sandbox::{Dir, DirMode, Wasi};
 
 use crate::support::{evil, tmp};
 

@@ -6,7 +6,7 @@ use patchhost_runtime::assembly::ChunkHeader;
 use patchhost_runtime::checkpoint::CheckpointTensor;
 use patchhost_runtime::engine::{EngineOptions, ExpertParallel};
 use patchhost_runtime::layout;
-use patchhost_runtime::refit::{Begin, Manifest, RefitReport, Transaction};
+use patchhost_runtime::refit::{Arrivals, Begin, Manifest, RefitReport};
 
 use super::args::{Format, Fp8Activation, ModelArgs, PatchArgs};
 use super::failure::UsageError;
@@ -134,10 +134,11 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
     let version = args.version.clone().or_else(|| loaded.version.map(|v| v.to_string()));
     let begin = Begin { version, manifest, allow_narrowing: args.allow_narrowing, ..Begin::default() };
     let staged = (|| {
-        let mut refit = model.engine.begin(begin, &hooks)?;
-        send(&mut refit, loaded.checkpoint.tensors(), args.chunk_size as usize)?;
+        let mut arrivals = model.engine.arrivals(begin);
+        send(&mut arrivals, loaded.checkpoint.tensors(), args.chunk_size as usize)?;
+        let source = arrivals.finish()?;
         let bar = progress_bar("refit");
-        let staged = refit.finish(&advance(&bar));
+        let staged = model.engine.prepare(&source, &hooks, &advance(&bar));
         bar.finish_and_clear();
         let staged = staged?;
         if args.verify {
@@ -208,7 +209,7 @@ fn plain(error: VersionError) -> anyhow::Error {
 
 /// Sends every tensor: whole where it fits a chunk, else in pieces.
 fn send<'a>(
-    refit: &mut Transaction<'_>,
+    refit: &mut Arrivals,
     tensors: impl Iterator<Item = &'a CheckpointTensor>,
     most: usize,
 ) -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use arc_swap::ArcSwapOption;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::Engine;
 use patchhost_runtime::error::Result as RuntimeResult;
-use patchhost_runtime::refit::{Begin, RefitReport};
+use patchhost_runtime::refit::{RefitReport, Source};
 use patchhost_runtime::tokenizer::Tokenizer;
 use patchhost_runtime::weights::WeightSet;
 use serde::Serialize;
@@ -61,12 +61,6 @@ pub(super) struct Turn {
     pub(super) refits: u64,
     /// Hook calls and fuel of each generation at the end of the last refit.
     pub(super) calls: BTreeMap<Digest, (u64, u64)>,
-}
-
-/// Tensors as the last refit got them.
-pub(super) struct Source {
-    pub(super) checkpoint: Checkpoint,
-    pub(super) begin: Begin,
 }
 
 /// The last refit, as the status shows it.
@@ -170,7 +164,7 @@ impl LiveModel {
     /// The tensors that the live weights were made of, as they came (what a delta builds on), and the name that they came
     /// with.
     pub fn source(&self) -> Option<(Checkpoint, Option<String>)> {
-        self.source.load().as_ref().map(|source| (source.checkpoint.clone(), source.begin.version.clone()))
+        self.source.load().as_ref().map(|source| (source.checkpoint().clone(), source.begin().version.clone()))
     }
 
     /// Whether a refit or an update is under way.

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::error::RuntimeError;
 use patchhost_runtime::hooks::HookCause;
-use patchhost_runtime::refit::{Begin, Progress, RefitHooks, RefitReport, StagedRefit};
+use patchhost_runtime::refit::{Begin, Progress, RefitHooks, RefitReport, Source, StagedRefit};
 use patchhost_runtime::weights::WeightSet;
 use serde::Serialize;
 use serde_json::json;
 
 use super::canary::{CanaryUnit, Mixed};
 use super::guard::Guarded;
-use super::model::{LastRefit, Source, Turn};
+use super::model::{LastRefit, Turn};
 use super::{LiveError, LiveModel};
 use crate::base::{Digest, Hook};
 use crate::patch::{Actor, Beside, Failure, Generation, Landing, Mode, OnFailure, RefitPlan, has_native};
@@ -72,7 +72,7 @@ impl LiveModel {
         progress: Progress<'_>,
     ) -> Result<Refitted, LiveError> {
         let begin = Begin { version: version.map(str::to_string), ..Begin::default() };
-        self.run(Source { checkpoint, begin }, Run { unobserved: true }, actor, progress)
+        self.run(self.engine.arrivals(begin).whole(checkpoint)?, Run { unobserved: true }, actor, progress)
     }
 
     /// One refit. Waits for another one that is under way. On an error the old weights serve on.
@@ -83,16 +83,19 @@ impl LiveModel {
         actor: &Actor,
         progress: Progress<'_>,
     ) -> Result<Refitted, LiveError> {
-        self.run(Source { checkpoint, begin }, Run { unobserved: false }, actor, progress)
+        self.arrived(self.engine.arrivals(begin).whole(checkpoint)?, actor, progress)
+    }
+
+    /// The same with tensors that came in pieces.
+    pub(super) fn arrived(&self, source: Source, actor: &Actor, progress: Progress<'_>) -> Result<Refitted, LiveError> {
+        self.run(source, Run { unobserved: false }, actor, progress)
     }
 
     /// Loads the source of the last refit again, through what the board says now.
     pub(super) fn refit_again(&self, actor: &Actor) -> Result<Option<Refitted>, LiveError> {
         let Some(source) = self.source.load_full() else { return Ok(None) };
-        let version = self.engine.live().ok().map(|w| w.label().to_string()).or(source.begin.version.clone());
-        let begin = Begin { version, ..source.begin.clone() };
-        let again = Source { checkpoint: source.checkpoint.clone(), begin };
-        self.run(again, Run { unobserved: true }, actor, &|_, _, _| {}).map(Some)
+        let version = self.engine.live().ok().map(|w| w.label().to_string()).or(source.begin().version.clone());
+        self.run(source.renamed(version), Run { unobserved: true }, actor, &|_, _, _| {}).map(Some)
     }
 
     fn run(&self, source: Source, run: Run, actor: &Actor, progress: Progress<'_>) -> Result<Refitted, LiveError> {
@@ -108,7 +111,7 @@ impl LiveModel {
             }
             Err(error) => {
                 let why = crate::base::text::clean(&error.to_string().replace('\n', " "), 1000);
-                let fields = json!({ "refit": refit, "version": source.begin.version, "why": why });
+                let fields = json!({ "refit": refit, "version": source.begin().version, "why": why });
                 self.board.event("refit.refused", actor, fields);
             }
         }
@@ -276,11 +279,7 @@ impl<'a> Job<'a> {
             hooks.quant = Some(Arc::new(Mixed { live, candidate: quant, to, percent }));
             hooks.origin.patches = Mixed::digest(&generation.digest(), &to, percent).to_string();
         }
-        let mut refit = self.live.engine.begin(self.source.begin.clone(), &hooks)?;
-        for tensor in self.source.checkpoint.tensors() {
-            refit.tensor(tensor)?;
-        }
-        Ok(refit.finish(self.progress)?)
+        Ok(self.live.engine.prepare(self.source, &hooks, self.progress)?)
     }
 
     /// Through the active set; where a patch of it fails, through what the policy says.

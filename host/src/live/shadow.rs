@@ -6,13 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use patchhost_runtime::hooks::Decision;
-use patchhost_runtime::refit::RefitReport;
+use patchhost_runtime::refit::{RefitReport, Source};
 use patchhost_runtime::weights::WeightSet;
 use serde::Serialize;
 use serde_json::json;
 
 use super::canary::{CanaryUnit, CanaryWeights, chosen};
-use super::model::Source;
 use super::{LiveError, LiveModel};
 use crate::base::Digest;
 use crate::base::file::{Access, write_whole_unsynced};
@@ -150,14 +149,14 @@ impl LiveModel {
         let (hooks_live, mut hooks) = (self.hooks(&plan.active), self.hooks(&beside.to));
         // Observers watch the live refit; shown a second one, they might count it.
         hooks.observers.clear();
-        let (mut weights, done) = self.engine.stage(&source.checkpoint, &hooks, &|_, _, _| {})?;
+        let (mut weights, done) = self.engine.stage(&source.checkpoint(), &hooks, &|_, _, _| {})?;
         weights.relabel(live.version(), live.label());
         report.differing_tensors =
             (0..self.engine.registry().params().len()).filter(|p| weights.differs(&live, *p)).count();
         report.report = Some(done);
 
         let policy = &self.board.rules().shadow;
-        let readable = self.engine.readable(&source.checkpoint)?;
+        let readable = self.engine.readable(&source.checkpoint())?;
         let units = of_model(&self.engine.setup(), &readable, hooks.loader.as_deref())?;
         let decided = |quant: &Option<Arc<dyn patchhost_runtime::hooks::BlockQuant>>| -> Result<_, LiveError> {
             Ok(match quant {
@@ -175,7 +174,7 @@ impl LiveModel {
                 da.as_ref().zip(hooks_live.quant.as_deref()),
                 db.as_ref().zip(hooks.quant.as_deref()),
             )?;
-            source.checkpoint.release(unit.source());
+            source.checkpoint().release(unit.source());
             if let Some(row) = row {
                 report.findings.extend(judge(&row, policy));
                 report.tensors.push(row);

@@ -219,7 +219,7 @@ pub fn begin(app: &Arc<App>, begin: Begin, implicit: bool, actor: &Actor) -> Api
                 format!("update `{}`", begin.version.as_deref().unwrap_or("(unnamed)")),
                 format!(
                     "another update is open: {} tensors came, the last {} s ago; one at a time",
-                    old.update.tensors(),
+                    old.update.arrivals().tensors(),
                     old.last.elapsed().as_secs()
                 ),
             ));
@@ -247,7 +247,11 @@ pub fn send(app: &App, pieces: &[Piece]) -> ApiResult<Received> {
     };
     take(&mut open.update, pieces)?;
     open.last = Instant::now();
-    Ok(Received { tensors: pieces.len(), tensors_total: open.update.tensors(), bytes_total: open.update.bytes() })
+    Ok(Received {
+        tensors: pieces.len(),
+        tensors_total: open.update.arrivals().tensors(),
+        bytes_total: open.update.arrivals().bytes(),
+    })
 }
 
 fn take(update: &mut Update, pieces: &[Piece]) -> ApiResult<()> {

@@ -20,12 +20,13 @@ fn item_01_a_patch_in_the_wrong_phase_is_refused() {
     let hooks = RefitHooks { loader: attached.set().loader_map(), ..RefitHooks::default() };
     engine.refit(&Checkpoint::open(&folder).unwrap(), &hooks, QUIET).unwrap();
     let before = engine.live().unwrap().digest(engine.registry());
-    let refit = engine.begin(Begin::default(), &hooks).unwrap();
+    let source = engine.arrivals(Begin::default()).whole(Checkpoint::open(&folder).unwrap()).unwrap();
+    let refit = engine.prepare(&source, &hooks, QUIET).unwrap();
     let during = attached.attach(patch("fp8_block", &[]), Phase::of(Some(&engine))).unwrap_err();
     assert!(matches!(during, AttachError::WrongPhase { is: Phase::Refitting, .. }), "{during}");
     let generation = moe_loader().generation();
     assert!(attached.detach(&generation, Phase::of(Some(&engine))).is_err());
-    refit.abort();
+    drop(refit);
     assert_eq!(engine.live().unwrap().digest(engine.registry()), before);
     assert_eq!(attached.attach(patch("fp8_block", &[]), Phase::of(Some(&engine))), Ok(Attached::Now));
 
