@@ -43,6 +43,9 @@ pub struct Args {
     /// What to call the new weights [default: their version, else the number of the refit]
     #[arg(long, value_name = "TEXT")]
     version: Option<String>,
+    /// The trainer's own step of these weights, for reports
+    #[arg(long, value_name = "N")]
+    step: Option<u64>,
     /// A JSON file of what must come: {"tensors": {NAME: {"dtype": "BF16", "shape": […], "sha256": "…"}}}
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
@@ -84,6 +87,8 @@ struct Summary {
     skipped: Vec<crate::checkpoint::versions::Skipped>,
     first: RefitReport,
     sha256_before: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<u64>,
     refit: RefitReport,
     sha256: String,
     verified: bool,
@@ -132,7 +137,7 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
     }
 
     let version = args.version.clone().or_else(|| loaded.version.map(|v| v.to_string()));
-    let begin = Begin { version, manifest, allow_narrowing: args.allow_narrowing, ..Begin::default() };
+    let begin = Begin { version, step: args.step, manifest, allow_narrowing: args.allow_narrowing, ..Begin::default() };
     let staged = (|| {
         let mut arrivals = model.engine.arrivals(begin);
         send(&mut arrivals, loaded.checkpoint.tensors(), args.chunk_size as usize)?;
@@ -167,8 +172,9 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
             outln!("verified: equal to a fresh load of the same tensors, bit for bit");
         }
         outln!(
-            "live: version {} sha256:{}{}",
+            "live: version {}{} sha256:{}{}",
             report.label,
+            args.step.map(|step| format!(", step {step},")).unwrap_or_default(),
             &digest[..16],
             if digest == before { " (no bit changed)" } else { "" }
         );
@@ -190,6 +196,7 @@ pub fn run(args: &Args, format: Format) -> anyhow::Result<()> {
         skipped: loaded.skipped,
         first,
         sha256_before: before,
+        step: args.step,
         refit: report,
         sha256: digest,
         verified: args.verify,

@@ -10,10 +10,12 @@ mod generation;
 pub mod ledger;
 mod live;
 mod lock;
+mod mixed;
 mod native;
 mod policy;
 mod set;
 mod stage;
+mod target;
 
 pub use crate::abi::{Info, Snapshot, Target};
 pub use crate::base::{Digest, Function, Grants, Hook, NotADigest};
@@ -21,7 +23,7 @@ pub use crate::sandbox::{Cache, CacheStats, CallStats, FunctionStats, Limits, Sa
 pub use applies::{Applicability, Description, HostIdentity};
 pub use attach::{AttachError, Attached, Attachments, Phase};
 pub use board::{
-    Beside, Board, BoardStatus, DrainingStatus, Failure, Landing, Mode, QuarantineStatus, Reaction, RefitPlan,
+    Beside, Board, BoardStatus, DrainingStatus, Failure, Landing, Mode, QuarantineStatus, Reaction, RefitAt, RefitPlan,
     Requested, StagedStatus, SwapError, SwapErrorKind, SwapRequest, TransitionStatus, When,
 };
 pub use bundled::resolve;
@@ -34,10 +36,12 @@ pub use lock::{GuestsLock, LockedGuest};
 pub use policy::{FailurePolicy, HookPolicy, OnFailure, Rules, ShadowPolicy, SwapPolicy};
 pub use set::{HookOptions, PatchSet, SetError};
 pub use stage::{Audited, Candidate, Compiled, Origin, Verification, Verified};
+pub use target::{Attempt, CanaryUnit, Compared, Proved, Published, RefitTarget, TargetError, TensorFinding, Verdict};
 
 pub(crate) use board::probe_set;
 pub(crate) use generation::has_native;
 pub(crate) use live::identity;
+pub(crate) use mixed::chosen;
 pub(crate) use native::NativeQuant;
 
 #[cfg(test)]

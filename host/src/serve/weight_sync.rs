@@ -99,6 +99,9 @@ pub struct Published {
     pub patch_set: String,
     /// Number of the refit.
     pub refit: u64,
+    /// The trainer's step, where it named one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
     /// Tensors that became FP8.
     pub quantized: usize,
     /// Tensors loaded as they were.
@@ -309,6 +312,7 @@ fn published(done: &Refitted) -> Published {
         weight_version: done.weights.label().to_string(),
         patch_set: done.patch_set.to_string(),
         refit: done.refit,
+        step: done.step,
         quantized: done.report.quantized,
         kept: done.report.kept,
         bytes: done.report.bytes_before,

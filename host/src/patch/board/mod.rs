@@ -22,7 +22,7 @@ use std::time::Instant;
 pub(crate) use change::probe_set;
 pub use error::{SwapError, SwapErrorKind};
 pub use failures::{Failure, Reaction};
-pub use refit::{Beside, Landing, RefitPlan};
+pub use refit::{Beside, Landing, RefitAt, RefitPlan};
 pub use status::{BoardStatus, DrainingStatus, QuarantineStatus, StagedStatus, TransitionStatus};
 
 /// When a swap lands.
@@ -33,7 +33,8 @@ pub enum When {
     Refit,
     /// At once: the source of the last refit is loaded again.
     Now,
-    /// At the first refit whose number is this or greater.
+    /// At the first refit whose step is this or greater: the step that the trainer names, else the number of refits of this
+    /// process.
     Step(u64),
 }
 

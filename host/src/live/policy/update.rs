@@ -10,22 +10,22 @@ use patchhost_runtime::error::Refusal;
 use patchhost_runtime::refit::{Arrivals, Begin, Progress};
 
 use super::refit::Refitted;
-use super::{LiveError, LiveModel};
-use crate::patch::Actor;
+use super::{Live, LiveError};
+use crate::patch::{Actor, RefitTarget};
 
 /// One update under way. Dropping it ends it without effect.
-pub struct Update {
-    lock: Lock,
+pub struct Update<T: RefitTarget> {
+    lock: Lock<T>,
     arrivals: Arrivals,
     actor: Actor,
 }
 
 /// While it is there no other update begins.
-struct Lock(Arc<LiveModel>);
+struct Lock<T: RefitTarget>(Arc<Live<T>>);
 
-impl LiveModel {
+impl<T: RefitTarget> Live<T> {
     /// Opens an update, unless one is open.
-    pub fn open_update(self: &Arc<Self>, begin: Begin, actor: &Actor) -> Result<Update, LiveError> {
+    pub fn open_update(self: &Arc<Self>, begin: Begin, actor: &Actor) -> Result<Update<T>, LiveError> {
         if self.update_open.swap(true, Ordering::AcqRel) {
             return Err(LiveError::Busy(Refusal::new(
                 format!("update `{}`", begin.version.as_deref().unwrap_or("(unnamed)")),
@@ -34,11 +34,11 @@ impl LiveModel {
             )));
         }
         let lock = Lock(self.clone());
-        Ok(Update { lock, arrivals: self.engine.arrivals(begin), actor: actor.clone() })
+        Ok(Update { lock, arrivals: self.target.arrivals(begin), actor: actor.clone() })
     }
 }
 
-impl Update {
+impl<T: RefitTarget> Update<T> {
     /// A range of bytes of a tensor. A chunk that is refused changes nothing; the update goes on.
     pub fn chunk(&mut self, chunk: &ChunkHeader<'_>, bytes: &[u8]) -> Result<(), LiveError> {
         Ok(self.arrivals.chunk(chunk, bytes)?)
@@ -60,13 +60,13 @@ impl Update {
     }
 
     /// All has been sent: one refit. Whatever it says, the update is over.
-    pub fn finish(self, progress: Progress<'_>) -> Result<Refitted, LiveError> {
+    pub fn finish(self, progress: Progress<'_>) -> Result<Refitted<T::Weights>, LiveError> {
         let Self { lock, arrivals, actor } = self;
         lock.0.arrived(arrivals.finish()?, &actor, progress)
     }
 }
 
-impl Drop for Lock {
+impl<T: RefitTarget> Drop for Lock<T> {
     fn drop(&mut self) {
         self.0.update_open.store(false, Ordering::Release);
     }

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{LiveError, LiveModel};
+use super::{Live, LiveError};
 use crate::base::Digest;
-use crate::patch::{Actor, Applicability, Candidate, Facts, Patch, SwapError, SwapErrorKind};
+use crate::patch::{
+    Actor, Applicability, Candidate, Facts, Generation, Patch, RefitTarget, SwapError, SwapErrorKind, probe_set,
+};
+use crate::probe;
 use crate::trust::Passed;
 
 /// A candidate that passed every stage.
@@ -27,7 +30,7 @@ pub struct Staged {
     pub already: bool,
 }
 
-impl LiveModel {
+impl<T: RefitTarget> Live<T> {
     /// Takes a candidate through every stage. `expected`: the digest that the bytes must have. Nothing live changes.
     pub fn stage(
         &self,
@@ -46,7 +49,7 @@ impl LiveModel {
                     version: patch.info().version.clone(),
                     sha256,
                     generation: patch.generation(),
-                    applicability: patch.applies_to(self.board.to()),
+                    applicability: patch.applies_to(&self.target.describe()),
                     already: already || !fresh,
                 })
             }
@@ -75,7 +78,7 @@ impl LiveModel {
             return Err(SwapError::new(SwapErrorKind::Forbidden, what, why, next).into());
         }
         let Passed { audited, limits, facts } =
-            self.pools.stage(|| self.options.gate.admit(candidate, expected, settings)?.audit())?;
+            self.pools.stage(|| self.gate.admit(candidate, expected, settings)?.audit())?;
         // Going back to what is still instantiated compiles nothing.
         if let Some(known) = self.board.known(&audited.generation(settings, &limits)) {
             return Ok((known, true, facts));
@@ -83,9 +86,19 @@ impl LiveModel {
         let compiled = self.pools.stage(|| audited.compile(&self.sandbox))?;
         // Not in the pool: with `--isolate` this starts the child that will answer.
         let patch = compiled.ready(settings, limits)?;
-        if patch.applies_to(self.board.to()) == Applicability::Applies {
+        if patch.applies_to(&self.target.describe()) == Applicability::Applies {
             self.pools.stage(|| self.probe(&patch))?;
         }
         Ok((patch, false, facts))
+    }
+
+    /// Refuses a patch whose answers a refit would refuse, or that is wrong on what its own profile and contract say.
+    fn probe(&self, patch: &Arc<Patch>) -> Result<(), LiveError> {
+        // Before the first load there is nothing to ask about; that load asks everything.
+        if let Some(source) = self.source.load_full() {
+            let trial = Generation::trial(probe_set(&self.board.active(), patch)?);
+            self.target.probe(&source, &trial, patch)?;
+        }
+        probe::before_activation(patch).map(|_| ()).map_err(LiveError::Probe)
     }
 }
