@@ -3,7 +3,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use patchhost::patch::{Candidate, Limits, Patch, Policy, Reviewing, Sandbox, Terms};
+use patchhost::patch::{Candidate, Limits, Patch, Reviewing, Sandbox, Terms};
+use patchhost::trust::Policy;
 use patchhost_kernels::spec::Elem;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::checkpoint::Checkpoint;

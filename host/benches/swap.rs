@@ -6,8 +6,8 @@ use criterion::Criterion;
 use patchhost::checkpoint::bundled as model;
 use patchhost::live::{LiveModel, LiveOptions};
 use patchhost::patch::{
-    Actor, Attachments, Cache, Candidate, Digest, HookOptions, Ledger, Patch, Phase, Policy, Reviewing, Sandbox,
-    SwapRequest, Terms, When, bundled,
+    Actor, Attachments, Cache, Candidate, Description, Digest, HookOptions, Ledger, Patch, Phase, Reviewing, Rules,
+    Sandbox, SwapRequest, Terms, When, bundled,
 };
 use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::engine::{Engine, EngineOptions};
@@ -98,19 +98,19 @@ fn started(candidate: &Candidate, sandbox: &Sandbox) -> Arc<Patch> {
 /// scales are a call: each set is asked in every forward pass.
 fn model_in(sandbox: &Sandbox) -> Arc<LiveModel> {
     let engine = Engine::new(model::CONFIG, EngineOptions::default()).expect("bundled");
-    let mut start = Attachments::default();
+    let mut start = Attachments::new(Description::patchhost(&engine.info().architecture));
     for (name, settings) in [("moe_loader", vec![]), ("fp8_block", vec![("activation".to_owned(), "call".to_owned())])]
     {
         let started =
             Reviewing::default().start(bundled::bundled(name).expect("bundled"), &Terms::settings(settings), sandbox);
         let patch = started.unwrap_or_else(|error| panic!("{error}"));
-        start.attach(patch, Phase::EngineUp, &engine.info().architecture).expect("attached");
+        start.attach(patch, Phase::EngineUp).expect("attached");
     }
     let hooks = HookOptions { activation: ActivationMode::Dynamic128, vocabulary: None };
     let options = LiveOptions { hooks, ..LiveOptions::default() };
     let tokenizer = Some(model::tokenizer().expect("bundled"));
     let live =
-        LiveModel::new(engine, tokenizer, &start, sandbox.clone(), Policy::default(), Ledger::in_memory(), options);
+        LiveModel::new(engine, tokenizer, &start, sandbox.clone(), Rules::default(), Ledger::in_memory(), options);
     let live = Arc::new(live.expect("threads"));
     live.load(model::checkpoint().expect("bundled"), &me(), &|_, _, _| {}).unwrap_or_else(|error| panic!("{error}"));
     let to = stage(&live, 0);

@@ -8,7 +8,7 @@ use patchhost_runtime::assembly::ChunkHeader;
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use patchhost_runtime::engine::{Engine, EngineOptions};
 use patchhost_runtime::error::{Result, RuntimeError};
-use patchhost_runtime::refit::{Begin, Manifest, Promise, RefitHooks, Transaction};
+use patchhost_runtime::refit::{Arrivals, Begin, Manifest, Promise, RefitHooks};
 use rand::{Rng, SeedableRng};
 use safetensors::tensor::Dtype;
 use sha2::{Digest, Sha256};
@@ -72,7 +72,7 @@ fn pieces(checkpoint: &Checkpoint, seed: u64) -> Vec<(&CheckpointTensor, usize, 
     all
 }
 
-fn send(refit: &mut Transaction<'_>, pieces: &[(&CheckpointTensor, usize, usize)]) -> Result<()> {
+fn send(refit: &mut Arrivals, pieces: &[(&CheckpointTensor, usize, usize)]) -> Result<()> {
     pieces.iter().try_for_each(|(t, start, end)| refit.chunk(&header(t, *start), &t.data[*start..*end]))
 }
 
@@ -89,10 +89,10 @@ fn chunks_in_any_order_give_the_bits_of_a_fresh_load() {
         let fresh = Engine::new(&engine.info().config, EngineOptions::default()).unwrap();
         fresh.refit(&new, &hooks, QUIET).unwrap();
         for seed in 0..3 {
-            let mut refit =
-                engine.begin(Begin { version: Some(format!("step-{seed}")), ..Begin::default() }, &hooks).unwrap();
+            let mut refit = engine.arrivals(Begin { version: Some(format!("step-{seed}")), ..Begin::default() });
             send(&mut refit, &pieces(&new, seed)).unwrap();
-            let staged = refit.finish(QUIET).unwrap();
+            let source = refit.finish().unwrap();
+            let staged = engine.prepare(&source, &hooks, QUIET).unwrap();
             staged.verify().unwrap();
             assert_eq!(staged.weights().first_difference(&fresh.live().unwrap()), None, "{name}");
             assert_eq!(staged.publish().label, format!("step-{seed}"));
@@ -108,21 +108,20 @@ fn an_abort_at_any_point_leaves_every_bit() {
     let before = digest(&engine);
     let all = pieces(&new, 7);
     for cut in [0, 1, all.len() / 2, all.len() - 1, all.len()] {
-        let mut refit = engine.begin(Begin::default(), &hooks).unwrap();
+        let mut refit = engine.arrivals(Begin::default());
         send(&mut refit, &all[..cut]).unwrap();
         match cut {
-            // Broken off while chunks came, by word or by a sender that went away.
-            c if c < all.len() && c % 2 == 0 => refit.abort(),
+            // Broken off while chunks came.
             c if c < all.len() => drop(refit),
             // All came, and it is not published.
-            _ => drop(refit.finish(QUIET).unwrap()),
+            _ => drop(engine.prepare(&refit.finish().unwrap(), &hooks, QUIET).unwrap()),
         }
         assert_eq!((digest(&engine), engine.version()), (before.clone(), 1), "after {cut} of {}", all.len());
     }
     // Nothing of them is left: the next one starts from nothing.
-    let mut refit = engine.begin(Begin::default(), &hooks).unwrap();
+    let mut refit = engine.arrivals(Begin::default());
     send(&mut refit, &all[..all.len() - 1]).unwrap();
-    let error = refit.finish(QUIET).map(|_| ()).unwrap_err().to_string();
+    let error = refit.finish().map(|_| ()).unwrap_err().to_string();
     let (missing, ..) = all.last().unwrap();
     assert!(error.contains(&missing.name), "{error}");
     assert_eq!(digest(&engine), before);
@@ -132,8 +131,12 @@ fn an_abort_at_any_point_leaves_every_bit() {
 fn one_refit_at_a_time() {
     let hooks = hooks(&["moe_loader"]);
     let (engine, _, new) = serving("qwen3_moe", &hooks);
-    let first = engine.begin(Begin { version: Some("a".into()), ..Begin::default() }, &hooks).unwrap();
-    let error = engine.begin(Begin { version: Some("b".into()), ..Begin::default() }, &hooks).map(|_| ()).unwrap_err();
+    let source = |name: &str| {
+        let begin = Begin { version: Some(name.into()), ..Begin::default() };
+        engine.arrivals(begin).whole(new.clone()).unwrap()
+    };
+    let first = engine.prepare(&source("a"), &hooks, QUIET).unwrap();
+    let error = engine.prepare(&source("b"), &hooks, QUIET).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("refit `b`") && error.to_string().contains("another refit"), "{error}");
     assert!(engine.is_refitting());
     // A refit that loads by itself waits for its turn.
@@ -141,7 +144,7 @@ fn one_refit_at_a_time() {
         let waiting = s.spawn(|| engine.refit(&new, &hooks, QUIET).unwrap().version);
         std::thread::sleep(std::time::Duration::from_millis(50));
         assert!(!waiting.is_finished());
-        first.abort();
+        drop(first);
         assert_eq!(waiting.join().unwrap(), 2);
     });
     assert!(!engine.is_refitting());
@@ -161,9 +164,8 @@ fn what_the_manifest_promises_must_come_as_promised() {
         Manifest { tensors: new.tensors().map(|t| (t.name.clone(), promise(t))).collect::<BTreeMap<_, _>>() };
     let begin = |manifest| Begin { version: Some("v".into()), manifest: Some(manifest), ..Begin::default() };
     let refit = |manifest: &Manifest, tensors: &Checkpoint| -> std::result::Result<(), RuntimeError> {
-        let mut refit = engine.begin(begin(manifest.clone()), &hooks)?;
-        tensors.tensors().try_for_each(|t| refit.tensor(t))?;
-        refit.finish(QUIET).map(|_| ())
+        let source = engine.arrivals(begin(manifest.clone())).whole(tensors.clone())?;
+        engine.prepare(&source, &hooks, QUIET).map(|_| ())
     };
     refit(&manifest, &new).unwrap();
     let error = refit(&manifest, &old).unwrap_err().to_string();
@@ -194,7 +196,7 @@ fn what_the_manifest_promises_must_come_as_promised() {
 fn a_refused_chunk_changes_nothing_and_the_refit_goes_on() {
     let hooks = hooks(&["moe_loader", "fp8_block"]);
     let (engine, _, new) = serving("qwen3_moe", &hooks);
-    let mut refit = engine.begin(Begin::default(), &hooks).unwrap();
+    let mut refit = engine.arrivals(Begin::default());
     for t in new.tensors() {
         let half = t.data.len() / 2;
         refit.chunk(&header(t, 0), &t.data[..half]).unwrap();
@@ -213,7 +215,7 @@ fn a_refused_chunk_changes_nothing_and_the_refit_goes_on() {
         }
         refit.chunk(&header(t, half), &t.data[half..]).unwrap();
     }
-    let staged = refit.finish(QUIET).unwrap();
+    let staged = engine.prepare(&refit.finish().unwrap(), &hooks, QUIET).unwrap();
     let fresh = Engine::new(&engine.info().config, EngineOptions::default()).unwrap();
     fresh.refit(&new, &hooks, QUIET).unwrap();
     assert_eq!(staged.weights().first_difference(&fresh.live().unwrap()), None);

@@ -14,6 +14,7 @@ use bindings::exports::patchhost::patch::block_quant::{
     self, ActivationRule, Blocks, Consumer, Decision, Model, Tensor,
 };
 use bindings::exports::patchhost::patch::identity::{self, Info, Target};
+use kit::engines::{PATCHHOST, SGLANG, VLLM};
 use kit::settings::BlockSettings;
 use std::sync::OnceLock;
 
@@ -37,7 +38,15 @@ impl identity::Guest for Fp8Block {
                     .into(),
             upstream: Some("volcengine/verl: vllm_fp8_utils.py, FP8 rollout with blockwise quantization".into()),
             remove_when: Some("the trainer sends block FP8 weights with their scales itself".into()),
-            targets: vec![Target { engine: "patchhost".into(), versions: ">=0.1, <0.2".into(), architectures: vec![] }],
+            // Scales follow from the weights alone, and vLLM and SGLang read block FP8 under the same names: this is
+            // verl's quantization for both, with the same bytes.
+            targets: [PATCHHOST, VLLM, SGLANG]
+                .map(|(engine, versions)| Target {
+                    engine: engine.into(),
+                    versions: versions.into(),
+                    architectures: vec![],
+                })
+                .into(),
         }
     }
 

@@ -14,6 +14,7 @@ use bindings::exports::patchhost::patch::block_quant::{self, ActivationRule, Con
 use bindings::exports::patchhost::patch::block_quant_rows;
 use bindings::exports::patchhost::patch::identity::{self, Info, Target};
 use bindings::patchhost::patch::row_source::read_rows;
+use kit::engines::{PATCHHOST, SGLANG, VLLM};
 use kit::mse::{Panel, Search, panel_scales};
 use kit::settings::MseSettings;
 use std::sync::OnceLock;
@@ -42,7 +43,14 @@ impl identity::Guest for Fp8BlockMse {
                 .into(),
             upstream: None,
             remove_when: Some("the trainer sends block FP8 weights with scales of its own choice".into()),
-            targets: vec![Target { engine: "patchhost".into(), versions: ">=0.1, <0.2".into(), architectures: vec![] }],
+            // Stored as `fp8_block` stores: an engine multiplies by whatever scale it is given.
+            targets: [PATCHHOST, VLLM, SGLANG]
+                .map(|(engine, versions)| Target {
+                    engine: engine.into(),
+                    versions: versions.into(),
+                    architectures: vec![],
+                })
+                .into(),
         }
     }
 

@@ -38,6 +38,7 @@ impl identity::Guest for GpuLayout {
                     .into(),
             upstream: Some("volcengine/verl: vllm_fp8_utils.py; vllm#42821, verl#7986".into()),
             remove_when: Some("the engine re-runs its own post-processing at every refit".into()),
+            // Not vLLM or SGLang: they lay FP8 weights out themselves after each load, and would do it a second time.
             targets: vec![Target { engine: "patchhost".into(), versions: ">=0.1, <0.2".into(), architectures: vec![] }],
         }
     }

@@ -30,6 +30,7 @@ impl identity::Guest for LoraTensors {
                 .into(),
             upstream: Some("volcengine/verl: vllm/utils.py, VLLMHijack and TensorLoRARequest".into()),
             remove_when: Some("the engine takes adapters as tensors itself".into()),
+            // Not vLLM, which now takes an adapter's folder in memory (`load_inplace`) and places its tensors itself.
             targets: vec![Target { engine: "patchhost".into(), versions: ">=0.1, <0.2".into(), architectures: vec![] }],
         }
     }

@@ -12,6 +12,7 @@ mod bindings {
 
 use bindings::exports::patchhost::patch::identity::{self, Info, Target};
 use bindings::exports::patchhost::patch::loader_map::{self, Model, Placement, Tensor};
+use kit::engines::{PATCHHOST, VLLM};
 
 /// The architectures whose experts this patch knows by name.
 const ARCHITECTURES: [&str; 9] = [
@@ -42,11 +43,15 @@ impl identity::Guest for MoeLoader {
             remove_when: Some(
                 "the engine's own loader maps fused experts on every refit, not only on the first load".into(),
             ),
-            targets: vec![Target {
-                engine: "patchhost".into(),
-                versions: ">=0.1, <0.2".into(),
-                architectures: ARCHITECTURES.map(String::from).into(),
-            }],
+            // The fused tensors are vLLM's own, in its order and before it packs them. There the map proves that a stream
+            // has every expert once; vLLM writes the tensors itself. SGLang's registry was not looked at.
+            targets: [PATCHHOST, VLLM]
+                .map(|(engine, versions)| Target {
+                    engine: engine.into(),
+                    versions: versions.into(),
+                    architectures: ARCHITECTURES.map(String::from).into(),
+                })
+                .into(),
         }
     }
 

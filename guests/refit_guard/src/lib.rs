@@ -12,6 +12,7 @@ mod bindings {
 use bindings::exports::patchhost::patch::identity::{self, Info, Target};
 use bindings::exports::patchhost::patch::refit_observer::{self, Arrival, Dtype, Verdict};
 use bindings::exports::patchhost::patch::state::{self, Snapshot};
+use kit::engines::{PATCHHOST, SGLANG, VLLM};
 use memory::{Fingerprint, Last};
 use std::collections::BTreeSet;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -163,7 +164,14 @@ impl identity::Guest for RefitGuard {
             reason: "a trainer that casts, renames or drops a tensor is noticed by its reward, hours later".into(),
             upstream: Some("volcengine/verl: #5117 (router bias in bf16), #5801 (buffers are not sent)".into()),
             remove_when: None,
-            targets: vec![Target { engine: "patchhost".into(), versions: ">=0.1, <0.2".into(), architectures: vec![] }],
+            // It sees names, dtypes and digests of what a trainer sends, whichever engine it is for.
+            targets: [PATCHHOST, VLLM, SGLANG]
+                .map(|(engine, versions)| Target {
+                    engine: engine.into(),
+                    versions: versions.into(),
+                    architectures: vec![],
+                })
+                .into(),
         }
     }
 

@@ -9,6 +9,7 @@ mod bindings {
 
 use bindings::exports::patchhost::patch::identity::{self, Info, Target};
 use bindings::exports::patchhost::patch::logits_mask::{self, Model, Range};
+use kit::engines::{PATCHHOST, VLLM};
 use std::sync::OnceLock;
 
 static BANNED: OnceLock<Vec<u32>> = OnceLock::new();
@@ -27,7 +28,14 @@ impl identity::Guest for VocabMask {
                     .into(),
             upstream: Some("volcengine/verl: vllm_rollout/utils.py, monkey_patch_compute_logits".into()),
             remove_when: Some("the engine masks padding rows itself".into()),
-            targets: vec![Target { engine: "patchhost".into(), versions: ">=0.1, <0.2".into(), architectures: vec![] }],
+            // vLLM has a documented place for it (logits processors); of SGLang none is known that a mask of ids could take.
+            targets: [PATCHHOST, VLLM]
+                .map(|(engine, versions)| Target {
+                    engine: engine.into(),
+                    versions: versions.into(),
+                    architectures: vec![],
+                })
+                .into(),
         }
     }
 

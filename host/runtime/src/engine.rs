@@ -18,7 +18,9 @@ use crate::model::Model;
 use crate::pace::Pace;
 use crate::plan::{AllowUnknown, ExpertLoaders};
 use crate::quant_config::QuantFormat;
-use crate::refit::{Begin, Planned, Progress, RefitHooks, RefitReport, Setup, TensorOutcome, Transaction, Turn};
+use crate::refit::{
+    Arrivals, Begin, Planned, Progress, RefitHooks, RefitReport, Setup, Source, StagedRefit, TensorOutcome, Turn,
+};
 use crate::registry::Registry;
 use crate::weights::WeightSet;
 
@@ -215,25 +217,29 @@ impl Engine {
         Planned::new(self.setup(), &checkpoint, hooks)?.stage(version, &version.to_string(), hooks, progress)
     }
 
-    /// Begins a refit that takes chunks, unless another one is under way.
-    pub fn begin(&self, begin: Begin, hooks: &RefitHooks) -> Result<Transaction<'_>> {
+    /// A place for the tensors of a refit. Nothing of the engine is taken until it is prepared.
+    pub fn arrivals(&self, begin: Begin) -> Arrivals {
+        Arrivals::new(begin, self.most_bytes())
+    }
+
+    /// Stages what arrived, unless another refit is under way. As often as somebody wants to try: nothing live is touched
+    /// before it is published, and no other refit comes between.
+    pub fn prepare(&self, source: &Source, hooks: &RefitHooks, progress: Progress<'_>) -> Result<StagedRefit<'_>> {
         let turn = self.turn.take().ok_or_else(|| {
             RuntimeError::Request(Refusal::new(
-                format!("refit `{}`", begin.version.as_deref().unwrap_or("(unnamed)")),
+                format!("refit `{}`", source.begin().version.as_deref().unwrap_or("(unnamed)")),
                 "another refit is under way; one at a time",
                 "finish or abort it first",
             ))
         })?;
-        Transaction::new(self, turn, begin, hooks, self.most_bytes())
+        StagedRefit::new(self, turn, source, hooks, progress)
     }
 
     /// Loads all weights and publishes them, or leaves the live ones untouched. Waits while another refit is under way.
     pub fn refit(&self, checkpoint: &Checkpoint, hooks: &RefitHooks, progress: Progress<'_>) -> Result<RefitReport> {
-        let mut refit = Transaction::new(self, self.turn.wait(), Begin::default(), hooks, usize::MAX)?;
-        for tensor in checkpoint.tensors() {
-            refit.tensor(tensor)?;
-        }
-        Ok(refit.finish(progress)?.publish())
+        let turn = self.turn.wait();
+        let source = Arrivals::new(Begin::default(), usize::MAX).whole(checkpoint.clone())?;
+        Ok(StagedRefit::new(self, turn, &source, hooks, progress)?.publish())
     }
 
     /// What a refit's tensors may take in memory: twice the model in f32 (a sender may widen, and send scales), and

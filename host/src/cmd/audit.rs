@@ -11,9 +11,9 @@ use super::failure::{Failure, Result, UsageError};
 use super::session::{parse_setting, progress_bar, sandbox};
 use super::trust_args::TrustFiles;
 use crate::audit::{self, AuditOptions, Finding, Report, Severity, Style, catalogue, diff};
-use crate::patch::{Candidate, Policy, Terms, resolve};
+use crate::patch::{Candidate, Terms, resolve};
 use crate::probe::{self, ProbeOptions, ProbeReport, Verdict};
-use crate::trust::Gate;
+use crate::trust::{Gate, Policy};
 
 /// Says what a component is and what is wrong with it, without running or compiling it
 ///

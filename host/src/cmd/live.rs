@@ -103,8 +103,8 @@ impl LiveArgs {
         let folder = model.folder().map(std::path::Path::to_path_buf);
         let Model { name, engine, checkpoint, .. } = model;
         let (site, policy) = (loaded.site().clone(), loaded.policy().clone());
-        let policy = if patches.isolate { policy.isolated() } else { policy };
-        let live = LiveModel::new(engine, Some(tokenizer), loaded.attachments(), site, policy, ledger, options);
+        let rules = if patches.isolate { policy.isolated().rules() } else { policy.rules() };
+        let live = LiveModel::new(engine, Some(tokenizer), loaded.attachments(), site, rules, ledger, options);
         let live = Arc::new(live.map_err(|e| HostError::system("the threads of the live model", e))?);
         live.board().started(&Actor::cli());
         let settings: crate::live::SettingsFor = Arc::new(loaded.settings_for());

@@ -6,7 +6,7 @@ use patchhost_runtime::assembly::ChunkHeader;
 use patchhost_runtime::checkpoint::CheckpointTensor;
 use patchhost_runtime::engine::{EngineOptions, ExpertParallel};
 use patchhost_runtime::layout;
-use patchhost_runtime::refit::{Begin, Manifest, RefitReport, Transaction};
+use patchhost_runtime::refit::{Arrivals, Begin, Manifest, RefitReport};
 
 use super::Call;
 use super::args::{Format, Fp8Activation, ModelArgs, PatchArgs};
@@ -42,6 +42,9 @@ pub struct Args {
     /// What to call the new weights [default: their version, else the number of the refit]
     #[arg(long, value_name = "TEXT")]
     version: Option<String>,
+    /// The trainer's own step of these weights, for reports
+    #[arg(long, value_name = "N")]
+    step: Option<u64>,
     /// A JSON file of what must come: {"tensors": {NAME: {"dtype": "BF16", "shape": […], "sha256": "…"}}}
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
@@ -83,6 +86,8 @@ struct Summary {
     skipped: Vec<crate::checkpoint::versions::Skipped>,
     first: RefitReport,
     sha256_before: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<u64>,
     refit: RefitReport,
     sha256: String,
     verified: bool,
@@ -130,12 +135,13 @@ pub fn run(args: Args, call: &Call) -> Result {
     }
 
     let version = args.version.clone().or_else(|| loaded.version.map(|v| v.to_string()));
-    let begin = Begin { version, manifest, allow_narrowing: args.allow_narrowing, ..Begin::default() };
+    let begin = Begin { version, step: args.step, manifest, allow_narrowing: args.allow_narrowing, ..Begin::default() };
     let staged = (|| -> Result<_> {
-        let mut refit = model.engine.begin(begin, &hooks)?;
-        send(&mut refit, loaded.checkpoint.tensors(), args.chunk_size as usize)?;
+        let mut arrivals = model.engine.arrivals(begin);
+        send(&mut arrivals, loaded.checkpoint.tensors(), args.chunk_size as usize)?;
+        let source = arrivals.finish()?;
         let bar = progress_bar("refit");
-        let staged = refit.finish(&advance(&bar));
+        let staged = model.engine.prepare(&source, &hooks, &advance(&bar));
         bar.finish_and_clear();
         let staged = staged?;
         if args.verify {
@@ -164,8 +170,9 @@ pub fn run(args: Args, call: &Call) -> Result {
             outln!("verified: equal to a fresh load of the same tensors, bit for bit");
         }
         outln!(
-            "live: version {} sha256:{}{}",
+            "live: version {}{} sha256:{}{}",
             report.label,
+            args.step.map(|step| format!(", step {step},")).unwrap_or_default(),
             &digest[..16],
             if digest == before { " (no bit changed)" } else { "" }
         );
@@ -187,6 +194,7 @@ pub fn run(args: Args, call: &Call) -> Result {
         skipped: loaded.skipped,
         first,
         sha256_before: before,
+        step: args.step,
         refit: report,
         sha256: digest,
         verified: args.verify,
@@ -196,7 +204,7 @@ pub fn run(args: Args, call: &Call) -> Result {
 }
 
 /// Sends every tensor: whole where it fits a chunk, else in pieces.
-fn send<'a>(refit: &mut Transaction<'_>, tensors: impl Iterator<Item = &'a CheckpointTensor>, most: usize) -> Result {
+fn send<'a>(refit: &mut Arrivals, tensors: impl Iterator<Item = &'a CheckpointTensor>, most: usize) -> Result {
     for t in tensors {
         if t.data.len() <= most {
             refit.tensor(t)?;

@@ -25,9 +25,9 @@ use crate::base::{Digest, Hook};
 use crate::checkpoint::bundled;
 use crate::isolate::Isolation;
 use crate::patch::{
-    Applicability, Attached, Attachments, Cache, HookOptions, Patch, PatchSet, Phase, Policy, Sandbox, Site, Trial,
+    Applicability, Attached, Attachments, Cache, Description, HookOptions, Patch, PatchSet, Phase, Sandbox, Site, Trial,
 };
-use crate::trust::Gate;
+use crate::trust::{Gate, Policy};
 use load::Loader;
 use settings::Settings;
 pub use settings::parse_setting;
@@ -171,10 +171,10 @@ impl Patches {
         let loader = Loader { gate: &gate, settings: &settings, startup };
         let (patches, site) = loader.load(args, more, site)?;
         settings.check_used(&patches, args, watches)?;
-        let mut attachments = Attachments::default();
+        let mut attachments = Attachments::new(Description::patchhost(architecture));
         for patch in patches {
             let name = patch.info().name.clone();
-            if attachments.attach(patch, phase, architecture)? == Attached::Already {
+            if attachments.attach(patch, phase)? == Attached::Already {
                 errln!("note: patch `{name}` is given twice with the same settings; it is loaded once");
             }
         }

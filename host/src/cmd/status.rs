@@ -68,6 +68,9 @@ fn print(status: &Value) {
     for why in list("/board/tainted") {
         outln!("tainted: {}", why.as_str().unwrap_or_default());
     }
+    if let Some(step) = status.pointer("/last_refit/step").and_then(Value::as_u64) {
+        outln!("last refit: step {step} of the trainer");
+    }
     if let Some(why) = status.pointer("/last_refit/degraded").and_then(Value::as_str) {
         outln!("degraded: {why}");
     }

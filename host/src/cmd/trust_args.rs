@@ -2,8 +2,7 @@
 
 use super::failure::{Result, UsageError};
 use crate::base::{Dir, DirMode};
-use crate::patch::{POLICY_FILE, Policy};
-use crate::trust::{Gate, GrantChange, Places};
+use crate::trust::{Gate, GrantChange, POLICY_FILE, Places, Policy};
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -47,7 +47,7 @@ impl BlockQuant for Guarded {
     fn activation_scales(&self, amax: &[f32]) -> Result<Vec<f32>, HookError> {
         let native = || OwnSource::in_place_of(&self.settings).activation_scales(amax);
         if self.board.left_alone(&self.component, Hook::BlockQuant).is_some()
-            && self.board.policy().on_failure(Hook::BlockQuant) == OnFailure::Native
+            && self.board.rules().on_failure(Hook::BlockQuant) == OnFailure::Native
         {
             return native();
         }

@@ -1,25 +1,23 @@
 //! A model whose patches can change while it runs: the engine, the board of its patches, and the one way in for refits,
-//! candidates and swaps. `serve` and `train` stand on it.
+//! candidates and swaps. `serve` and `train` stand on it. What is decided about patches is in `policy`, over any target;
+//! the rest is the embedded engine as one of them.
 
-mod canary;
-mod error;
+mod embedded;
 mod guard;
 mod model;
-mod priority;
+mod policy;
 mod probe;
-mod refit;
 mod shadow;
-mod stage;
-mod swap;
-mod update;
 mod watch;
 
-pub use canary::CanaryUnit;
-pub use error::LiveError;
+pub use crate::patch::{CanaryUnit, TensorFinding};
+pub use embedded::Embedded;
 pub use model::{LiveModel, LiveOptions, LiveStatus};
-pub use refit::{Refitted, Swapped};
-pub use shadow::{ShadowReport, TensorFinding};
-pub use stage::Staged;
-pub use swap::SwapOutcome;
-pub use update::Update;
+pub use policy::{LastRefit, Live, LiveError, Staged, SwapOutcome, Swapped};
+pub use shadow::ShadowReport;
 pub use watch::{Seen, SettingsFor, WatchError, Watcher};
+
+/// What a refit of a live model did.
+pub type Refitted = policy::Refitted<std::sync::Arc<patchhost_runtime::weights::WeightSet>>;
+/// An update of a live model that arrives in pieces.
+pub type Update = policy::Update<Embedded>;

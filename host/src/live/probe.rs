@@ -11,43 +11,40 @@ use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::error::{Refusal, RuntimeError};
 use patchhost_runtime::hooks::{BlockQuant, Decision, Elem, Scheme};
 use patchhost_runtime::quantize::{Input, Measure, quantize};
+use patchhost_runtime::refit::Source;
 
-use super::{LiveError, LiveModel};
+use super::embedded::Embedded;
 use crate::compare::{Unit, decide, of_model};
-use crate::patch::{Generation, Patch, probe_set};
-use crate::probe;
+use crate::patch::{Generation, Patch, TargetError};
 
 /// Different ways to quantize that are tried; a patch has one or two.
 const SCHEMES: usize = 8;
 /// Elements of the largest matrix that is tried: a probe must stay small beside a refit.
 const MOST_ELEMENTS: usize = 1 << 22;
 
-impl LiveModel {
-    /// Refuses a patch whose answers a refit would refuse, or that is wrong on what its own profile and contract say.
-    pub(super) fn probe(&self, patch: &Arc<Patch>) -> Result<(), LiveError> {
-        self.probe_on_model(patch)?;
-        probe::before_activation(patch).map(|_| ()).map_err(LiveError::Probe)
-    }
-
-    fn probe_on_model(&self, patch: &Arc<Patch>) -> Result<(), LiveError> {
-        // Before the first load there is nothing to ask about; that load asks everything.
-        let Some(source) = self.source.load_full() else { return Ok(()) };
-        let generation = Generation::trial(probe_set(&self.board.active(), patch)?);
-        let hooks = generation.hooks(self.options.hooks);
+impl Embedded {
+    /// Refuses a patch whose answers a refit of this model would refuse.
+    pub(super) fn probe_on_model(
+        &self,
+        source: &Source,
+        trial: &Generation,
+        patch: &Arc<Patch>,
+    ) -> Result<(), TargetError> {
+        let hooks = trial.hooks(self.hooks);
         // Placements, decisions and layout passes, for the real tensors.
-        self.engine.explain(&source.checkpoint, &hooks)?;
+        self.engine.explain(&source.checkpoint(), &hooks)?;
         if let Some(mask) = &hooks.mask {
             let rows = u32::try_from(self.engine.model().vocab()).unwrap_or(u32::MAX);
             mask.patch.masked(self.engine.info(), rows, mask.vocabulary).map_err(RuntimeError::from)?;
         }
         let (Some(quant), Some(_)) = (&hooks.quant, patch.block_quant()) else { return Ok(()) };
-        let readable = self.engine.readable(&source.checkpoint)?;
+        let readable = self.engine.readable(&source.checkpoint())?;
         let units = of_model(&self.engine.setup(), &readable, hooks.loader.as_deref())?;
         self.probe_scales(&units, &**quant)?;
         self.probe_activation(quant)
     }
 
-    fn probe_scales(&self, units: &[Unit], quant: &dyn BlockQuant) -> Result<(), LiveError> {
+    fn probe_scales(&self, units: &[Unit], quant: &dyn BlockQuant) -> Result<(), TargetError> {
         let decisions = decide(units, self.engine.info(), quant)?;
         let mut smallest: BTreeMap<String, (&Unit, &Scheme)> = BTreeMap::new();
         for (unit, decision) in units.iter().zip(&decisions) {
@@ -69,7 +66,7 @@ impl LiveModel {
                 quantize(&real(), scheme, quant, Measure::Nothing)?,
             );
             if first.q != second.q || bits(&first.scales) != bits(&second.scales) {
-                return Err(LiveError::Probe(Refusal::new(
+                return Err(TargetError::Refused(Refusal::new(
                     format!("patch `{}` at stage probe", quant.name()),
                     format!("it gave other scales for `{}` when it was asked again", unit.info.name),
                     "make its answers depend on their input alone: every rank must come to the same bits",
@@ -85,8 +82,8 @@ impl LiveModel {
     }
 
     /// Activation scales, where they are a call: as the first forward pass would ask for them.
-    fn probe_activation(&self, quant: &Arc<dyn BlockQuant>) -> Result<(), LiveError> {
-        if self.options.hooks.activation == ActivationMode::None {
+    fn probe_activation(&self, quant: &Arc<dyn BlockQuant>) -> Result<(), TargetError> {
+        if self.hooks.activation == ActivationMode::None {
             return Ok(());
         }
         match quant.activation(self.engine.info()).map_err(RuntimeError::from)? {

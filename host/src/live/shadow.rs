@@ -1,26 +1,20 @@
-//! A candidate beside the live set: it does the whole refit apart from everything, and what it made is compared tensor by
-//! tensor. What the policy does not allow ends it; nothing promotes it.
+//! What a candidate beside the live set made, tensor by tensor: its numbers, and what the rules do not allow about them.
 
 use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
 
-use patchhost_runtime::hooks::Decision;
-use patchhost_runtime::refit::RefitReport;
+use patchhost_runtime::hooks::{BlockQuant, Decision};
+use patchhost_runtime::refit::{RefitReport, Source};
 use patchhost_runtime::weights::WeightSet;
 use serde::Serialize;
-use serde_json::json;
 
-use super::canary::{CanaryUnit, CanaryWeights, chosen};
-use super::model::Source;
-use super::{LiveError, LiveModel};
+use super::LiveModel;
+use super::embedded::{CanaryWeights, Embedded};
 use crate::base::Digest;
 use crate::base::file::{Access, write_whole_unsynced};
-use crate::compare::{State, TensorRow, Totals, compare_unit, decide, of_model, totals};
-use crate::patch::{Actor, Beside, Mode, RefitPlan, ShadowPolicy};
-
-/// Findings that are listed; more are counted.
-const MOST_FINDINGS: usize = 20;
+use crate::compare::{CompareError, State, TensorRow, Totals, compare_unit, decide, of_model, totals};
+use crate::patch::{Compared, Generation, Mode, ShadowPolicy, TensorFinding, Verdict, chosen};
 
 /// What a comparison found.
 #[derive(Debug, Clone, Serialize)]
@@ -51,13 +45,14 @@ pub struct ShadowReport {
     pub more_findings: usize,
 }
 
-/// One thing that the policy does not allow.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct TensorFinding {
-    /// Name of the tensor; empty for the refit as a whole.
-    pub tensor: String,
-    /// What, with the number and the limit.
-    pub what: String,
+/// What the engine keeps of a comparison.
+#[derive(Default)]
+pub struct Side {
+    report: Option<RefitReport>,
+    totals: Totals,
+    tensors: Vec<TensorRow>,
+    /// The candidate's weights, where all of it could be compared.
+    weights: Option<WeightSet>,
 }
 
 impl ShadowReport {
@@ -83,91 +78,58 @@ impl ShadowReport {
 impl LiveModel {
     /// The last comparison of a candidate, with its tensors.
     pub fn shadow_report(&self) -> Option<Arc<ShadowReport>> {
-        self.shadow.load_full()
+        self.target.shadow.load_full()
     }
+}
 
-    /// Lets a candidate take part in the refit that was just published.
-    pub(super) fn beside(&self, plan: &RefitPlan, beside: &Beside, source: &Source, refit: u64, label: &str) {
-        let to = beside.to.digest();
-        let mut report = ShadowReport {
-            refit,
-            version: label.to_owned(),
-            live: plan.active.digest(),
-            candidate: to,
-            mode: beside.mode,
-            clean_refits: 0,
-            report: None,
-            differing_tensors: 0,
-            totals: Totals::default(),
-            tensors: Vec::new(),
-            findings: Vec::new(),
-            more_findings: 0,
-        };
-        let made = self.compare_with(plan, beside, source, &mut report);
-        let weights = match made {
-            Ok(weights) => Some(weights),
-            Err(error) => {
-                let what = crate::base::text::clean(&error.to_string().replace('\n', " "), 600);
-                report.findings.push(TensorFinding { tensor: String::new(), what });
-                None
-            }
-        };
-        report.more_findings += report.findings.len().saturating_sub(MOST_FINDINGS);
-        report.findings.truncate(MOST_FINDINGS);
-        let good = report.findings.is_empty();
-        if good {
-            report.clean_refits = self.board.clean(&to);
-        }
-        let file = self.options.reports.as_deref().and_then(|folder| write(folder, &report));
-        let fields = json!({
-            "refit": refit, "version": label, "live": report.live, "candidate": to, "mode": beside.mode,
-            "clean_refits": report.clean_refits, "differing_tensors": report.differing_tensors,
-            "findings": report.findings, "more_findings": report.more_findings, "report": file,
-        });
-        self.board.event("shadow.report", &Actor::policy(), fields);
-        let findings: Vec<String> = report.findings.iter().map(|f| format!("{} {}", f.tensor, f.what)).collect();
-        self.shadow.store(Some(Arc::new(report)));
-        match (good, beside.mode, weights) {
-            (true, Mode::Canary(percent), Some(weights)) if self.options.canary == CanaryUnit::Request => {
-                self.canary.store(Some(Arc::new(CanaryWeights { percent, to, weights: Arc::new(weights) })));
-            }
-            (true, ..) => self.canary.store(None),
-            (false, ..) => {
-                self.canary.store(None);
-                self.board.reverse(&to, refit, &format!("{} of it: {}", beside.mode, findings.join("; ")));
-            }
-        }
-    }
-
-    fn compare_with(
+impl Embedded {
+    /// Makes weights of the same tensors through the candidate, and compares them with those that serve.
+    pub(super) fn compare_with(
         &self,
-        plan: &RefitPlan,
-        beside: &Beside,
         source: &Source,
-        report: &mut ShadowReport,
-    ) -> Result<WeightSet, LiveError> {
+        active: &Generation,
+        candidate: &Generation,
+        rules: &ShadowPolicy,
+    ) -> Compared<Side> {
+        let mut compared = Compared { findings: Vec::new(), differing_tensors: 0, seen: Side::default() };
+        match self.compare_into(source, active, candidate, rules, &mut compared) {
+            Ok(weights) => compared.seen.weights = Some(weights),
+            Err(error) => compared.findings.push(TensorFinding::failed(error)),
+        }
+        compared.seen.totals = totals(&compared.seen.tensors);
+        compared
+    }
+
+    fn compare_into(
+        &self,
+        source: &Source,
+        active: &Generation,
+        candidate: &Generation,
+        rules: &ShadowPolicy,
+        into: &mut Compared<Side>,
+    ) -> Result<WeightSet, CompareError> {
         let live = self.engine.live()?;
-        let (hooks_live, mut hooks) = (self.hooks(&plan.active), self.hooks(&beside.to));
+        let (hooks_live, mut hooks) = (self.hooks(active), self.hooks(candidate));
         // Observers watch the live refit; shown a second one, they might count it.
         hooks.observers.clear();
-        let (mut weights, done) = self.engine.stage(&source.checkpoint, &hooks, &|_, _, _| {})?;
+        let (mut weights, done) = self.engine.stage(source.checkpoint(), &hooks, &|_, _, _| {})?;
         weights.relabel(live.version(), live.label());
-        report.differing_tensors =
+        into.differing_tensors =
             (0..self.engine.registry().params().len()).filter(|p| weights.differs(&live, *p)).count();
-        report.report = Some(done);
+        into.seen.report = Some(done);
 
-        let policy = &self.board.policy().shadow;
-        let readable = self.engine.readable(&source.checkpoint)?;
+        let readable = self.engine.readable(source.checkpoint())?;
         let units = of_model(&self.engine.setup(), &readable, hooks.loader.as_deref())?;
-        let decided = |quant: &Option<Arc<dyn patchhost_runtime::hooks::BlockQuant>>| -> Result<_, LiveError> {
+        let decided = |quant: &Option<Arc<dyn BlockQuant>>| -> Result<_, CompareError> {
             Ok(match quant {
                 None => None,
                 Some(quant) => Some(decide(&units, self.engine.info(), &**quant)?),
             })
         };
         let (a, b) = (decided(&hooks_live.quant)?, decided(&hooks.quant)?);
-        let percent = (policy.sample * 100.0).ceil().clamp(0.0, 100.0) as u8;
-        for (i, unit) in units.iter().enumerate().filter(|(_, u)| chosen(&report.candidate, &u.info.name, percent)) {
+        let percent = (rules.sample * 100.0).ceil().clamp(0.0, 100.0) as u8;
+        let to = candidate.digest();
+        for (i, unit) in units.iter().enumerate().filter(|(_, u)| chosen(&to, &u.info.name, percent)) {
             let side = |decisions: &Option<Vec<Decision>>| decisions.as_ref().and_then(|d| d.get(i)).cloned();
             let (da, db) = (side(&a), side(&b));
             let row = compare_unit(
@@ -175,14 +137,39 @@ impl LiveModel {
                 da.as_ref().zip(hooks_live.quant.as_deref()),
                 db.as_ref().zip(hooks.quant.as_deref()),
             )?;
-            source.checkpoint.release(unit.source());
+            source.checkpoint().release(unit.source());
             if let Some(row) = row {
-                report.findings.extend(judge(&row, policy));
-                report.tensors.push(row);
+                into.findings.extend(judge(&row, rules));
+                into.seen.tensors.push(row);
             }
         }
-        report.totals = totals(&report.tensors);
         Ok(weights)
+    }
+
+    /// Writes the report, and takes the candidate's weights for its share of the requests, or lets those of before go.
+    pub(super) fn keep(&self, verdict: &Verdict, seen: Side) -> Option<String> {
+        let Side { report, totals, tensors, weights } = seen;
+        let report = ShadowReport {
+            refit: verdict.refit,
+            version: verdict.version.clone(),
+            live: verdict.live,
+            candidate: verdict.candidate,
+            mode: verdict.mode,
+            clean_refits: verdict.clean_refits,
+            report,
+            differing_tensors: verdict.differing_tensors,
+            totals,
+            tensors,
+            findings: verdict.findings.clone(),
+            more_findings: verdict.more_findings,
+        };
+        let file = self.reports.as_deref().and_then(|folder| write(folder, &report));
+        self.shadow.store(Some(Arc::new(report)));
+        let canary = verdict.serve.zip(weights).map(|(percent, weights)| {
+            Arc::new(CanaryWeights { percent, to: verdict.candidate, weights: Arc::new(weights) })
+        });
+        self.canary.store(canary);
+        file
     }
 }
 

@@ -2,7 +2,7 @@
 //! says why. (verl's rule "import patch.py only after the LLM instance was created" is a comment, and broken in its own
 //! tree; here it is a check.)
 
-use super::{Applicability, Patch, PatchSet, SetError};
+use super::{Applicability, Description, Patch, PatchSet, SetError};
 use crate::base::{Code, Digest, Exit};
 use patchhost_runtime::engine::Engine;
 use serde::Serialize;
@@ -94,20 +94,31 @@ impl Exit for AttachError {
 }
 
 /// The patches of one engine: those in the set, and those that do not apply.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Attachments {
+    to: Description,
     entries: Vec<(Arc<Patch>, Applicability)>,
     set: PatchSet,
 }
 
 impl Attachments {
-    /// Adds a patch for a model of this architecture.
-    pub fn attach(&mut self, patch: Arc<Patch>, phase: Phase, architecture: &str) -> Result<Attached, AttachError> {
+    /// No patches yet, for this model in this engine.
+    pub fn new(to: Description) -> Self {
+        Self { to, entries: Vec::new(), set: PatchSet::default() }
+    }
+
+    /// What the patches are applied to.
+    pub fn to(&self) -> &Description {
+        &self.to
+    }
+
+    /// Adds a patch; one that is for other engines or models is kept aside with the reason.
+    pub fn attach(&mut self, patch: Arc<Patch>, phase: Phase) -> Result<Attached, AttachError> {
         in_phase(&patch, phase)?;
         if self.entries.iter().any(|(p, _)| p.generation() == patch.generation()) {
             return Ok(Attached::Already);
         }
-        let applicability = patch.applies_to(architecture);
+        let applicability = patch.applies_to(&self.to);
         let attached = match &applicability {
             Applicability::Applies => {
                 self.set.push(patch.clone())?;

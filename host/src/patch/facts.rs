@@ -3,7 +3,7 @@
 use crate::base::Digest;
 use serde::Serialize;
 
-/// Who vouches for a component: what the ledger keeps.
+/// Who vouches for a component: the gate finds it out, the board writes it to the ledger.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Facts {
     /// Digest of the lock file that admitted it.

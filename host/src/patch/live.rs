@@ -9,13 +9,8 @@ use crate::call::{Asked, PatchEntry, Put, Witness, Witnessed};
 use crate::isolate::Remote;
 use crate::sandbox::Limits;
 use patchhost_runtime::hooks::HookError;
-use semver::{Version, VersionReq};
-use serde::Serialize;
 use std::fmt;
 use std::sync::Arc;
-
-/// The engine that targets name when they mean this host.
-const ENGINE: &str = "patchhost";
 
 /// A patch that was described and configured, with its instances.
 pub struct Patch {
@@ -62,19 +57,6 @@ impl Home {
             }
         }
     }
-}
-
-/// Whether a patch is for a model. Never silence: the reason is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "state", rename_all = "kebab-case")]
-pub enum Applicability {
-    /// It is.
-    Applies,
-    /// It is not.
-    NotApplicable {
-        /// Why.
-        reason: String,
-    },
 }
 
 impl Patch {
@@ -173,11 +155,6 @@ impl Patch {
     pub(crate) fn asked(&self) -> &Hooks {
         &self.asked
     }
-
-    /// Whether one of its targets is this host and this architecture.
-    pub fn applies_to(&self, architecture: &str) -> Applicability {
-        applies(self.info(), architecture, env!("CARGO_PKG_VERSION"))
-    }
 }
 
 impl fmt::Debug for Patch {
@@ -213,69 +190,9 @@ pub(super) fn generation(digest: &Digest, settings: &[(String, String)], limits:
     Digest::of(parts.to_string().as_bytes())
 }
 
-fn applies(info: &Info, architecture: &str, host: &str) -> Applicability {
-    let not = |reason: String| Applicability::NotApplicable { reason };
-    let ours: Vec<_> = info.targets.iter().filter(|target| target.engine == ENGINE).collect();
-    if ours.is_empty() {
-        let engines: Vec<_> = info.targets.iter().map(|target| target.engine.as_str()).collect();
-        return not(format!("it targets {}, not {ENGINE}", list(&engines)));
-    }
-    let Ok(host_version) = Version::parse(host) else { return not(format!("host version `{host}` is not semver")) };
-    let in_range = |range: &str| VersionReq::parse(range).is_ok_and(|range| range.matches(&host_version));
-    let (current, other): (Vec<_>, Vec<_>) = ours.into_iter().partition(|target| in_range(&target.versions));
-    if current.is_empty() {
-        let ranges: Vec<_> = other.iter().map(|target| target.versions.as_str()).collect();
-        return not(format!("it is for {ENGINE} {}, this is {host}", ranges.join(" or ")));
-    }
-    let knows = |names: &[String]| names.is_empty() || names.iter().any(|name| name == architecture);
-    if current.iter().any(|target| knows(&target.architectures)) {
-        return Applicability::Applies;
-    }
-    let names: Vec<_> = current.iter().flat_map(|target| &target.architectures).map(String::as_str).collect();
-    not(format!("it is for {}, the model is {architecture}", list(&names)))
-}
-
-/// At most three names, and how many more there are.
-fn list(names: &[&str]) -> String {
-    match names {
-        [] => "nothing".to_owned(),
-        [a, b, c, _, rest @ ..] => format!("{a}, {b}, {c} and {} more", rest.len() + 1),
-        few => few.join(", "),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::Target;
-
-    fn info(targets: &[(&str, &str, &[&str])]) -> Info {
-        let targets = targets.iter().map(|(engine, versions, names)| Target {
-            engine: (*engine).into(),
-            versions: (*versions).into(),
-            architectures: names.iter().map(|name| (*name).into()).collect(),
-        });
-        Info { targets: targets.collect(), ..Info::default() }
-    }
-
-    fn reason(info: &Info, architecture: &str) -> String {
-        match applies(info, architecture, "0.1.0") {
-            Applicability::Applies => String::new(),
-            Applicability::NotApplicable { reason } => reason,
-        }
-    }
-
-    #[test]
-    fn targets_are_matched() {
-        let any = info(&[("patchhost", ">=0.1, <0.3", &[])]);
-        assert_eq!(reason(&any, "QwenForCausalLM"), "");
-        let some = info(&[("patchhost", "*", &["Qwen2MoeForCausalLM"]), ("vllm", "*", &[])]);
-        assert_eq!(reason(&some, "Qwen2MoeForCausalLM"), "");
-        assert_eq!(reason(&some, "Llama"), "it is for Qwen2MoeForCausalLM, the model is Llama");
-        assert_eq!(reason(&info(&[("vllm", "*", &[])]), "x"), "it targets vllm, not patchhost");
-        assert_eq!(reason(&info(&[("patchhost", ">=0.2", &[])]), "x"), "it is for patchhost >=0.2, this is 0.1.0");
-        assert_eq!(reason(&info(&[]), "x"), "it targets nothing, not patchhost");
-    }
 
     #[test]
     fn a_generation_is_wasm_settings_limits_and_grants() {

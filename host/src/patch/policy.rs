@@ -1,37 +1,24 @@
-//! What happens when a patch fails, how much a candidate may differ, and how long things may take: the `--policy` file
-//! (TOML). Nothing is guessed: what the file does not say has the default written here, and unknown keys are errors.
+//! What happens when a patch fails, how much a candidate may differ, and how long things may take: the part of the policy
+//! file that the board follows. The file itself, which also says whom to trust, is `trust::Policy`.
 
-use super::Limits;
-use crate::base::{Code, Digest, Exit, Hook};
-use crate::base::{explain, nearest};
+use crate::base::{Digest, Hook, nearest};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
-/// Its name where nobody gives another.
-pub const POLICY_FILE: &str = "patchhost.toml";
-/// Largest policy file.
-const MOST_BYTES: u64 = 1 << 20;
-
-/// The whole file.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Policy {
+/// What a board follows for its life. `Rules::default()` is what holds where there is no policy file.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Rules {
     /// Per hook, by its WIT name: `[hooks.block-quant]`.
     pub hooks: BTreeMap<String, HookPolicy>,
-    /// Failures in general.
+    /// When a patch that failed is asked again, and when no more.
     pub failure: FailurePolicy,
     /// What a candidate in shadow or canary may do.
     pub shadow: ShadowPolicy,
-    /// Swaps.
+    /// How many sets are kept, and for how long.
     pub swap: SwapPolicy,
-    /// Caps and rules of the audit.
-    pub audit: crate::audit::AuditPolicy,
-    /// Lock file, signers, revocations.
-    pub trust: crate::trust::TrustPolicy,
-    /// What a patch may use, where the lock gives it no limits of its own.
-    pub limits: Limits,
+    /// Digest of the whole policy file, which the board writes to its ledger; none: these rules come from no file.
+    pub file: Option<Digest>,
 }
 
 /// What happens when the patch of one hook fails.
@@ -127,48 +114,9 @@ impl Default for SwapPolicy {
     }
 }
 
-/// A policy file was refused.
-#[derive(Debug, thiserror::Error)]
-#[error("refused: policy file `{path}`\n  why: {why}\n  next: {next}")]
-pub struct PolicyError {
-    path: String,
-    why: String,
-    next: String,
-}
-
-impl Exit for PolicyError {
-    fn exit(&self) -> Code {
-        Code::Usage
-    }
-}
-
-impl Policy {
-    /// Reads a file.
-    pub fn read(path: &Path) -> Result<Self, PolicyError> {
-        let shown = crate::base::text::clean(&path.display().to_string(), 200);
-        let fail = |why: String, next: &str| PolicyError { path: shown.clone(), why, next: next.to_owned() };
-        let unreadable = |e: std::io::Error| fail(e.to_string(), "give a TOML file that can be read");
-        let data = std::fs::metadata(path).map_err(unreadable)?;
-        if !data.is_file() {
-            return Err(fail("it is not a file".to_owned(), "give the policy file"));
-        }
-        let size = data.len();
-        if size > MOST_BYTES {
-            return Err(fail(format!("it has {size} bytes, at most {MOST_BYTES} are read"), "give the policy file"));
-        }
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
-        Self::parse(&text)
-            .map_err(|why| fail(why, "correct the key or value; docs/trust.md and the README name every key"))
-    }
-
-    /// From text.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let policy: Self = toml::from_str(text).map_err(|e| explain(text, &e))?;
-        policy.check()?;
-        Ok(policy)
-    }
-
-    fn check(&self) -> Result<(), String> {
+impl Rules {
+    /// What the types do not say: names of hooks, and numbers that make no sense.
+    pub(crate) fn check(&self) -> Result<(), String> {
         let names: Vec<&str> = Hook::ALL.iter().map(|hook| hook.name()).collect();
         for name in self.hooks.keys() {
             if !names.contains(&name.as_str()) {
@@ -196,29 +144,10 @@ impl Policy {
         if !(1..=16).contains(&self.swap.retain) {
             return Err(format!("swap.retain is {}; it must be from 1 to 16", self.swap.retain));
         }
-        self.trust.check()?;
-        self.audit.check().map_err(|fault| fault.to_string())?;
-        self.limits.check().map_err(|why| format!("limits.{why}"))?;
         if !(1..=256).contains(&self.swap.max_staged) {
             return Err(format!("swap.max_staged is {}; it must be from 1 to 256", self.swap.max_staged));
         }
         Ok(())
-    }
-
-    /// The digest of all that it says, defaults included: what the ledger and the lock call it.
-    pub fn digest(&self) -> Digest {
-        Digest::of(serde_json::json!(self).to_string().as_bytes())
-    }
-
-    /// For patches in child processes: native code stands in while a process that died is started again, for the hooks that
-    /// have native code and of which the file says nothing.
-    #[must_use]
-    pub fn isolated(mut self) -> Self {
-        for hook in Hook::ALL.into_iter().filter(|hook| super::has_native(*hook)) {
-            let native = HookPolicy { on_failure: OnFailure::Native };
-            self.hooks.entry(hook.name().to_owned()).or_insert(native);
-        }
-        self
     }
 
     /// What happens when the patch of `hook` fails.
@@ -240,45 +169,7 @@ impl FailurePolicy {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn a_policy_is_read() {
-        let text = "[hooks.block-quant]\non_failure = \"native\"\n[failure]\nrestart_budget = 5\n[shadow]\nmax_scale_ulp = 2\n";
-        let policy = Policy::parse(text).unwrap();
-        assert_eq!(policy.on_failure(Hook::BlockQuant), OnFailure::Native);
-        assert_eq!(policy.on_failure(Hook::BlockQuantRows), OnFailure::Native);
-        assert_eq!(policy.on_failure(Hook::Layout), OnFailure::Closed);
-        assert_eq!((policy.failure.restart_budget, policy.shadow.max_scale_ulp), (5, Some(2)));
-        assert_eq!(Policy::parse("").unwrap(), Policy::default());
-    }
-
-    #[test]
-    fn what_the_file_says_stays_when_isolated() {
-        let policy = Policy::parse("[hooks.layout]\non_failure = \"closed\"\n").unwrap().isolated();
-        assert_eq!(policy.on_failure(Hook::BlockQuant), OnFailure::Native);
-        assert_eq!(policy.on_failure(Hook::Layout), OnFailure::Closed);
-        assert_eq!(policy.on_failure(Hook::LoaderMap), OnFailure::Closed, "it has no native code");
-    }
-
-    #[test]
-    fn what_is_wrong_is_named() {
-        let bad = [
-            ("[hooks.block-qant]\n", "block-qant"),
-            ("[hooks.layout]\non_failure = \"open\"\n", "open"),
-            ("[failure]\nbudget = 1\n", "budget"),
-            ("[failure]\njitter = 2.0\n", "failure.jitter is 2"),
-            ("[failure]\nrestart_budget = 0\n", "restart_budget"),
-            ("[shadow]\nmax_snr_loss_db = nan\n", "max_snr_loss_db"),
-            ("[swap]\nretain = 0\n", "swap.retain"),
-            ("surprise = 1\n", "surprise"),
-        ];
-        for (text, named) in bad {
-            let why = Policy::parse(text).unwrap_err();
-            assert!(why.contains(named), "{text}: {why}");
-        }
-    }
 
     #[test]
     fn backoff_doubles_and_is_bounded() {

@@ -1,6 +1,6 @@
 //! Real guests: the bundled ones, and the ones that misbehave on purpose (`guests/evil`).
 
-use super::{Applicability, Candidate, Limits, Patch, PatchSet, Sandbox, SetError, Stage, StageError};
+use super::{Applicability, Candidate, Description, Limits, Patch, PatchSet, Sandbox, SetError, Stage, StageError};
 use super::{Reviewing, Terms, bundled};
 use crate::base::{Digest, Hook};
 use half::bf16;
@@ -82,7 +82,7 @@ fn bundled_patches_get_ready() {
         let patch = good(name, &[]);
         assert_eq!(patch.info().name, name);
         assert_eq!(patch.hooks(), hooks);
-        assert_eq!(patch.applies_to("Qwen2MoeForCausalLM"), Applicability::Applies);
+        assert_eq!(patch.applies_to(&Description::patchhost("Qwen2MoeForCausalLM")), Applicability::Applies);
         assert_eq!(patch.stats().hook_calls(), 0);
         assert_eq!(patch.stats().instances_made, 1);
     }

@@ -5,7 +5,7 @@ use super::run::{Found, Probe};
 use super::synthetic;
 use crate::base::Hook;
 use crate::checkpoint::bundled;
-use crate::patch::{Applicability, Patch};
+use crate::patch::{Applicability, Description, Patch};
 use patchhost_runtime::engine::{Engine, EngineOptions};
 use patchhost_runtime::hooks::{HookError, Layout, LoaderMap, LogitsMask, Lora, RefitObserver, TensorInfo, Verdict};
 use patchhost_runtime::refit::{RefitHooks, info};
@@ -23,7 +23,7 @@ pub(super) fn run(probe: &mut Probe<'_>, patch: &Arc<Patch>) {
     }
     if let Some(hook) = patch.loader_map() {
         let about = "the same tensors go to the same places, in any order, and fill a real model";
-        match patch.applies_to(BUNDLED) {
+        match patch.applies_to(&Description::patchhost(BUNDLED)) {
             Applicability::Applies => {
                 probe.check("placements", Some(Hook::LoaderMap), about, |_| remembering(patch, placements(&hook)));
             }

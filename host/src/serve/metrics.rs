@@ -235,6 +235,10 @@ impl Collector for PatchCollector {
         put(e, "patchhost_rollbacks", "Of those, rollbacks", &counter(status.rollbacks))?;
         put(e, "patchhost_refused", "Candidates that were refused or reversed", &counter(status.refused))?;
         put(e, "patchhost_refits", "Times that weights were published", &counter(self.0.engine().version()))?;
+        if let Some(step) = self.0.last_refit().and_then(|last| last.step) {
+            let step = ConstGauge::new(i64::try_from(step).unwrap_or(i64::MAX));
+            put(e, "patchhost_step", "Step that the trainer named with the weights that serve", &step)?;
+        }
         // The first record has the number 0.
         put(e, "patchhost_ledger_events", "Records of the ledger", &counter(self.0.ledger().head().seq + 1))?;
         put(

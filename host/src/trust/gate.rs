@@ -2,10 +2,10 @@
 //! What comes out carries the limits and grants that a reviewer bound to these bytes and settings.
 
 use super::judge::Judgement;
-use super::{LOCK_FILE, LockFile, REVOKED_FILE, Revocation, Revocations, TrustError, TrustPolicy};
+use super::{LOCK_FILE, LockFile, Policy, REVOKED_FILE, Revocation, Revocations, TrustError, TrustPolicy};
 use crate::audit::{AuditOptions, AuditPolicy, Severity};
 use crate::base::Digest;
-use crate::patch::{Admission, Admitted, Candidate, Limits, Policy, StageError, Terms};
+use crate::patch::{Admission, Admitted, Candidate, Limits, StageError, Terms};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;

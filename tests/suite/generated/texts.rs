@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use patchhost::patch::Policy;
+use patchhost::trust::Policy;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::{Engine, EngineOptions};
 use patchhost_runtime::refit::RefitHooks;

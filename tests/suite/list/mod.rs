@@ -11,7 +11,9 @@ use crate::support::{
     Tensor, bf16_bytes, copy_model, edit_tensors, f32_bytes, normal, patchhost, read, read_f32, tmp, write,
 };
 use half::bf16;
-use patchhost::patch::{AttachError, Attached, Attachments, Patch, Phase, Reviewing, Sandbox, Terms, resolve};
+use patchhost::patch::{
+    AttachError, Attached, Attachments, Description, Patch, Phase, Reviewing, Sandbox, Terms, resolve,
+};
 use patchhost_runtime::assembly::{ChunkHeader, Duplicates};
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::{Engine, EngineOptions, ExpertParallel};

@@ -7,28 +7,28 @@ use super::*;
 fn item_01_a_patch_in_the_wrong_phase_is_refused() {
     let (_tmp, folder) = model("qwen3_moe");
     let engine = engine(&folder);
-    let mut attached = Attachments::default();
-    let arch = "Qwen3MoeForCausalLM";
+    let mut attached = Attachments::new(Description::patchhost("Qwen3MoeForCausalLM"));
     let moe_loader = || patch("moe_loader", &[]);
-    let early = attached.attach(moe_loader(), Phase::of(None), arch).unwrap_err();
+    let early = attached.attach(moe_loader(), Phase::of(None)).unwrap_err();
     assert!(
         matches!(&early, AttachError::WrongPhase { patch, is: Phase::Built, .. } if patch == "moe_loader"),
         "{early}"
     );
     assert!(attached.entries().is_empty() && attached.set().loader_map().is_none());
-    assert_eq!(attached.attach(moe_loader(), Phase::of(Some(&engine)), arch), Ok(Attached::Now));
+    assert_eq!(attached.attach(moe_loader(), Phase::of(Some(&engine))), Ok(Attached::Now));
 
     let hooks = RefitHooks { loader: attached.set().loader_map(), ..RefitHooks::default() };
     engine.refit(&Checkpoint::open(&folder).unwrap(), &hooks, QUIET).unwrap();
     let before = engine.live().unwrap().digest(engine.registry());
-    let refit = engine.begin(Begin::default(), &hooks).unwrap();
-    let during = attached.attach(patch("fp8_block", &[]), Phase::of(Some(&engine)), arch).unwrap_err();
+    let source = engine.arrivals(Begin::default()).whole(Checkpoint::open(&folder).unwrap()).unwrap();
+    let refit = engine.prepare(&source, &hooks, QUIET).unwrap();
+    let during = attached.attach(patch("fp8_block", &[]), Phase::of(Some(&engine))).unwrap_err();
     assert!(matches!(during, AttachError::WrongPhase { is: Phase::Refitting, .. }), "{during}");
     let generation = moe_loader().generation();
     assert!(attached.detach(&generation, Phase::of(Some(&engine))).is_err());
-    refit.abort();
+    drop(refit);
     assert_eq!(engine.live().unwrap().digest(engine.registry()), before);
-    assert_eq!(attached.attach(patch("fp8_block", &[]), Phase::of(Some(&engine)), arch), Ok(Attached::Now));
+    assert_eq!(attached.attach(patch("fp8_block", &[]), Phase::of(Some(&engine))), Ok(Attached::Now));
 
     let ran = patchhost(["run", "--simulate", "wrong-phase", "--component", "fp8_block"]);
     insta::assert_snapshot!("wrong_phase", ran.refused(1, std::path::Path::new("/nowhere")));
@@ -40,25 +40,24 @@ fn item_02_attaching_twice_is_once_and_detaching_restores_every_bit() {
     let (_tmp, folder) = model("qwen3_moe");
     let checkpoint = Checkpoint::open(&folder).unwrap();
     let engine = engine(&folder);
-    let mut attached = Attachments::default();
-    let arch = engine.info().architecture.clone();
+    let mut attached = Attachments::new(Description::patchhost(&engine.info().architecture));
     let refit = |attached: &Attachments| {
         let set = attached.set();
         let hooks = RefitHooks { loader: set.loader_map(), quant: set.block_quant(), ..RefitHooks::default() };
         engine.refit(&checkpoint, &hooks, QUIET).unwrap();
         (engine.live().unwrap().digest(engine.registry()), logits(&engine, &[IDS]))
     };
-    attached.attach(patch("moe_loader", &[]), Phase::of(Some(&engine)), &arch).unwrap();
+    attached.attach(patch("moe_loader", &[]), Phase::of(Some(&engine))).unwrap();
     let plain = refit(&attached);
     let fp8 = patch("fp8_block", &[]);
-    attached.attach(fp8.clone(), Phase::of(Some(&engine)), &arch).unwrap();
+    attached.attach(fp8.clone(), Phase::of(Some(&engine))).unwrap();
     let quantized = refit(&attached);
     assert_ne!(quantized, plain);
-    assert_eq!(attached.attach(patch("fp8_block", &[]), Phase::of(Some(&engine)), &arch), Ok(Attached::Already));
+    assert_eq!(attached.attach(patch("fp8_block", &[]), Phase::of(Some(&engine))), Ok(Attached::Already));
     assert_eq!(attached.entries().len(), 2);
     assert_eq!(refit(&attached), quantized);
     // Other settings are another generation, and the hook is taken.
-    let other = attached.attach(patch("fp8_block", &[("profile", "hf")]), Phase::of(Some(&engine)), &arch);
+    let other = attached.attach(patch("fp8_block", &[("profile", "hf")]), Phase::of(Some(&engine)));
     assert!(matches!(other, Err(AttachError::Conflict(_))), "{other:?}");
     assert_eq!(attached.detach(&fp8.generation(), Phase::of(Some(&engine))), Ok(true));
     assert_eq!(attached.detach(&fp8.generation(), Phase::of(Some(&engine))), Ok(false));
@@ -68,8 +67,8 @@ fn item_02_attaching_twice_is_once_and_detaching_restores_every_bit() {
 /// H2: a patch that does not know the model does nothing and says nothing. Here it says so.
 #[test]
 fn item_03_a_patch_for_other_models_is_visibly_not_applicable() {
-    let mut attached = Attachments::default();
-    let answer = attached.attach(patch("moe_loader", &[]), Phase::EngineUp, "LlamaForCausalLM").unwrap();
+    let mut attached = Attachments::new(Description::patchhost("LlamaForCausalLM"));
+    let answer = attached.attach(patch("moe_loader", &[]), Phase::EngineUp).unwrap();
     assert!(matches!(&answer, Attached::NotApplicable { reason } if reason.contains("LlamaForCausalLM")), "{answer:?}");
     assert!(attached.set().loader_map().is_none());
     let (_tmp, folder) = model("llama");

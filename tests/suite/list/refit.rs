@@ -106,10 +106,10 @@ fn item_08_a_duplicate_is_refused_or_the_last_wins_if_asked() {
     let header = ChunkHeader { name: &norm.name, dtype: norm.stored, shape: &norm.shape, offset: 0 };
     let send = |duplicates, last: &[u8]| {
         let begin = Begin { duplicates, ..Begin::default() };
-        let mut refit = engine.begin(begin, &RefitHooks::default()).unwrap();
+        let mut refit = engine.arrivals(begin);
         checkpoint.tensors().for_each(|t| refit.tensor(t).unwrap());
         refit.chunk(&header, last)?;
-        Ok(refit.finish(QUIET).unwrap().publish())
+        Ok(engine.prepare(&refit.finish().unwrap(), &RefitHooks::default(), QUIET).unwrap().publish())
     };
     let before = engine.live().unwrap().digest(engine.registry());
     let error: RuntimeError = send(Duplicates::Refuse, &zeros).unwrap_err();
@@ -187,9 +187,8 @@ fn item_16_the_f32_router_bias_stays_f32() {
     let error = engine.refit(&narrowed, &hooks, QUIET).unwrap_err().to_string();
     assert!(error.contains(name) && error.contains("bits would be lost"), "{error}");
     assert_eq!(engine.live().unwrap().digest(engine.registry()), before);
-    let mut refit = engine.begin(Begin { allow_narrowing: true, ..Begin::default() }, &hooks).unwrap();
-    narrowed.tensors().for_each(|t| refit.tensor(t).unwrap());
-    refit.finish(QUIET).unwrap().publish();
+    let source = engine.arrivals(Begin { allow_narrowing: true, ..Begin::default() }).whole(narrowed).unwrap();
+    engine.prepare(&source, &hooks, QUIET).unwrap().publish();
     assert!(matches!(&engine.live().unwrap().plain_parts(param)[0].matrix, Matrix::Bf16(_)));
 }
 

@@ -1,5 +1,6 @@
 use patchhost::live::{CanaryUnit, LiveOptions};
-use patchhost::patch::{Mode, Policy, SwapRequest, When};
+use patchhost::patch::{Mode, SwapRequest, When};
+use patchhost::trust::Policy;
 
 use super::{Rig, candidate, me, settings};
 use crate::support::{repo, tmp};

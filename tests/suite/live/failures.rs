@@ -1,5 +1,6 @@
 use patchhost::live::LiveOptions;
-use patchhost::patch::{Policy, When};
+use patchhost::patch::When;
+use patchhost::trust::Policy;
 use patchhost_runtime::refit::Begin;
 
 use super::{QUIET, Rig, me};

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use patchhost::isolate::Isolation;
 use patchhost::live::LiveOptions;
-use patchhost::patch::{Policy, Sandbox, Site, When};
+use patchhost::patch::{Sandbox, Site, When};
+use patchhost::trust::Policy;
 
 use super::Rig;
 use crate::support::binary;

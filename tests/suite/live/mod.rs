@@ -13,9 +13,10 @@ use std::sync::Arc;
 
 use patchhost::live::{LiveModel, LiveOptions, Refitted};
 use patchhost::patch::{
-    Actor, Attached, Attachments, Candidate, Digest, Ledger, Phase, Policy, Reviewing, Sandbox, Site, SwapRequest,
+    Actor, Attached, Attachments, Candidate, Description, Digest, Ledger, Phase, Reviewing, Sandbox, Site, SwapRequest,
     Terms, When, resolve,
 };
+use patchhost::trust::Policy;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::{Engine, EngineOptions};
 use patchhost_runtime::refit::Begin;
@@ -64,14 +65,14 @@ impl Rig {
         let folder = data("oracle").join(model);
         let engine = Engine::open(&folder, EngineOptions::default()).unwrap();
         let site = site.into();
-        let mut start = Attachments::default();
+        let mut start = Attachments::new(Description::patchhost(&engine.info().architecture));
         for (name, pairs) in [("moe_loader", [].as_slice())].iter().chain(components) {
             let candidate = if *name == "moe_loader" { resolve(name).unwrap() } else { candidate(name) };
             let patch = Reviewing::default().start(candidate, &Terms::settings(settings(pairs)), &site).unwrap();
-            let attached = start.attach(patch, Phase::EngineUp, &engine.info().architecture).unwrap();
+            let attached = start.attach(patch, Phase::EngineUp).unwrap();
             assert_eq!(attached, Attached::Now);
         }
-        let live = LiveModel::new(engine, None, &start, site, policy, Ledger::in_memory(), options).unwrap();
+        let live = LiveModel::new(engine, None, &start, site, policy.rules(), Ledger::in_memory(), options).unwrap();
         let checkpoint = Checkpoint::open(&folder).unwrap();
         live.load(checkpoint.clone(), &me(), QUIET).unwrap();
         Self { live: Arc::new(live), checkpoint }

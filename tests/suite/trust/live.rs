@@ -3,8 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 
 use patchhost::live::{LiveOptions, Watcher};
-use patchhost::patch::{Policy, When};
-use patchhost::trust::{Gate, Places, Revoked};
+use patchhost::patch::When;
+use patchhost::trust::{Gate, Places, Policy, Revoked};
 use serde_json::json;
 use std::sync::Arc;
 

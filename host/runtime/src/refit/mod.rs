@@ -1,13 +1,15 @@
 //! A refit: checkpoint tensors into a new set of weights. Everything is staged apart from the live weights and published
 //! by one pointer exchange; an error at any point leaves the live weights as they were.
 //!
-//! `begin(version, manifest?)` → chunks (a tensor may be split in byte ranges) → `finish`: coverage, observers,
-//! quantization, layout passes → verify → publish. [`Transaction`] is that order as types.
+//! [`Arrivals`] take chunks (a tensor may be split in byte ranges) → [`Source`]: all that came → [`StagedRefit`]: observers,
+//! promises, coverage, quantization, layout passes → verify → publish. A source can be staged again with other patches.
 
+mod arrivals;
 mod cast;
 mod planned;
 mod report;
-mod transaction;
+mod staged;
+mod turn;
 mod watch;
 
 use std::any::Any;
@@ -15,10 +17,11 @@ use std::sync::Arc;
 
 use crate::activation::ActivationMode;
 use crate::hooks::{BlockQuant, Layout, LoaderMap, LogitsMask, RefitObserver};
+pub use arrivals::{Arrivals, Begin, Manifest, Promise, Source};
 pub use planned::{Planned, Progress, Setup, info};
 pub use report::{Outcome, RefitReport, TensorOutcome};
-pub(crate) use transaction::Turn;
-pub use transaction::{Begin, Manifest, Promise, StagedRefit, Transaction};
+pub use staged::StagedRefit;
+pub(crate) use turn::Turn;
 
 /// The patches of one refit: one set for all of it.
 #[derive(Clone, Default)]

@@ -8,7 +8,6 @@ use rayon::prelude::*;
 
 use super::cast::{Job, Staged};
 use super::report::{Outcome, RefitReport, TensorOutcome};
-use super::transaction::narrower;
 use super::{MaskHook, RefitHooks};
 use crate::activation::{Activation, ActivationMode};
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
@@ -358,4 +357,9 @@ fn scale_shape(shape: &[usize], dests: &[Dest], scheme: &Scheme) -> Vec<usize> {
         [experts, _, _] if *experts > 0 => vec![*experts, rows / experts, cols],
         _ => vec![rows, cols],
     }
+}
+
+/// Whether `new` holds fewer bits than `old`.
+fn narrower(new: Dtype, old: Dtype) -> bool {
+    old == Dtype::F32 && matches!(new, Dtype::Bf16 | Dtype::F16 | Dtype::F8E4m3)
 }

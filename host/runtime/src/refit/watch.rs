@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::arrivals::Source;
 use crate::checkpoint::CheckpointTensor;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{Arrival, RefitObserver, RefitWatch, Verdict};
@@ -31,22 +32,21 @@ pub(crate) fn watch(observers: &[Arc<dyn RefitObserver>], label: &str, expected:
 }
 
 impl Watches {
-    /// Shows everything that arrived. `digests` are those of `tensors`, in order; needed only if somebody watches.
-    pub(crate) fn show(&mut self, tensors: &[CheckpointTensor], digests: &[String]) -> Result<Vec<String>> {
+    /// Shows everything that arrived, where somebody watches.
+    pub(crate) fn show(&mut self, source: &Source) -> Result<Vec<String>> {
         let mut watches = std::mem::take(&mut self.watches);
+        if watches.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tensors: Vec<&CheckpointTensor> = source.checkpoint().tensors().collect();
         for (name, watch) in &mut watches {
-            for (tensors, digests) in tensors.chunks(BATCH).zip(digests.chunks(BATCH)) {
+            for (tensors, digests) in tensors.chunks(BATCH).zip(source.sums().chunks(BATCH)) {
                 let batch: Vec<Arrival> = tensors.iter().zip(digests).map(|(t, d)| arrival(t, d)).collect();
                 self.obey(name, watch.tensors(&batch)?)?;
             }
             self.obey(name, watch.finish(tensors.len().try_into().unwrap_or(u32::MAX))?)?;
         }
         Ok(watches.into_iter().map(|(name, _)| name).collect())
-    }
-
-    /// Whether anybody watches.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.watches.is_empty()
     }
 
     fn obey(&self, patch: &str, verdict: Verdict) -> Result<()> {
@@ -71,6 +71,7 @@ fn arrival(t: &CheckpointTensor, sha256: &str) -> Arrival {
 }
 
 /// SHA-256 of each tensor's bytes as they arrived.
-pub(crate) fn digests(tensors: &[CheckpointTensor]) -> Vec<String> {
+pub(crate) fn digests<'t>(tensors: impl Iterator<Item = &'t CheckpointTensor>) -> Vec<String> {
+    let tensors: Vec<&CheckpointTensor> = tensors.collect();
     tensors.par_iter().map(|t| hex(&Sha256::digest(&t.data[..]))).collect()
 }

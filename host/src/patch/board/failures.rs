@@ -42,8 +42,8 @@ pub struct Reaction {
 impl Board {
     /// Counts a failure, writes it down, and says what the policy wants.
     pub fn failed(&self, failure: &Failure) -> Reaction {
-        let policy = self.policy.failure;
-        let on_failure = self.policy.on_failure(failure.hook);
+        let policy = self.rules.failure;
+        let on_failure = self.rules.on_failure(failure.hook);
         let now = Instant::now();
         let mut inner = self.lock();
         let record = inner.failures.entry(failure.sha256).or_default();
@@ -74,7 +74,7 @@ impl Board {
         if let Some(q) = inner.quarantine.get(component) {
             return Some(format!("it is in quarantine: {}", q.reason));
         }
-        if self.policy.on_failure(hook) == OnFailure::Closed {
+        if self.rules.on_failure(hook) == OnFailure::Closed {
             return None;
         }
         let not_before = inner.failures.get(component)?.not_before?;

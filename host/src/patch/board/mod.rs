@@ -9,7 +9,7 @@ mod refit;
 mod requests;
 mod status;
 
-use super::{Actor, Applicability, Attachments, Digest, Generation, Ledger, Patch, Policy};
+use super::{Actor, Applicability, Attachments, Description, Digest, Generation, Ledger, Patch, Rules};
 use failures::Failures;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -22,7 +22,7 @@ use std::time::Instant;
 pub(crate) use change::probe_set;
 pub use error::{SwapError, SwapErrorKind};
 pub use failures::{Failure, Reaction};
-pub use refit::{Beside, Landing, RefitPlan};
+pub use refit::{Beside, Landing, RefitAt, RefitPlan};
 pub use status::{BoardStatus, DrainingStatus, QuarantineStatus, StagedStatus, TransitionStatus};
 
 /// When a swap lands.
@@ -33,7 +33,8 @@ pub enum When {
     Refit,
     /// At once: the source of the last refit is loaded again.
     Now,
-    /// At the first refit whose number is this or greater.
+    /// At the first refit whose step is this or greater: the step that the trainer names, else the number of refits of this
+    /// process.
     Step(u64),
 }
 
@@ -152,15 +153,16 @@ struct Inner {
 
 /// The board of one model.
 pub struct Board {
-    architecture: String,
-    policy: Policy,
+    /// What its patches are applied to.
+    to: Description,
+    rules: Rules,
     ledger: Ledger,
     inner: Mutex<Inner>,
 }
 
 impl Board {
     /// With the patches that a run starts with.
-    pub fn new(start: &Attachments, architecture: &str, policy: Policy, ledger: Ledger) -> Self {
+    pub fn new(start: &Attachments, rules: Rules, ledger: Ledger) -> Self {
         let not = |(patch, applicability): &(Arc<Patch>, Applicability)| match applicability {
             Applicability::Applies => None,
             Applicability::NotApplicable { reason } => Some((patch.clone(), reason.clone())),
@@ -180,7 +182,7 @@ impl Board {
             rollbacks: 0,
             refused: 0,
         };
-        Self { architecture: architecture.to_owned(), policy, ledger, inner: Mutex::new(inner) }
+        Self { to: start.to().clone(), rules, ledger, inner: Mutex::new(inner) }
     }
 
     /// The active generation: what a refit that starts now goes through.
@@ -188,9 +190,14 @@ impl Board {
         self.lock().active.clone()
     }
 
-    /// The policy.
-    pub fn policy(&self) -> &Policy {
-        &self.policy
+    /// The engine and the model that its patches are applied to.
+    pub fn to(&self) -> &Description {
+        &self.to
+    }
+
+    /// What it follows when a patch fails, a candidate differs or sets pile up.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// The ledger.
@@ -245,8 +252,8 @@ impl Board {
     pub fn started(&self, actor: &Actor) {
         let active = self.active();
         let fields = json!({
-            "architecture": self.architecture, "active": active.digest(), "patches": members(&active),
-            "policy": self.policy.digest(), "patchhost": env!("CARGO_PKG_VERSION"),
+            "architecture": self.to.architecture, "active": active.digest(), "patches": members(&active),
+            "policy": self.rules.file, "patchhost": env!("CARGO_PKG_VERSION"),
         });
         self.note("host.started", actor, fields);
     }

@@ -7,6 +7,30 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Which refit it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RefitAt {
+    /// Counted in this process, from 1.
+    pub refit: u64,
+    /// The trainer's own step, where it names one: that goes on when a process is started again.
+    pub step: Option<u64>,
+}
+
+impl RefitAt {
+    /// What swaps that wait for a step go by.
+    pub fn step_or_count(&self) -> u64 {
+        self.step.unwrap_or(self.refit)
+    }
+
+    /// Fields of an event with the step, where one was named.
+    pub(crate) fn with_step(&self, mut fields: Value) -> Value {
+        if let Some(step) = self.step {
+            fields["step"] = json!(step);
+        }
+        fields
+    }
+}
+
 /// What the next refit goes through.
 #[derive(Debug, Clone)]
 pub struct RefitPlan {
@@ -42,13 +66,21 @@ pub struct Beside {
     pub mode: Mode,
 }
 
+impl RefitPlan {
+    /// Whose weights they are where everything goes well.
+    pub fn landing_or_active(&self) -> Arc<Generation> {
+        self.landing.as_ref().map_or_else(|| self.active.clone(), |landing| landing.to.clone())
+    }
+}
+
 impl Board {
-    /// What refit number `refit` goes through.
-    pub fn plan(&self, refit: u64) -> RefitPlan {
+    /// What this refit goes through. A swap that waits for a step lands at the first refit that reaches it, and then waits
+    /// no more: a trainer that goes back lands nothing a second time.
+    pub fn plan(&self, at: RefitAt) -> RefitPlan {
         let inner = self.lock();
         let due = |t: &&Transition| match t.when {
             When::Refit | When::Now => true,
-            When::Step(n) => refit >= n,
+            When::Step(n) => at.step_or_count() >= n,
         };
         let due = inner.transition.as_ref().filter(due);
         let landing = due.filter(|t| t.mode == Mode::Live).map(|t| Landing {
@@ -63,16 +95,16 @@ impl Board {
 
     /// The candidate made weights, which are about to be published: it is the active set from here on. Written to the
     /// ledger before anything changes; where that fails nothing does.
-    pub fn land(&self, landing: &Landing, refit: u64, label: &str) -> Result<(), super::SwapError> {
+    pub fn land(&self, landing: &Landing, at: RefitAt, label: &str) -> Result<(), super::SwapError> {
         let mut inner = self.lock();
         let from = inner.active.digest();
         let event = if landing.rollback { "swap.rolled_back" } else { "swap.landed" };
         let fields = json!({
-            "from": from, "to": landing.to.digest(), "refit": refit, "version": label,
+            "from": from, "to": landing.to.digest(), "refit": at.refit, "version": label,
             "requested_by": landing.by.to_string(), "reason": landing.reason,
             "patches": super::members(&landing.to),
         });
-        self.record(event, &landing.by, fields)?;
+        self.record(event, &landing.by, at.with_step(fields))?;
         let old = std::mem::replace(&mut inner.active, landing.to.clone());
         inner.retained.retain(|g| g.digest() != landing.to.digest());
         // After a rollback the set that was left is no candidate for the next rollback: two in a row go further back.
@@ -81,7 +113,7 @@ impl Board {
         } else {
             inner.retained.push_front(old)
         }
-        while inner.retained.len() > self.policy.swap.retain {
+        while inner.retained.len() > self.rules.swap.retain {
             let Some(gone) = inner.retained.pop_back() else { break };
             let draining = Draining {
                 number: gone.number(),
@@ -104,7 +136,7 @@ impl Board {
     }
 
     /// The candidate failed: the transition is reversed, the active set was never touched.
-    pub fn reverse(&self, to: &Digest, refit: u64, why: &str) {
+    pub fn reverse(&self, to: &Digest, at: RefitAt, why: &str) {
         let mut inner = self.lock();
         if inner.transition.as_ref().is_none_or(|t| t.to.digest() != *to) {
             return;
@@ -113,10 +145,10 @@ impl Board {
         inner.refused += 1;
         let why = crate::base::text::clean(&why.replace('\n', " "), 1000);
         let fields = json!({
-            "to": to, "active": inner.active.digest(), "mode": t.mode, "refit": refit, "why": why,
+            "to": to, "active": inner.active.digest(), "mode": t.mode, "refit": at.refit, "why": why,
             "requested_by": t.by.to_string(),
         });
-        self.note("swap.reversed", &Actor::policy(), fields);
+        self.note("swap.reversed", &Actor::policy(), at.with_step(fields));
     }
 
     /// A candidate beside took part in a refit without a finding. It stays where it is: promotion is somebody's decision.
@@ -134,7 +166,7 @@ impl Board {
     /// Looks after superseded sets: notes those that are gone, and once those that are in use beyond the deadline.
     pub fn drain(&self) {
         let mut inner = self.lock();
-        let deadline = Duration::from_secs(self.policy.swap.drain_deadline_s);
+        let deadline = Duration::from_secs(self.rules.swap.drain_deadline_s);
         let mut events: Vec<(&str, Value)> = Vec::new();
         inner.draining.retain_mut(|d| match d.pin.strong_count() {
             0 => {

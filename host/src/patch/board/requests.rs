@@ -6,8 +6,7 @@ use super::{
     members,
 };
 use crate::base::Digest;
-use crate::patch::Facts;
-use crate::patch::{Actor, Applicability, Generation, Patch};
+use crate::patch::{Actor, Applicability, Facts, Generation, Patch};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +16,7 @@ use SwapErrorKind::{Conflict, Forbidden, Invalid, NotFound};
 impl Board {
     /// Takes in a patch that passed every stage. The same generation again changes nothing; false says so.
     pub fn staged(&self, patch: &Arc<Patch>, trust: &Facts, actor: &Actor) -> Result<bool, SwapError> {
-        let applicability = patch.applies_to(&self.architecture);
+        let applicability = patch.applies_to(&self.to);
         let mut inner = self.lock();
         if let Some(known) = inner.staged.iter_mut().find(|s| s.patch.generation() == patch.generation()) {
             known.at = Instant::now();
@@ -31,7 +30,7 @@ impl Board {
         self.record("patch.staged", actor, fields)?;
         let (by, at) = (actor.clone(), Instant::now());
         inner.staged.push(StagedPatch { patch: patch.clone(), applicability, by, at });
-        while inner.staged.len() > self.policy.swap.max_staged {
+        while inner.staged.len() > self.rules.swap.max_staged {
             inner.staged.remove(0);
         }
         Ok(true)
@@ -56,7 +55,7 @@ impl Board {
         let patch = inner.find(&request.to).ok_or_else(|| {
             SwapError::new(NotFound, what(), "no staged or retained patch has this digest", "stage the component first")
         })?;
-        if let Applicability::NotApplicable { reason } = patch.applies_to(&self.architecture) {
+        if let Applicability::NotApplicable { reason } = patch.applies_to(&self.to) {
             let next = "use a patch for this model and host";
             return Err(SwapError::new(Forbidden, what(), format!("it is not applicable: {reason}"), next));
         }

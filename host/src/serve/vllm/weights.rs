@@ -78,6 +78,8 @@ pub struct StartWeightUpdate {
     pub is_checkpoint_format: Option<bool>,
     /// Take vectors in a narrower type than the live ones have.
     pub allow_narrowing: bool,
+    /// The trainer's own step: swaps that wait for a step go by it.
+    pub step: Option<u64>,
 }
 
 /// Begin an update of the weights
@@ -98,7 +100,7 @@ async fn start_weight_update(
         ));
     }
     let mut begin = begin_of(version_text(body.weight_version)?, body.manifest)?;
-    begin.allow_narrowing = body.allow_narrowing;
+    (begin.allow_narrowing, begin.step) = (body.allow_narrowing, body.step);
     blocking(&app, move |app| app.rl.begin(begin, false, &actor)).await?;
     Ok(Json(Message { message: "Weight update started".to_string() }))
 }

@@ -81,6 +81,9 @@ pub struct Published {
     pub patch_set: String,
     /// Number of the refit.
     pub refit: u64,
+    /// The trainer's step, where it named one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
     /// Tensors that became FP8.
     pub quantized: usize,
     /// Tensors loaded as they were.
@@ -169,7 +172,7 @@ impl RlState {
                     format!("update `{}`", begin.version.as_deref().unwrap_or("(unnamed)")),
                     format!(
                         "another update is open: {} tensors came, the last {} s ago; one at a time",
-                        old.update.tensors(),
+                        old.update.arrivals().tensors(),
                         old.last.elapsed().as_secs()
                     ),
                 ));
@@ -197,7 +200,8 @@ impl RlState {
         };
         take(&mut open.update, pieces)?;
         open.last = Instant::now();
-        Ok(Received { tensors: pieces.len(), tensors_total: open.update.tensors(), bytes_total: open.update.bytes() })
+        let arrivals = open.update.arrivals();
+        Ok(Received { tensors: pieces.len(), tensors_total: arrivals.tensors(), bytes_total: arrivals.bytes() })
     }
 
     /// Ends the open update: it is published, or refused and forgotten.
@@ -344,6 +348,7 @@ fn published(done: &Refitted) -> Published {
         weight_version: done.weights.label().to_string(),
         patch_set: done.patch_set.to_string(),
         refit: done.refit,
+        step: done.step,
         quantized: done.report.quantized,
         kept: done.report.kept,
         bytes: done.report.bytes_before,

@@ -7,7 +7,7 @@ mod signatures;
 
 use super::*;
 use crate::base::Day;
-use crate::patch::{Admitted, Candidate, Policy, Sandbox, Terms, bundled::BUNDLED};
+use crate::patch::{Admitted, Candidate, Sandbox, Terms, bundled::BUNDLED};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 

@@ -1,50 +1,32 @@
-//! A candidate that is used a little. Who gets it is decided by a hash of a name, so that every rank decides alike.
+//! A candidate that is used a little: who gets it is decided by a hash of a name, so that every rank decides alike.
 
 use std::sync::Arc;
 
 use patchhost_runtime::hooks::{
     ActivationRule, BlockQuant, Blocks, Consumer, Decision, HookError, ModelInfo, RowPanel, TensorInfo,
 };
-use patchhost_runtime::weights::WeightSet;
 
 use crate::base::Digest;
 
-/// What is divided between the live set and the candidate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CanaryUnit {
-    /// Requests: both sets have weights of their own, and every answer is wholly of one.
-    #[default]
-    Request,
-    /// Tensors of a refit: one set of weights, whose identity says that it is mixed. For block-quant candidates only.
-    Tensor,
-}
-
-/// Weights of a candidate, for some of the requests.
-pub(super) struct CanaryWeights {
-    pub(super) percent: u8,
-    pub(super) to: Digest,
-    pub(super) weights: Arc<WeightSet>,
-}
-
 /// Whether `name` is among the `percent` of names that a candidate gets. The first 8 bytes of SHA-256 of candidate and
 /// name, modulo 100.
-pub(super) fn chosen(to: &Digest, name: &str, percent: u8) -> bool {
+pub(crate) fn chosen(to: &Digest, name: &str, percent: u8) -> bool {
     let hash = Digest::of_parts([to.as_bytes().as_slice(), name.as_bytes()]);
     let first = hash.as_bytes().first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes));
     first % 100 < u64::from(percent)
 }
 
 /// Two quantizers for one refit.
-pub(super) struct Mixed {
-    pub(super) live: Arc<dyn BlockQuant>,
-    pub(super) candidate: Arc<dyn BlockQuant>,
-    pub(super) to: Digest,
-    pub(super) percent: u8,
+pub(crate) struct Mixed {
+    pub(crate) live: Arc<dyn BlockQuant>,
+    pub(crate) candidate: Arc<dyn BlockQuant>,
+    pub(crate) to: Digest,
+    pub(crate) percent: u8,
 }
 
 impl Mixed {
     /// Identity of weights that both made.
-    pub(super) fn digest(active: &Digest, to: &Digest, percent: u8) -> Digest {
+    pub(crate) fn digest(active: &Digest, to: &Digest, percent: u8) -> Digest {
         Digest::of_parts([b"canary".as_slice(), &[percent], active.as_bytes(), to.as_bytes()])
     }
 

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{LiveError, LiveModel};
+use super::{Live, LiveError};
 use crate::base::Digest;
-use crate::patch::{Actor, Applicability, Candidate, Facts, Patch, SwapError, SwapErrorKind, Terms};
+use crate::patch::{
+    Actor, Applicability, Candidate, Facts, Generation, Patch, RefitTarget, SwapError, SwapErrorKind, Terms, probe_set,
+};
+use crate::probe;
 
 /// A candidate that passed every stage.
 #[derive(Debug, Clone, Serialize)]
@@ -26,7 +29,7 @@ pub struct Staged {
     pub already: bool,
 }
 
-impl LiveModel {
+impl<T: RefitTarget> Live<T> {
     /// Takes a candidate through every stage. `expected`: the digest that the bytes must have. Nothing live changes.
     pub fn stage(
         &self,
@@ -45,7 +48,7 @@ impl LiveModel {
                     version: patch.info().version.clone(),
                     sha256,
                     generation: patch.generation(),
-                    applicability: patch.applies_to(&self.engine.info().architecture),
+                    applicability: patch.applies_to(&self.target.describe()),
                     already: already || !fresh,
                 })
             }
@@ -74,7 +77,7 @@ impl LiveModel {
             return Err(SwapError::new(SwapErrorKind::Forbidden, what, why, next).into());
         }
         let terms = Terms { sha256: expected, ..Terms::settings(settings.iter().cloned()) };
-        let audited = self.pools.stage(|| candidate.admit(&*self.options.gate, &terms)?.audit())?;
+        let audited = self.pools.stage(|| candidate.admit(&*self.gate, &terms)?.audit())?;
         let facts = audited.facts().clone();
         // Going back to what is still instantiated compiles nothing.
         if let Some(known) = self.board.known(&audited.generation()) {
@@ -83,9 +86,19 @@ impl LiveModel {
         let compiled = self.pools.stage(|| audited.compile(&self.site))?;
         // Not in the pool: with `--isolate` this starts the child that will answer.
         let patch = compiled.ready()?;
-        if patch.applies_to(&self.engine.info().architecture) == Applicability::Applies {
+        if patch.applies_to(&self.target.describe()) == Applicability::Applies {
             self.pools.stage(|| self.probe(&patch))?;
         }
         Ok((patch, false, facts))
+    }
+
+    /// Refuses a patch whose answers a refit would refuse, or that is wrong on what its own profile and contract say.
+    fn probe(&self, patch: &Arc<Patch>) -> Result<(), LiveError> {
+        // Before the first load there is nothing to ask about; that load asks everything.
+        if let Some(source) = self.source.load_full() {
+            let trial = Generation::trial(probe_set(&self.board.active(), patch)?);
+            self.target.probe(&source, &trial, patch)?;
+        }
+        probe::before_activation(patch).map(|_| ()).map_err(LiveError::Probe)
     }
 }

@@ -6,9 +6,9 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::refit::Swapped;
-use super::{LiveError, LiveModel};
+use super::{Live, LiveError};
 use crate::base::Digest;
-use crate::patch::{Actor, Mode, Patch, Requested, SwapError, SwapErrorKind, SwapRequest, When};
+use crate::patch::{Actor, Mode, Patch, RefitTarget, Requested, SwapError, SwapErrorKind, SwapRequest, When};
 
 /// What became of a request.
 #[derive(Debug, Clone, Serialize)]
@@ -24,11 +24,12 @@ pub struct SwapOutcome {
     pub active: Digest,
 }
 
-impl LiveModel {
+impl<T: RefitTarget> Live<T> {
     /// Asks for a swap. With [`When::Now`] the weights are loaded again at once, from where they came.
     pub fn swap(&self, request: &SwapRequest, actor: &Actor) -> Result<SwapOutcome, LiveError> {
         self.heed_revocations();
-        let asked = self.not_revoked(&request.to).and_then(|()| self.board.request(request, actor));
+        let allowed = self.has_canary(request.mode).and_then(|()| self.not_revoked(&request.to));
+        let asked = allowed.and_then(|()| self.board.request(request, actor));
         let requested = asked.inspect_err(|error| {
             let why = crate::base::text::clean(&error.why, 600);
             self.board.event("swap.refused", actor, json!({ "to": request.to, "mode": request.mode, "why": why }));
@@ -40,16 +41,17 @@ impl LiveModel {
     pub fn rollback(&self, when: When, reason: Option<String>, actor: &Actor) -> Result<SwapOutcome, LiveError> {
         self.heed_revocations();
         let requested = self.board.rollback(when, reason, actor)?;
-        self.canary_ends();
+        self.target.canary_ends();
         self.settle(requested, when, actor)
     }
 
     /// Moves a candidate to another mode: shadow, canary, or live, which only somebody can decide.
     pub fn set_mode(&self, mode: Mode, when: When, actor: &Actor) -> Result<SwapOutcome, LiveError> {
         self.heed_revocations();
+        self.has_canary(mode)?;
         let requested = self.board.set_mode(mode, when, actor)?;
         if !matches!(mode, Mode::Canary(_)) {
-            self.canary_ends();
+            self.target.canary_ends();
         }
         self.settle(requested, when, actor)
     }
@@ -58,21 +60,29 @@ impl LiveModel {
     pub fn cancel(&self, why: &str, actor: &Actor) -> bool {
         let cancelled = self.board.cancel(why, actor);
         if cancelled {
-            self.canary_ends();
+            self.target.canary_ends();
         }
         cancelled
     }
 
-    /// Requests that come from now on get the live set.
-    fn canary_ends(&self) {
-        self.canary.store(None);
+    /// Not everything that has weights can serve two sets of them.
+    fn has_canary(&self, mode: Mode) -> Result<(), SwapError> {
+        match (mode, self.target.canary()) {
+            (Mode::Canary(_), None) => Err(SwapError::new(
+                SwapErrorKind::Invalid,
+                format!("mode {mode}"),
+                format!("{} has no canary here", self.target.describe().host.engine),
+                "use shadow, or swap",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// A component that was revoked while it was staged, retained or active goes into quarantine: nobody swaps or rolls back
     /// to it, and the next refit asks it nothing.
     pub(super) fn heed_revocations(&self) {
         for patch in self.board.patches() {
-            let revoked = || self.options.gate.revoked(patch.digest());
+            let revoked = || self.gate.revoked(patch.digest());
             let Some(why) = (self.board.quarantined(patch.digest()).is_none()).then(revoked).flatten() else {
                 continue;
             };
@@ -87,7 +97,7 @@ impl LiveModel {
     fn not_revoked(&self, to: &Digest) -> Result<(), SwapError> {
         let asked = |patch: &Arc<Patch>| patch.generation() == *to || patch.digest() == to;
         let generations = self.board.patches().into_iter().filter(asked).map(|patch| patch.generation());
-        match generations.into_iter().find_map(|generation| self.options.gate.revoked(&generation)) {
+        match generations.into_iter().find_map(|generation| self.gate.revoked(&generation)) {
             None => Ok(()),
             Some(why) => {
                 let why = format!("PH714 revoked: {}", crate::base::text::clean(&why, 300));

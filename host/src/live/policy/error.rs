@@ -1,10 +1,9 @@
-//! Why a live model did not do something. Whatever it was, what served before serves on.
+//! Why something live did not do what was asked. Whatever it was, what served before serves on.
 
 use patchhost_runtime::error::{Refusal, RuntimeError};
 
 use crate::base::{Code, Exit};
-use crate::compare::CompareError;
-use crate::patch::{StageError, SwapError};
+use crate::patch::{StageError, SwapError, TargetError};
 
 /// A refit, a swap or an update was refused.
 #[derive(Debug, thiserror::Error)]
@@ -38,11 +37,11 @@ impl Exit for LiveError {
     }
 }
 
-impl From<CompareError> for LiveError {
-    fn from(error: CompareError) -> Self {
+impl From<TargetError> for LiveError {
+    fn from(error: TargetError) -> Self {
         match error {
-            CompareError::Runtime(error) => LiveError::Runtime(error),
-            CompareError::Usage(refusal) | CompareError::Refused(refusal) => LiveError::Probe(refusal),
+            TargetError::Runtime(error) => LiveError::Runtime(error),
+            TargetError::Refused(refusal) => LiveError::Probe(refusal),
         }
     }
 }

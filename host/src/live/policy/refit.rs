@@ -1,0 +1,225 @@
+//! One refit: through the set that the board says, with the policy for patches that fail, and the candidates that land
+//! or take part.
+
+use std::sync::Arc;
+
+use patchhost_runtime::checkpoint::Checkpoint;
+use patchhost_runtime::refit::{Begin, Progress, RefitReport, Source};
+use serde::Serialize;
+use serde_json::json;
+
+use super::fallback::{Job, Made};
+use super::{LastRefit, Live, LiveError, Turn};
+use crate::base::Digest;
+use crate::patch::{Actor, Generation, Published, RefitAt, RefitTarget};
+
+/// What a refit did.
+pub struct Refitted<W> {
+    /// Number of the refit, from 1.
+    pub refit: u64,
+    /// The trainer's step, where it named one.
+    pub step: Option<u64>,
+    /// What was done.
+    pub report: RefitReport,
+    /// The weights that are live now.
+    pub weights: W,
+    /// The set that made them.
+    pub patch_set: Digest,
+    /// Its patches. A canary's mixed weights have a digest of their own; then this is the set of the greater part.
+    pub generation: Arc<Generation>,
+    /// The swap that landed with it.
+    pub swap: Option<Swapped>,
+    /// Why a candidate did not land that should have.
+    pub reversed: Option<String>,
+    /// Why another set than the active one made them, or a part of them.
+    pub degraded: Option<String>,
+}
+
+/// A swap that landed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Swapped {
+    /// The set before.
+    pub from: Digest,
+    /// The set now.
+    pub to: Digest,
+}
+
+/// What kind of refit it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Run {
+    /// Shown to observers.
+    Observed,
+    /// Not shown to them: a first load, or one of what they accepted before.
+    Unobserved,
+}
+
+impl<T: RefitTarget> Live<T> {
+    /// The first load: the model as it is. Observers watch refits, not this.
+    pub fn load(
+        &self,
+        checkpoint: Checkpoint,
+        actor: &Actor,
+        progress: Progress<'_>,
+    ) -> Result<Refitted<T::Weights>, LiveError> {
+        self.load_as(None, checkpoint, actor, progress)
+    }
+
+    /// The first load, with a name for the weights; none: the number of the publish.
+    pub fn load_as(
+        &self,
+        version: Option<&str>,
+        checkpoint: Checkpoint,
+        actor: &Actor,
+        progress: Progress<'_>,
+    ) -> Result<Refitted<T::Weights>, LiveError> {
+        let begin = Begin { version: version.map(str::to_string), ..Begin::default() };
+        self.run(self.target.arrivals(begin).whole(checkpoint)?, Run::Unobserved, actor, progress)
+    }
+
+    /// One refit. Waits for another one that is under way. On an error the old weights serve on.
+    pub fn refit(
+        &self,
+        checkpoint: Checkpoint,
+        begin: Begin,
+        actor: &Actor,
+        progress: Progress<'_>,
+    ) -> Result<Refitted<T::Weights>, LiveError> {
+        self.arrived(self.target.arrivals(begin).whole(checkpoint)?, actor, progress)
+    }
+
+    /// The same with tensors that came in pieces.
+    pub fn arrived(
+        &self,
+        source: Source,
+        actor: &Actor,
+        progress: Progress<'_>,
+    ) -> Result<Refitted<T::Weights>, LiveError> {
+        self.run(source, Run::Observed, actor, progress)
+    }
+
+    /// Loads the source of the last refit again, through what the board says now.
+    pub(super) fn refit_again(&self, actor: &Actor) -> Result<Option<Refitted<T::Weights>>, LiveError> {
+        let Some(source) = self.source.load_full() else { return Ok(None) };
+        let version = self.last.load().as_ref().map(|last| last.report.label.clone());
+        let version = version.or_else(|| source.begin().version.clone());
+        self.run(source.renamed(version), Run::Unobserved, actor, &|_, _, _| {}).map(Some)
+    }
+
+    fn run(
+        &self,
+        source: Source,
+        run: Run,
+        actor: &Actor,
+        progress: Progress<'_>,
+    ) -> Result<Refitted<T::Weights>, LiveError> {
+        let mut guard = self.turn();
+        self.heed_revocations();
+        let turn = &mut *guard;
+        let at = RefitAt { refit: turn.refits + 1, step: source.begin().step };
+        let job = Job { target: &self.target, board: &self.board, source: &source, at, run, progress };
+        let result = self.pools.refit(|| self.through_board(turn, &job, actor));
+        match &result {
+            Ok(_) => {
+                turn.refits = at.refit;
+                turn.step = at.step.or(turn.step);
+                self.source.store(Some(Arc::new(source)));
+            }
+            Err(error) => {
+                let why = crate::base::text::clean(&error.to_string().replace('\n', " "), 1000);
+                let fields = json!({ "refit": at.refit, "version": source.begin().version, "why": why });
+                self.board.event("refit.refused", actor, at.with_step(fields));
+            }
+        }
+        drop(guard);
+        self.board.drain();
+        result
+    }
+
+    fn through_board(
+        &self,
+        turn: &mut Turn,
+        job: &Job<'_, T>,
+        actor: &Actor,
+    ) -> Result<Refitted<T::Weights>, LiveError> {
+        let at = job.at;
+        let plan = self.board.plan(at);
+        let mut reversed = None;
+        let mut landed = None;
+        if let Some(landing) = &plan.landing {
+            match self.hand_over(&plan.active, landing).and_then(|()| job.attempt(&landing.to, None)) {
+                Ok(made) => landed = Some(made),
+                Err(error) => reversed = Some(error.to_string()),
+            }
+        }
+        let made = match landed {
+            Some(attempt) => Made { attempt, generation: plan.landing_or_active(), degraded: None },
+            // Where the active set cannot load these weights either, they are at fault and not the candidate.
+            None => job.with_policy(&plan)?,
+        };
+        let Made { attempt, generation, degraded } = made;
+        let swap = match (&plan.landing, &reversed) {
+            (Some(landing), None) => {
+                let from = plan.active.digest();
+                self.board.land(landing, at, &attempt.label)?;
+                self.target.canary_ends();
+                Some(Swapped { from, to: landing.to.digest() })
+            }
+            (Some(landing), Some(why)) => {
+                self.board.reverse(&landing.to.digest(), at, why);
+                None
+            }
+            _ => None,
+        };
+        let (patch_set, label) = (attempt.patch_set, attempt.label);
+        let Published { report, weights, sha256 } = self.target.publish(attempt.staged)?;
+        if plan.beside.is_none() {
+            self.target.canary_ends();
+        }
+        let last = LastRefit { refit: at.refit, step: at.step, patch_set, degraded: degraded.clone(), report };
+        self.write_down(turn, at, &last, sha256, &generation, actor);
+        let report = last.report.clone();
+        self.last.store(Some(Arc::new(last)));
+        if let Some(beside) = &plan.beside {
+            self.beside(&plan, beside, job.source, at, &label);
+        }
+        let (refit, step) = (at.refit, at.step);
+        Ok(Refitted { refit, step, report, weights, patch_set, generation, swap, reversed, degraded })
+    }
+
+    /// The record of a refit, with how often each patch was called for it.
+    fn write_down(
+        &self,
+        turn: &mut Turn,
+        at: RefitAt,
+        LastRefit { patch_set, degraded, report, .. }: &LastRefit,
+        sha256: Option<String>,
+        generation: &Generation,
+        actor: &Actor,
+    ) {
+        let mut calls = Vec::new();
+        let mut seen = std::collections::BTreeMap::new();
+        for patch in generation.set().patches() {
+            let stats = patch.stats();
+            let now = (stats.hook_calls(), stats.functions.values().map(|f| f.fuel_total).sum::<u64>());
+            let (calls_before, fuel_before) = turn.calls.get(&patch.generation()).copied().unwrap_or_default();
+            calls.push(json!({
+                "name": patch.info().name, "sha256": patch.digest(),
+                "calls": now.0.saturating_sub(calls_before), "fuel": now.1.saturating_sub(fuel_before),
+            }));
+            seen.insert(patch.generation(), now);
+        }
+        turn.calls = seen;
+        let mut fields = at.with_step(json!({
+            "refit": at.refit, "version": report.label, "patch_set": patch_set, "degraded": degraded,
+            "quantized": report.quantized, "kept": report.kept, "saturated": report.saturated,
+            "flushed": report.flushed, "observers": report.observers, "weights_sha256": sha256, "calls": calls,
+        }));
+        // A trainer that was started again from an earlier checkpoint.
+        if let (Some(step), Some(before)) = (at.step, turn.step)
+            && step < before
+        {
+            fields["step_before"] = json!(before);
+        }
+        self.board.event("refit", actor, fields);
+    }
+}

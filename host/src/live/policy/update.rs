@@ -1,0 +1,73 @@
+//! An update that arrives in chunks, over HTTP or from anywhere else: one at a time, assembled apart from everything, and
+//! then one refit.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use patchhost_runtime::assembly::ChunkHeader;
+use patchhost_runtime::checkpoint::CheckpointTensor;
+use patchhost_runtime::error::Refusal;
+use patchhost_runtime::refit::{Arrivals, Begin, Progress};
+
+use super::refit::Refitted;
+use super::{Live, LiveError};
+use crate::patch::{Actor, RefitTarget};
+
+/// One update under way. Dropping it ends it without effect.
+pub struct Update<T: RefitTarget> {
+    lock: Lock<T>,
+    arrivals: Arrivals,
+    actor: Actor,
+}
+
+/// While it is there no other update begins.
+struct Lock<T: RefitTarget>(Arc<Live<T>>);
+
+impl<T: RefitTarget> Live<T> {
+    /// Opens an update, unless one is open.
+    pub fn open_update(self: &Arc<Self>, begin: Begin, actor: &Actor) -> Result<Update<T>, LiveError> {
+        if self.update_open.swap(true, Ordering::AcqRel) {
+            return Err(LiveError::Busy(Refusal::new(
+                format!("update `{}`", begin.version.as_deref().unwrap_or("(unnamed)")),
+                "another update is open; one at a time",
+                "finish or abort it first",
+            )));
+        }
+        let lock = Lock(self.clone());
+        Ok(Update { lock, arrivals: self.target.arrivals(begin), actor: actor.clone() })
+    }
+}
+
+impl<T: RefitTarget> Update<T> {
+    /// A range of bytes of a tensor. A chunk that is refused changes nothing; the update goes on.
+    pub fn chunk(&mut self, chunk: &ChunkHeader<'_>, bytes: &[u8]) -> Result<(), LiveError> {
+        Ok(self.arrivals.chunk(chunk, bytes)?)
+    }
+
+    /// A whole tensor; its bytes are shared, not copied.
+    pub fn tensor(&mut self, tensor: &CheckpointTensor) -> Result<(), LiveError> {
+        Ok(self.arrivals.tensor(tensor)?)
+    }
+
+    /// What arrived until now.
+    pub fn arrivals(&self) -> &Arrivals {
+        &self.arrivals
+    }
+
+    /// Calls the weights by another name than the sender did at the beginning.
+    pub fn rename(&mut self, version: String) {
+        self.arrivals.rename(version);
+    }
+
+    /// All has been sent: one refit. Whatever it says, the update is over.
+    pub fn finish(self, progress: Progress<'_>) -> Result<Refitted<T::Weights>, LiveError> {
+        let Self { lock, arrivals, actor } = self;
+        lock.0.arrived(arrivals.finish()?, &actor, progress)
+    }
+}
+
+impl<T: RefitTarget> Drop for Lock<T> {
+    fn drop(&mut self) {
+        self.0.update_open.store(false, Ordering::Release);
+    }
+}
