@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use patchhost::compare::Native;
+use patchhost::native::Formulas;
 use patchhost::patch::{Patch, Sandbox};
 use patchhost_kernels::cast::Measure;
 use patchhost_runtime::bytes::TensorBytes;
@@ -53,7 +53,7 @@ impl Work {
         };
         let scheme = scheme(&*guest)?;
         let asked: Arc<dyn BlockQuant> = match what {
-            "native" => Arc::new(Native::new(guest, [(NAME, &scheme)])?),
+            "native" => Arc::new(Formulas::new(guest, [(NAME, &scheme)])?),
             "mse-native" => {
                 Arc::new(NativeMse { search: kit::mse::Search::new(&kit::settings::MseSettings::default()) })
             }

@@ -111,10 +111,10 @@ fn ends(body: &[u8], open: &HashSet<u32>) -> Result<bool, BinaryReaderError> {
             | Operator::ThrowRef
             | Operator::ReturnCall { .. }
             | Operator::ReturnCallIndirect { .. }
-            | Operator::ReturnCallRef { .. } => {
-                if here {
-                    return Ok(true);
-                }
+            | Operator::ReturnCallRef { .. }
+                if here =>
+            {
+                return Ok(true);
             }
             _ => {}
         }
