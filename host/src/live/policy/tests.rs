@@ -15,8 +15,8 @@ use serde_json::Value;
 use super::*;
 use crate::patch::{
     Actor, Attachments, Attempt, CanaryUnit, Candidate, Compared, Description, Generation, HookOptions, HostIdentity,
-    Limits, Mode, OnFailure, Patch, Phase, Proved, Published, Rules, ShadowPolicy, SwapRequest, TensorFinding, Verdict,
-    When, resolve,
+    Mode, OnFailure, Patch, Phase, Proved, Published, Reviewing, Rules, Sandbox, ShadowPolicy, SwapRequest,
+    TensorFinding, Terms, Verdict, When, resolve,
 };
 
 static SANDBOX: LazyLock<Sandbox> = LazyLock::new(|| Sandbox::new(2).expect("an engine"));
@@ -177,10 +177,8 @@ fn source(most: f32) -> Checkpoint {
 
 fn started(name: &str, settings: &[(&str, &str)]) -> Arc<Patch> {
     let candidate = resolve(name).unwrap_or_else(|_| evil(name));
-    let settings: Vec<_> = settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    let how = candidate.default_verification();
-    let compiled = candidate.verify(&how).and_then(|v| v.audit()).and_then(|a| a.compile(&SANDBOX));
-    compiled.and_then(|c| c.ready(&settings, Limits::default())).unwrap_or_else(|error| panic!("{error}"))
+    let started = Reviewing::default().start(candidate, &Terms::settings(settings.iter().copied()), &*SANDBOX);
+    started.unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn rules(on_failure: OnFailure) -> Rules {
