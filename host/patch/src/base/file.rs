@@ -1,0 +1,202 @@
+//! Files that several programs write: read bounded, written whole or not at all, one writer at a time.
+
+use super::text::clean;
+use std::ffi::OsString;
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How the names of files begin that are not whole yet. A program that was killed leaves them.
+pub(crate) const TEMPORARY: &str = ".patchhost-";
+
+/// Whose turn it is after a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FileErrorKind {
+    /// The path, the permissions or the content.
+    Usage,
+    /// Another program's.
+    Refused,
+    /// The machine's: a full disk.
+    Host,
+}
+
+/// A file was not read or not written. Nothing was changed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("refused: {what}\n  why: {why}\n  next: {next}")]
+pub struct FileError {
+    pub(crate) kind: FileErrorKind,
+    pub(crate) what: String,
+    pub(crate) why: String,
+    pub(crate) next: String,
+}
+
+impl FileError {
+    fn new(kind: FileErrorKind, what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { kind, what: what.into(), why: why.into(), next: next.into() }
+    }
+
+    fn usage(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
+        Self::new(FileErrorKind::Usage, what, why, next)
+    }
+
+    fn refused(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
+        Self::new(FileErrorKind::Refused, what, why, next)
+    }
+
+    /// An error of the operating system: the user's to mend where a path or a permission is wrong.
+    pub(crate) fn io(what: impl Into<String>, error: &io::Error, next: impl Into<String>) -> Self {
+        let kind = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::WriteZero => FileErrorKind::Host,
+            _ => FileErrorKind::Usage,
+        };
+        Self::new(kind, what, error.to_string(), next)
+    }
+}
+
+/// Largest file that is read.
+const MOST_BYTES: u64 = 4 << 20;
+/// How long another writer is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// `lock file `x``.
+pub(crate) fn shown(kind: &str, path: &Path) -> String {
+    format!("{kind} `{}`", clean(&path.display().to_string(), 200))
+}
+
+/// The text of a file; none if there is no such file. A folder, a pipe or a device is refused unread.
+pub(crate) fn read(path: &Path, kind: &str, next: &str) -> Result<Option<String>, FileError> {
+    let bad = |why: &str| FileError::usage(shown(kind, path), why, next);
+    let io = |e: &std::io::Error| FileError::io(shown(kind, path), e, next);
+    match std::fs::metadata(path) {
+        // A link to nowhere is not "no file": somebody meant one.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && path.symlink_metadata().is_err() => return Ok(None),
+        Err(e) => return Err(io(&e)),
+        Ok(data) if !data.is_file() => return Err(bad("it is not a file")),
+        Ok(_) => {}
+    }
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes)).map_err(|e| io(&e))?;
+    if bytes.len() as u64 > MOST_BYTES {
+        return Err(bad(&format!("it has more than {MOST_BYTES} bytes")));
+    }
+    String::from_utf8(bytes).map(Some).map_err(|e| bad(&format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to())))
+}
+
+/// The same for files that are only read, where the error need not say what else to do.
+pub fn read_small(path: &Path, kind: &str) -> Result<Option<String>, FileError> {
+    read(path, kind, "give a file that can be read")
+}
+
+/// The right to write a file, until it is dropped. Held by a lock on a file beside it, since the file itself is replaced.
+pub(crate) struct Guard {
+    _lock: File,
+}
+
+impl Guard {
+    /// Waits until no other program writes `path`. Nothing but a plain, writable file, or none at all, can be written.
+    pub(crate) fn take(path: &Path, kind: &str) -> Result<Self, FileError> {
+        let next = "name a plain file that can be written in a folder that can be written";
+        if let Ok(data) = path.symlink_metadata() {
+            if data.is_symlink() {
+                let why = "it is a symbolic link: writing would replace the link, not the file behind it";
+                return Err(FileError::usage(shown(kind, path), why, "name the file itself"));
+            }
+            if !data.is_file() {
+                return Err(FileError::usage(shown(kind, path), "it is not a file", next));
+            }
+            if data.permissions().readonly() {
+                return Err(FileError::usage(
+                    shown(kind, path),
+                    "it is read-only",
+                    "make it writable if it may change",
+                ));
+            }
+        }
+        let mut beside = OsString::from(path);
+        beside.push(".lock");
+        let beside = PathBuf::from(beside);
+        let what = || shown(kind, path);
+        if beside.symlink_metadata().is_ok_and(|data| !data.is_file()) {
+            let why = format!("`{}` beside it is not a plain file", clean(&beside.display().to_string(), 200));
+            return Err(FileError::usage(what(), why, "remove it"));
+        }
+        let open = File::options().create(true).truncate(false).write(true).open(&beside);
+        let lock = open.map_err(|e| FileError::io(what(), &e, next))?;
+        let start = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(Self { _lock: lock }),
+                Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+                Err(TryLockError::WouldBlock) => {
+                    let why = format!("another program has been writing it for {} s", PATIENCE.as_secs());
+                    return Err(FileError::refused(what(), why, "end that program, then try again"));
+                }
+                Err(TryLockError::Error(e)) => return Err(FileError::io(what(), &e, next)),
+            }
+        }
+    }
+}
+
+/// Who may read a file that is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// This user only.
+    Private,
+    /// Everybody, as files that people make.
+    Shared,
+    /// As the file that is replaced has it; everybody, where there is none.
+    Kept,
+}
+
+/// Writes a file that appears whole or not at all: a new one beside it, filled by `fill`, on the disk, then renamed over
+/// the old one, which is there until the new one is.
+pub fn write_whole(path: &Path, access: Access, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let sync = |file: &File| file.sync_all();
+    replace(path, access, fill, sync)
+}
+
+/// The same without waiting for the disk: for what can be made again.
+pub fn write_whole_unsynced(
+    path: &Path,
+    access: Access,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
+    replace(path, access, fill, |_| Ok(()))
+}
+
+fn replace(
+    path: &Path,
+    access: Access,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+    sync: impl Fn(&File) -> io::Result<()>,
+) -> io::Result<()> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Asked first: the error of making the temporary file would name that file, which nobody knows.
+    std::fs::read_dir(folder)?;
+    let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder)?;
+    fill(file.as_file_mut())?;
+    sync(file.as_file())?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = match access {
+            Access::Private => 0o600,
+            Access::Shared => 0o644,
+            Access::Kept => std::fs::metadata(path).map_or(0o644, |data| data.permissions().mode() & 0o777),
+        };
+        file.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
+    }
+    file.persist(path).map_err(|e| e.error)?;
+    #[cfg(unix)]
+    sync(&File::open(folder)?)?;
+    Ok(())
+}
+
+/// Replaces a text file that others read.
+pub(crate) fn write(path: &Path, kind: &str, text: &str) -> Result<(), FileError> {
+    let next = "name a file in a folder that exists and can be written; the file is as it was";
+    write_whole(path, Access::Kept, |file| file.write_all(text.as_bytes()))
+        .map_err(|e| FileError::io(shown(kind, path), &e, next))
+}
