@@ -75,7 +75,7 @@ fn sources() -> Vec<Source> {
 /// Where rooms lie: the package `patchhost` and those that were taken out of it.
 fn roots() -> Vec<PathBuf> {
     let host = repo().join("host");
-    ["src", "patch/src"].iter().map(|below| host.join(below)).filter(|root| root.is_dir()).collect()
+    ["app/src", "patch/src"].iter().map(|below| host.join(below)).filter(|root| root.is_dir()).collect()
 }
 
 fn walk(folder: &Path, files: &mut Vec<PathBuf>) {

@@ -1,7 +1,7 @@
 //! A made-up model to ask about: names, shapes and roles of tensors as a Qwen3-MoE has them, without any weights.
 
 use crate::checkpoint::bundled;
-use crate::patch::Patch;
+use crate::patch::{HostIdentity, Patch};
 use patchhost_runtime::hooks::{Arrival, Consumer, Dtype, ModelInfo, Role, TensorInfo};
 
 /// Layers of it, unless somebody wants more.
@@ -16,7 +16,8 @@ pub(super) fn model(patch: &Patch) -> ModelInfo {
 
 /// The same, so many layers deep.
 pub(super) fn model_of(patch: &Patch, layers: usize) -> ModelInfo {
-    let ours = patch.info().targets.iter().find(|target| target.engine == "patchhost");
+    let here = HostIdentity::patchhost().engine;
+    let ours = patch.info().targets.iter().find(|target| target.engine == here);
     let named = ours.and_then(|target| target.architectures.first()).cloned();
     ModelInfo {
         architecture: named.unwrap_or_else(|| "Qwen3MoeForCausalLM".to_owned()),
@@ -29,7 +30,8 @@ pub(super) fn model_of(patch: &Patch, layers: usize) -> ModelInfo {
 
 /// Who reads the result.
 pub(super) fn reader() -> Consumer {
-    Consumer { engine: "patchhost".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
+    let HostIdentity { engine, version } = HostIdentity::patchhost();
+    Consumer { engine, version }
 }
 
 /// Its tensors in bf16.

@@ -142,6 +142,8 @@ impl<T: RefitTarget> Live<T> {
         actor: &Actor,
     ) -> Result<Refitted<T::Weights>, LiveError> {
         let at = job.at;
+        // Before anybody is asked: what was promised and did not come is no patch's fault.
+        job.source.check()?;
         let plan = self.board.plan(at);
         let mut reversed = None;
         let mut landed = None;

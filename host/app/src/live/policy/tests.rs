@@ -22,18 +22,19 @@ use crate::patch::{
 static SANDBOX: LazyLock<Sandbox> = LazyLock::new(|| Sandbox::new(2).expect("an engine"));
 const BLOCK: usize = 128;
 
+type Held = BTreeMap<String, Vec<u8>>;
+
 /// Named buffers. What is quantized is the scales that the patch gave, and everything else the bytes as they came.
 struct Buffers {
     to: Description,
-    held: Mutex<BTreeMap<String, Vec<u8>>>,
+    held: Mutex<Held>,
     canary: Option<CanaryUnit>,
     /// The candidate's buffers, for requests of a canary.
-    other: Mutex<Option<(u8, BTreeMap<String, Vec<u8>>)>>,
+    other: Mutex<Option<(u8, Held)>>,
 }
 
 impl Buffers {
-    fn make(&self, source: &Source, attempt: &Attempt<'_>) -> Result<BTreeMap<String, Vec<u8>>, RuntimeError> {
-        source.check()?;
+    fn make(&self, source: &Source, attempt: &Attempt<'_>) -> Result<Held, RuntimeError> {
         let hooks = attempt.hooks(|generation| generation.hooks(HookOptions::default()));
         let tensors: Vec<&CheckpointTensor> = source.checkpoint().tensors().collect();
         for observer in &hooks.observers {
@@ -89,15 +90,15 @@ impl Buffers {
             .collect()
     }
 
-    fn held(&self) -> BTreeMap<String, Vec<u8>> {
+    fn held(&self) -> Held {
         self.held.lock().expect("held").clone()
     }
 }
 
 impl RefitTarget for Buffers {
-    type Staged<'t> = BTreeMap<String, Vec<u8>>;
-    type Weights = BTreeMap<String, Vec<u8>>;
-    type Seen = BTreeMap<String, Vec<u8>>;
+    type Staged<'t> = Held;
+    type Weights = Held;
+    type Seen = Held;
 
     fn describe(&self) -> Description {
         self.to.clone()
@@ -108,7 +109,7 @@ impl RefitTarget for Buffers {
         Ok(Proved { label, staged: self.make(source, attempt)? })
     }
 
-    fn publish(&self, staged: BTreeMap<String, Vec<u8>>) -> Result<Published<Self::Weights>, RuntimeError> {
+    fn publish(&self, staged: Held) -> Result<Published<Self::Weights>, RuntimeError> {
         *self.held.lock().expect("held") = staged.clone();
         Ok(Published { report: RefitReport::default(), weights: staged, sha256: None })
     }
@@ -207,7 +208,7 @@ fn live_in(host: HostIdentity, patches: &[Arc<Patch>], rules: Rules, canary: Opt
 }
 
 impl Live<Buffers> {
-    fn again(&self, step: Option<u64>) -> Result<Refitted<BTreeMap<String, Vec<u8>>>, LiveError> {
+    fn again(&self, step: Option<u64>) -> Result<Refitted<Held>, LiveError> {
         self.refit(source(1.0), Begin { step, ..Begin::default() }, &me(), &|_, _, _| {})
     }
 
