@@ -106,11 +106,10 @@ fn model_in(sandbox: &Sandbox) -> Arc<LiveModel> {
         let patch = started.unwrap_or_else(|error| panic!("{error}"));
         start.attach(patch, Phase::EngineUp).expect("attached");
     }
-    let hooks = HookOptions { activation: ActivationMode::Dynamic128, vocabulary: None };
+    let vocabulary = u32::try_from(model::tokenizer().expect("bundled").vocabulary()).ok();
+    let hooks = HookOptions { activation: ActivationMode::Dynamic128, vocabulary };
     let options = LiveOptions { hooks, ..LiveOptions::default() };
-    let tokenizer = Some(model::tokenizer().expect("bundled"));
-    let live =
-        LiveModel::new(engine, tokenizer, &start, sandbox.clone(), Rules::default(), Ledger::in_memory(), options);
+    let live = LiveModel::new(engine, &start, sandbox.clone(), Rules::default(), Ledger::in_memory(), options);
     let live = Arc::new(live.expect("threads"));
     live.load(model::checkpoint().expect("bundled"), &me(), &|_, _, _| {}).unwrap_or_else(|error| panic!("{error}"));
     let to = stage(&live, 0);
@@ -176,7 +175,7 @@ fn decoding(live: &Arc<LiveModel>, compiling: &LiveModel) {
     let weights = live.clone();
     let scheduler = Scheduler::start(
         live.engine().clone(),
-        live.tokenizer().expect("a tokenizer").clone(),
+        Arc::new(model::tokenizer().expect("bundled")),
         Arc::new(move |id: &str| weights.weights_for(id)),
         SchedulerOptions::default(),
     );

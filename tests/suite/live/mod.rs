@@ -72,7 +72,7 @@ impl Rig {
             let attached = start.attach(patch, Phase::EngineUp).unwrap();
             assert_eq!(attached, Attached::Now);
         }
-        let live = LiveModel::new(engine, None, &start, site, policy.rules(), Ledger::in_memory(), options).unwrap();
+        let live = LiveModel::new(engine, &start, site, policy.rules(), Ledger::in_memory(), options).unwrap();
         let checkpoint = Checkpoint::open(&folder).unwrap();
         live.load(checkpoint.clone(), &me(), QUIET).unwrap();
         Self { live: Arc::new(live), checkpoint }

@@ -5,6 +5,7 @@ mod identity;
 mod live;
 mod provenance;
 mod signing;
+mod verbs;
 mod writers;
 
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::error::Result;
+#[cfg(feature = "text")]
 use patchhost_runtime::tokenizer::{Tokenizer, TokenizerFiles};
 
 /// Its name.
@@ -33,6 +34,7 @@ pub fn checkpoint() -> Result<Checkpoint> {
 }
 
 /// Its tokenizer.
+#[cfg(feature = "text")]
 pub fn tokenizer() -> Result<Tokenizer> {
     Tokenizer::new(&TokenizerFiles {
         tokenizer: include_str!(file!("tokenizer.json")).to_string(),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use patchhost_runtime::checkpoint::Checkpoint;
+use patchhost_runtime::tokenizer::Tokenizer;
 
 use super::args::{Fp8Activation, PatchArgs};
 use super::failure::{HostError, Result};
@@ -56,6 +57,8 @@ pub struct Started {
     pub name: String,
     /// Its folder; none for the bundled model.
     pub folder: Option<PathBuf>,
+    /// Its own; a server may speak through another one.
+    pub tokenizer: Arc<Tokenizer>,
     pub live: Arc<LiveModel>,
     /// The tensors that the first load reads.
     pub checkpoint: Checkpoint,
@@ -71,7 +74,7 @@ impl LiveArgs {
     /// Makes the model and its first set of patches, and starts watching. What is in watched files now takes part in the
     /// first load.
     pub fn start(&self, model: Model, patches: &PatchArgs, needs: Needs<'_>) -> Result<Started> {
-        let tokenizer = model.tokenizer()?;
+        let tokenizer = Arc::new(model.tokenizer()?);
         let ledger = match &self.ledger {
             None => Ledger::in_memory(),
             Some(path) => {
@@ -94,7 +97,10 @@ impl LiveArgs {
         let load = Load { more, phase, watches, recorded, ..Load::new(patches, &architecture) };
         let mut loaded = Patches::load(load)?;
         let options = LiveOptions {
-            hooks: HookOptions { activation: self.fp8_activation.into(), vocabulary: None },
+            hooks: HookOptions {
+                activation: self.fp8_activation.into(),
+                vocabulary: u32::try_from(tokenizer.vocabulary()).ok(),
+            },
             canary: needs.canary,
             reports: self.shadow_reports.clone(),
             hash_weights: needs.hash_weights,
@@ -104,7 +110,7 @@ impl LiveArgs {
         let Model { name, engine, checkpoint, .. } = model;
         let (site, policy) = (loaded.site().clone(), loaded.policy().clone());
         let rules = if patches.isolate { policy.isolated().rules() } else { policy.rules() };
-        let live = LiveModel::new(engine, Some(tokenizer), loaded.attachments(), site, rules, ledger, options);
+        let live = LiveModel::new(engine, loaded.attachments(), site, rules, ledger, options);
         let live = Arc::new(live.map_err(|e| HostError::system("the threads of the live model", e))?);
         live.board().started(&Actor::cli());
         let settings: crate::live::SettingsFor = Arc::new(loaded.settings_for());
@@ -120,7 +126,7 @@ impl LiveArgs {
         let given = patches.components.iter().map(PathBuf::from).filter(|path| path.is_file());
         let files: Vec<PathBuf> = given.chain(self.watch.iter().cloned()).collect();
         let files = Watcher::by_hand(&live, &files, settings, self.watch_when);
-        Ok(Started { name, folder, live, checkpoint, watcher, files, _recorded: loaded.take_recorded() })
+        Ok(Started { name, folder, tokenizer, live, checkpoint, watcher, files, _recorded: loaded.take_recorded() })
     }
 }
 

@@ -13,6 +13,7 @@ mod failure;
 mod grant;
 mod help;
 mod keygen;
+#[cfg(any(feature = "serve", feature = "train"))]
 mod live;
 mod lock;
 mod log;
@@ -27,12 +28,14 @@ mod replay;
 mod revoke;
 mod rollback;
 mod run;
+#[cfg(feature = "serve")]
 mod serve;
 mod session;
 mod sign;
 mod startup;
 mod status;
 mod swap;
+#[cfg(feature = "train")]
 mod train;
 mod trust_args;
 mod verify;
@@ -79,38 +82,41 @@ struct Traits {
 }
 
 /// Makes, out of the table of verbs, the enum that clap parses into, the call of each verb's `run`, its traits, and the
-/// groups of `--help`. A row is `Variant = module (traits)`; the module has `Args` and `run(Args, &Call) -> Result`, and
+/// groups of `--help`. A row is `Variant = module (traits)`, behind the feature that
+/// it needs; the module has `Args` and `run(Args, &Call) -> Result`, and
 /// its name is the verb's, with `-` for `_`.
 macro_rules! verbs {
-    ($($group:literal: [$($verb:ident = $room:ident $(($($special:ident),+))?),+ $(,)?])+) => {
+    ($($group:literal: [$($(#[$when:meta])? $verb:ident = $room:ident $(($($special:ident),+))?),+ $(,)?])+) => {
         #[derive(Debug, Subcommand)]
         enum Verb {
-            $($($verb(Box<$room::Args>),)+)+
+            $($($(#[$when])? $verb(Box<$room::Args>),)+)+
         }
 
         impl Verb {
             fn traits(&self) -> Traits {
                 match self {
-                    $($(Self::$verb(_) => Traits { $($($special: true,)+)? ..Traits::default() },)+)+
+                    $($($(#[$when])? Self::$verb(_) => Traits { $($($special: true,)+)? ..Traits::default() },)+)+
                 }
             }
 
             fn run(self, call: &Call) -> Result {
                 match self {
-                    $($(Self::$verb(args) => $room::run(*args, call),)+)+
+                    $($($(#[$when])? Self::$verb(args) => $room::run(*args, call),)+)+
                 }
             }
         }
 
         /// The groups of `--help`, with the modules of their verbs.
-        const GROUPS: &[(&str, &[&str])] = &[$(($group, &[$(stringify!($room)),+])),+];
+        const GROUPS: &[(&str, &[&str])] = &[$(($group, &[$($(#[$when])? stringify!($room)),+])),+];
     };
 }
 
 verbs! {
     "Run": [
         Run = run,
+        #[cfg(feature = "serve")]
         Serve = serve (stays),
+        #[cfg(feature = "train")]
         Train = train (stays),
         Logits = logits,
     ]

@@ -283,10 +283,7 @@ fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer
     let live = Arc::clone(&started.live);
     let tokenizer = match tokenizer {
         Some(tokenizer) => Arc::new(tokenizer),
-        None => {
-            let none = || HostError::bug("serve", "the live model has no tokenizer");
-            live.tokenizer().cloned().ok_or_else(none)?
-        }
+        None => Arc::clone(&started.tokenizer),
     };
     let weights = {
         let live = Arc::clone(&live);

@@ -7,7 +7,6 @@ use arc_swap::ArcSwapOption;
 use patchhost_runtime::engine::Engine;
 use patchhost_runtime::error::RuntimeError;
 use patchhost_runtime::refit::{Arrivals, Begin, RefitHooks, Source, StagedRefit};
-use patchhost_runtime::tokenizer::Tokenizer;
 use patchhost_runtime::weights::WeightSet;
 
 use super::guard::Guarded;
@@ -22,7 +21,6 @@ use crate::patch::{
 /// An engine of this process: weights are staged beside those that serve, and published by one pointer exchange.
 pub struct Embedded {
     pub(super) engine: Arc<Engine>,
-    pub(super) tokenizer: Option<Arc<Tokenizer>>,
     /// For what a patch does between refits: activation scales in a forward pass.
     pub(super) board: Arc<Board>,
     pub(super) hooks: HookOptions,

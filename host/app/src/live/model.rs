@@ -8,7 +8,6 @@ use arc_swap::ArcSwapOption;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::Engine;
 use patchhost_runtime::error::Result as RuntimeResult;
-use patchhost_runtime::tokenizer::Tokenizer;
 use patchhost_runtime::weights::WeightSet;
 use serde::Serialize;
 
@@ -61,25 +60,21 @@ pub struct LiveStatus {
 }
 
 impl LiveModel {
-    /// An engine, still without weights, and the patches that it starts with. `tokenizer`: none where no text is made.
+    /// An engine, still without weights, and the patches that it starts with. Where text is sampled, `options.hooks` names the
+    /// vocabulary, so that ids which the tokenizer does not have are masked.
     pub fn new(
         engine: Engine,
-        tokenizer: Option<Tokenizer>,
         start: &Attachments,
         site: impl Into<Site>,
         rules: Rules,
         ledger: Ledger,
         options: LiveOptions,
     ) -> Result<Self, rayon::ThreadPoolBuildError> {
-        let LiveOptions { mut hooks, canary, reports, hash_weights, gate } = options;
-        if hooks.vocabulary.is_none() {
-            hooks.vocabulary = tokenizer.as_ref().and_then(|t| u32::try_from(t.vocabulary()).ok());
-        }
+        let LiveOptions { hooks, canary, reports, hash_weights, gate } = options;
         let pace = engine.pace().clone();
         let board = Arc::new(Board::new(start, rules, ledger));
         let target = Embedded {
             engine: Arc::new(engine),
-            tokenizer: tokenizer.map(Arc::new),
             board: board.clone(),
             hooks,
             canary_unit: canary,
@@ -94,11 +89,6 @@ impl LiveModel {
     /// The engine.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.target.engine
-    }
-
-    /// The tokenizer, where there is one.
-    pub fn tokenizer(&self) -> Option<&Arc<Tokenizer>> {
-        self.target.tokenizer.as_ref()
     }
 
     /// The weights for a request: those that serve, or for some requests a canary's. The same request gets the same.
