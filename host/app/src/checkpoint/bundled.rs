@@ -33,7 +33,6 @@ pub fn checkpoint() -> Result<Checkpoint> {
     Checkpoint::from_bytes(NAME, WEIGHTS)
 }
 
-/// Its tokenizer.
 #[cfg(feature = "text")]
 pub fn tokenizer() -> Result<Tokenizer> {
     Tokenizer::new(&TokenizerFiles {

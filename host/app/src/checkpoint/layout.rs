@@ -13,7 +13,6 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// One tensor of a file that is to be written.
 pub(crate) struct Piece<'a> {
-    /// Name.
     pub name: &'a str,
     /// Element type.
     pub dtype: Dtype,

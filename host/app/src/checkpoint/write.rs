@@ -42,7 +42,6 @@ impl Exit for WriteError {
 
 /// A tensor to write.
 pub struct Out<'a> {
-    /// Name.
     pub name: String,
     /// Element type.
     pub dtype: Dtype,

@@ -16,7 +16,6 @@ pub struct SideInfo {
     pub kind: &'static str,
     /// Name of the patch.
     pub name: String,
-    /// Its version.
     pub version: Option<String>,
     /// Digest of its component.
     pub sha256: Option<String>,
@@ -42,7 +41,6 @@ impl SideInfo {
 /// Sums of one class.
 #[derive(Debug, Clone, Serialize)]
 pub struct ClassTotals {
-    /// The class.
     pub class: Class,
     /// Its sums.
     #[serde(flatten)]

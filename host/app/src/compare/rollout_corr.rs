@@ -64,7 +64,6 @@ pub type Batch = [Vec<Token>];
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// A token.
     Token,
     /// A sequence: the product over its tokens.
     Sequence,
@@ -98,9 +97,7 @@ impl std::str::FromStr for Threshold {
 /// How weights are made, and what is rejected.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Settings {
-    /// `rollout_is`.
     pub rollout_is: Level,
-    /// `rollout_is_threshold`.
     pub rollout_is_threshold: Threshold,
     /// `rollout_rs` with `rollout_rs_threshold`; none: no rejection, and no `rollout_rs_*`.
     pub rollout_rs: Vec<Rule>,

@@ -271,7 +271,6 @@ pub(super) fn kl_by_class(candidate: &Candidate) -> Vec<(String, f64)> {
     candidate.classes.iter().map(|e| (name(e.only), e.distance.kl_vocab)).collect()
 }
 
-/// "402/1024".
 fn ratio(part: u64, whole: u64) -> String {
     if whole == 0 { "-".to_string() } else { format!("{part}/{whole}") }
 }

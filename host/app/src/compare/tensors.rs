@@ -54,11 +54,9 @@ pub struct SideRow {
 pub struct TensorRow {
     /// Checkpoint name.
     pub name: String,
-    /// Its class.
     pub class: Class,
     /// Dimensions.
     pub shape: Vec<u64>,
-    /// Elements.
     pub elements: u64,
     /// Who quantizes it.
     pub state: State,
@@ -86,7 +84,6 @@ pub struct Totals {
     pub only_b: usize,
     /// Tensors with different blocks.
     pub different_blocks: usize,
-    /// Elements.
     pub elements: u64,
     /// Scales of the tensors that both quantize in the same blocks.
     pub scales: ScaleDiff,

@@ -14,7 +14,6 @@ use super::error::Result;
 pub struct Unit {
     /// As patches see it.
     pub info: TensorInfo,
-    /// Its class.
     pub class: Class,
     /// Element type; none where it is no float that can be quantized.
     pub elem: Option<Elem>,
@@ -30,7 +29,6 @@ pub struct Unit {
 pub struct Piece {
     /// First element, after transposing where it is transposed.
     pub offset: usize,
-    /// Rows.
     pub rows: usize,
     /// Columns.
     pub cols: usize,

@@ -49,7 +49,6 @@ pub struct LiveStatus {
     pub refitting: bool,
     /// The patches.
     pub board: BoardStatus,
-    /// The last refit.
     pub last_refit: Option<LastRefit>,
     /// Requests in percent that a canary gets, and its set.
     pub canary: Option<(u8, Digest)>,
@@ -86,7 +85,6 @@ impl LiveModel {
         Self::over(target, board, site, gate, pace)
     }
 
-    /// The engine.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.target.engine
     }

@@ -25,7 +25,6 @@ pub struct ShadowReport {
     pub version: String,
     /// The live set.
     pub live: Digest,
-    /// The candidate.
     pub candidate: Digest,
     /// Shadow or canary.
     pub mode: Mode,
@@ -37,7 +36,6 @@ pub struct ShadowReport {
     pub differing_tensors: usize,
     /// Sums over the tensors that either quantizes; A is the live set, B the candidate.
     pub totals: Totals,
-    /// The tensors.
     pub tensors: Vec<TensorRow>,
     /// What the policy does not allow; empty is good.
     pub findings: Vec<TensorFinding>,

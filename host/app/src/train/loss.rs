@@ -27,7 +27,6 @@ pub fn advantages(rewards: &[f64]) -> Vec<f64> {
 pub struct Gradients {
     /// Of each master weight, in their order; zero where nothing depends on it.
     pub of: Vec<Vec<f32>>,
-    /// The loss.
     pub loss: f64,
     /// Log-probs of each sample's response, the trainer's and the rollout's.
     pub tokens: Vec<Vec<Token>>,

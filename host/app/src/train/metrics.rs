@@ -23,7 +23,6 @@ pub struct Record {
     pub mismatch: Metrics,
     /// Digest of the patch set of this step's refit, which its rollouts and activation scales used too.
     pub patch_set: String,
-    /// Its patches.
     pub patches: Vec<PatchId>,
     /// What the published weights are called.
     pub refit_version: String,
@@ -43,9 +42,7 @@ pub struct Record {
 /// A patch, as it stands in metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PatchId {
-    /// Its name.
     pub name: String,
-    /// Its generation.
     pub generation: String,
 }
 
@@ -61,7 +58,6 @@ pub struct Swap {
 /// Mean, standard deviation (n - 1) and ends.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
-    /// Mean.
     pub mean: f64,
     /// Standard deviation.
     pub std: f64,

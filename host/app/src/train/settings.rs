@@ -18,7 +18,6 @@ pub enum MasterDtype {
     Bf16,
 }
 
-/// `rollout_is`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
@@ -49,7 +48,6 @@ pub struct Settings {
     pub task: Task,
     /// Texts to continue.
     pub prompts: Vec<String>,
-    /// Prompts of a step.
     pub prompts_per_step: usize,
     /// Completions of a prompt.
     pub samples: usize,
@@ -57,7 +55,6 @@ pub struct Settings {
     pub max_tokens: usize,
     /// Seed of everything that is drawn.
     pub seed: u64,
-    /// The optimizer.
     pub optimizer: AdamWSettings,
     /// Largest norm of the gradients.
     pub max_grad_norm: f64,

@@ -24,7 +24,6 @@ use crate::compare::rollout_corr::{self, Level, Metrics};
 
 /// The engine that samples, behind its patches.
 pub trait Rollout {
-    /// The engine.
     fn engine(&self) -> &Engine;
     /// Publishes these weights under `label`, through the patches that are live now.
     fn refit(&mut self, weights: &Checkpoint, label: &str, progress: Progress<'_>) -> Result<Refitted>;
@@ -38,7 +37,6 @@ pub struct Refitted {
     pub report: RefitReport,
     /// Digest of the patch set.
     pub patch_set: String,
-    /// Its patches.
     pub patches: Vec<PatchId>,
     /// Why a candidate did not land that should have, or why another set than the active one made the weights.
     pub note: Option<String>,
@@ -94,7 +92,6 @@ impl Trainer {
         Ok(Self { settings, prompts, masters, model, optimizer, step: 0, patch_set: None })
     }
 
-    /// Its settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -104,7 +101,6 @@ impl Trainer {
         &self.masters
     }
 
-    /// Steps done.
     pub fn steps_done(&self) -> u64 {
         self.step
     }

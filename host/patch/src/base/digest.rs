@@ -57,7 +57,6 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Not a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a digest: 64 hex digits, with or without `sha256:` in front")]
 pub struct NotADigest(String);

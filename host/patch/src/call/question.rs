@@ -110,7 +110,6 @@ pub struct Blocks {
     pub rows: usize,
     /// Columns of the matrix.
     pub cols: usize,
-    /// Rows of a block.
     pub block_rows: usize,
     /// Columns of a block.
     pub block_cols: usize,
@@ -137,7 +136,6 @@ pub struct Rows {
     pub elem: Elem,
     /// Columns.
     pub cols: usize,
-    /// Rows.
     pub rows: usize,
     /// Row-major elements.
     pub bytes: Raw,

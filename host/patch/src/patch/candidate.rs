@@ -68,7 +68,6 @@ impl Candidate {
         &self.name
     }
 
-    /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }

@@ -77,7 +77,6 @@ pub enum StageError {
     NotLocked {
         /// Name of the patch.
         name: String,
-        /// Why.
         why: String,
     },
     /// Lock, signatures, revocations or the policy say no.
@@ -100,7 +99,6 @@ pub enum StageError {
     Compile {
         /// Name of the patch.
         name: String,
-        /// Why.
         why: String,
     },
     /// It failed while it was started, described or configured.
@@ -111,21 +109,18 @@ pub enum StageError {
         call: &'static str,
         /// Kind of failure.
         cause: HookCause,
-        /// Why.
         why: String,
     },
     /// What it was granted cannot be given.
     Grants {
         /// Name of the patch.
         name: String,
-        /// Why.
         why: String,
     },
     /// The settings are more than the interface allows.
     Settings {
         /// Name of the patch.
         name: String,
-        /// Why.
         why: String,
     },
 }

@@ -26,13 +26,11 @@ pub struct Generation {
 pub struct Member {
     /// Name that the patch gives itself.
     pub name: String,
-    /// Its version.
     pub version: String,
     /// Digest of the component.
     pub sha256: Digest,
     /// Digest of component, settings, limits and grants.
     pub generation: Digest,
-    /// Its hooks.
     pub hooks: Vec<Hook>,
 }
 

@@ -107,7 +107,6 @@ impl Patch {
         &self.hooks
     }
 
-    /// Its settings.
     pub fn settings(&self) -> &[(String, String)] {
         &self.settings
     }
@@ -117,7 +116,6 @@ impl Patch {
         &self.grants
     }
 
-    /// Its limits.
     pub fn limits(&self) -> &Limits {
         home!(&self.home, guest => guest.limits())
     }

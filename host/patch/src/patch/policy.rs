@@ -96,7 +96,6 @@ impl Default for ShadowPolicy {
     }
 }
 
-/// Swaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SwapPolicy {

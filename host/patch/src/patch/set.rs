@@ -29,7 +29,6 @@ pub enum SetError {
          two out"
     )]
     Conflict {
-        /// The hook.
         hook: Hook,
         /// The patch that is in the set.
         first: String,

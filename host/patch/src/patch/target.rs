@@ -173,7 +173,6 @@ pub struct Verdict {
     pub version: String,
     /// The live set.
     pub live: Digest,
-    /// The candidate.
     pub candidate: Digest,
     /// Shadow or canary.
     pub mode: Mode,

@@ -83,7 +83,6 @@ pub enum RecordingError {
         patch: String,
         /// What was to answer in its place.
         component: String,
-        /// The hook.
         hook: Hook,
     },
     /// The patch did not start.

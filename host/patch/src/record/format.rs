@@ -79,7 +79,6 @@ pub struct Overview {
     /// Patches, in the order in which they were started.
     #[serde(skip)]
     pub patches: Vec<PatchEntry>,
-    /// Calls.
     pub calls: u64,
     /// Calls of each patch, by function.
     #[serde(skip)]

@@ -75,9 +75,7 @@ pub struct ReplayReport {
 pub struct PatchReplay {
     /// Its number in the recording.
     pub number: u32,
-    /// Its name.
     pub name: String,
-    /// Its version.
     pub version: String,
     /// Digest of the component that was recorded.
     pub recorded_sha256: Digest,

@@ -53,7 +53,6 @@ pub struct GrantChange {
 /// What was written.
 #[derive(Debug)]
 pub struct Recorded {
-    /// The entry.
     pub entry: Entry,
     /// What it has that the one before had not.
     pub changes: Vec<Change>,

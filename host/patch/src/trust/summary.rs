@@ -28,7 +28,6 @@ pub enum LockState {
 /// Lock and signatures of one component.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Summary {
-    /// The lock.
     pub lock: LockState,
     /// Signers whose signatures count.
     pub signers: Vec<String>,

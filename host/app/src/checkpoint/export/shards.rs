@@ -12,7 +12,6 @@ use crate::checkpoint::layout::{self, MAX_SHARDS, Piece};
 
 /// One tensor in a file.
 pub struct Slot {
-    /// Name.
     pub name: String,
     /// First byte in the file.
     pub offset: u64,
@@ -24,7 +23,6 @@ pub struct Slot {
 pub struct Placed {
     /// Index in the plan's entries.
     pub entry: usize,
-    /// The weight.
     pub weight: Slot,
     /// Its scale, in the same file, where it becomes FP8.
     pub scale: Option<Slot>,

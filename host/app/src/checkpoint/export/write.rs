@@ -60,9 +60,7 @@ impl ClassReport {
 /// A file of the export.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct WrittenFile {
-    /// Name.
     pub name: String,
-    /// Bytes.
     pub bytes: u64,
     /// SHA-256, where it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -38,7 +38,6 @@ pub struct Series {
 pub struct Skipped {
     /// Name of the folder.
     pub name: String,
-    /// Why.
     pub why: String,
 }
 

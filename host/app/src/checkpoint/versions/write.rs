@@ -51,7 +51,6 @@ pub struct Beside<'a> {
 pub struct Written {
     /// The version's folder.
     pub path: PathBuf,
-    /// The version.
     pub version: Version,
     /// Tensors in it: all of a full version, those that changed of a delta.
     pub tensors: usize,

@@ -17,7 +17,6 @@ use crate::probe;
 pub struct Staged {
     /// Name that the patch gives itself.
     pub name: String,
-    /// Its version.
     pub version: String,
     /// Digest of the component.
     pub sha256: Digest,

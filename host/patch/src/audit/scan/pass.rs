@@ -29,7 +29,6 @@ pub(super) enum Frame {
 pub(super) struct ModuleFrame {
     /// Index among all modules.
     pub(super) index: usize,
-    /// Its types.
     pub(super) types: Vec<SubType>,
     /// Types of all functions, imported ones first.
     pub(super) functions: Vec<u32>,

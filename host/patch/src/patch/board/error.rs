@@ -21,11 +21,9 @@ pub enum SwapErrorKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("refused: {what}\n  why: {why}\n  next: {next}")]
 pub struct SwapError {
-    /// Kind.
     pub kind: SwapErrorKind,
     /// What was refused.
     pub what: String,
-    /// Why.
     pub why: String,
     /// What to do next.
     pub next: String,

@@ -22,7 +22,6 @@ pub struct Failure {
     pub patch: String,
     /// Digest of the component.
     pub sha256: Digest,
-    /// The hook.
     pub hook: Hook,
     /// What kind of failure.
     pub cause: HookCause,

@@ -200,7 +200,6 @@ impl Board {
         &self.rules
     }
 
-    /// The ledger.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }

@@ -47,7 +47,6 @@ pub struct RefitPlan {
 /// A candidate that takes over.
 #[derive(Debug, Clone)]
 pub struct Landing {
-    /// It.
     pub to: Arc<Generation>,
     /// Whether it was active before.
     pub rollback: bool,
@@ -60,7 +59,6 @@ pub struct Landing {
 /// A candidate in shadow or canary.
 #[derive(Debug, Clone)]
 pub struct Beside {
-    /// It.
     pub to: Arc<Generation>,
     /// Shadow or canary.
     pub mode: Mode,

@@ -13,7 +13,6 @@ pub struct BoardStatus {
     pub active: Digest,
     /// Its number, counted in this process.
     pub number: u64,
-    /// Its patches.
     pub patches: Vec<Member>,
     /// Patches that the run was started with and that do not apply, with the reason.
     pub not_applicable: Vec<(String, String)>,
@@ -42,7 +41,6 @@ pub struct BoardStatus {
 pub struct TransitionStatus {
     /// The set that is coming.
     pub to: Digest,
-    /// Its patches.
     pub patches: Vec<Member>,
     /// How it takes part.
     pub mode: Mode,
@@ -61,7 +59,6 @@ pub struct TransitionStatus {
 pub struct DrainingStatus {
     /// Its digest.
     pub set: Digest,
-    /// Its number.
     pub number: u64,
     /// Sets of weights in use that it made.
     pub users: usize,
@@ -74,7 +71,6 @@ pub struct DrainingStatus {
 /// A patch that passed every stage.
 #[derive(Debug, Clone, Serialize)]
 pub struct StagedStatus {
-    /// It.
     #[serde(flatten)]
     pub patch: Member,
     /// Whether it is for this model.

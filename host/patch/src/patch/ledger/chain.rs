@@ -10,7 +10,6 @@ use std::fmt;
 pub struct Head {
     /// Sequence number of the last record.
     pub seq: u64,
-    /// Its hash.
     pub hash: Digest,
 }
 

@@ -41,9 +41,7 @@ pub enum LedgerError {
     },
     /// Not the path of a ledger.
     NotALedger {
-        /// The path.
         path: PathBuf,
-        /// Why.
         why: String,
     },
     /// Someone else changed the file while it was open.
@@ -55,14 +53,12 @@ pub enum LedgerError {
     },
     /// A field has a name that the ledger uses.
     Reserved {
-        /// The event.
         event: String,
         /// The field.
         name: String,
     },
     /// A record is too long.
     TooLarge {
-        /// The event.
         event: String,
         /// Bytes of its line.
         bytes: usize,
@@ -71,7 +67,6 @@ pub enum LedgerError {
     },
     /// A field is nested too deep to be read again.
     TooDeep {
-        /// The event.
         event: String,
         /// Levels allowed.
         limit: usize,

@@ -55,7 +55,6 @@ pub struct Opened {
 /// A last line that was never finished.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Torn {
-    /// Its bytes.
     pub bytes: u64,
     /// Where they are now.
     pub moved_to: PathBuf,

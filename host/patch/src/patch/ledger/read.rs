@@ -19,7 +19,6 @@ const ATTEMPTS: usize = 4;
 pub struct Verified {
     /// Files read.
     pub files: usize,
-    /// Records.
     pub records: u64,
     /// Sequence number of the first record.
     pub first_seq: Option<u64>,
