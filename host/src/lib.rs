@@ -13,6 +13,13 @@
 //! ```
 
 /// Static review of a component: what `patchhost audit` finds without running it.
+///
+/// ```
+/// let component = patchhost::patch::resolve("fp8_block")?;
+/// let report = patchhost::audit::inspect(component.bytes());
+/// assert_eq!(report.errors(), 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub mod audit {
     #[doc(inline)]
     pub use patchhost_patch::audit::{
@@ -56,6 +63,21 @@ pub mod isolate {
 }
 
 /// A model whose patches change while it runs: refits, swaps, shadow and canary over any refit target.
+///
+/// ```
+/// use patchhost::checkpoint::bundled;
+/// use patchhost::live::{LiveModel, LiveOptions};
+/// use patchhost::patch::{Actor, Attachments, Description, Ledger, Phase, Reviewing, Rules, Sandbox, Terms, resolve};
+/// use patchhost_runtime::engine::{Engine, EngineOptions};
+///
+/// let (engine, sandbox) = (Engine::new(bundled::CONFIG, EngineOptions::default())?, Sandbox::new(1)?);
+/// let mut start = Attachments::new(Description::patchhost(&engine.info().architecture));
+/// start.attach(Reviewing::default().start(resolve("moe_loader")?, &Terms::default(), &sandbox)?, Phase::EngineUp)?;
+/// let live = LiveModel::new(engine, &start, sandbox, Rules::default(), Ledger::in_memory(), LiveOptions::default())?;
+/// let loaded = live.load(bundled::checkpoint()?, &Actor::new("example"), &|_, _, _| {})?;
+/// assert_eq!(loaded.refit, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub mod live {
     #[doc(inline)]
     pub use patchhost_app::live::{
@@ -110,6 +132,17 @@ pub mod train {
 }
 
 /// Who said that a component may run: policy, lock, signatures, revocations.
+///
+/// ```
+/// use patchhost::patch::{Terms, resolve};
+/// use patchhost::trust::{Gate, Places, Policy};
+///
+/// let policy = Policy::parse("[trust]\nrequire_lock = true\n")?;
+/// let gate = Gate::new(&policy, Places::default());
+/// let refused = resolve("fp8_block")?.admit(&gate, &Terms::default()).unwrap_err();
+/// assert!(refused.to_string().contains("only locked patches may be loaded here"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub mod trust {
     #[doc(inline)]
     pub use patchhost_patch::trust::{

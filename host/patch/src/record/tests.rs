@@ -147,7 +147,7 @@ fn every_hook_there_and_back() {
 fn what_is_recorded_does_not_change() {
     let tmp = tempfile::tempdir().expect("a folder");
     let recorder = recorder(&tmp.path().join("a.rec"), Recorder::MAX_BYTES);
-    let with = start(&recorded(&recorder), "fp8_block", &[]);
+    let with = start(recorded(&recorder), "fp8_block", &[]);
     let without = start(&*SANDBOX, "fp8_block", &[]);
     ask_quant(&with, false);
     ask_quant(&without, false);
@@ -186,7 +186,7 @@ fn a_bound_is_kept_and_noted() {
     let tell = Arc::clone(&told);
     let notice = move |text: &str| tell.lock().expect("no panic").push(text.to_owned());
     let recorder = Recorder::create(&path, 5_000, "tiny", CONFIG, notice).expect("a new file");
-    let patch = start(&recorded(&recorder), "fp8_block", &[]);
+    let patch = start(recorded(&recorder), "fp8_block", &[]);
     for _ in 0..20 {
         ask_quant(&patch, false);
     }
@@ -210,7 +210,7 @@ fn threads_record_at_once() {
     let tmp = tempfile::tempdir().expect("a folder");
     let path = tmp.path().join("a.rec");
     let recorder = recorder(&path, Recorder::MAX_BYTES);
-    let patch = start(&recorded(&recorder), "fp8_block", &[]);
+    let patch = start(recorded(&recorder), "fp8_block", &[]);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| (0..50).for_each(|_| ask_quant(&patch, false)));

@@ -40,10 +40,7 @@ pub enum LedgerError {
         found: String,
     },
     /// Not the path of a ledger.
-    NotALedger {
-        path: PathBuf,
-        why: String,
-    },
+    NotALedger { path: PathBuf, why: String },
     /// Someone else changed the file while it was open.
     Changed {
         /// The ledger.
