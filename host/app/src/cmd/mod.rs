@@ -48,13 +48,15 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use failure::{Failure, Result, UsageError};
 
+const ABOUT: &str = "Runs inference-engine patches as sandboxed, audited, digest-pinned WASI components inside an embedded inference runtime";
+
 const EXIT_CODES: &str = "Exit codes: 0 good; 1 refused (by policy, audit, digest or coverage); 2 usage or unreadable \
 input; 3 a patch failed; 4 the host failed.\nPATCHHOST_LOG=info (or debug, off) sets what is logged to standard error; only errors by default.\n\
 PATCHHOST_CACHE=DIR (or off) says where compiled components are kept; by default in $XDG_CACHE_HOME/patchhost/aot.";
 
 /// Runs inference-engine patches as sandboxed WASI components inside an embedded inference runtime.
 #[derive(Debug, Parser)]
-#[command(name = "patchhost", version, about, after_help = EXIT_CODES, max_term_width = 110)]
+#[command(name = "patchhost", version, about = ABOUT, after_help = EXIT_CODES, max_term_width = 110)]
 struct Cli {
     #[command(flatten)]
     global: args::Global,
