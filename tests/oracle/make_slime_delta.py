@@ -3,7 +3,7 @@
     pip install numpy==2.4.6 safetensors==0.8.0 zstandard==0.25.0 xxhash==4.1.0 blake3==1.0.11
     python make_slime_delta.py ../data/delta        # seed 5, a second
 
-An independent writer of the form that `host/src/checkpoint/versions/mod.rs` describes, made from what slime's
+An independent writer of the form that `host/app/src/checkpoint/versions/mod.rs` describes, made from what slime's
 `update_weight_from_disk_delta` and SGLang's `/pull_weights` do, not from patchhost's code:
 
     base/model.safetensors                version 0, every dtype that weights have, odd sizes
