@@ -22,7 +22,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("probe", &["patch", "native", "audit", "checkpoint", "base"]),
     ("trust", &["patch", "audit", "sandbox", "base"]),
     ("compare", &["patch", "native", "checkpoint", "base"]),
-    ("live", &["trust", "probe", "compare", "patch", "base"]),
+    ("live", &["trust", "probe", "compare", "patch", "native", "base"]),
     ("train", &["live", "compare", "checkpoint", "base"]),
     ("serve", &["live", "trust", "patch", "audit", "checkpoint", "base"]),
     ("cmd", &["*"]),
