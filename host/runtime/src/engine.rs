@@ -199,10 +199,13 @@ impl Engine {
         self.turn.is_taken()
     }
 
-    /// What a refit would do with each tensor.
+    /// What a refit would do with each tensor. Every hook is asked that a refit asks about the model and its tensors, and each
+    /// answer is checked; nothing is made of it.
     pub fn explain(&self, checkpoint: &Checkpoint, hooks: &RefitHooks) -> Result<Vec<TensorOutcome>> {
         let checkpoint = self.readable(checkpoint)?;
-        Ok(Planned::new(self.setup(), &checkpoint, hooks)?.outcomes())
+        let planned = Planned::new(self.setup(), &checkpoint, hooks)?;
+        planned.masked(hooks)?;
+        Ok(planned.outcomes())
     }
 
     /// Stages weights without publishing them: for comparisons.

@@ -31,12 +31,8 @@ impl Embedded {
         patch: &Arc<Patch>,
     ) -> Result<(), TargetError> {
         let hooks = trial.hooks(self.hooks);
-        // Placements, decisions and layout passes, for the real tensors.
+        // Placements, decisions, layout passes and masks, for the real tensors.
         self.engine.explain(source.checkpoint(), &hooks)?;
-        if let Some(mask) = &hooks.mask {
-            let rows = u32::try_from(self.engine.model().vocab()).unwrap_or(u32::MAX);
-            mask.patch.masked(self.engine.info(), rows, mask.vocabulary).map_err(RuntimeError::from)?;
-        }
         let (Some(quant), Some(_)) = (&hooks.quant, patch.block_quant()) else { return Ok(()) };
         let readable = self.engine.readable(source.checkpoint())?;
         let units = of_model(&self.engine.setup(), &readable, hooks.loader.as_deref())?;

@@ -250,7 +250,7 @@ impl<'a> Planned<'a> {
         }
     }
 
-    fn masked(&self, hooks: &RefitHooks) -> Result<Vec<Range<u32>>> {
+    pub(crate) fn masked(&self, hooks: &RefitHooks) -> Result<Vec<Range<u32>>> {
         let Some(MaskHook { patch, vocabulary }) = &hooks.mask else { return Ok(Vec::new()) };
         Ok(patch.masked(self.setup.model, self.setup.vocab, *vocabulary)?)
     }
