@@ -204,7 +204,7 @@ impl Engine {
     pub fn explain(&self, checkpoint: &Checkpoint, hooks: &RefitHooks) -> Result<Vec<TensorOutcome>> {
         let checkpoint = self.readable(checkpoint)?;
         let planned = Planned::new(self.setup(), &checkpoint, hooks)?;
-        planned.masked(hooks)?;
+        planned.of_model(hooks)?;
         Ok(planned.outcomes())
     }
 

@@ -57,6 +57,12 @@ fn reader() -> Consumer {
     Consumer { engine: "patchhost".into(), version: env!("CARGO_PKG_VERSION").into() }
 }
 
+/// Answers about the model as a whole. `explain` throws them away, so that a candidate is probed by all that a refit asks.
+pub(crate) struct OfModel {
+    /// Token ids that are never sampled: ascending, disjoint.
+    masked: Vec<Range<u32>>,
+}
+
 impl<'a> Planned<'a> {
     /// Asks the patches where tensors go, what becomes FP8 and which layout it gets, and checks the answers.
     pub fn new(setup: Setup<'a>, checkpoint: &'a Checkpoint, hooks: &RefitHooks) -> Result<Self> {
@@ -171,7 +177,7 @@ impl<'a> Planned<'a> {
     ) -> Result<(WeightSet, RefitReport)> {
         let started = std::time::Instant::now();
         let activation = self.activation(hooks)?;
-        let masked = self.masked(hooks)?;
+        let OfModel { masked } = self.of_model(hooks)?;
         let total = self.decisions.iter().flatten().count();
         let done = AtomicUsize::new(0);
         // The first tensor that failed. Later ones are skipped, earlier ones are not: the error must not depend on timing.
@@ -250,9 +256,13 @@ impl<'a> Planned<'a> {
         }
     }
 
-    pub(crate) fn masked(&self, hooks: &RefitHooks) -> Result<Vec<Range<u32>>> {
-        let Some(MaskHook { patch, vocabulary }) = &hooks.mask else { return Ok(Vec::new()) };
-        Ok(patch.masked(self.setup.model, self.setup.vocab, *vocabulary)?)
+    /// Asks what a refit asks about the model as a whole, besides its tensors.
+    pub(crate) fn of_model(&self, hooks: &RefitHooks) -> Result<OfModel> {
+        let masked = match &hooks.mask {
+            Some(MaskHook { patch, vocabulary }) => patch.masked(self.setup.model, self.setup.vocab, *vocabulary)?,
+            None => Vec::new(),
+        };
+        Ok(OfModel { masked })
     }
 
     /// The plan already proved that each part has exactly one writer; this proves that each writer wrote. Experts that
