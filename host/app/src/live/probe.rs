@@ -1,6 +1,7 @@
-//! Trying a candidate before it may come near a refit: every question that the next refit would ask, on the tensors of
-//! the last one, and its scales on values that tempt. What it answers is checked as a refit checks it, and nothing is
-//! kept. Observers are not asked: what they see may change them.
+//! The probe of a candidate with the model that runs. The candidate is asked everything that the next refit would ask, about
+//! the tensors of the last one; then for scales of made-up values on which recipes often go wrong (zeros, outliers, subnormal
+//! numbers). Its answers are checked as in a refit, and thrown away. Observers are not asked, since what they see may change
+//! what they remember.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

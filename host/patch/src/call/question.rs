@@ -142,7 +142,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// None: the panel is not within its bytes, which no patch can be asked about.
+    /// Copies the rows of a panel. None: the panel reaches beyond the bytes of its tensor, so there are no rows to send.
     pub(crate) fn of(panel: &RowPanel) -> Option<Self> {
         let row = panel.cols.checked_mul(panel.elem.size())?;
         let start = panel.first_row.checked_mul(row)?;
@@ -150,7 +150,8 @@ impl Rows {
         Some(Self { elem: panel.elem, cols: panel.cols, rows: panel.rows, bytes: Raw(Arc::new(bytes.to_vec())) })
     }
 
-    /// None: it has other bytes than its shape says, so it was not written by a host.
+    /// Gives the rows to a patch as a panel. None: there are more or fewer bytes than columns, rows and element type say; a
+    /// host never writes that, so the file or the process that it came from is damaged or lies.
     pub(crate) fn lend(&self) -> Option<RowPanel> {
         let length = self.cols.checked_mul(self.rows)?.checked_mul(self.elem.size())?;
         if length != self.bytes.0.len() {
@@ -161,7 +162,8 @@ impl Rows {
     }
 }
 
-/// Bytes that are written as bytes: a panel has a million of them, and one at a time they take a hundred times as long.
+/// Bytes that serde writes in one piece. As a list it would write each by itself, which takes a hundred times as long for
+/// the million bytes of a panel.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Raw(pub Arc<Vec<u8>>);
 

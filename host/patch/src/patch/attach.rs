@@ -1,6 +1,8 @@
-//! Attaching patches to an engine: only in a phase that allows it, the same patch twice is once, and what does not apply
-//! says why. (verl's rule "import patch.py only after the LLM instance was created" is a comment, and broken in its own
-//! tree; here it is a check.)
+//! Attaching patches to an engine before it runs. A hook can be attached only while the engine is in a phase that allows
+//! it, a patch that is attached twice counts once, and a patch that is not for this engine or model is kept with the reason.
+//!
+//! Other engines have this rule as a comment: verl says "import patch.py only after the LLM instance was created", and its
+//! own code breaks it. Here a wrong phase is an error.
 
 use super::{Applicability, Description, Patch, PatchSet, SetError};
 use crate::base::{Code, Digest, Exit};

@@ -48,7 +48,7 @@ impl Board {
         self.lock().quarantine.get(component).map(|q| q.reason.clone())
     }
 
-    /// Asks for a swap. It lands at a refit; until then it can be cancelled.
+    /// Asks for a swap. It lands at a refit; until then it can be canceled.
     pub fn request(&self, request: &SwapRequest, actor: &Actor) -> Result<Requested, SwapError> {
         let mut inner = self.lock();
         let what = || format!("swap to {}", request.to);
