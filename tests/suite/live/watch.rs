@@ -75,7 +75,10 @@ fn broken_files_change_nothing_and_are_written_down_once() {
     watcher.sync();
     let half = std::fs::read(guest("fp8_block")).unwrap();
     for bytes in [half[..half.len() / 2].to_vec(), b"hello".to_vec(), std::fs::read(evil("saturating")).unwrap()] {
-        std::fs::write(&file, bytes).unwrap();
+        // In one step: what is broken here is the file, not half of a write that the watcher may see under load.
+        let next = tmp.path().join(".next");
+        std::fs::write(&next, bytes).unwrap();
+        std::fs::rename(&next, &file).unwrap();
         watcher.sync();
         watcher.sync();
         rig.refit();
