@@ -91,7 +91,8 @@ fn tied(
     )))
 }
 
-/// The first element that differs once both are in the less precise of their types, or what else is not the same.
+/// The first element that differs in the less precise of both types and in the one that is stored, or what else is not the
+/// same.
 fn difference(
     setup: &Setup<'_>,
     head: &CheckpointTensor,
@@ -108,22 +109,21 @@ fn difference(
     let (Some(a), Some(b)) = (head.elem(), embed.elem()) else {
         return Ok(Some(format!("it is stored as {:?}, not {:?}", head.stored, embed.stored)));
     };
-    let to = declared::least_precise(a, setup.stored(dest, declared::least_precise(a, b)));
-    let at = |i: usize| {
+    let common = declared::least_precise(a, b);
+    let stored = declared::least_precise(common, setup.stored(dest, b));
+    let at = |i: usize, to: Elem| {
         let of = |t: &CheckpointTensor, elem: Elem| {
             let bytes = t.data.get(i * elem.size()..(i + 1) * elem.size()).unwrap_or_default();
             declared::in_type(declared::value(bytes, elem), to)
         };
         (of(&head, a), of(&embed, b))
     };
-    let differs = |i: &usize| {
-        let (x, y) = at(*i);
-        x != y && !(x.is_nan() && y.is_nan())
-    };
+    let same = |(x, y): (f32, f32)| x == y || (x.is_nan() && y.is_nan());
+    let differs = |i: &usize| !same(at(*i, common)) && !same(at(*i, stored));
     let elements = head.shape.iter().product::<usize>();
     let first = (0..elements).into_par_iter().with_min_len(1 << 14).find_first(differs);
     Ok(first.map(|i| {
-        let ((x, y), cols) = (at(i), head.shape.last().copied().unwrap_or(1).max(1));
+        let ((x, y), cols) = (at(i, common), head.shape.last().copied().unwrap_or(1).max(1));
         format!("the first value is at [{}, {}], where it is {x} and not {y}", i / cols, i % cols)
     }))
 }

@@ -54,7 +54,6 @@ fn every_verb_refuses_a_head_that_differs_and_takes_one_that_does_not() {
         ("run", vec!["--prompt", "KING", "--max-tokens", "2"]),
         ("logits", vec!["--ids", path(&ids), "--out", path(&out), "--dtype", "f32"]),
         ("explain", vec![]),
-        ("compare", vec!["--a", "none", "--b", "fp8_block"]),
         ("verify-refit", vec![]),
         ("train", vec!["--steps", "1", "--samples", "2", "--prompts-per-step", "1", "--max-tokens", "2"]),
         ("serve", vec!["--listen", "127.0.0.1:0"]),
@@ -70,11 +69,20 @@ fn every_verb_refuses_a_head_that_differs_and_takes_one_that_does_not() {
             patchhost(of(&equal)).good();
         }
     }
+    for (of, good) in [(&folder, false), (&equal, true)] {
+        let made = tmp.path().join("export");
+        let compare = patchhost(["compare", "fp8_block", "--against", "bf16", path(of)]);
+        let export = patchhost(["export", path(of), path(&made), "--component", "fp8_block", "--for", "vllm"]);
+        for ran in [compare, export] {
+            match good {
+                true => drop(ran.good()),
+                false => assert!(ran.refused(1, tmp.path()).contains("tensor `lm_head.weight`")),
+            }
+        }
+    }
     let from = ["refit", path(&whole), "--from", path(&folder)];
     assert!(patchhost(from).refused(1, tmp.path()).contains("tensor `lm_head.weight`"));
     patchhost(["refit", path(&whole), "--from", path(&equal)]).good();
-    let export = ["export", path(&folder), path(&out), "--for", "vllm"];
-    assert!(patchhost(export).refused(1, tmp.path()).contains("tensor `lm_head.weight`"));
 }
 
 /// The embedding in any type, and a head in any type: the same once both are in the less precise one.
@@ -152,7 +160,8 @@ fn an_export_has_the_head_that_was_chosen() {
     let (tmp, folder) = bundled(other);
     let out = |name: &str| tmp.path().join(name);
     let export = |name: &str, which: &str| {
-        patchhost(["export", path(&folder), path(&out(name)), "--for", "vllm", "--tied-head", which]).good();
+        let component = ["--component", "fp8_block", "--for", "vllm", "--tied-head", which];
+        patchhost(["export", path(&folder), path(&out(name))].iter().chain(&component)).good();
         let config: serde_json::Value =
             serde_json::from_str(&std::fs::read_to_string(out(name).join("config.json")).unwrap()).unwrap();
         let head = read(&out(name)).into_iter().find(|t| t.0 == "lm_head.weight");
