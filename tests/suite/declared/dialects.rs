@@ -89,7 +89,9 @@ const WAYS: [(&str, Send, &[How]); 8] = [
     ),
     (
         "SGLang, one request",
-        |s, t, how| how.json(s, "/update_weights_from_tensor", json!({ "serialized_named_tensors": base64(&file(t, &[])) })),
+        |s, t, how| {
+            how.json(s, "/update_weights_from_tensor", json!({ "serialized_named_tensors": base64(&file(t, &[])) }))
+        },
         &[How::Query, How::Header, How::Field],
     ),
     (
@@ -122,7 +124,10 @@ fn every_dialect_refuses_in_the_same_words_and_has_a_way_out() {
         let answer = send(&server, &low, How::No);
         let status = if way.starts_with("SGLang") { 400 } else { 422 };
         let text = answer.refused(status);
-        assert!(text.contains(GATE) && text.contains("declared F32") && text.contains("allow_narrowing"), "{way}: {text}");
+        assert!(
+            text.contains(GATE) && text.contains("declared F32") && text.contains("allow_narrowing"),
+            "{way}: {text}"
+        );
         assert_eq!(*words.get_or_insert_with(|| text.clone()), text, "{way}");
         assert_eq!(server.checksums(), first, "{way}");
         for how in hows {

@@ -64,7 +64,8 @@ fn what_was_f32_at_the_first_load_is_refused_in_bf16_by_name() {
     for name in ["qwen3_moe", "deepseek_v3", "qwen2_moe", "qwen3_next"] {
         let hooks = hooks(&["moe_loader", "fp8_block"]);
         let (_tmp, folder) = model(name);
-        let kept: Vec<Tensor> = tensors_of(&folder).iter().map(|t| if exact(&t.0) { moved(t) } else { t.clone() }).collect();
+        let kept: Vec<Tensor> =
+            tensors_of(&folder).iter().map(|t| if exact(&t.0) { moved(t) } else { t.clone() }).collect();
         write(&folder.join("model.safetensors"), &kept);
         let engine = loaded(&folder, &hooks);
         let first = digest(&engine);
@@ -171,7 +172,8 @@ fn the_command_line_goes_by_the_same_rule() {
     assert!(text.contains("was rounded to Bf16") && text.contains("verified"), "{text}");
 
     let gate = "model.layers.0.mlp.gate.weight";
-    let kept: Vec<Tensor> = tensors_of(&folder).iter().map(|t| if t.0 == gate { moved(t) } else { t.clone() }).collect();
+    let kept: Vec<Tensor> =
+        tensors_of(&folder).iter().map(|t| if t.0 == gate { moved(t) } else { t.clone() }).collect();
     write(&from.join("model.safetensors"), &tensors_of(&folder));
     write(&folder.join("model.safetensors"), &kept);
     let refused = patchhost(&args[..4]).refused(1, tmp.path());

@@ -113,5 +113,7 @@ fn rotary_frequencies_that_differ_from_the_config_are_told() {
     let file = patchhost_runtime::checkpoint::Checkpoint::open(&path).unwrap();
     let outcomes = engine.explain(&file, &RefitHooks::default()).unwrap();
     let found = outcomes.iter().find(|o| o.name == name).unwrap();
-    assert!(matches!(&found.outcome, Outcome::Ignored { reason } if reason.starts_with("recomputed from config.json; its value")));
+    assert!(
+        matches!(&found.outcome, Outcome::Ignored { reason } if reason.starts_with("recomputed from config.json; its value"))
+    );
 }

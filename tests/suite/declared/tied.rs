@@ -60,9 +60,13 @@ fn every_verb_refuses_a_head_that_differs_and_takes_one_that_does_not() {
         ("refit", vec!["--from", path(&whole)]),
     ];
     for (verb, rest) in &verbs {
-        let of = |folder: &'_ Path| [&[*verb, path(folder)][..], rest].concat().into_iter().map(String::from).collect::<Vec<_>>();
+        let of = |folder: &'_ Path| {
+            [&[*verb, path(folder)][..], rest].concat().into_iter().map(String::from).collect::<Vec<_>>()
+        };
         let text = patchhost(of(&folder)).refused(1, tmp.path());
-        for says in ["tensor `lm_head.weight`", EMBED, "tie_word_embeddings", "--tied-head file", "--tied-head embedding"] {
+        for says in
+            ["tensor `lm_head.weight`", EMBED, "tie_word_embeddings", "--tied-head file", "--tied-head embedding"]
+        {
             assert!(text.contains(says), "{verb}: {text}");
         }
         if *verb != "serve" {
@@ -136,7 +140,11 @@ fn both_ways_out_give_the_model_that_they_name() {
     edit_tensors(&folder, |t| t.push(head(t, moved)));
     let plain = hooks(&[]);
     let with = |tied_head, edit: fn(&mut serde_json::Value), tensors: &dyn Fn(&Tensor) -> bool| {
-        let (_tmp, copy) = { let t = tmp(); let c = copy_folder(&folder, &t.path().join("c")); (t, c) };
+        let (_tmp, copy) = {
+            let t = tmp();
+            let c = copy_folder(&folder, &t.path().join("c"));
+            (t, c)
+        };
         edit_config(&copy, edit);
         edit_tensors(&copy, |t| t.retain(tensors));
         let engine = Engine::open(&copy, EngineOptions { tied_head, ..EngineOptions::default() }).unwrap();
@@ -178,7 +186,10 @@ fn an_update_with_another_head_is_refused_in_every_dialect() {
     let own = tensors_of(&folder);
     let server = Server::start(&[path(&folder)]);
     let before = server.checksums();
-    let (good, bad) = (own.clone(), own.iter().map(|t| if t.0 == "lm_head.weight" { other(t) } else { t.clone() }).collect::<Vec<_>>());
+    let (good, bad) = (
+        own.clone(),
+        own.iter().map(|t| if t.0 == "lm_head.weight" { other(t) } else { t.clone() }).collect::<Vec<_>>(),
+    );
     for (path, status) in [("/update_weights", 422), ("/update_weights_from_tensor", 400)] {
         let text = server.bytes(path, &file(&bad, &[])).refused(status);
         assert!(text.contains("lm_head.weight") && text.contains("tie_word_embeddings"), "{path}: {text}");

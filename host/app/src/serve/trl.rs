@@ -20,9 +20,7 @@ use super::auth::RlControl;
 use super::error::{ApiError, ApiResult, ErrorBody};
 use super::json::{Json, parse};
 use super::state::{App, blocking};
-use super::weights::{
-    ALLOW_NARROWING, BucketEntry, BucketMeta, Content, Narrowing, Payload, Published, base64_bytes, begin_of, bucket,
-};
+use super::weights::{BucketEntry, BucketMeta, Content, Narrowing, Payload, Published, base64_bytes, begin_of, bucket};
 
 /// Liveness.
 #[derive(Debug, Serialize, ToSchema)]
@@ -243,9 +241,8 @@ async fn update_named_param(
     State(app): State<Arc<App>>,
     payload: Payload,
 ) -> ApiResult<Json<Message>> {
-    let narrow = narrowing.allowed(payload.flag(ALLOW_NARROWING, false));
     let received = blocking(&app, move |app| {
-        let pieces = match payload.content {
+        let (pieces, narrow) = match payload.content {
             Content::Json(value) => {
                 let body: UpdateNamedParam = parse(value.to_string().as_bytes())?;
                 let data = body.data.ok_or_else(|| {
@@ -265,14 +262,14 @@ async fn update_named_param(
                     nbytes: Some(bytes.len()),
                     tensor_offset: 0,
                 };
-                bucket(BucketMeta::List(vec![entry]), &bytes)?
+                (bucket(BucketMeta::List(vec![entry]), &bytes)?, body.allow_narrowing)
             }
-            _ => payload.pieces(&app.roots)?,
+            _ => (payload.pieces(&app.roots)?, false),
         };
         if !app.rl.is_open() {
             app.rl.begin(begin_of(None, None)?, true, &actor)?;
         }
-        if narrow {
+        if narrowing.allowed(narrow) {
             app.rl.allow_narrowing();
         }
         app.rl.send(&pieces)

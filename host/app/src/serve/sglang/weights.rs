@@ -21,8 +21,8 @@ use crate::serve::error::{ApiError, ApiResult};
 use crate::serve::json::{Json, OptionalJson, parse};
 use crate::serve::state::{App, blocking};
 use crate::serve::weights::{
-    Action, Checked, Content, Narrowing, Payload, Piece, Published, base64_bytes, begin_of, framed, pickle, safetensors,
-    version_text,
+    Action, Checked, Content, Narrowing, Payload, Piece, Published, base64_bytes, begin_of, framed, pickle,
+    safetensors, version_text,
 };
 
 /// What both updates can be told.

@@ -36,7 +36,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Narrowing {
             Some("true" | "True" | "1") => Ok(Self(true)),
             Some(other) => {
                 let why = format!("it is `{}`, which is neither true nor false", clean(other, 40));
-                Err(ApiError::bad("`allow_narrowing`", why, "write ?allow_narrowing=true, or leave it out").param(FIELD))
+                Err(ApiError::bad("`allow_narrowing`", why, "write ?allow_narrowing=true, or leave it out")
+                    .param(FIELD))
             }
         }
     }
