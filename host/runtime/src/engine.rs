@@ -3,13 +3,14 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::RawConfig;
+use crate::copies::{self, TiedHead};
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::families::Arch;
 use crate::hooks::{Lora, ModelInfo};
@@ -18,6 +19,7 @@ use crate::model::Model;
 use crate::pace::Pace;
 use crate::plan::{AllowUnknown, ExpertLoaders};
 use crate::quant_config::QuantFormat;
+use crate::refit::declared::{Declared, OfConfig};
 use crate::refit::{
     Arrivals, Begin, Planned, Progress, RefitHooks, RefitReport, Setup, Source, StagedRefit, TensorOutcome, Turn,
 };
@@ -35,6 +37,10 @@ pub struct EngineOptions {
     pub expert_parallel: Option<ExpertParallel>,
     /// Names that a checkpoint may have although the model does not know them; all others are refused.
     pub allow_unknown: AllowUnknown,
+    /// What is done with a head that differs from the embedding to which config.json ties it.
+    pub tied_head: TiedHead,
+    /// Take tensors that come less precise than the model is declared, from every sender.
+    pub allow_narrowing: bool,
 }
 
 /// One rank of an expert-parallel group: rank r of n holds experts r·E/n .. (r+1)·E/n.
@@ -54,6 +60,9 @@ pub struct Engine {
     options: EngineOptions,
     /// How the checkpoint that config.json belongs to is quantized.
     format: Option<QuantFormat>,
+    of_config: OfConfig,
+    /// The element types that the model is declared in, once it was loaded.
+    declared: OnceLock<Declared>,
     loaders_lost: AtomicBool,
     versions: AtomicU64,
     /// One refit at a time.
@@ -66,8 +75,13 @@ pub struct Engine {
 impl Engine {
     /// From the text of a config.json.
     pub fn new(config: &str, options: EngineOptions) -> Result<Self> {
-        let raw = RawConfig::parse(config)?;
+        let untied = match options.tied_head {
+            TiedHead::File => Some(copies::untied(config)?),
+            TiedHead::Refuse | TiedHead::Embedding => None,
+        };
+        let raw = RawConfig::parse(untied.as_deref().unwrap_or(config))?;
         let format = QuantFormat::read(&raw)?;
+        let of_config = OfConfig::read(&raw, format.is_some());
         let arch = Arch::from_config(&raw)?;
         let (registry, params) = Registry::new(&arch);
         let info = ModelInfo {
@@ -93,6 +107,8 @@ impl Engine {
             model,
             options,
             format,
+            of_config,
+            declared: OnceLock::new(),
             loaders_lost: AtomicBool::new(false),
             versions: AtomicU64::new(0),
             turn: Turn::default(),
@@ -179,6 +195,8 @@ impl Engine {
             experts: self.expert_loaders(),
             local_experts: self.local_experts(),
             allow_unknown: &self.options.allow_unknown,
+            tied_head: self.options.tied_head,
+            declared: self.declared.get(),
             vocab: u32::try_from(self.model.vocab()).unwrap_or(u32::MAX),
         }
     }
@@ -252,9 +270,30 @@ impl Engine {
         elements.sum::<usize>().saturating_mul(8).saturating_add(4 << 30)
     }
 
-    pub(crate) fn publish(&self, set: WeightSet, report: &RefitReport) {
+    /// Declares the model in the types of another engine of it, in place of those of its own first load: what was pushed to
+    /// that one then makes the same weights here.
+    pub fn declared_as(&self, other: &Self) {
+        if let Some(declared) = other.declared.get() {
+            self.declared.get_or_init(|| declared.clone());
+        }
+    }
+
+    pub(crate) fn of_config(&self) -> OfConfig {
+        self.of_config
+    }
+
+    /// Whether tensors of a refit may come less precise than the model is declared.
+    pub(crate) fn allows_narrowing(&self, begin: &Begin) -> bool {
+        begin.allow_narrowing || self.options.allow_narrowing
+    }
+
+    pub(crate) fn publish(&self, set: WeightSet, report: &RefitReport, declares: Declared) {
+        self.declared.get_or_init(|| declares);
         self.versions.store(report.version, Ordering::Release);
         self.live.store(Some(Arc::new(set)));
+        for note in &report.notes {
+            tracing::warn!(label = report.label, "{note}");
+        }
         // vLLM 0.8.2 loses the loaders here: post-processing makes new Parameter objects without them.
         self.loaders_lost.store(true, Ordering::Release);
         tracing::info!(

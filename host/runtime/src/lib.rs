@@ -8,6 +8,7 @@ pub mod assembly;
 pub mod bytes;
 pub mod checkpoint;
 pub mod config;
+pub mod copies;
 pub mod engine;
 pub mod error;
 pub mod families;

@@ -4,10 +4,11 @@
 use regex::Regex;
 
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
+use crate::copies;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{LoaderMap, Placement, Role, Slot, TensorInfo};
 use crate::refit::Setup;
-use crate::registry::{ParamId, Registry};
+use crate::registry::{ParamId, Registry, Spare};
 use crate::words::nearest;
 
 /// One part that a checkpoint tensor writes.
@@ -49,6 +50,8 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// Tensors of experts that another rank holds.
     pub not_local: usize,
+    /// What whoever loads this should know, though nothing is wrong.
+    pub notes: Vec<String>,
 }
 
 /// Who may load fused experts natively: only `--simulate loader-loss`, before the loaders are lost.
@@ -95,7 +98,7 @@ impl AllowUnknown {
 }
 
 impl Plan {
-    /// Asks the loader map, fills in the host's own, and checks coverage.
+    /// Asks the loader map, fills in the host's own, checks coverage, and compares what is not loaded with what it says again.
     pub fn new(setup: &Setup<'_>, checkpoint: &Checkpoint, loader: Option<&dyn LoaderMap>) -> Result<Self> {
         let Setup { registry, model, .. } = *setup;
         let infos: Vec<TensorInfo> = checkpoint.tensors().map(|t| checkpoint_info(registry, t)).collect();
@@ -132,7 +135,8 @@ impl Plan {
             actions.push(action);
         }
         missing(setup, &written)?;
-        Ok(Self { actions, not_local })
+        let notes = copies::check(setup, checkpoint, &mut actions)?;
+        Ok(Self { actions, not_local, notes })
     }
 }
 
@@ -157,8 +161,13 @@ fn native(setup: &Setup<'_>, tensor: &CheckpointTensor, loader: Option<&dyn Load
     if let Some(p) = registry.expert_names(name).filter(|_| experts == ExpertLoaders::Native) {
         return place(registry, tensor, "the host", p.param, p.slot, p.expert, false);
     }
-    if let Some(reason) = registry.harmless(name) {
-        return Ok(Action::Ignore(reason.to_string()));
+    match registry.spare(name) {
+        Some(Spare::Outside(reason)) => return Ok(Action::Ignore(reason.to_string())),
+        Some(Spare::Frequencies(_)) => return Ok(Action::Ignore("recomputed from config.json".to_string())),
+        Some(Spare::TiedHead(embed)) => {
+            return Ok(Action::Ignore(format!("tied to `{}`", registry.params()[embed].name)));
+        }
+        None => {}
     }
     if name.split('.').any(|c| c == "experts") && registry.params().iter().any(|p| p.role == Role::Expert) {
         let why = match experts {

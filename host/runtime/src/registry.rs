@@ -100,6 +100,17 @@ pub struct NativePlace {
     pub expert: Option<usize>,
 }
 
+/// Why a checkpoint may have a tensor that is not loaded.
+#[derive(Debug, Clone, Copy)]
+pub enum Spare<'r> {
+    /// It is no part of the text model, as the family declares.
+    Outside(&'static str),
+    /// The rotary frequencies, which are computed from config.json: before and after they are stretched.
+    Frequencies(&'r [Vec<f32>; 2]),
+    /// The head of a model whose config.json says that it is this embedding.
+    TiedHead(ParamId),
+}
+
 /// All runtime tensors of one model.
 pub struct Registry {
     params: Vec<ParamDecl>,
@@ -107,7 +118,10 @@ pub struct Registry {
     native: HashMap<String, NativePlace>,
     expert_names: HashMap<String, NativePlace>,
     ignored: Vec<Ignored>,
-    tied_head: Option<String>,
+    /// Name of the head that config.json ties to the embedding, and the embedding.
+    tied_head: Option<(String, ParamId)>,
+    /// Rotary frequencies as config.json gives them: before and after they are stretched.
+    frequencies: [Vec<f32>; 2],
     /// Matrices that are read by rows and never multiplied.
     by_rows: BTreeSet<ParamId>,
     /// The `kv_b_proj` of latent layers, from which published weights derive what is multiplied.
@@ -151,16 +165,20 @@ impl Registry {
         self.expert_names.get(name).copied()
     }
 
-    /// Names that checkpoints carry without need: recomputed buffers, the head where it is tied, and what the family
-    /// declares to be no part of the text model.
-    pub fn harmless(&self, name: &str) -> Option<&'static str> {
+    /// Why a checkpoint carries a name without need, where it does.
+    pub fn spare(&self, name: &str) -> Option<Spare<'_>> {
+        if let Some(ignored) = self.ignored.iter().find(|i| name.starts_with(&i.prefix)) {
+            return Some(Spare::Outside(ignored.reason));
+        }
         if name.ends_with(".rotary_emb.inv_freq") {
-            return Some("recomputed from config.json");
+            return Some(Spare::Frequencies(&self.frequencies));
         }
-        if self.tied_head.as_deref() == Some(name) {
-            return Some("tied to embed_tokens.weight");
-        }
-        self.ignored.iter().find(|i| name.starts_with(&i.prefix)).map(|i| i.reason)
+        self.tied_head.as_ref().filter(|(head, _)| head == name).map(|(_, embed)| Spare::TiedHead(*embed))
+    }
+
+    /// Whether a tensor is the embedding that is the head too.
+    pub fn is_tied_head(&self, param: ParamId) -> bool {
+        self.tied_head.as_ref().is_some_and(|(_, embed)| *embed == param)
     }
 
     /// Every checkpoint name the model can take, for "did you mean".

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::trust_args::TrustArgs;
 use clap::{Args, ValueEnum};
 use patchhost_runtime::activation::ActivationMode;
+use patchhost_runtime::copies;
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +87,32 @@ pub struct ReadingArgs {
     /// Tensors that the model does not know are skipped instead of refused, where their names match; can be repeated
     #[arg(long, value_name = "GLOB")]
     pub allow_unknown: Vec<String>,
+    /// Where config.json ties the head to the embedding, and the checkpoint has a head that differs: refuse it, use the
+    /// file's (as transformers does), or use the embedding
+    #[arg(long, value_enum, value_name = "WHICH", default_value = "refuse")]
+    pub tied_head: TiedHead,
+}
+
+/// [`patchhost_runtime::copies::TiedHead`], as the command line names it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum TiedHead {
+    /// It is an error
+    #[default]
+    Refuse,
+    /// The head is the file's own, as if config.json did not tie it
+    File,
+    /// The head is the embedding
+    Embedding,
+}
+
+impl From<TiedHead> for copies::TiedHead {
+    fn from(which: TiedHead) -> Self {
+        match which {
+            TiedHead::Refuse => Self::Refuse,
+            TiedHead::File => Self::File,
+            TiedHead::Embedding => Self::Embedding,
+        }
+    }
 }
 
 /// Treatment of activations before FP8 matrices.

@@ -10,7 +10,7 @@ use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::hooks::{Decision, ModelInfo};
 
 use super::Call;
-use super::args::{Format, Fp8Activation, ReadingArgs};
+use super::args::{Format, Fp8Activation, ReadingArgs, TiedHead};
 use super::failure::{Result, UsageError};
 use super::output::json;
 use super::session::{LedgerRow, Model, progress_bar};
@@ -139,6 +139,7 @@ impl Input {
                 ("--per-layer", args.per_layer),
                 ("--trainer-logprobs", args.trainer_logprobs.is_some()),
                 ("--dequantize", args.reading.dequantize),
+                ("--tied-head", args.reading.tied_head != TiedHead::Refuse),
             ];
             if let Some((option, _)) = needs.iter().find(|(_, given)| *given) {
                 return Err(UsageError::new(

@@ -54,7 +54,7 @@ pub struct Args {
     /// Send tensors in chunks of at most so many bytes
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = super::export::size)]
     chunk_size: u64,
-    /// Take vectors (router bias, norms) in a narrower type than the live ones
+    /// Take tensors that come less precise than the model is declared (an f32 router in bf16)
     #[arg(long)]
     allow_narrowing: bool,
     /// Hold only the experts of rank R of N, as one rank of an expert-parallel group does; others are counted
@@ -146,6 +146,7 @@ pub fn run(args: Args, call: &Call) -> Result {
         let staged = staged?;
         if args.verify {
             let fresh = model.fresh_engine()?;
+            fresh.declared_as(&model.engine);
             fresh.refit(&loaded.checkpoint, &first_hooks, &|_, _, _| {})?;
             same(&model, staged.weights().first_difference(&*fresh.live()?))?;
             staged.verify()?;

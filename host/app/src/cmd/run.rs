@@ -376,6 +376,9 @@ pub(super) fn print_refit(r: &RefitReport) {
             r.flushed
         );
     }
+    for note in &r.notes {
+        outln!("  note: {}", patchhost_runtime::error::plain(note.clone()));
+    }
 }
 
 fn print_speed(t: &Timing) {

@@ -62,6 +62,9 @@ pub struct Args {
     /// A file with the token for the endpoints of --rl; the admin token does too
     #[arg(long, value_name = "FILE")]
     rl_token_file: Option<PathBuf>,
+    /// Take weights that come less precise than the model is declared (an f32 router in bf16), from every sender
+    #[arg(long)]
+    allow_narrowing: bool,
     /// Largest body of a request that holds weights or an adapter, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = positive)]
     max_weights_body: usize,
@@ -158,7 +161,8 @@ pub fn run(args: Args, call: &Call) -> Result {
     let runtime = runtime.map_err(|e| HostError::system("the threads of the server", e))?;
     // Before the model is loaded: a port that is taken should not cost that time.
     let listeners = runtime.block_on(bind(&args))?;
-    let model = Model::open(&args.model, EngineOptions::default())?;
+    let options = EngineOptions { allow_narrowing: args.allow_narrowing, ..EngineOptions::default() };
+    let model = Model::open(&args.model, options)?;
     let tokenizer = match (template, model.folder()) {
         (Some(template), _) => Some(model.tokenizer()?.with_template(template)),
         (None, None) => Some(model.tokenizer()?.with_template(PLAY_TEMPLATE.to_string())),

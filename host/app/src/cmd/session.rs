@@ -50,6 +50,7 @@ impl Model {
     pub fn open(args: &ModelArgs, mut options: EngineOptions) -> Result<Self> {
         options.dequantize |= args.reading.dequantize;
         options.allow_unknown = AllowUnknown::new(&args.reading.allow_unknown)?;
+        options.tied_head = args.reading.tied_head.into();
         let (name, engine, checkpoint) = match &args.model {
             None => (bundled::NAME.to_string(), Engine::new(bundled::CONFIG, options.clone())?, bundled::checkpoint()?),
             Some(folder) => {

@@ -5,7 +5,7 @@ use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use patchhost_runtime::error::{Refusal, RuntimeError};
 use patchhost_runtime::hooks::{BlockQuant, Consumer, Decision, Elem, LoaderMap, ModelInfo, Role, TensorInfo};
 use patchhost_runtime::plan::{Action, Plan};
-use patchhost_runtime::refit::{Setup, info};
+use patchhost_runtime::refit::{Setup, info, rounded};
 
 use super::class::Class;
 use super::error::Result;
@@ -20,6 +20,8 @@ pub struct Unit {
     /// Its matrices, in the order of the data. Each has a block grid of its own.
     pub pieces: Vec<Piece>,
     data: TensorBytes,
+    /// The type that a refit rounds its elements to, where that is another.
+    to: Option<Elem>,
     /// Matrices in the checkpoint, and the rows and columns of one, where they are stored transposed.
     transposed: Option<(usize, usize, usize)>,
 }
@@ -37,11 +39,14 @@ pub struct Piece {
 impl Unit {
     /// The elements of a piece, row-major. Copied only where the tensor is stored transposed.
     pub fn load(&self, piece: &Piece) -> Result<(TensorBytes, Elem)> {
-        let loaded = self.elem.and_then(|elem| Some((self.bytes(piece, elem.size())?, elem)));
+        let loaded = self.elem.and_then(|elem| {
+            let (bytes, to) = (self.bytes(piece, elem.size())?, self.to.unwrap_or(elem));
+            Some((rounded(&bytes, elem, to).ok()?, to))
+        });
         Ok(loaded.ok_or_else(|| {
             RuntimeError::Checkpoint(Refusal::new(
                 format!("tensor `{}`", self.info.name),
-                "it is not a float tensor whose data fits its shape",
+                "it is not a float tensor whose data fits its shape and its type",
                 "copy or download the checkpoint again",
             ))
         })?)
@@ -77,9 +82,10 @@ pub fn of_model(setup: &Setup<'_>, checkpoint: &Checkpoint, loader: Option<&dyn 
     let loaded = checkpoint.tensors().zip(&plan.actions).filter_map(|(tensor, action)| match action {
         Action::Ignore(_) | Action::Elsewhere(_) => None,
         Action::Load { role, dests, transposed } => Some(Unit {
-            info: info(tensor, *role),
+            info: TensorInfo { dtype: setup.loaded_as(tensor, dests), ..info(tensor, *role) },
             class: Class::of(*role),
             elem: tensor.elem(),
+            to: tensor.elem().zip(dests.first()).map(|(elem, dest)| setup.stored(dest, elem)),
             pieces: dests.iter().map(|d| Piece { offset: d.offset, rows: d.rows, cols: d.cols }).collect(),
             data: tensor.data.clone(),
             transposed: *transposed,
@@ -105,6 +111,7 @@ fn of_tensor(tensor: &CheckpointTensor) -> Unit {
         elem: tensor.elem(),
         pieces: (0..count).map(|i| Piece { offset: i * rows * cols, rows, cols }).collect(),
         data: tensor.data.clone(),
+        to: None,
         transposed: None,
     }
 }

@@ -20,7 +20,7 @@ use super::auth::RlControl;
 use super::error::{ApiError, ApiResult, ErrorBody};
 use super::json::{Json, parse};
 use super::state::{App, blocking};
-use super::weights::{BucketEntry, BucketMeta, Content, Payload, Published, base64_bytes, begin_of, bucket};
+use super::weights::{BucketEntry, BucketMeta, Content, Narrowing, Payload, Published, base64_bytes, begin_of, bucket};
 
 /// Liveness.
 #[derive(Debug, Serialize, ToSchema)]
@@ -213,6 +213,10 @@ pub struct UpdateNamedParam {
     pub shape: Vec<usize>,
     /// Base64 of its bytes. (Upstream they come over NCCL.)
     pub data: Option<String>,
+    /// Take parameters that come less precise than the model is declared. Also in the query (`?allow_narrowing=true`) and as
+    /// the header `X-Allow-Narrowing: true`, here and with `/reset_prefix_cache/`.
+    #[serde(default)]
+    pub allow_narrowing: bool,
 }
 
 /// Send one parameter; the first one opens an update, `/reset_prefix_cache/` ends it
@@ -221,6 +225,7 @@ pub struct UpdateNamedParam {
         ("name" = Option<String>, Query, description = "Name of the parameter, with raw bytes as the body"),
         ("dtype" = Option<String>, Query, description = "Its element type"),
         ("shape" = Option<String>, Query, description = "Its dimensions, with commas"),
+        ("allow_narrowing" = Option<bool>, Query, description = "Take parameters that come less precise than the model is declared"),
     ),
     request_body(content(
         (UpdateNamedParam = "application/json"),
@@ -232,11 +237,12 @@ pub struct UpdateNamedParam {
     ))]
 async fn update_named_param(
     RlControl(actor): RlControl,
+    narrowing: Narrowing,
     State(app): State<Arc<App>>,
     payload: Payload,
 ) -> ApiResult<Json<Message>> {
     let received = blocking(&app, move |app| {
-        let pieces = match payload.content {
+        let (pieces, narrow) = match payload.content {
             Content::Json(value) => {
                 let body: UpdateNamedParam = parse(value.to_string().as_bytes())?;
                 let data = body.data.ok_or_else(|| {
@@ -256,12 +262,15 @@ async fn update_named_param(
                     nbytes: Some(bytes.len()),
                     tensor_offset: 0,
                 };
-                bucket(BucketMeta::List(vec![entry]), &bytes)?
+                (bucket(BucketMeta::List(vec![entry]), &bytes)?, body.allow_narrowing)
             }
-            _ => payload.pieces(&app.roots)?,
+            _ => (payload.pieces(&app.roots)?, false),
         };
         if !app.rl.is_open() {
             app.rl.begin(begin_of(None, None)?, true, &actor)?;
+        }
+        if narrowing.allowed(narrow) {
+            app.rl.allow_narrowing();
         }
         app.rl.send(&pieces)
     })
@@ -275,9 +284,16 @@ async fn update_named_param(
     (status = 422, description = "The weights were refused; the old ones serve on", body = ErrorBody),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
-async fn reset_prefix_cache(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Message>> {
-    let published = blocking(&app, |app| {
+async fn reset_prefix_cache(
+    _who: RlControl,
+    narrowing: Narrowing,
+    State(app): State<Arc<App>>,
+) -> ApiResult<Json<Message>> {
+    let published = blocking(&app, move |app| {
         if app.rl.is_implicit() {
+            if narrowing.allowed(false) {
+                app.rl.allow_narrowing();
+            }
             return app.rl.finish(None).map(Some);
         }
         app.scheduler.reset_prefix_cache();

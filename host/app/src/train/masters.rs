@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use patchhost_runtime::hooks::Elem;
-use patchhost_runtime::registry::Registry;
+use patchhost_runtime::registry::{Registry, Spare};
 use safetensors::tensor::Dtype;
 use sha2::{Digest, Sha256};
 
@@ -55,7 +55,10 @@ impl Masters {
         for tensor in checkpoint.tensors() {
             let name = &tensor.name;
             if registry.native(name).is_none() && registry.expert_names(name).is_none() {
-                made.others.push(tensor.clone());
+                // A head that is the embedding is trained with it: a copy of what it was would differ after a step.
+                if !matches!(registry.spare(name), Some(Spare::TiedHead(_))) {
+                    made.others.push(tensor.clone());
+                }
                 continue;
             }
             let values = widened(tensor)?;

@@ -45,7 +45,7 @@ pub struct Begin {
     pub manifest: Option<Manifest>,
     /// What happens when bytes come twice.
     pub duplicates: Duplicates,
-    /// Take vectors in a narrower type than the live ones have.
+    /// Take tensors that come less precise than the model is declared.
     pub allow_narrowing: bool,
 }
 
@@ -95,6 +95,11 @@ impl Arrivals {
     /// Calls the weights by another name than the sender did at the beginning.
     pub fn rename(&mut self, version: String) {
         self.begin.version = Some(version);
+    }
+
+    /// Takes tensors that come less precise than the model is declared, whatever the beginning said.
+    pub fn allow_narrowing(&mut self) {
+        self.begin.allow_narrowing = true;
     }
 
     /// All has been sent; refused where bytes of a tensor are missing.

@@ -7,7 +7,8 @@ use patchhost_kernels::e4m3::contains_nan_code;
 use patchhost_kernels::linear::ScaleOrder;
 use rayon::prelude::*;
 
-use super::RefitHooks;
+use super::declared::rounded;
+use super::{RefitHooks, Setup};
 use crate::bytes::TensorBytes;
 use crate::checkpoint::CheckpointTensor;
 use crate::error::{Refusal, Result, RuntimeError};
@@ -16,7 +17,6 @@ use crate::hooks::{BlockQuant, Decision, Edges, Elem, LayoutPass, ScaleFormat, S
 use crate::layout;
 use crate::plan::{Action, Dest};
 use crate::quantize::{Input, Measure, Quantized, quantize};
-use crate::registry::Registry;
 use crate::weights::{Matrix, Part};
 
 /// The parts that one tensor became.
@@ -33,7 +33,7 @@ pub(super) struct Job<'a> {
     pub(super) hooks: &'a RefitHooks,
     /// Layout passes of every runtime tensor.
     pub(super) passes: &'a [Vec<LayoutPass>],
-    pub(super) registry: &'a Registry,
+    pub(super) setup: &'a Setup<'a>,
 }
 
 impl Job<'_> {
@@ -53,7 +53,7 @@ impl Job<'_> {
         let mut staged = self.stage()?;
         for (dest, part) in &mut staged.parts {
             let as_is = self.passes[dest.param].iter().all(|pass| *pass == LayoutPass::SwapW13);
-            if as_is && self.registry.is_packed(dest.param) {
+            if as_is && self.setup.registry.is_packed(dest.param) {
                 let plain = std::mem::replace(&mut part.matrix, Matrix::F32(Vec::new()));
                 part.matrix = plain.packed(part.rows, part.cols);
             }
@@ -84,6 +84,12 @@ impl Job<'_> {
             let start = dest.offset * elem.size();
             let end = start + dest.rows * dest.cols * elem.size();
             let bytes = data.slice(start..end).ok_or_else(|| internal("its data is shorter than its shape"))?;
+            let to = self.setup.stored(dest, elem);
+            let bytes = rounded(&bytes, elem, to).map_err(|(i, value)| {
+                let why = format!("the value at index {:?} is {value}, beyond the {to:?} that it is declared in", at(dest, i));
+                nonfinite(tensor, why)
+            })?;
+            let elem = to;
             let matrix = match (decision, &hooks.quant) {
                 (Decision::Quantize(scheme), Some(quant)) => {
                     let input = Input { name: &tensor.name, data: bytes, elem, rows: dest.rows, cols: dest.cols };
@@ -107,15 +113,10 @@ impl Job<'_> {
                 }
                 _ => {
                     if let Some((i, value)) = first_nonfinite(&bytes, elem) {
-                        let i = dest.offset + i;
-                        let index = if dest.cols > 1 { vec![i / dest.cols, i % dest.cols] } else { vec![i] };
-                        return Err(RuntimeError::NonFinite(Refusal::new(
-                            format!("tensor `{}`", tensor.name),
-                            format!(
-                                "the value at index {index:?} is {value}; a model with such weights cannot be served"
-                            ),
-                            "repair the weight; the old weights, if any, keep serving",
-                        )));
+                        let index = at(dest, i);
+                        let why =
+                            format!("the value at index {index:?} is {value}; a model with such weights cannot be served");
+                        return Err(nonfinite(tensor, why));
                     }
                     Matrix::copied(elem, &bytes)
                 }
@@ -124,6 +125,17 @@ impl Job<'_> {
         }
         Ok(staged)
     }
+}
+
+/// Where the n-th element of a part stands in its tensor.
+fn at(dest: &Dest, n: usize) -> Vec<usize> {
+    let i = dest.offset + n;
+    if dest.cols > 1 { vec![i / dest.cols, i % dest.cols] } else { vec![i] }
+}
+
+fn nonfinite(tensor: &CheckpointTensor, why: String) -> RuntimeError {
+    let next = "repair the weight; the old weights, if any, keep serving";
+    RuntimeError::NonFinite(Refusal::new(format!("tensor `{}`", tensor.name), why, next))
 }
 
 /// The first value that is NaN or infinite.

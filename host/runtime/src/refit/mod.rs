@@ -6,6 +6,7 @@
 
 mod arrivals;
 mod cast;
+pub(crate) mod declared;
 mod planned;
 mod report;
 mod staged;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use crate::activation::ActivationMode;
 use crate::hooks::{BlockQuant, Layout, LoaderMap, LogitsMask, RefitObserver};
 pub use arrivals::{Arrivals, Begin, Manifest, Promise, Source};
+pub use declared::rounded;
 pub use planned::{Planned, Progress, Setup, info};
 pub use report::{Outcome, RefitReport, TensorOutcome};
 pub use staged::StagedRefit;

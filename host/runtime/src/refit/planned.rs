@@ -7,12 +7,14 @@ use patchhost_kernels::cast::CastReport;
 use rayon::prelude::*;
 
 use super::cast::{Job, Staged};
+use super::declared::{Declared, OfConfig, dtype};
 use super::report::{Outcome, RefitReport, TensorOutcome};
 use super::{MaskHook, RefitHooks};
 use crate::activation::{Activation, ActivationMode};
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
+use crate::copies::TiedHead;
 use crate::error::{Refusal, Result, RuntimeError};
-use crate::hooks::{Consumer, Decision, Dtype, LayoutPass, ModelInfo, Role, Scheme, TensorInfo};
+use crate::hooks::{Consumer, Decision, Dtype, Elem, LayoutPass, ModelInfo, Role, Scheme, TensorInfo};
 use crate::layout;
 use crate::plan::{Action, AllowUnknown, Dest, ExpertLoaders, Plan};
 use crate::quantize::grid;
@@ -37,6 +39,10 @@ pub struct Setup<'a> {
     pub local_experts: Option<Range<usize>>,
     /// Names that a checkpoint may have although the model does not know them.
     pub allow_unknown: &'a AllowUnknown,
+    /// What is done with a head that differs from the embedding to which config.json ties it.
+    pub tied_head: TiedHead,
+    /// The element types that the model is declared in, from its first load on.
+    pub(crate) declared: Option<&'a Declared>,
     /// Rows of the output.
     pub vocab: u32,
 }
@@ -94,7 +100,7 @@ impl<'a> Planned<'a> {
             let Action::Load { dests, .. } = action else { continue };
             let dtype = match decision {
                 Some(Decision::Quantize(_)) => Dtype::F8E4m3,
-                _ => tensor.dtype(),
+                _ => self.setup.loaded_as(tensor, dests),
             };
             for d in dests {
                 let of_param = &mut dtypes[d.param];
@@ -106,28 +112,16 @@ impl<'a> Planned<'a> {
         dtypes.into_iter().map(|d| d.unwrap_or(Dtype::Other)).collect()
     }
 
-    /// Vectors (buffers, router biases, norms) must not lose bits: a trainer that casts everything to bf16 would turn an
-    /// f32 router bias into another one, silently.
-    pub(super) fn refuse_narrowing(&self, live: &WeightSet) -> Result<()> {
-        for (tensor, action) in self.checkpoint.tensors().zip(&self.plan.actions) {
-            let Action::Load { dests, .. } = action else { continue };
-            for d in dests {
-                let decl = &self.setup.registry.params()[d.param];
-                let Some(old) = live.parts(d.param).get(d.part).map(|p| p.matrix.dtype()) else { continue };
-                if decl.cols.is_none() && narrower(tensor.dtype(), old) {
-                    return Err(RuntimeError::Refit(Refusal::new(
-                        format!("tensor `{}`", tensor.name),
-                        format!(
-                            "it came as {:?}, the live `{}` is {old:?}: bits would be lost",
-                            tensor.dtype(),
-                            decl.name
-                        ),
-                        "send it in its own type (the sender casts everything?), or allow narrowing",
-                    )));
-                }
-            }
-        }
-        Ok(())
+    /// A tensor that comes less precise than it is declared has lost bits: a trainer that casts everything to bf16 would turn
+    /// an f32 router into another one, silently.
+    pub(super) fn refuse_narrowed(&self) -> Result<()> {
+        let Setup { registry, declared, .. } = self.setup;
+        declared.map_or(Ok(()), |d| d.refuse_narrowed(registry, self.checkpoint, &self.plan.actions))
+    }
+
+    /// The types that the model is declared in if this is its first load.
+    pub(super) fn declares(&self, config: OfConfig) -> Declared {
+        Declared::new(self.setup.registry, config, self.checkpoint, &self.plan.actions)
     }
 
     /// What becomes of each checkpoint tensor, in the checkpoint's order.
@@ -190,8 +184,8 @@ impl<'a> Planned<'a> {
                 if *i > failed.load(Ordering::Relaxed) {
                     return None;
                 }
-                let (action, passes, registry) = (&self.plan.actions[*i], &self.passes, self.setup.registry);
-                let job = Job { tensor, action, decision, hooks, passes, registry };
+                let (action, passes, setup) = (&self.plan.actions[*i], &self.passes, &self.setup);
+                let job = Job { tensor, action, decision, hooks, passes, setup };
                 let result = job.run();
                 if result.is_err() {
                     failed.fetch_min(*i, Ordering::Relaxed);
@@ -222,6 +216,8 @@ impl<'a> Planned<'a> {
                 slots[dest.param][dest.part] = Some(part);
             }
         }
+        report.notes.clone_from(&self.plan.notes);
+        report.notes.extend(self.setup.declared.map(|d| d.notes(self.checkpoint, &self.plan.actions)).unwrap_or_default());
         report.ignored = self.plan.actions.len() - total - self.plan.not_local;
         report.not_local = self.plan.not_local;
         for pass in self.passes.iter().flatten() {
@@ -289,6 +285,17 @@ impl<'a> Planned<'a> {
 }
 
 impl Setup<'_> {
+    /// What the elements of a part are stored as that come as `elem`.
+    pub fn stored(&self, dest: &Dest, elem: Elem) -> Elem {
+        self.declared.map_or(elem, |declared| declared.stored(dest, elem))
+    }
+
+    /// The type in which a tensor is loaded: what it came in, or the type to which it is rounded.
+    pub fn loaded_as(&self, tensor: &CheckpointTensor, dests: &[Dest]) -> Dtype {
+        let (Some(elem), Some(dest)) = (tensor.elem(), dests.first()) else { return tensor.dtype() };
+        dtype(self.stored(dest, elem))
+    }
+
     /// Whether a part of a tensor is held here.
     pub(crate) fn is_local(&self, decl: &ParamDecl, part: usize) -> bool {
         match (&self.local_experts, decl.experts) {
@@ -311,7 +318,9 @@ fn decide(
         .zip(&plan.actions)
         .enumerate()
         .filter_map(|(i, (t, action))| match action {
-            Action::Load { role, .. } => Some((i, info(t, *role))),
+            Action::Load { role, dests, .. } => {
+                Some((i, TensorInfo { dtype: setup.loaded_as(t, dests), ..info(t, *role) }))
+            }
             Action::Ignore(_) | Action::Elsewhere(_) => None,
         })
         .collect();
@@ -367,9 +376,4 @@ fn scale_shape(shape: &[usize], dests: &[Dest], scheme: &Scheme) -> Vec<usize> {
         [experts, _, _] if *experts > 0 => vec![*experts, rows / experts, cols],
         _ => vec![rows, cols],
     }
-}
-
-/// Whether `new` holds fewer bits than `old`.
-fn narrower(new: Dtype, old: Dtype) -> bool {
-    old == Dtype::F32 && matches!(new, Dtype::Bf16 | Dtype::F16 | Dtype::F8E4m3)
 }

@@ -97,6 +97,9 @@ pub struct RefitReport {
     pub flushed: u64,
     /// Elements of the quantized tensors.
     pub quantized_elements: u64,
+    /// What whoever sent the tensors should know: what was rounded, narrowed, or ignored though it says something else.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Wall time.
     pub seconds: f64,
 }

@@ -1,6 +1,7 @@
 //! Weights that are complete and proved, and not yet live. Dropping them leaves what serves as it is.
 
 use super::arrivals::Source;
+use super::declared::Declared;
 use super::turn::TurnGuard;
 use super::watch::watch;
 use super::{Planned, Progress, RefitHooks, RefitReport};
@@ -17,6 +18,8 @@ pub struct StagedRefit<'e> {
     hooks: RefitHooks,
     set: WeightSet,
     report: RefitReport,
+    /// What the model is declared in if this is its first load.
+    declares: Declared,
 }
 
 impl<'e> StagedRefit<'e> {
@@ -36,12 +39,13 @@ impl<'e> StagedRefit<'e> {
         let observers = watches.show(source)?;
         let checkpoint = engine.readable(source.checkpoint())?;
         let planned = Planned::new(engine.setup(), &checkpoint, hooks)?;
-        if let (false, Ok(live)) = (begin.allow_narrowing, engine.live()) {
-            planned.refuse_narrowing(&live)?;
+        if !engine.allows_narrowing(begin) {
+            planned.refuse_narrowed()?;
         }
+        let declares = planned.declares(engine.of_config());
         let (set, mut report) = planned.stage(engine.version() + 1, &label, hooks, progress)?;
         report.observers = observers;
-        Ok(Self { engine, _turn: turn, checkpoint, hooks: hooks.clone(), set, report })
+        Ok(Self { engine, _turn: turn, checkpoint, hooks: hooks.clone(), set, report, declares })
     }
 
     /// The weights, for a look before they are live.
@@ -73,7 +77,7 @@ impl<'e> StagedRefit<'e> {
 
     /// Makes the weights live, by one pointer exchange. Caches that the old ones made are refused from now on.
     pub fn publish(self) -> RefitReport {
-        self.engine.publish(self.set, &self.report);
+        self.engine.publish(self.set, &self.report, self.declares);
         self.report
     }
 }

@@ -9,10 +9,13 @@ use super::{
 };
 use crate::families::{Arch, Attention, Common, DeltaNet, Latent, Mixer, Mlp, Moe, QkNorm, Scoring};
 use crate::hooks::{Role, Slot};
+use crate::rope::{RopeConfig, RopeScaling};
 
 /// Declares every runtime tensor of `arch`.
 pub(super) fn build(arch: &Arch) -> (Registry, ModelParams) {
-    let head_name = format!("{}.weight", arch.names.head);
+    let c = &arch.common;
+    let unscaled = RopeConfig { scaling: RopeScaling::None, ..c.rope.clone() };
+    let frequencies = [&unscaled, &c.rope].map(|rope| rope.inv_freq(rope.rotary_dim(c.head_dim), 0));
     let mut b = Builder {
         registry: Registry {
             params: Vec::new(),
@@ -20,13 +23,14 @@ pub(super) fn build(arch: &Arch) -> (Registry, ModelParams) {
             native: HashMap::new(),
             expert_names: HashMap::new(),
             ignored: arch.ignored.clone(),
-            tied_head: arch.common.tied.then_some(head_name),
+            tied_head: None,
+            frequencies,
             by_rows: BTreeSet::new(),
             expansions: Vec::new(),
         },
         plus_one: arch.common.norm_plus_one,
     };
-    let (c, decoder) = (&arch.common, arch.names.decoder);
+    let decoder = arch.names.decoder;
     let whole = [(Slot::Whole, c.vocab, "")];
     let embed = b.matrix(&format!("{decoder}.embed_tokens"), Role::Embedding, c.hidden, &whole);
     let layers: Vec<LayerParams> = (0..c.layers).map(|i| b.layer(arch, i)).collect();
@@ -39,6 +43,7 @@ pub(super) fn build(arch: &Arch) -> (Registry, ModelParams) {
         MixerParams::Attention(_) => None,
     });
     b.registry.by_rows = mixers.chain((!c.tied).then_some(embed)).collect();
+    b.registry.tied_head = c.tied.then(|| (format!("{}.weight", arch.names.head), embed));
     (b.registry, ModelParams { embed, layers, norm, head })
 }
 

@@ -9,7 +9,7 @@ use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use patchhost_runtime::hooks::{Elem, LoaderMap, Role};
 use patchhost_runtime::plan::{Action, Dest, Plan};
 use patchhost_runtime::refit::Setup;
-use patchhost_runtime::registry::Registry;
+use patchhost_runtime::registry::{Registry, Spare};
 use safetensors::tensor::Dtype;
 
 use super::{Result, refused};
@@ -103,6 +103,8 @@ pub fn outputs(setup: &Setup<'_>, checkpoint: &Checkpoint, loader: Option<&dyn L
         match action {
             // Never: an export has all experts.
             Action::Elsewhere(_) => continue,
+            // Who reads the export takes the embedding, or would take a head that is not the one which is served.
+            Action::Ignore(_) if matches!(registry.spare(&tensor.name), Some(Spare::TiedHead(_))) => continue,
             Action::Ignore(reason) => {
                 whole.fixed = Some(format!("not part of the model that is served: {reason}"));
                 out.push(whole);

@@ -59,6 +59,11 @@ impl<T: RefitTarget> Update<T> {
         self.arrivals.rename(version);
     }
 
+    /// Takes tensors that come less precise than the model is declared.
+    pub fn allow_narrowing(&mut self) {
+        self.arrivals.allow_narrowing();
+    }
+
     /// All has been sent: one refit. Whatever it says, the update is over.
     pub fn finish(self, progress: Progress<'_>) -> Result<Refitted<T::Weights>, LiveError> {
         let Self { lock, arrivals, actor } = self;

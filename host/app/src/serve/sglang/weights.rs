@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
+use patchhost_runtime::refit::Begin;
 use patchhost_runtime::scheduler::PauseMode;
 use serde::Deserialize;
 use serde_json::Value;
@@ -20,8 +21,8 @@ use crate::serve::error::{ApiError, ApiResult};
 use crate::serve::json::{Json, OptionalJson, parse};
 use crate::serve::state::{App, blocking};
 use crate::serve::weights::{
-    Action, Checked, Content, Payload, Piece, Published, base64_bytes, begin_of, framed, pickle, safetensors,
-    version_text,
+    Action, Checked, Content, Narrowing, Payload, Piece, Published, base64_bytes, begin_of, framed, pickle,
+    safetensors, version_text,
 };
 
 /// What both updates can be told.
@@ -46,6 +47,10 @@ pub struct UpdateOptions {
     pub keep_pause: Option<bool>,
     /// The trainer's step, noted in the version where that is not given.
     pub token_step: Option<u64>,
+    /// Take tensors that come less precise than the model is declared. Also in the query (`?allow_narrowing=true`) and as the
+    /// header `X-Allow-Narrowing: true`.
+    #[serde(default)]
+    pub allow_narrowing: bool,
     /// What must come: {"tensors": {NAME: {"dtype", "shape", "sha256"}}}.
     #[schema(value_type = Option<Object>)]
     pub manifest: Option<Value>,
@@ -55,6 +60,11 @@ pub struct UpdateOptions {
 }
 
 impl UpdateOptions {
+    /// How an update with these options begins, its weights being called `version`.
+    fn begin(&self, version: Option<String>) -> ApiResult<Begin> {
+        Ok(Begin { allow_narrowing: self.allow_narrowing, ..begin_of(version, self.manifest.clone())? })
+    }
+
     fn version(&self) -> ApiResult<Option<String>> {
         Ok(version_text(self.weight_version.clone())?
             .or_else(|| self.token_step.filter(|n| *n > 0).map(|n| n.to_string())))
@@ -82,9 +92,11 @@ pub struct UpdateFromDisk {
 ))]
 async fn update_weights_from_disk(
     RlControl(actor): RlControl,
+    narrowing: Narrowing,
     State(app): State<Arc<App>>,
-    Json(body): Json<UpdateFromDisk>,
+    Json(mut body): Json<UpdateFromDisk>,
 ) -> SgResult<Json<Success>> {
+    body.options.allow_narrowing = narrowing.allowed(body.options.allow_narrowing);
     if let Some(format) = body.load_format.as_deref().filter(|f| !matches!(*f, "auto" | "safetensors" | "")) {
         let why = format!("`{}` is not read: only safetensors are", clean(format, 60));
         return Err(ApiError::unsupported("load_format", why).into());
@@ -100,7 +112,7 @@ fn from_disk(app: &Arc<App>, body: &UpdateFromDisk, actor: &Actor) -> ApiResult<
     if body.options.abort_all_requests {
         app.scheduler.abort_all();
     }
-    app.rl.whole(begin_of(version, body.options.manifest.clone())?, &pieces, actor)
+    app.rl.whole(body.options.begin(version)?, &pieces, actor)
 }
 
 /// Body of `/update_weights_from_tensor` as JSON.
@@ -131,15 +143,16 @@ pub struct UpdateFromTensor {
     ))]
 async fn update_weights_from_tensor(
     RlControl(actor): RlControl,
+    narrowing: Narrowing,
     State(app): State<Arc<App>>,
     payload: Payload,
 ) -> SgResult<Json<Success>> {
-    let answer = blocking(&app, move |app| from_tensor(app, payload, &actor)).await?;
+    let answer = blocking(&app, move |app| from_tensor(app, payload, narrowing, &actor)).await?;
     Ok(Json(answer))
 }
 
-fn from_tensor(app: &Arc<App>, payload: Payload, actor: &Actor) -> ApiResult<Success> {
-    let (pieces, options) = match payload.content {
+fn from_tensor(app: &Arc<App>, payload: Payload, narrowing: Narrowing, actor: &Actor) -> ApiResult<Success> {
+    let (pieces, mut options) = match payload.content {
         Content::Json(value) => {
             pickle::refuse_fields(&value)?;
             let body: UpdateFromTensor = parse(value.to_string().as_bytes())?;
@@ -154,16 +167,20 @@ fn from_tensor(app: &Arc<App>, payload: Payload, actor: &Actor) -> ApiResult<Suc
             (payload.pieces(&app.roots)?, options)
         }
     };
+    options.allow_narrowing = narrowing.allowed(options.allow_narrowing);
     let version = options.version()?;
     if options.abort_all_requests {
         app.scheduler.abort_all();
     }
     if app.rl.is_open() {
+        if options.allow_narrowing {
+            app.rl.allow_narrowing();
+        }
         let received = app.rl.send(&pieces)?;
         let message = format!("Received {} tensors; end the update to publish them.", received.tensors);
         return Ok(Success { num_paused_requests: Some(paused(app)), ..Success::good(message) });
     }
-    let published = app.rl.whole(begin_of(version, options.manifest)?, &pieces, actor)?;
+    let published = app.rl.whole(options.begin(version)?, &pieces, actor)?;
     Ok(success(app, published))
 }
 
@@ -233,10 +250,12 @@ fn success(app: &App, published: Published) -> Success {
 ))]
 async fn begin_weight_update(
     RlControl(actor): RlControl,
+    narrowing: Narrowing,
     State(app): State<Arc<App>>,
-    OptionalJson(body): OptionalJson<UpdateOptions>,
+    OptionalJson(mut body): OptionalJson<UpdateOptions>,
 ) -> SgResult<Json<Success>> {
-    let begin = begin_of(body.version()?, body.manifest.clone())?;
+    body.allow_narrowing = narrowing.allowed(body.allow_narrowing);
+    let begin = body.begin(body.version()?)?;
     blocking(&app, move |app| {
         if body.abort_all_requests {
             app.scheduler.abort_all();
@@ -255,11 +274,18 @@ async fn begin_weight_update(
 ))]
 async fn end_weight_update(
     _who: RlControl,
+    narrowing: Narrowing,
     State(app): State<Arc<App>>,
     OptionalJson(body): OptionalJson<UpdateOptions>,
 ) -> SgResult<Json<Success>> {
-    let version = body.version()?;
-    let published = blocking(&app, move |app| app.rl.finish(version)).await?;
+    let (version, narrow) = (body.version()?, narrowing.allowed(body.allow_narrowing));
+    let published = blocking(&app, move |app| {
+        if narrow {
+            app.rl.allow_narrowing();
+        }
+        app.rl.finish(version)
+    })
+    .await?;
     Ok(Json(success(&app, published)))
 }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
+use patchhost_runtime::refit::Begin;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -14,7 +15,9 @@ use crate::serve::auth::RlControl;
 use crate::serve::error::{ApiError, ApiResult, ErrorBody};
 use crate::serve::json::{Json, OptionalJson};
 use crate::serve::state::{App, blocking};
-use crate::serve::weights::{Payload, Published, Received, UpdateInfo, begin_of, version_text};
+use crate::serve::weights::{
+    ALLOW_NARROWING, Narrowing, Payload, Published, Received, UpdateInfo, begin_of, version_text,
+};
 
 /// Transports that need no group of processes: their tensors come in requests.
 const BACKENDS: [&str; 5] = ["http", "safetensors", "disk", "none", ""];
@@ -76,7 +79,8 @@ pub struct StartWeightUpdate {
     pub manifest: Option<Value>,
     /// vLLM: the tensors have the checkpoint's names. Always so here.
     pub is_checkpoint_format: Option<bool>,
-    /// Take vectors in a narrower type than the live ones have.
+    /// Take tensors that come less precise than the model is declared. Every request of an update can say it, in the query
+    /// (`?allow_narrowing=true`) and as the header `X-Allow-Narrowing: true` too.
     pub allow_narrowing: bool,
     /// The trainer's own step: swaps that wait for a step go by it.
     pub step: Option<u64>,
@@ -90,6 +94,7 @@ pub struct StartWeightUpdate {
 ))]
 async fn start_weight_update(
     RlControl(actor): RlControl,
+    narrowing: Narrowing,
     State(app): State<Arc<App>>,
     OptionalJson(body): OptionalJson<StartWeightUpdate>,
 ) -> ApiResult<Json<Message>> {
@@ -100,7 +105,7 @@ async fn start_weight_update(
         ));
     }
     let mut begin = begin_of(version_text(body.weight_version)?, body.manifest)?;
-    (begin.allow_narrowing, begin.step) = (body.allow_narrowing, body.step);
+    (begin.allow_narrowing, begin.step) = (narrowing.allowed(body.allow_narrowing), body.step);
     blocking(&app, move |app| app.rl.begin(begin, false, &actor)).await?;
     Ok(Json(Message { message: "Weight update started".to_string() }))
 }
@@ -112,6 +117,9 @@ pub struct UpdateWeights {
     /// One, or several.
     #[schema(value_type = UpdateInfo)]
     update_info: Value,
+    /// Take tensors that come less precise than the model is declared.
+    #[serde(default)]
+    allow_narrowing: bool,
 }
 
 /// What came, or what was published.
@@ -152,16 +160,22 @@ pub struct UpdateAnswer {
     ))]
 async fn update_weights(
     RlControl(actor): RlControl,
+    narrowing: Narrowing,
     State(app): State<Arc<App>>,
     payload: Payload,
 ) -> ApiResult<Json<UpdateAnswer>> {
     let version = payload.text("weight_version");
+    let narrow = narrowing.allowed(payload.flag(ALLOW_NARROWING, false));
     let updated = blocking(&app, move |app| {
         let pieces = payload.pieces(&app.roots)?;
         if app.rl.is_open() {
+            if narrow {
+                app.rl.allow_narrowing();
+            }
             return Ok(Updated::Received(app.rl.send(&pieces)?));
         }
-        app.rl.whole(begin_of(version, None)?, &pieces, &actor).map(Updated::Published)
+        let begin = Begin { allow_narrowing: narrow, ..begin_of(version, None)? };
+        app.rl.whole(begin, &pieces, &actor).map(Updated::Published)
     })
     .await?;
     Ok(Json(UpdateAnswer { message: "Weights updated", updated }))
@@ -173,6 +187,8 @@ async fn update_weights(
 pub struct FinishWeightUpdate {
     /// What the new weights are called.
     pub weight_version: Option<Value>,
+    /// Take tensors that came less precise than the model is declared.
+    pub allow_narrowing: bool,
 }
 
 /// What was published.
@@ -194,11 +210,18 @@ pub struct FinishAnswer {
 ))]
 async fn finish_weight_update(
     _who: RlControl,
+    narrowing: Narrowing,
     State(app): State<Arc<App>>,
     OptionalJson(body): OptionalJson<FinishWeightUpdate>,
 ) -> ApiResult<Json<FinishAnswer>> {
-    let version = version_text(body.weight_version)?;
-    let published = blocking(&app, move |app| app.rl.finish(version)).await?;
+    let (version, narrow) = (version_text(body.weight_version)?, narrowing.allowed(body.allow_narrowing));
+    let published = blocking(&app, move |app| {
+        if narrow {
+            app.rl.allow_narrowing();
+        }
+        app.rl.finish(version)
+    })
+    .await?;
     Ok(Json(FinishAnswer { message: "Weight update finished", published }))
 }
 

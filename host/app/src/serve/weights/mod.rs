@@ -8,6 +8,7 @@
 //! | `meta` | what a trainer says about bytes: `update_info`, `bucket_meta` |
 //! | `piece`, `dtype` | bytes taken apart into tensors and parts of tensors |
 //! | `pickle` | pickles are recognized and refused, never read |
+//! | `narrowing` | whether less precise tensors are wanted |
 //! | `roots` | files and folders that a request may name |
 //! | `inspect` | checksums and values of the live weights |
 //! | `refused` | why weights were not taken, as answers over HTTP |
@@ -23,6 +24,7 @@ mod body;
 mod dtype;
 mod inspect;
 mod meta;
+mod narrowing;
 pub mod pickle;
 mod piece;
 mod refused;
@@ -32,6 +34,7 @@ mod update;
 pub use body::{Content, Payload};
 pub use inspect::{Action, Checked};
 pub use meta::{BucketEntry, BucketMeta, UpdateInfo};
+pub use narrowing::{FIELD as ALLOW_NARROWING, Narrowing};
 pub use piece::{Piece, base64_bytes, bucket, framed, packed, safetensors};
 pub use roots::Roots;
 pub use update::{Published, Received, RlState, begin_of, version_name, version_text};

@@ -90,6 +90,9 @@ pub struct Published {
     pub kept: usize,
     /// Bytes of the tensors that came.
     pub bytes: u64,
+    /// What was rounded, narrowed, or ignored though it says something else.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Why another set than the active one made them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub degraded: Option<String>,
@@ -183,6 +186,13 @@ impl RlState {
         let in_flight = self.metrics.weight_update("update");
         *open = Some(Open { update, implicit, last: Instant::now(), _in_flight: in_flight });
         Ok(())
+    }
+
+    /// Lets the open update bring tensors that are less precise than the model is declared.
+    pub fn allow_narrowing(&self) {
+        if let Some(open) = &mut *lock(&self.open) {
+            open.update.allow_narrowing();
+        }
     }
 
     /// Takes tensors into the open update.
@@ -352,6 +362,7 @@ fn published(done: &Refitted) -> Published {
         quantized: done.report.quantized,
         kept: done.report.kept,
         bytes: done.report.bytes_before,
+        notes: done.report.notes.iter().map(|note| clean(note, 600)).collect(),
         degraded: done.degraded.as_deref().map(|t| clean(t, 600)),
         swapped: done.swap.map(|s| [s.from.to_string(), s.to.to_string()]),
         reversed: done.reversed.as_deref().map(|t| clean(t, 600)),

@@ -14,7 +14,7 @@ const TOOLCHAIN: Rule = Rule::warn(
 const STRIPPED: Rule =
     Rule::info("PH703", "stripped-names", "Functions without names: findings and diffs can only give numbers.");
 const DEBUG_INFO: Rule = Rule::info("PH704", "debug-info", "Much of the file is debug information.");
-const HOST: Rule = Rule::error("PH715", "host-outdated", "An advisory affects the engine inside this host.");
+const HOST: Rule = Rule::error("PH715", "host-outdated", "An advisory affects the engine inside this host, as it is built.");
 const OLD_LIST: Rule = Rule { severity: crate::audit::Severity::Info, ..HOST };
 const DEPENDENCIES: Rule =
     Rule::info("PH716", "guest-deps", "Whether the file lists the crates in it, to be checked for advisories.");
@@ -31,6 +31,8 @@ const ADVISORIES: &[Advisory] = &[Advisory {
     what: "abort of builds without the cargo feature `gc`",
     first: "47.0.0",
     fixed: "48.0.9",
+    // The default features have it; here it was off until this advisory. The engine still gives no guest a collector.
+    unless_feature: Some("gc"),
     // Low (2.2), and only for embedders with privileges; a trial compile and `--isolate` keep an abort out of this process.
     severity: crate::audit::Severity::Info,
 }];
@@ -41,10 +43,31 @@ struct Advisory {
     what: &'static str,
     first: &'static str,
     fixed: &'static str,
+    /// A cargo feature of the engine with which a build is not affected.
+    unless_feature: Option<&'static str>,
     severity: crate::audit::Severity,
 }
 /// The engine, as Cargo.toml has it.
 pub(in crate::audit) const ENGINE: &str = "48.0.8";
+/// The cargo features of it that this build has, as Cargo.toml has them: what an advisory may depend on.
+const FEATURES: &[&str] = &[
+    "runtime",
+    "cranelift",
+    "component-model",
+    "std",
+    "gc",
+    "parallel-compilation",
+    "pooling-allocator",
+    "demangle",
+];
+
+impl Advisory {
+    /// Whether it affects an engine of this version, built with these features.
+    fn affects(&self, version: &str, features: &[&str]) -> bool {
+        let line = older(version, self.fixed) && !older(version, self.first);
+        line && !self.unless_feature.is_some_and(|feature| features.contains(&feature))
+    }
+}
 
 pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
     let facts = input.facts;
@@ -88,7 +111,7 @@ pub(super) fn check(input: &Input<'_>, out: &mut Vec<Finding>) {
         }
         None => {}
     }
-    for advisory in ADVISORIES.iter().filter(|a| older(ENGINE, a.fixed) && !older(ENGINE, a.first)) {
+    for advisory in ADVISORIES.iter().filter(|a| a.affects(ENGINE, FEATURES)) {
         let Advisory { id, what, fixed, severity, .. } = advisory;
         let message = format!("{id}: {what}; affects wasmtime {ENGINE}, mended in {fixed}");
         out.push(Finding {
@@ -118,5 +141,19 @@ mod tests {
         let manifest = include_str!("../../../../../Cargo.toml");
         assert!(manifest.contains(&format!("wasmtime = {{ version = \"{}\"", super::ENGINE)));
         assert!(super::older("48.0.8", "48.0.9") && !super::older("48.0.8", "48.0.8"));
+        let line = manifest.lines().find(|l| l.starts_with("wasmtime = ")).unwrap_or_default();
+        let listed: Vec<String> = super::FEATURES.iter().map(|f| format!("\"{f}\"")).collect();
+        assert!(line.contains(&format!("features = [{}]", listed.join(", "))), "{line}");
+        assert!(line.contains("default-features = false"), "{line}");
+    }
+
+    #[test]
+    fn an_advisory_affects_some_versions_and_some_builds() {
+        let gc = super::ADVISORIES.iter().find(|a| a.id.starts_with("RUSTSEC-2026-0570"));
+        let affects = |version, features: &[&str]| gc.is_some_and(|a| a.affects(version, features));
+        assert!(affects("48.0.8", &["runtime", "cranelift"]), "without the feature");
+        assert!(!affects("48.0.8", &["runtime", "gc"]), "with it");
+        assert!(!affects("48.0.9", &[]) && !affects("46.9.9", &[]) && affects("47.0.0", &[]));
+        assert!(!affects(super::ENGINE, super::FEATURES), "this build");
     }
 }
