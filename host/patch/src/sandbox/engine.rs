@@ -106,7 +106,9 @@ fn code() -> Config {
     config.wasm_simd(true); // the rows kernel of `fp8_block_mse` lives from it
     // multi_memory, reference_types and multi_value stay ON here: with one of them off, wasmtime 48.0.8 panics on
     // composed components ("invalid adapter module generated"). The audit forbids multi-memory instead.
-    // Threads, GC, exceptions and stack switching are not compiled in at all (see the features in Cargo.toml).
+    // Compiled in (an advisory is about builds without it), and off: no guest needs a collector.
+    config.wasm_gc(false).wasm_function_references(false).wasm_exceptions(false).gc_support(false);
+    // Threads and stack switching are not compiled in at all (see the features in Cargo.toml).
 
     // Same bits on every rank.
     config.cranelift_nan_canonicalization(true); // NaN payloads otherwise depend on the CPU

@@ -32,6 +32,9 @@ pub(super) const POISON: u32 = 3;
 /// In models with FP8: who computes it gets an error of the patch.
 pub(super) const SOUR: u32 = 4;
 
+/// Width of the residual stream.
+const HIDDEN: usize = 16;
+
 /// Sets of weights of each model.
 const SETS: u64 = 4;
 
@@ -133,15 +136,8 @@ impl Kind {
                 if name.ends_with("norm.weight") {
                     values.iter_mut().for_each(|v| *v = 1.0 + *v / 8.0);
                 }
-                // Each alone in one dimension, which the norm before the queries of the second layer then makes plain.
-                for (token, dimension, plain) in [(POISON, 0, 2.0), (SOUR, 1, 1.5)] {
-                    if self.fails && name.ends_with("embed_tokens.weight") {
-                        values[token as usize * 16..][..16].fill(0.0);
-                        values[token as usize * 16 + dimension] = 64.0;
-                    }
-                    if self.fails && name.ends_with("layers.1.input_layernorm.weight") {
-                        values[dimension] = if decl.plus_one { plain - 1.0 } else { plain };
-                    }
+                if self.fails {
+                    mark(name, decl.plus_one, &mut values);
                 }
                 tensors.push(tensor(name, shape, &values));
             }
@@ -157,13 +153,36 @@ impl Kind {
         let outputs = |p: &&crate::registry::ParamDecl| p.name.ends_with("o_proj.weight");
         for decl in self.engine.registry().params().iter().filter(outputs) {
             for (side, shape) in [("A", [2, decl.cols.unwrap()]), ("B", [decl.part(0).rows, 2])] {
-                let values: Vec<f32> =
+                let mut values: Vec<f32> =
                     (0..shape.iter().product()).map(|_| rng.random_range(-0.5..0.5f32)).collect();
+                if side == "B" {
+                    values[..2 * 2].fill(0.0);
+                }
                 let name = decl.name.replace(".weight", &format!(".lora_{side}.weight"));
                 builder.tensor(&tensor(&name, shape.to_vec(), &values)).unwrap();
             }
         }
         self.engine.load_adapter(builder, &ByName).unwrap()
+    }
+}
+
+/// Two dimensions of the residual stream are zero but for one token each, and the norm before the queries of the second layer makes
+/// those plain.
+fn mark(name: &str, plus_one: bool, values: &mut [f32]) {
+    let writes = ["o_proj.weight", "out_proj.weight", "down_proj.weight"].iter().any(|end| name.ends_with(end));
+    if writes {
+        let columns = values.len() / HIDDEN;
+        values[..2 * columns].fill(0.0);
+    }
+    for (token, dimension, plain) in [(POISON, 0, 4.0), (SOUR, 1, 2.0)] {
+        if name.ends_with("embed_tokens.weight") {
+            values.chunks_exact_mut(HIDDEN).for_each(|row| row[dimension] = 0.0);
+            values[token as usize * HIDDEN..][..HIDDEN].fill(0.0);
+            values[token as usize * HIDDEN + dimension] = 64.0;
+        }
+        if name.ends_with("layers.1.input_layernorm.weight") {
+            values[dimension] = if plus_one { plain - 1.0 } else { plain };
+        }
     }
 }
 
@@ -261,13 +280,13 @@ impl BlockQuant for Fails {
         self.scales(blocks, amax)
     }
 
-    /// A row of sixteen numbers that is alone in one dimension has an amax near four times the norm's weight there.
+    /// The amax of a row that is alone in one dimension is four times the norm's weight there; of any other it is less than five.
     fn activation_scales(&self, amax: &[f32]) -> Result<Vec<f32>, HookError> {
-        if amax.iter().any(|a| *a > 7.0) {
+        if amax.iter().any(|a| *a > 12.0) {
             // Not `panic!`: its message would be on the terminal thousands of times.
             std::panic::resume_unwind(Box::new("a poisoned token"));
         }
-        if amax.iter().any(|a| *a > 5.0) {
+        if amax.iter().any(|a| *a > 6.0) {
             return Err(self.error("a sour token"));
         }
         Ok(amax.iter().map(|a| a.max(1e-10) / 448.0).collect())
