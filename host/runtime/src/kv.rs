@@ -193,7 +193,7 @@ impl KvCache {
         }
     }
 
-    /// The step failed: forget what it added.
+    /// Forgets what a step added that was not committed.
     pub(crate) fn rollback(&mut self) {
         for layer in &mut self.layers {
             match layer {

@@ -81,6 +81,15 @@ pub(crate) struct Pass<'a, 'c> {
     clock: &'a Clock,
 }
 
+/// Takes back what a pass added to the caches, unless it was committed: also when the pass panics.
+struct Undo<'a, 'c>(&'a mut [Sequence<'c>]);
+
+impl Drop for Undo<'_, '_> {
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(|s| s.cache.rollback());
+    }
+}
+
 impl Model {
     pub(crate) fn new(arch: &Arch, params: ModelParams) -> Result<Self> {
         let c = &arch.common;
@@ -142,7 +151,7 @@ impl Model {
         KvCache::new(&self.memory, adapter)
     }
 
-    /// Logits of the rows that are wanted, in f32. On an error the caches are as before.
+    /// Logits of the rows that are wanted, in f32. On an error, and after a panic, the caches are as before.
     pub fn forward(&self, weights: &WeightSet, batch: &mut [Sequence<'_>], rows: Rows) -> Result<Logits> {
         let mut logits = Logits::default();
         self.forward_into(weights, batch, rows, &mut logits)?;
@@ -160,22 +169,17 @@ impl Model {
         self.check(weights, batch)?;
         let mut work = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         let clock = Clock::new(self.profile().is_some());
-        let pass = Pass { weights, team: self.team, batch, layer: 0, clock: &clock };
+        let undo = Undo(batch);
+        let pass = Pass { weights, team: self.team, batch: &mut *undo.0, layer: 0, clock: &clock };
         let result = self.run(pass, rows, &mut work, logits);
         if let Some(profile) = &mut *self.profile() {
             profile.add(&clock);
         }
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(work);
-        match result {
-            Ok(()) => {
-                batch.iter_mut().for_each(|s| s.cache.commit(s.tokens.len(), weights));
-                Ok(())
-            }
-            Err(e) => {
-                batch.iter_mut().for_each(|s| s.cache.rollback());
-                Err(RuntimeError::Hook(e))
-            }
+        if result.is_ok() {
+            undo.0.iter_mut().for_each(|s| s.cache.commit(s.tokens.len(), weights));
         }
+        result.map_err(RuntimeError::Hook)
     }
 
     /// Counts from now on how long each operator takes (`true`), or no longer; gives what was counted so far.

@@ -5,4 +5,5 @@ mod chat;
 mod errors;
 mod life;
 pub mod server;
+mod slow;
 mod stream;

@@ -89,6 +89,9 @@ pub struct Args {
     /// Most sequences of one request (n times prompts)
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive)]
     max_choices: usize,
+    /// Most connections at once of each address; of more, those are ended first whose clients are waited for longest
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = positive)]
+    max_connections: usize,
     /// Most log probabilities per token that a request may ask for
     #[arg(long, value_name = "N", default_value_t = 20)]
     max_logprobs: usize,
@@ -153,8 +156,21 @@ fn socket(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// As many open files as this user may have: each connection is one.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const MOST: u64 = 1 << 16;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.unwrap_or(MOST).min(MOST);
+    if current.is_some_and(|now| now < wanted) && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).is_err()
+    {
+        tracing::warn!("the limit of open files stays at {current:?}");
+    }
+}
+
 pub fn run(args: Args, call: &Call) -> Result {
     let format = call.format;
+    raise_open_files();
     let template = args.chat_template.as_deref().map(read_template).transpose()?;
     let doors = Doors::open(&args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -314,6 +330,7 @@ fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer
         logprobs_mode: args.logprobs_mode.into(),
         // More could never be queued.
         max_choices: args.max_choices.min(args.max_waiting),
+        max_connections: args.max_connections,
     };
     let mut app = App::new(live, tokenizer, scheduler, name, options);
     (app.roots, app.admin, app.rl.auth) = (doors.roots, doors.admin, doors.rl);

@@ -15,7 +15,7 @@
 //! | `vllm`, `sglang`, `trl` | what RL trainers use: pauses, weights, adapters, tokens in and out |
 //! | `tokenize`, `health`, `admin` | `/tokenize`, `/detokenize`; liveness, status, metrics; which patches run |
 //! | `router` | routes, layers, the OpenAPI document |
-//! | `listen`, `connections` | ports and sockets, connections on them |
+//! | `listen`, `connections`, `patience` | ports and sockets, connections on them, slow clients |
 
 mod adapters;
 mod admin;
@@ -29,6 +29,7 @@ mod json;
 mod listen;
 mod metrics;
 mod openai;
+mod patience;
 mod router;
 mod sglang;
 mod state;

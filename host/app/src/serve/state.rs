@@ -40,6 +40,8 @@ pub struct ServeOptions {
     pub logprobs_mode: LogprobsMode,
     /// Most choices (`n` times prompts) of one request.
     pub max_choices: usize,
+    /// Most connections at once of each address.
+    pub max_connections: usize,
 }
 
 impl Default for ServeOptions {
@@ -52,6 +54,7 @@ impl Default for ServeOptions {
             max_logprobs: 20,
             logprobs_mode: LogprobsMode::default(),
             max_choices: 1024,
+            max_connections: 4096,
         }
     }
 }

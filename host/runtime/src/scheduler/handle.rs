@@ -71,7 +71,20 @@ impl Scheduler {
         Ok(Self { handle: Arc::new(Handle { inner, thread: Some(thread) }) })
     }
 
-    fn inner(&self) -> &Inner {
+    /// A scheduler whose worker the caller drives, turn by turn: nothing of what it does depends on time.
+    #[cfg(test)]
+    pub(super) fn by_hand(
+        engine: Arc<Engine>,
+        tokenizer: Arc<Tokenizer>,
+        weights: WeightsFor,
+        options: SchedulerOptions,
+    ) -> (Self, Worker) {
+        let inner = Arc::new(Inner::new(engine, tokenizer, weights, options));
+        let worker = Worker::new(inner.clone());
+        (Self { handle: Arc::new(Handle { inner, thread: None }) }, worker)
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
         &self.handle.inner
     }
 
@@ -130,13 +143,9 @@ impl Scheduler {
     /// Pauses, and returns when that is done: when all has been aborted, has ended, is frozen. During a pause another
     /// one may be asked for, which takes its place.
     pub fn pause(&self, mode: PauseMode) -> Paused {
+        let (ticket, mut did) = self.begin_pause(mode);
         let inner = self.inner();
         let mut state = inner.state();
-        let aborted = if mode == PauseMode::Abort { state.abort(|_| true) } else { 0 };
-        let mut did = Paused { aborted, ..Paused::default() };
-        let ticket = state.ticket();
-        state.pause = Some(Pause { mode, ticket, reached: false, did });
-        inner.work.notify_one();
         while !self.on_decode_thread() && !state.stop {
             match state.pause.as_ref().filter(|p| p.ticket == ticket) {
                 Some(pause) => did = pause.did,
@@ -148,6 +157,18 @@ impl Scheduler {
             state = inner.reached.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         did
+    }
+
+    /// Asks for a pause: its ticket, and what it did at once.
+    pub(super) fn begin_pause(&self, mode: PauseMode) -> (u64, Paused) {
+        let inner = self.inner();
+        let mut state = inner.state();
+        let aborted = if mode == PauseMode::Abort { state.abort(|_| true) } else { 0 };
+        let did = Paused { aborted, ..Paused::default() };
+        let ticket = state.ticket();
+        state.pause = Some(Pause { mode, ticket, reached: false, did });
+        inner.work.notify_one();
+        (ticket, did)
     }
 
     /// Ends a pause. Sequences that it froze go on with the newest weights.

@@ -30,6 +30,8 @@ mod prefix;
 mod sequence;
 mod state;
 mod step;
+#[cfg(test)]
+mod trials;
 mod worker;
 
 pub use handle::{Scheduler, SchedulerOptions, WeightsFor};

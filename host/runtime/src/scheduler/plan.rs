@@ -35,8 +35,7 @@ impl Worker {
             let chunk = match r.decodes() {
                 true => 1,
                 false if waits || budget == 0 => 0,
-                false if model.split_matters_beyond().is_some_and(|n| r.tokens.len() > n) => r.pending(),
-                false => r.pending().min(budget),
+                false => r.piece(budget, model.split_matters_beyond()),
             };
             if !r.decodes() {
                 budget = budget.saturating_sub(chunk);

@@ -70,7 +70,7 @@ pub(super) struct Running {
     output: Output,
     prompt_logprobs: Vec<Option<TokenLogprob>>,
     versions: Vec<TokenVersion>,
-    preempted: usize,
+    pub(super) preempted: usize,
     queued_at: Instant,
     admitted_at: Instant,
     sink: Sink,
@@ -114,6 +114,18 @@ impl Running {
     /// Tokens that are to be computed.
     pub(super) fn pending(&self) -> usize {
         self.tokens.len() - self.cache.len()
+    }
+
+    /// How many tokens the next step computes, at most `budget`. In a text longer than `whole_beyond` it matters how it is split
+    /// into steps: there they are the same every time, also when keys and values are computed anew.
+    pub(super) fn piece(&self, budget: usize, whole_beyond: Option<usize>) -> usize {
+        let have = self.cache.len();
+        match whole_beyond.filter(|n| self.tokens.len() > *n) {
+            None => self.pending().min(budget),
+            Some(n) if self.prompt_len > n && have < self.prompt_len => self.prompt_len - have,
+            Some(n) if have < n => (n - have).min(budget),
+            Some(_) => 1,
+        }
     }
 
     /// Whether the next step gives just the next token.

@@ -18,7 +18,7 @@ pub(super) struct Worker {
     /// In the order of admission.
     pub(super) running: Vec<Running>,
     /// The weights of each request, so that all of its samples run with the same.
-    pins: HashMap<Request, Arc<WeightSet>>,
+    pub(super) pins: HashMap<Request, Arc<WeightSet>>,
     /// Sequences stand still: a pause in mode `keep` or `retract`.
     frozen: bool,
     /// The pause that was begun last, by its ticket.
@@ -61,7 +61,7 @@ impl Worker {
     }
 
     /// One step and what belongs to it; false at the end.
-    fn turn(&mut self) -> bool {
+    pub(super) fn turn(&mut self) -> bool {
         let orders = self.orders();
         for queued in orders.dying {
             self.end_queued(queued, Ended::with(FinishReason::Abort));
@@ -122,7 +122,7 @@ impl Worker {
         }
     }
 
-    fn has_work(&self, state: &State) -> bool {
+    pub(super) fn has_work(&self, state: &State) -> bool {
         let room = state.running.len() < self.inner.options.max_num_seqs.max(1);
         state.stop
             || !state.dying.is_empty()
