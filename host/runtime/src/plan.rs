@@ -5,7 +5,7 @@ use regex::Regex;
 
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::error::{Refusal, Result, RuntimeError};
-use crate::hooks::{LoaderMap, Placement, Role, Slot, TensorInfo};
+use crate::hooks::{HookError, LoaderMap, Placement, Role, Slot, TensorInfo};
 use crate::refit::Setup;
 use crate::registry::{ParamId, Registry};
 use crate::words::nearest;
@@ -97,6 +97,10 @@ impl AllowUnknown {
 impl Plan {
     /// Asks the loader map, fills in the host's own, and checks coverage.
     pub fn new(setup: &Setup<'_>, checkpoint: &Checkpoint, loader: Option<&dyn LoaderMap>) -> Result<Self> {
+        Self::placed(setup, checkpoint, loader).map_err(|e| with_assumed(setup.registry.assumed(), e))
+    }
+
+    fn placed(setup: &Setup<'_>, checkpoint: &Checkpoint, loader: Option<&dyn LoaderMap>) -> Result<Self> {
         let Setup { registry, model, .. } = *setup;
         let infos: Vec<TensorInfo> = checkpoint.tensors().map(|t| checkpoint_info(registry, t)).collect();
         let placements = match loader {
@@ -134,6 +138,19 @@ impl Plan {
         missing(setup, &written)?;
         Ok(Self { actions, not_local })
     }
+}
+
+/// Where a checkpoint does not fit, sizes that config.json leaves out are the first thing to look at.
+fn with_assumed(assumed: &[String], mut error: RuntimeError) -> RuntimeError {
+    if let (RuntimeError::Refit(Refusal { why, .. }) | RuntimeError::Hook(HookError { why, .. }), false) =
+        (&mut error, assumed.is_empty())
+    {
+        why.push_str(&format!(
+            "; config.json leaves out {}, and the family's default stands for it",
+            assumed.join(", ")
+        ));
+    }
+    error
 }
 
 /// A checkpoint tensor as patches see it: the role is the registry's where the name is known to it.

@@ -108,6 +108,8 @@ pub struct Registry {
     expert_names: HashMap<String, NativePlace>,
     ignored: Vec<Ignored>,
     tied_head: Option<String>,
+    /// Sizes that config.json leaves out (see [`Arch::assumed`]).
+    assumed: Vec<String>,
     /// Matrices that are read by rows and never multiplied.
     by_rows: BTreeSet<ParamId>,
     /// The `kv_b_proj` of latent layers, from which published weights derive what is multiplied.
@@ -138,6 +140,11 @@ impl Registry {
     /// The `kv_b_proj` of latent layers.
     pub(crate) fn expansions(&self) -> &[(ParamId, Expansion)] {
         &self.expansions
+    }
+
+    /// Sizes that config.json leaves out, with the defaults that stand for them.
+    pub(crate) fn assumed(&self) -> &[String] {
+        &self.assumed
     }
 
     /// Where the host's own loader puts a checkpoint tensor.

@@ -20,6 +20,7 @@ pub(super) fn build(arch: &Arch) -> (Registry, ModelParams) {
             native: HashMap::new(),
             expert_names: HashMap::new(),
             ignored: arch.ignored.clone(),
+            assumed: arch.assumed.clone(),
             tied_head: arch.common.tied.then_some(head_name),
             by_rows: BTreeSet::new(),
             expansions: Vec::new(),
