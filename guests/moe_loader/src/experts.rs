@@ -4,16 +4,17 @@ use crate::bindings::exports::patchhost::patch::loader_map::{Model, Place, Place
 use crate::name::{ExpertName, beyond_the_layers, parse};
 use std::collections::BTreeMap;
 
-/// Its fused experts are stored `[E, in, out]`; everybody else's as `[E, out, in]`. Only asked where the shape fits both.
+/// Its fused experts are stored `[E, in, out]`; everybody else's as `[E, out, in]`. Only asked where the shape fits both and no
+/// other tensor of the checkpoint settles it: transformers 5 writes these experts as everybody's.
 const STORES_TRANSPOSED: &str = "Qwen3VLMoeForConditionalGeneration";
 
 /// One placement for each checkpoint tensor, in order.
 pub fn resolve(m: &Model, registry: &[Tensor], checkpoint: &[Tensor]) -> Result<Vec<Placement>, String> {
     let shapes: BTreeMap<&str, &[u64]> = registry.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
-    checkpoint.iter().map(|t| place(m, &shapes, t)).collect()
+    checkpoint.iter().map(|t| place(m, &shapes, checkpoint, t)).collect()
 }
 
-fn place(m: &Model, registry: &BTreeMap<&str, &[u64]>, t: &Tensor) -> Result<Placement, String> {
+fn place(m: &Model, registry: &BTreeMap<&str, &[u64]>, checkpoint: &[Tensor], t: &Tensor) -> Result<Placement, String> {
     let Some(name) = parse(&t.name) else {
         return Ok(Placement::Native);
     };
@@ -48,7 +49,7 @@ fn place(m: &Model, registry: &BTreeMap<&str, &[u64]>, t: &Tensor) -> Result<Pla
         ));
     }
     let part = part_of(&name, experts, rows, cols);
-    let transposed = orientation(m, &name, &part, &t.shape).ok_or_else(|| {
+    let fits = orientation(&name, &part, &t.shape).ok_or_else(|| {
         format!(
             "tensor `{}` has shape {}, but its part of `{target}` {} is {}; check that config.json describes the same \
              model as the checkpoint (hidden and expert sizes)",
@@ -58,7 +59,31 @@ fn place(m: &Model, registry: &BTreeMap<&str, &[u64]>, t: &Tensor) -> Result<Pla
             show(&part)
         )
     })?;
+    let transposed = match fits {
+        Fits::Straight => false,
+        Fits::Transposed => true,
+        Fits::Both => settled(registry, checkpoint, &name).unwrap_or(m.architecture == STORES_TRANSPOSED),
+    };
     Ok(Placement::Place(Place { target, slot: name.slot, expert: name.expert, transposed }))
+}
+
+/// How a square tensor of all experts is stored, where another one says it: the other half of its layer, else any other.
+fn settled(registry: &BTreeMap<&str, &[u64]>, checkpoint: &[Tensor], square: &ExpertName<'_>) -> Option<bool> {
+    let mut elsewhere = None;
+    for t in checkpoint {
+        let Some(name) = parse(&t.name).filter(|n| n.expert.is_none() && !n.scale) else { continue };
+        let Some(&[experts, rows, cols]) = registry.get(name.target().as_str()) else { continue };
+        let transposed = match orientation(&name, &part_of(&name, experts, rows, cols), &t.shape) {
+            Some(Fits::Straight) => false,
+            Some(Fits::Transposed) => true,
+            Some(Fits::Both) | None => continue,
+        };
+        if name.prefix == square.prefix {
+            return Some(transposed);
+        }
+        elsewhere.get_or_insert(transposed);
+    }
+    elsewhere
 }
 
 /// The shape that fits: the expert dimension only where the tensor holds all experts, half of w13's rows for w1 and w3.
@@ -70,21 +95,29 @@ fn part_of(name: &ExpertName<'_>, experts: u64, rows: u64, cols: u64) -> Vec<u64
     }
 }
 
+/// Which ways a shape fits.
+enum Fits {
+    Straight,
+    Transposed,
+    /// It is square.
+    Both,
+}
+
 /// Whether the tensor is stored transposed; none if its shape fits neither way. Single projections of single experts
 /// never are: those are plain linear layers, [out, in] everywhere.
-fn orientation(m: &Model, name: &ExpertName<'_>, part: &[u64], shape: &[u64]) -> Option<bool> {
+fn orientation(name: &ExpertName<'_>, part: &[u64], shape: &[u64]) -> Option<Fits> {
     let straight = shape == part;
     let single = name.expert.is_some() && name.slot != Slot::W13;
     if single || name.scale {
-        return straight.then_some(false);
+        return straight.then_some(Fits::Straight);
     }
     let mut turned = part.to_vec();
     let last = turned.len() - 1;
     turned.swap(last - 1, last);
     match (straight, shape == turned) {
-        (true, true) => Some(m.architecture == STORES_TRANSPOSED),
-        (true, false) => Some(false),
-        (false, true) => Some(true),
+        (true, true) => Some(Fits::Both),
+        (true, false) => Some(Fits::Straight),
+        (false, true) => Some(Fits::Transposed),
         (false, false) => None,
     }
 }
@@ -154,6 +187,33 @@ mod tests {
         assert!(!placed(one("Qwen3MoeForCausalLM", 64, "down_proj", &[8, 64, 64])).3);
         assert!(placed(one(STORES_TRANSPOSED, 64, "down_proj", &[8, 64, 64])).3);
         assert!(!placed(one(STORES_TRANSPOSED, 64, "0.down_proj.weight", &[64, 64])).3);
+    }
+
+    /// Eight experts, H 64, I 32: gate and up together are square, down is not.
+    #[test]
+    fn square_ones_by_the_other_half() {
+        let registry = [
+            tensor("model.layers.0.mlp.experts.w13_weight", &[8, 64, 64]),
+            tensor("model.layers.0.mlp.experts.w2_weight", &[8, 64, 32]),
+            tensor("model.layers.1.mlp.experts.w13_weight", &[8, 64, 64]),
+            tensor("model.layers.1.mlp.experts.w2_weight", &[8, 64, 32]),
+        ];
+        let turned = |architecture: &str, checkpoint: &[(&str, [u64; 3])]| -> Vec<bool> {
+            let checkpoint: Vec<Tensor> =
+                checkpoint.iter().map(|(name, shape)| tensor(&format!("model.layers.{name}"), shape)).collect();
+            let places = resolve(&model(architecture), &registry, &checkpoint).expect("it fits");
+            places.into_iter().map(|p| placed(Ok(p)).3).collect()
+        };
+        let (up, straight, transposed) = ([8, 64, 64], [8, 64, 32], [8, 32, 64]);
+        for architecture in ["Qwen3MoeForCausalLM", STORES_TRANSPOSED] {
+            let both =
+                |down| turned(architecture, &[("1.mlp.experts.gate_up_proj", up), ("1.mlp.experts.down_proj", down)]);
+            assert_eq!(both(straight), [false, false], "{architecture}");
+            assert_eq!(both(transposed), [true, true], "{architecture}");
+            // An update without the other half of the layer: another layer's tells.
+            let other = [("0.mlp.experts.down_proj", straight), ("1.mlp.experts.gate_up_proj", up)];
+            assert_eq!(turned(architecture, &other), [false, false], "{architecture}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Refusal, Result, RuntimeError};
+use crate::families::{Default, Field};
 
 /// Largest config.json we read; it is also the bound that patches are promised.
 pub const MAX_CONFIG: usize = 1 << 20;
@@ -17,6 +18,12 @@ pub struct RawConfig {
     architecture: String,
     model_type: String,
     values: Map<String, Value>,
+    /// The whole file, of which `values` may be the part below `text_config`.
+    root: Map<String, Value>,
+    /// The fields that the family reads.
+    fields: &'static [Field],
+    /// Those of them that the file leaves out: they have the family's defaults.
+    assumed: Vec<&'static Field>,
 }
 
 impl RawConfig {
@@ -41,15 +48,66 @@ impl RawConfig {
             Some(Value::Object(inner)) => {
                 let mut merged = root.clone();
                 merged.extend(inner.clone());
-                // The head belongs to the wrapper: its word about tying counts, the text config's is a default.
-                if let Some(tied) = root.get("tie_word_embeddings") {
-                    merged.insert("tie_word_embeddings".to_string(), tied.clone());
-                }
                 merged
             }
-            _ => root,
+            _ => root.clone(),
         };
-        Ok(Self { text: text.to_string(), architecture, model_type, values })
+        Ok(Self { text: text.to_string(), architecture, model_type, values, root, fields: &[], assumed: Vec::new() })
+    }
+
+    /// The same for a family: its fields alone decide. They stand below `text_config` where it is `nested`, may have other names
+    /// (`aliases`: other name, name), and what is left out has the default of `fields`.
+    pub(crate) fn of_family(&self, nested: bool, aliases: &[(&str, &str)], fields: &'static [Field]) -> Result<Self> {
+        let mut values = match (nested, self.root.get("text_config")) {
+            (false, _) => self.root.clone(),
+            (true, Some(Value::Object(inner))) => inner.clone(),
+            (true, _) => {
+                return Err(refuse("config.json", "`text_config`, which describes the text model, is missing".into()));
+            }
+        };
+        for (alias, name) in aliases {
+            let Some(value) = values.get(*alias).filter(|v| !v.is_null()).cloned() else { continue };
+            match values.get(*name).filter(|v| !v.is_null()) {
+                Some(other) if *other != value => {
+                    let why = format!("`{alias}` is {value} and `{name}` is {other}, which are two names of one field");
+                    return Err(refuse("config.json", why));
+                }
+                _ => values.insert((*name).to_string(), value),
+            };
+        }
+        let mut assumed = Vec::new();
+        for field in fields {
+            let absent = match values.get(field.name) {
+                None => true,
+                Some(value) => value.is_null() && !field.nullable,
+            };
+            if absent {
+                values.insert(field.name.to_string(), field.value());
+                assumed.push(field);
+            }
+        }
+        Ok(Self { values, fields, assumed, ..self.clone() })
+    }
+
+    /// Sizes of tensors that the file leaves out, with the defaults that stand for them: "`head_dim` (128)".
+    pub(crate) fn assumed_shapes(&self) -> Vec<String> {
+        let shapes = self.assumed.iter().filter(|f| matches!(f.default, Default::Shape(_)));
+        shapes.map(|f| format!("`{}` ({})", f.name, f.value())).collect()
+    }
+
+    /// A value that the file itself gives.
+    pub(crate) fn given(&self, key: &str) -> Option<&Value> {
+        self.get(key).filter(|_| !self.assumed.iter().any(|f| f.name == key))
+    }
+
+    /// Whether the family has a field.
+    pub(crate) fn reads(&self, key: &str) -> bool {
+        self.fields.iter().any(|f| f.name == key)
+    }
+
+    /// A value beside `text_config`, where the text model is nested.
+    pub(crate) fn wrapper(&self, key: &str) -> Option<&Value> {
+        self.root.get(key).filter(|v| !v.is_null())
     }
 
     /// The text as read.
@@ -72,19 +130,14 @@ impl RawConfig {
         self.values.get(key).filter(|v| !v.is_null())
     }
 
-    /// A required size of at least 1, under any of several names.
-    pub fn size(&self, keys: &[&str]) -> Result<usize> {
-        match self.size_opt(keys)? {
-            Some(n) => Ok(n),
-            None => Err(refuse("config.json", format!("`{}` is missing", keys.join("` or `")))),
-        }
+    /// A required size of at least 1.
+    pub fn size(&self, key: &str) -> Result<usize> {
+        self.size_opt(key)?.ok_or_else(|| self.missing(key))
     }
 
     /// An optional size of at least 1.
-    pub fn size_opt(&self, keys: &[&str]) -> Result<Option<usize>> {
-        let Some((key, value)) = keys.iter().find_map(|k| self.get(k).map(|v| (*k, v))) else {
-            return Ok(None);
-        };
+    pub fn size_opt(&self, key: &str) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64() {
             Some(n) if (1..=MAX_SIZE).contains(&n) => Ok(Some(n as usize)),
             _ => Err(refuse(
@@ -94,21 +147,40 @@ impl RawConfig {
         }
     }
 
-    /// An optional finite number.
-    pub fn number(&self, key: &str) -> Result<Option<f64>> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(v) => number(key, v).map(Some),
-        }
+    /// A required finite number.
+    pub fn number(&self, key: &str) -> Result<f64> {
+        self.number_opt(key)?.ok_or_else(|| self.missing(key))
     }
 
-    /// An optional flag.
-    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        match self.get(key) {
-            None => Ok(default),
+    /// An optional finite number.
+    pub fn number_opt(&self, key: &str) -> Result<Option<f64>> {
+        self.get(key).map(|v| number(key, v)).transpose()
+    }
+
+    /// A required flag; `null` where that is a value of its own is false.
+    pub fn flag(&self, key: &str) -> Result<bool> {
+        match self.values.get(key) {
+            None => Err(self.missing(key)),
+            Some(Value::Null) => Ok(false),
             Some(Value::Bool(b)) => Ok(*b),
             Some(other) => Err(refuse("config.json", format!("`{key}` is {other}; it must be true or false"))),
         }
+    }
+
+    /// An optional word.
+    pub fn word(&self, key: &str) -> Result<Option<&str>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let bad = || refuse("config.json", format!("`{key}` is {value}; it must be a text"));
+        value.as_str().map(Some).ok_or_else(bad)
+    }
+
+    fn missing(&self, key: &str) -> RuntimeError {
+        let how = if self.values.contains_key(key) && !self.assumed.iter().any(|f| f.name == key) {
+            "null"
+        } else {
+            "missing"
+        };
+        refuse("config.json", format!("`{key}` is {how}, and this family has no default for it"))
     }
 
     /// An optional list of texts, such as `layer_types`.
@@ -127,7 +199,7 @@ impl RawConfig {
 
     /// Refuses an activation other than SiLU.
     pub fn require_silu(&self) -> Result<()> {
-        match self.get("hidden_act").and_then(Value::as_str) {
+        match self.word("hidden_act")? {
             None | Some("silu" | "swish") => Ok(()),
             Some(other) => Err(refuse("config.json", format!("`hidden_act` is `{other}`; only `silu` is supported"))),
         }
@@ -158,7 +230,7 @@ mod tests {
     #[test]
     fn nonsense_is_refused_with_the_field() {
         let zero = RawConfig::parse(r#"{"model_type":"llama","hidden_size":0}"#).unwrap();
-        assert!(zero.size(&["hidden_size"]).unwrap_err().to_string().contains("`hidden_size` is 0"));
+        assert!(zero.size("hidden_size").unwrap_err().to_string().contains("`hidden_size` is 0"));
         for bad in ["", "[]", "{}", "{\"model_type\":", "null"] {
             assert!(RawConfig::parse(bad).is_err(), "{bad}");
         }
@@ -167,6 +239,6 @@ mod tests {
     #[test]
     fn text_config_wins_over_the_wrapper() {
         let nested = r#"{"architectures":["X"],"hidden_size":1,"text_config":{"hidden_size":64}}"#;
-        assert_eq!(RawConfig::parse(nested).unwrap().size(&["hidden_size"]).unwrap(), 64);
+        assert_eq!(RawConfig::parse(nested).unwrap().size("hidden_size").unwrap(), 64);
     }
 }

@@ -10,6 +10,7 @@
 mod attention;
 mod clock;
 mod delta;
+mod exact;
 mod experts;
 mod latent;
 mod linear;
@@ -78,6 +79,8 @@ pub(crate) struct Pass<'a, 'c> {
     batch: &'a mut [Sequence<'c>],
     /// Index of the layer.
     layer: usize,
+    /// Products are summed in f64.
+    exact: bool,
     clock: &'a Clock,
 }
 
@@ -166,11 +169,30 @@ impl Model {
         rows: Rows,
         logits: &mut Logits,
     ) -> Result<()> {
+        self.pass(weights, batch, rows, logits, false)
+    }
+
+    /// [`Model::forward`] with the products summed in f64 instead of f32, much slower. How far the two are apart is what no
+    /// difference between engines can be told from. The sums of attention and the absorbed matrices of latent attention stay f32.
+    pub fn forward_exact(&self, weights: &WeightSet, batch: &mut [Sequence<'_>], rows: Rows) -> Result<Logits> {
+        let mut logits = Logits::default();
+        self.pass(weights, batch, rows, &mut logits, true)?;
+        Ok(logits)
+    }
+
+    fn pass(
+        &self,
+        weights: &WeightSet,
+        batch: &mut [Sequence<'_>],
+        rows: Rows,
+        logits: &mut Logits,
+        exact: bool,
+    ) -> Result<()> {
         self.check(weights, batch)?;
         let mut work = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         let clock = Clock::new(self.profile().is_some());
         let undo = Undo(batch);
-        let pass = Pass { weights, team: self.team, batch: &mut *undo.0, layer: 0, clock: &clock };
+        let pass = Pass { weights, team: self.team, batch: &mut *undo.0, layer: 0, exact, clock: &clock };
         let result = self.run(pass, rows, &mut work, logits);
         if let Some(profile) = &mut *self.profile() {
             profile.add(&clock);

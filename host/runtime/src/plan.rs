@@ -6,7 +6,7 @@ use regex::Regex;
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::copies;
 use crate::error::{Refusal, Result, RuntimeError};
-use crate::hooks::{LoaderMap, Placement, Role, Slot, TensorInfo};
+use crate::hooks::{HookError, LoaderMap, Placement, Role, Slot, TensorInfo};
 use crate::refit::Setup;
 use crate::registry::{ParamId, Registry, Spare};
 use crate::words::nearest;
@@ -100,6 +100,10 @@ impl AllowUnknown {
 impl Plan {
     /// Asks the loader map, fills in the host's own, checks coverage, and compares what is not loaded with what it says again.
     pub fn new(setup: &Setup<'_>, checkpoint: &Checkpoint, loader: Option<&dyn LoaderMap>) -> Result<Self> {
+        Self::placed(setup, checkpoint, loader).map_err(|e| with_assumed(setup.registry.assumed(), e))
+    }
+
+    fn placed(setup: &Setup<'_>, checkpoint: &Checkpoint, loader: Option<&dyn LoaderMap>) -> Result<Self> {
         let Setup { registry, model, .. } = *setup;
         let infos: Vec<TensorInfo> = checkpoint.tensors().map(|t| checkpoint_info(registry, t)).collect();
         let placements = match loader {
@@ -138,6 +142,19 @@ impl Plan {
         let notes = copies::check(setup, checkpoint, &mut actions)?;
         Ok(Self { actions, not_local, notes })
     }
+}
+
+/// Where a checkpoint does not fit, sizes that config.json leaves out are the first thing to look at.
+fn with_assumed(assumed: &[String], mut error: RuntimeError) -> RuntimeError {
+    if let (RuntimeError::Refit(Refusal { why, .. }) | RuntimeError::Hook(HookError { why, .. }), false) =
+        (&mut error, assumed.is_empty())
+    {
+        why.push_str(&format!(
+            "; config.json leaves out {}, and the family's default stands for it",
+            assumed.join(", ")
+        ));
+    }
+    error
 }
 
 /// A checkpoint tensor as patches see it: the role is the registry's where the name is known to it.

@@ -122,6 +122,8 @@ pub struct Registry {
     tied_head: Option<(String, ParamId)>,
     /// Rotary frequencies as config.json gives them: before and after they are stretched.
     frequencies: [Vec<f32>; 2],
+    /// Sizes that config.json leaves out (see [`Arch::assumed`]).
+    assumed: Vec<String>,
     /// Matrices that are read by rows and never multiplied.
     by_rows: BTreeSet<ParamId>,
     /// The `kv_b_proj` of latent layers, from which published weights derive what is multiplied.
@@ -152,6 +154,11 @@ impl Registry {
     /// The `kv_b_proj` of latent layers.
     pub(crate) fn expansions(&self) -> &[(ParamId, Expansion)] {
         &self.expansions
+    }
+
+    /// Sizes that config.json leaves out, with the defaults that stand for them.
+    pub(crate) fn assumed(&self) -> &[String] {
+        &self.assumed
     }
 
     /// Where the host's own loader puts a checkpoint tensor.

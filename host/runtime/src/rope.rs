@@ -67,35 +67,27 @@ pub enum RopeScaling {
 }
 
 impl RopeConfig {
-    /// Reads `rope_theta` + `rope_scaling`, or transformers 5's `rope_parameters`.
+    /// Reads `rope_theta` beside `rope_scaling`, or transformers 5's `rope_parameters`. Each value may stand in several places, also
+    /// below the name of a layer type; where two places disagree, readers do too, and it is refused.
     pub fn read(config: &RawConfig, max_positions: usize) -> Result<Self> {
-        let params = config.get("rope_parameters").and_then(Value::as_object);
-        let scaling = config.get("rope_scaling").and_then(Value::as_object).or(params);
-        let theta = match params.and_then(|p| p.get("rope_theta")) {
-            Some(v) => number("rope_parameters.rope_theta", v)?,
-            None => config.number("rope_theta")?.unwrap_or(10_000.0),
-        };
-        if theta.is_nan() || theta < 1.0 {
-            return Err(refuse("config.json", format!("`rope_theta` is {theta}; it must be at least 1")));
+        let mut found: Option<(String, Self)> = None;
+        for key in ["rope_scaling", "rope_parameters"] {
+            for (place, fields) in objects(config, key)? {
+                let rope = Fields { place: &place, fields: &fields, config, max_positions }.rope()?;
+                match &found {
+                    Some((first, other)) if *other != rope => {
+                        let why =
+                            format!("`{first}` and `{place}` mean different rotary embeddings; one of them must go");
+                        return Err(refuse("config.json", why));
+                    }
+                    _ => found = Some((place, rope)),
+                }
+            }
         }
-        let partial = match params.and_then(|p| p.get("partial_rotary_factor")) {
-            Some(v) => Some(number("rope_parameters.partial_rotary_factor", v)?),
-            None => config.number("partial_rotary_factor")?,
-        };
-        let partial = partial.unwrap_or(1.0);
-        if !(partial > 0.0 && partial <= 1.0) {
-            return Err(refuse(
-                "config.json",
-                format!("`partial_rotary_factor` is {partial}; it must be above 0 and at most 1"),
-            ));
+        match found {
+            Some((_, rope)) => Ok(rope),
+            None => Fields { place: "rope_parameters", fields: &Map::new(), config, max_positions }.rope(),
         }
-        let kind = scaling.and_then(|s| s.get("rope_type").or(s.get("type"))).and_then(Value::as_str);
-        let scaling = match (kind, scaling) {
-            // `mrope` gives images three positions; text has one, and then it is the plain embedding.
-            (None | Some("default" | "mrope"), _) | (_, None) => RopeScaling::None,
-            (Some(kind), Some(fields)) => Fields { fields, max_positions }.scaling(kind)?,
-        };
-        Ok(Self { theta, partial, scaling })
     }
 
     /// Dimensions of a head of `head_dim` that are rotated.
@@ -179,14 +171,88 @@ fn mscale(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
+/// Layer types that rotate, below whose names `rope_parameters` may be nested.
+const LAYER_TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
+
+/// The objects that a field holds: itself, or one for each layer type that it names, completed by what stands beside them.
+fn objects(config: &RawConfig, key: &str) -> Result<Vec<(String, Map<String, Value>)>> {
+    let bad = |place: &str, value: &Value| refuse("config.json", format!("`{place}` is {value}; it must be an object"));
+    let Some(value) = config.get(key) else { return Ok(Vec::new()) };
+    let all = value.as_object().ok_or_else(|| bad(key, value))?;
+    let beside: Map<String, Value> =
+        all.iter().filter(|(k, _)| !k.ends_with("_attention")).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let mut out = Vec::new();
+    for kind in LAYER_TYPES {
+        let Some(value) = all.get(kind).filter(|v| !v.is_null()) else { continue };
+        let place = format!("{key}.{kind}");
+        let mut fields = beside.clone();
+        fields.extend(value.as_object().ok_or_else(|| bad(&place, value))?.clone());
+        out.push((place, fields));
+    }
+    if out.is_empty() && !beside.is_empty() {
+        out.push((key.to_string(), beside));
+    }
+    Ok(out)
+}
+
 struct Fields<'a> {
+    /// Where they stand, for messages.
+    place: &'a str,
     fields: &'a Map<String, Value>,
+    config: &'a RawConfig,
     max_positions: usize,
 }
 
 impl Fields<'_> {
+    fn rope(&self) -> Result<RopeConfig> {
+        let theta = self.or_beside("rope_theta")?;
+        let theta = theta.ok_or_else(|| refuse("config.json", "`rope_theta` is missing".to_string()))?;
+        if theta.is_nan() || theta < 1.0 {
+            return Err(refuse("config.json", format!("`rope_theta` is {theta}; it must be at least 1")));
+        }
+        let word = |key: &str| self.fields.get(key).filter(|v| !v.is_null());
+        let kind = match word("rope_type").or_else(|| word("type")) {
+            None => None,
+            Some(Value::String(kind)) => Some(kind.as_str()),
+            Some(other) => {
+                return Err(refuse("config.json", format!("`{}.rope_type` is {other}; it must be a text", self.place)));
+            }
+        };
+        let scaling = match kind {
+            // `mrope` gives images three positions; text has one, and then it is the plain embedding.
+            None | Some("default" | "mrope") => RopeScaling::None,
+            Some(kind) => self.scaling(kind)?,
+        };
+        let partial = self.or_beside("partial_rotary_factor")?.unwrap_or(1.0);
+        let refused = |why: &str| Err(refuse("config.json", format!("`partial_rotary_factor` is {partial}; {why}")));
+        // A family without this field rotates whole heads, as its transformers class does, which cannot run it beside scaling.
+        let partial = match (self.config.reads("partial_rotary_factor"), &scaling) {
+            (true, _) if partial > 0.0 && partial <= 1.0 => partial,
+            (true, _) => return refused("it must be above 0 and at most 1"),
+            (false, RopeScaling::None) => 1.0,
+            (false, _) if partial == 1.0 => 1.0,
+            (false, _) => return refused("this family does not have it beside rope scaling"),
+        };
+        Ok(RopeConfig { theta, partial, scaling })
+    }
+
+    /// A number that may also stand beside the object, or has a default.
+    fn or_beside(&self, key: &str) -> Result<Option<f64>> {
+        let (within, beside) = (self.optional(key)?, self.config.number_opt(key)?);
+        match (within, beside) {
+            (Some(a), Some(b)) if a != b && self.config.given(key).is_some() => Err(refuse(
+                "config.json",
+                format!(
+                    "`{key}` is {b}, and {a} in `{}`; readers of config.json take either, so one must go",
+                    self.place
+                ),
+            )),
+            _ => Ok(within.or(beside)),
+        }
+    }
+
     fn optional(&self, key: &str) -> Result<Option<f64>> {
-        self.fields.get(key).filter(|v| !v.is_null()).map(|v| number(key, v)).transpose()
+        self.fields.get(key).filter(|v| !v.is_null()).map(|v| number(&format!("{}.{key}", self.place), v)).transpose()
     }
 
     fn required(&self, key: &str) -> Result<f64> {
@@ -201,7 +267,7 @@ impl Fields<'_> {
     }
 
     fn scaling(&self, kind: &str) -> Result<RopeScaling> {
-        let original = self.optional("original_max_position_embeddings")?.unwrap_or(self.max_positions as f64);
+        let original = self.or_beside("original_max_position_embeddings")?.unwrap_or(self.max_positions as f64);
         let original = self.positive("original_max_position_embeddings", original)?;
         let factor = || self.positive("factor", self.required("factor")?);
         Ok(match kind {
@@ -214,10 +280,10 @@ impl Fields<'_> {
                 original,
             },
             "yarn" => {
-                // Without `factor`, it is the ratio of the two lengths.
-                let factor = match self.optional("factor")? {
-                    Some(f) => self.positive("factor", f)?,
-                    None => self.max_positions as f64 / original,
+                // Where `factor` is null, it is the ratio of the two lengths.
+                let factor = match self.fields.get("factor") {
+                    Some(Value::Null) => self.max_positions as f64 / original,
+                    _ => self.positive("factor", self.required("factor")?)?,
                 };
                 let (plain, all_dim) = (self.optional("mscale")?, self.optional("mscale_all_dim")?);
                 let attention_factor = match (self.optional("attention_factor")?, plain, all_dim) {
@@ -254,23 +320,49 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn read_as(family: &str, text: &str) -> Result<RopeConfig> {
+        let fields = crate::families::FAMILIES.iter().find(|f| f.model_type == family).unwrap().fields;
+        let raw = RawConfig::parse(&format!(r#"{{"model_type":"{family}",{text}}}"#)).unwrap();
+        RopeConfig::read(&raw.of_family(false, &[], fields)?, 64)
+    }
+
     fn read(text: &str) -> Result<RopeConfig> {
-        RopeConfig::read(&RawConfig::parse(text).unwrap(), 64)
+        read_as("llama", text)
     }
 
     #[test]
     fn reads_both_generations() {
-        let old = read(r#"{"model_type":"llama","rope_theta":5e5,"rope_scaling":{"type":"linear","factor":2}}"#);
+        let old = read(r#""rope_theta":5e5,"rope_scaling":{"type":"linear","factor":2}"#);
         let linear = RopeConfig { theta: 5e5, partial: 1.0, scaling: RopeScaling::Linear { factor: 2.0 } };
         assert_eq!(old.unwrap(), linear);
-        let new = r#"{"model_type":"llama","rope_parameters":{"rope_theta":1e6,"rope_type":"default","partial_rotary_factor":0.25}}"#;
-        assert_eq!(read(new).unwrap(), RopeConfig { theta: 1e6, partial: 0.25, scaling: RopeScaling::None });
+        let new = r#""rope_parameters":{"rope_theta":1e6,"rope_type":"default","partial_rotary_factor":0.5}"#;
+        let plain = |partial| RopeConfig { theta: 1e6, partial, scaling: RopeScaling::None };
+        assert_eq!(read_as("qwen3_next", new).unwrap(), plain(0.5));
+        assert_eq!(read(new).unwrap(), plain(1.0), "Llama rotates whole heads");
+    }
+
+    #[test]
+    fn a_value_may_stand_anywhere_and_must_be_one() {
+        let theta = |text: &str| read(text).unwrap().theta;
+        assert_eq!(theta(r#""rope_theta":1e6,"rope_scaling":null"#), 1e6);
+        assert_eq!(theta(r#""rope_scaling":{"rope_theta":1e6}"#), 1e6);
+        assert_eq!(theta(r#""rope_theta":1e6,"rope_scaling":{},"rope_parameters":{"rope_theta":1000000}"#), 1e6);
+        assert_eq!(theta(r#""rope_parameters":{"full_attention":{"rope_type":"default","rope_theta":1e6}}"#), 1e6);
+        assert_eq!(theta(r#""rope_theta":1e6,"rope_parameters":{"sliding_attention":{},"full_attention":null}"#), 1e6);
+        for disagree in [
+            r#""rope_theta":1e4,"rope_parameters":{"rope_theta":1e6}"#,
+            r#""rope_theta":1e4,"rope_parameters":{"full_attention":{"rope_theta":1e6}}"#,
+            r#""rope_scaling":{"type":"linear","factor":2},"rope_parameters":{"rope_theta":1e6}"#,
+            r#""rope_parameters":{"full_attention":{"rope_theta":1e6},"sliding_attention":{"rope_theta":1e4}}"#,
+            r#""original_max_position_embeddings":8,"rope_scaling":{"type":"yarn","factor":2,"original_max_position_embeddings":9}"#,
+        ] {
+            assert!(read(disagree).unwrap_err().to_string().contains("one "), "{disagree}");
+        }
     }
 
     #[test]
     fn dynamic_scaling_is_plain_up_to_the_original_length() {
-        let dynamic =
-            read(r#"{"model_type":"llama","rope_scaling":{"type":"dynamic","factor":4},"rope_theta":1e4}"#).unwrap();
+        let dynamic = read(r#""rope_scaling":{"type":"dynamic","factor":4},"rope_theta":1e4"#).unwrap();
         let plain = RopeConfig { scaling: RopeScaling::None, ..dynamic.clone() };
         assert_eq!(dynamic.inv_freq(16, 64), plain.inv_freq(16, 64));
         assert!(dynamic.inv_freq(16, 65)[7] < plain.inv_freq(16, 65)[7]);
@@ -279,13 +371,21 @@ mod tests {
     #[test]
     fn nonsense_is_refused_with_the_field() {
         for (bad, field) in [
-            (r#"{"model_type":"llama","rope_scaling":{"rope_type":"longrope"}}"#, "longrope"),
-            (r#"{"model_type":"llama","rope_scaling":{"rope_type":"linear"}}"#, "`factor`"),
-            (r#"{"model_type":"llama","rope_scaling":{"rope_type":"yarn","factor":-1}}"#, "`factor` is -1"),
-            (r#"{"model_type":"llama","partial_rotary_factor":1.5}"#, "partial_rotary_factor"),
-            (r#"{"model_type":"llama","rope_theta":0}"#, "rope_theta"),
+            (r#""rope_scaling":{"rope_type":"longrope"}"#, "longrope"),
+            (r#""rope_scaling":{"rope_type":"linear"}"#, "`factor`"),
+            (r#""rope_scaling":{"rope_type":"yarn"}"#, "`factor`"),
+            (r#""rope_scaling":{"rope_type":"yarn","factor":-1}"#, "`factor` is -1"),
+            (
+                r#""rope_scaling":{"rope_type":"linear","factor":2,"partial_rotary_factor":0.5}"#,
+                "partial_rotary_factor",
+            ),
+            (r#""rope_scaling":{"rope_type":8}"#, "rope_type"),
+            (r#""rope_scaling":"linear""#, "rope_scaling"),
+            (r#""rope_parameters":{"full_attention":7}"#, "full_attention"),
+            (r#""rope_theta":0"#, "rope_theta"),
         ] {
             assert!(read(bad).unwrap_err().to_string().contains(field), "{bad}");
         }
+        assert!(read_as("qwen3_next", r#""partial_rotary_factor":1.5"#).unwrap_err().to_string().contains("is 1.5"));
     }
 }

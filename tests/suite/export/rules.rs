@@ -19,8 +19,13 @@ fn partial_blocks_stay_unless_allowed_and_never_for_transformers() {
     assert_eq!(tensors(&out)[name].1, Dtype::F8_E4M3);
     let no = export(Some(&model), &tmp.path().join("no"), "transformers", &["--allow-partial-blocks"]);
     insta::assert_snapshot!(no.refused(2, tmp.path()));
-    // Nothing to quantize is said, and is a model all the same: every linear module is listed.
-    let none = export(Some(&model), &tmp.path().join("none"), "transformers", &[]).good();
+    // Nothing to quantize is refused, and nothing is written; where it is asked for, it is a model all the same: every linear
+    // module is listed.
+    let to = tmp.path().join("none");
+    let refused = export(Some(&model), &to, "transformers", &[]).refused(1, tmp.path());
+    assert!(refused.contains("no tensor becomes FP8") && refused.contains("--allow-unquantized"), "{refused}");
+    assert!(!to.exists() && std::fs::read_dir(tmp.path()).unwrap().count() == 1, "only `out` is there");
+    let none = export(Some(&model), &to, "transformers", &["--allow-unquantized"]).good();
     assert!(none.stderr.contains("no tensor becomes FP8"), "{}", none.stderr);
     let listed = config(&tmp.path().join("none"))["quantization_config"]["modules_to_not_convert"].clone();
     assert!(listed.as_array().unwrap().contains(&"model.layers.1.self_attn.q_proj".into()), "{listed}");

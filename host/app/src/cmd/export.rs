@@ -37,6 +37,9 @@ pub struct Args {
     /// Tensor-parallel sizes at which vLLM must be able to load the export, for example 1,2,4,8
     #[arg(long, value_name = "N,N,…")]
     check_tp: Option<String>,
+    /// Write the export even if no tensor becomes FP8
+    #[arg(long)]
+    allow_unquantized: bool,
     /// Most bytes of weights in one file
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
     max_shard_size: u64,
@@ -175,6 +178,9 @@ pub fn run(mut args: Args, call: &Call) -> Result {
     let info = model.engine.info();
     let patches = Patches::load(Load::new(&args.patches, &info.architecture))?;
     let (plan, quant) = args.reader.plan(&model, &patches, "export")?;
+    if !args.allow_unquantized {
+        plan.require_quantized()?;
+    }
     let table = match &sizes {
         Some(sizes) => {
             let rows = tensor_parallel::check(&plan, &info.config, sizes)?;

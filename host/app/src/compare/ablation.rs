@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::Engine;
 use patchhost_runtime::hooks::{Decision, LoaderMap};
@@ -17,7 +18,7 @@ pub use super::logprobs::Distance;
 
 use super::class::{Class, layer_of};
 use super::error::Result;
-use super::logprobs::{Sequences, Sums, logits};
+use super::logprobs::{Sequences, Sums, logits, logits_exact};
 use super::subset::{Only, Subset};
 use super::units::Unit;
 
@@ -49,6 +50,10 @@ pub struct Candidate {
     pub sum_of_classes: f64,
     /// The same over layers.
     pub sum_of_layers: Option<f64>,
+    /// Where activations are quantized: the distance of the very same weights from themselves when products are summed in f64
+    /// instead of f32. A rounding that falls the other way is a whole step of e4m3 in the next layer, so distances below this one
+    /// say nothing.
+    pub noise_floor: Option<Distance>,
 }
 
 /// The whole answer.
@@ -99,7 +104,7 @@ impl<'a> Runs<'a> {
     /// How many models a candidate costs.
     pub fn steps(units: &[Unit], decisions: &[Decision], per_layer: bool) -> usize {
         let layers = if per_layer { layers(units, decisions).len() } else { 0 };
-        classes(units, decisions).len() + layers + 1
+        classes(units, decisions).len() + layers + 2
     }
 
     /// One side: every class alone, every layer alone if asked for, and all together, whose weights are given back.
@@ -114,6 +119,11 @@ impl<'a> Runs<'a> {
     ) -> Result<(Candidate, WeightSet)> {
         let (all, weights) = self.staged(hooks)?;
         step("all");
+        let noise_floor = match hooks.activation {
+            ActivationMode::None => None,
+            ActivationMode::Dynamic128 => Some(self.noise_floor(&weights)?),
+        };
+        step("noise floor");
         let only = |subset: Subset, tensors: usize| -> Result<Effect> {
             let quant = hooks.quant.clone().map(|inner| Arc::new(Only { inner, subset }) as _);
             let (distance, _) = self.staged(&RefitHooks { quant, ..hooks.clone() })?;
@@ -136,6 +146,7 @@ impl<'a> Runs<'a> {
             sum_of_layers: per_layer.then(|| sum(&by_layer)),
             classes: by_class,
             layers: by_layer,
+            noise_floor,
         };
         Ok((candidate, weights))
     }
@@ -146,6 +157,16 @@ impl<'a> Runs<'a> {
         for ids in self.sequences {
             let (r, c) = (logits(self.engine.model(), reference, ids)?, logits(self.engine.model(), candidate, ids)?);
             sums.take(ids, &r, &c, self.engine.model().vocab());
+        }
+        Ok(sums.finish())
+    }
+
+    /// The distance of weights from themselves, their products summed in f64.
+    fn noise_floor(&self, weights: &WeightSet) -> Result<Distance> {
+        let model = self.engine.model();
+        let mut sums = Sums::default();
+        for ids in self.sequences {
+            sums.take(ids, &logits(model, weights, ids)?, &logits_exact(model, weights, ids)?, model.vocab());
         }
         Ok(sums.finish())
     }

@@ -88,6 +88,13 @@ pub(super) fn logits(model: &Model, weights: &WeightSet, ids: &[u32]) -> Result<
     Ok(out.into_values())
 }
 
+/// The same with every product summed in f64.
+pub(super) fn logits_exact(model: &Model, weights: &WeightSet, ids: &[u32]) -> Result<Vec<f32>> {
+    let mut cache = model.new_cache();
+    let out = model.forward_exact(weights, &mut [Sequence { tokens: ids, cache: &mut cache }], Rows::All)?;
+    Ok(out.into_values())
+}
+
 /// The log-prob of each token but the first, given those before it.
 fn next_log_probs(ids: &[u32], logits: &[f32], vocab: usize) -> Vec<f64> {
     let rows = logits.par_chunks_exact(vocab).zip(ids.par_iter().skip(1));

@@ -184,12 +184,15 @@ fn effects(ablation: &Ablation) -> Vec<Table> {
         }
         classes.push(sum_row(side, "sum of the classes", candidate.sum_of_classes));
         classes.push(distance_row("all together".into(), side, "-".into(), &candidate.all, "-".into()));
+        if let Some(noise) = &candidate.noise_floor {
+            classes.push(distance_row("noise floor".into(), side, "-".into(), noise, "-".into()));
+        }
         if let Some(sum) = candidate.sum_of_layers {
             layers.push(sum_row(side, "sum of the layers", sum));
             layers.push(distance_row("all together".into(), side, "-".into(), &candidate.all, "-".into()));
         }
     }
-    let notes = vec![
+    let mut notes = vec![
         format!(
             "KL(unquantized || quantized) over the whole vocabulary in nats, over {} positions of {}; k3_kl and kl over \
              the {} next tokens",
@@ -203,6 +206,9 @@ fn effects(ablation: &Ablation) -> Vec<Table> {
         ),
         "the sum differs from all together as far as classes amplify or cancel each other".to_string(),
     ];
+    if let Some(note) = noise_note(ablation) {
+        notes.push(note);
+    }
     let mut out = vec![Table {
         title: "What quantizing only one class does".to_string(),
         head: head.clone(),
@@ -225,6 +231,25 @@ fn effects(ablation: &Ablation) -> Vec<Table> {
         });
     }
     out
+}
+
+/// What the noise floor is, and how much of what stands above it may be noise.
+fn noise_note(ablation: &Ablation) -> Option<String> {
+    let sides = [("A", Some(&ablation.a)), ("B", ablation.b.as_ref())];
+    let floors = sides.iter().filter_map(|(side, c)| {
+        let candidate = (*c)?;
+        let noise = candidate.noise_floor.as_ref()?.kl_vocab;
+        let share = percent((candidate.all.kl_vocab > 0.0).then(|| noise / candidate.all.kl_vocab));
+        Some(format!("KL {} ({share} of all together) for {side}", number(noise)))
+    });
+    let floors: Vec<String> = floors.collect();
+    (!floors.is_empty()).then(|| {
+        format!(
+            "noise floor: {}: the same weights against themselves, products summed in f64 instead of f32. Quantized activations \
+             turn such a difference into steps of e4m3, so a KL of this size says nothing about weights",
+            floors.join(", ")
+        )
+    })
 }
 
 fn sum_row(side: &str, name: &str, sum: f64) -> Vec<String> {

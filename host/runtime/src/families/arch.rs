@@ -221,6 +221,8 @@ pub struct Arch {
     pub mlps: Vec<Mlp>,
     /// What checkpoints carry beyond the text model.
     pub ignored: Vec<Ignored>,
+    /// Sizes of tensors that config.json leaves out, with the family's defaults: "`head_dim` (128)".
+    pub assumed: Vec<String>,
 }
 
 impl Arch {
@@ -231,8 +233,8 @@ impl Arch {
 
     /// A model of these layers, with the usual names.
     pub(super) fn new(common: Common, mixers: Vec<Mixer>, mlps: Vec<Mlp>) -> Self {
-        let (names, ignored) = (Names::default(), Vec::new());
-        Self { architecture: "", model_type: "", names, common, mixers, mlps, ignored }
+        let (names, ignored, assumed) = (Names::default(), Vec::new(), Vec::new());
+        Self { architecture: "", model_type: "", names, common, mixers, mlps, ignored, assumed }
     }
 
     /// The same with tensors of `prefix` ignored.

@@ -1,6 +1,6 @@
 //! Routed experts: one product per chosen expert over the tokens that chose it, all in one call.
 
-use patchhost_kernels::linear::{Product, multiply};
+use patchhost_kernels::linear::Product;
 use patchhost_kernels::rows::{combine, swiglu};
 
 use super::route::route;
@@ -119,6 +119,6 @@ fn products_of(
         products.push(Product { x, x_fp8, m, parts, bias: None, out: mine, ldo: n });
         place += m;
     }
-    multiply(pass.team, &mut products);
+    pass.multiply(&mut products);
     *kept = Product::recycle(products);
 }

@@ -1,6 +1,6 @@
 //! Products with runtime tensors: quantized activations for FP8, and adapters.
 
-use patchhost_kernels::linear::{Product, multiply};
+use patchhost_kernels::linear::Product;
 
 use super::work::Owner;
 use super::{Op, Pass};
@@ -48,7 +48,7 @@ pub(super) fn linear(
     let x_fp8 = pass.quantize(parts, x, m, quantized)?;
     pass.clock.lap(Op::Quantize);
     let bias = bias.map(|b| pass.weights.vector(b));
-    multiply(pass.team, &mut [Product { x, x_fp8, m, parts, bias, out, ldo: n }]);
+    pass.multiply(&mut [Product { x, x_fp8, m, parts, bias, out, ldo: n }]);
     let k = x.len() / m.max(1);
     for (row, owner) in owners.iter().enumerate() {
         let Some(adapter) = pass.adapter(owner) else { continue };

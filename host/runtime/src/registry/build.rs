@@ -25,6 +25,7 @@ pub(super) fn build(arch: &Arch) -> (Registry, ModelParams) {
             ignored: arch.ignored.clone(),
             tied_head: None,
             frequencies,
+            assumed: arch.assumed.clone(),
             by_rows: BTreeSet::new(),
             expansions: Vec::new(),
         },

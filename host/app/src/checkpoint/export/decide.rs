@@ -169,6 +169,23 @@ impl Plan {
         let ue8m0 = quantized > 0 && pow2 == quantized;
         Ok(Self { consumer, entries, block: block.unwrap_or([128, 128]), ue8m0, warnings })
     }
+
+    /// Refuses a plan by which nothing becomes FP8.
+    pub fn require_quantized(&self) -> Result<()> {
+        if self.entries.iter().any(Entry::is_quantized) {
+            return Ok(());
+        }
+        let kept = |e: &'_ Entry| match &e.fate {
+            Fate::Keep(reason) if e.output.shape.len() > 1 && !never(e.output.role) => Some(reason.clone()),
+            _ => None,
+        };
+        let example = self.entries.iter().find_map(|e| Some(format!("; `{}`: {}", e.output.name, kept(e)?)));
+        Err(refused(
+            format!("an FP8 export for {}", self.consumer),
+            format!("no tensor becomes FP8, all {} are kept{}", self.entries.len(), example.unwrap_or_default()),
+            "look at `patchhost explain --for`, which says why for each tensor, or say --allow-unquantized to write it all the same",
+        ))
+    }
 }
 
 /// The patch's decisions; the patch is not asked about what cannot be quantized anyway.
@@ -212,13 +229,15 @@ fn chosen(consumer: &Consumer, output: &Output, scheme: Scheme) -> Result<Fate> 
     Ok(Fate::Quantize { scheme: Box::new(scheme), scale_name, scale_shape: [grid_rows, grid_cols] })
 }
 
+/// Roles that no reader takes in FP8.
+fn never(role: Role) -> bool {
+    matches!(role, Role::Embedding | Role::LmHead | Role::Router | Role::Norm | Role::Buffer)
+}
+
 /// Why a tensor that the patch would quantize stays as it is.
 fn stays(output: &Output, scheme: &Scheme, consumer: &Consumer, options: Options) -> Option<String> {
-    match output.role {
-        Role::Embedding | Role::LmHead | Role::Router | Role::Norm | Role::Buffer => {
-            return Some(format!("the patch wants it in FP8, but {consumer} reads this role unquantized only"));
-        }
-        Role::Attention | Role::Mlp | Role::Expert | Role::SharedExpert | Role::Other => {}
+    if never(output.role) {
+        return Some(format!("the patch wants it in FP8, but {consumer} reads this role unquantized only"));
     }
     if output.elem.is_none() {
         return Some(format!("{:?} is not a type that can be quantized", output.dtype));

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use patchhost_runtime::config::RawConfig;
+use patchhost_runtime::families::Arch;
 use patchhost_runtime::hooks::Role;
 
 use super::consumer::Agreement;
@@ -72,8 +73,8 @@ pub fn sizes(text: &str) -> Result<Vec<usize>> {
 /// The table for the given sizes. `config` is the text of config.json, for the numbers of heads.
 pub fn check(plan: &Plan, config: &str, sizes: &[usize]) -> Result<Vec<TpRow>> {
     let raw = RawConfig::parse(config)?;
-    let q = raw.size_opt(&["num_attention_heads"])?.unwrap_or(1);
-    let heads = Heads { q, kv: raw.size_opt(&["num_key_value_heads"])?.unwrap_or(q) };
+    let common = Arch::from_config(&raw)?.common;
+    let heads = Heads { q: common.heads, kv: common.kv_heads };
     let mut modules: BTreeMap<String, Vec<&Entry>> = BTreeMap::new();
     for entry in plan.entries.iter().filter(|e| e.is_quantized()) {
         let name = &entry.output.name;
