@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Refusal, Result, RuntimeError};
-use crate::families::{Default, Field};
+use crate::families::{DefaultValue, Field};
 
 /// Largest config.json we read; it is also the bound that patches are promised.
 pub const MAX_CONFIG: usize = 1 << 20;
@@ -91,7 +91,7 @@ impl RawConfig {
 
     /// Sizes of tensors that the file leaves out, with the defaults that stand for them: "`head_dim` (128)".
     pub(crate) fn assumed_shapes(&self) -> Vec<String> {
-        let shapes = self.assumed.iter().filter(|f| matches!(f.default, Default::Shape(_)));
+        let shapes = self.assumed.iter().filter(|f| matches!(f.default, DefaultValue::Shape(_)));
         shapes.map(|f| format!("`{}` ({})", f.name, f.value())).collect()
     }
 
@@ -105,9 +105,11 @@ impl RawConfig {
         self.fields.iter().any(|f| f.name == key)
     }
 
-    /// A value beside `text_config`, where the text model is nested.
-    pub(crate) fn wrapper(&self, key: &str) -> Option<&Value> {
-        self.root.get(key).filter(|v| !v.is_null())
+    /// Whether the output head shares the embedding, as the wrapper of a nested text model says it.
+    pub(crate) fn wrapper_tied(&self) -> Result<Option<bool>> {
+        let given = self.root.get("tie_word_embeddings").filter(|v| !v.is_null());
+        let bad = |v: &Value| refuse("config.json", format!("`tie_word_embeddings` is {v}; it must be true or false"));
+        given.map(|v| v.as_bool().ok_or_else(|| bad(v))).transpose()
     }
 
     /// The text as read.

@@ -194,8 +194,12 @@ fn named(case: &Value, message: &str) -> bool {
     case["change"].as_object().unwrap().keys().any(|key| message.contains(key.as_str()))
 }
 
-/// Compares every case of a family's goldens; `as_family` runs them under its own names.
-fn compare(golden_of: &str, as_family: &Family) -> usize {
+/// What transformers computes and this runtime refuses: 8 experts per token of the 4 that the best groups have, so that the rest is
+/// chosen among experts of the same score, minus infinity.
+const REFUSED_HERE: [(&str, &str); 1] = [("deepseek_v3", "without num_experts_per_tok")];
+
+/// Compares every case of a family's goldens; `as_family` runs them under its own names. How many had logits, and what is wrong.
+fn compare(golden_of: &str, as_family: &Family) -> (usize, Vec<String>) {
     let facts = facts(golden_of);
     let bytes = std::fs::read(data(&format!("{golden_of}.safetensors"))).unwrap();
     let golden = SafeTensors::deserialize(&bytes).unwrap();
@@ -203,6 +207,7 @@ fn compare(golden_of: &str, as_family: &Family) -> usize {
         let values = golden.tensor(&format!("{case}.{i}")).ok()?.data().as_chunks::<4>().0.to_vec();
         Some(values.into_iter().map(f32::from_le_bytes).collect())
     };
+    let may_refuse = |case: &str| as_family.model_type == "kimi_vl" || REFUSED_HERE.contains(&(golden_of, case));
     let mut wrong = Vec::new();
     let mut compared = 0;
     for case in facts["cases"].as_array().unwrap() {
@@ -224,7 +229,7 @@ fn compare(golden_of: &str, as_family: &Family) -> usize {
                     wrong.push(format!("{label}: {worst}, {count} values of {}", case["parameters"]));
                 }
             }
-            (Err(e), None) if golden_of == as_family.model_type || !named(case, &e.to_string()) => {
+            (Err(e), None) if !may_refuse(name) || !named(case, &e.to_string()) => {
                 wrong.push(format!("{label}: transformers takes it, but: {e}"));
             }
             (Err(_), None) => {}
@@ -237,18 +242,20 @@ fn compare(golden_of: &str, as_family: &Family) -> usize {
             (Ok(_), Some(there)) => wrong.push(format!("{label}: transformers refuses it ({there})")),
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    compared
+    (compared, wrong)
 }
 
 #[test]
 fn every_field_removed_in_turn_gives_the_logits_of_transformers() {
-    let compared: usize = known().map(|f| compare(f.model_type, f)).sum();
-    assert!(compared >= 400, "{compared}");
+    let (compared, wrong): (Vec<usize>, Vec<Vec<String>>) = known().map(|f| compare(f.model_type, f)).unzip();
+    assert!(wrong.iter().all(Vec::is_empty), "{}", wrong.concat().join("\n"));
+    assert!(compared.iter().sum::<usize>() >= 400, "{compared:?}");
 }
 
 /// Kimi-VL has no class in transformers: its text model is DeepSeek-V3's, and where that is not said, it is refused.
 #[test]
 fn kimi_is_deepseek_v3_or_refused_by_name() {
-    assert!(compare("deepseek_v3", family("kimi_vl")) >= 40);
+    let (compared, wrong) = compare("deepseek_v3", family("kimi_vl"));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(compared >= 30, "{compared}");
 }

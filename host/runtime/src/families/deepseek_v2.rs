@@ -103,7 +103,7 @@ impl Groups {
             return Err(refuse(
                 "config.json",
                 format!(
-                    "`n_group` {count} with `topk_group` {chosen} does not fit {} experts, {} per token",
+                    "`n_group` {count} with `topk_group` {chosen} does not fit `n_routed_experts` {}, `num_experts_per_tok` {}",
                     moe.experts, moe.top_k
                 ),
             ));

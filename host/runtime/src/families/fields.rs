@@ -5,7 +5,7 @@ use serde_json::Value;
 
 /// What stands for a field that config.json leaves out.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Default {
+pub enum DefaultValue {
     /// A size that shapes of tensors depend on.
     Shape(u32),
     /// A size that they do not depend on.
@@ -26,13 +26,13 @@ pub struct Field {
     /// Its name in config.json.
     pub name: &'static str,
     /// What stands for it where it is left out.
-    pub default: Default,
+    pub default: DefaultValue,
     /// `null` is a value of its own; elsewhere it is the same as leaving the field out.
     pub nullable: bool,
 }
 
 impl Field {
-    const fn new(name: &'static str, default: Default) -> Self {
+    const fn new(name: &'static str, default: DefaultValue) -> Self {
         Self { name, default, nullable: false }
     }
 
@@ -44,35 +44,35 @@ impl Field {
     /// The default as config.json would have it.
     pub fn value(&self) -> Value {
         match self.default {
-            Default::Shape(n) | Default::Count(n) => n.into(),
-            Default::Number(x) => x.into(),
-            Default::Flag(b) => b.into(),
-            Default::Text(t) => t.into(),
-            Default::Nothing => Value::Null,
+            DefaultValue::Shape(n) | DefaultValue::Count(n) => n.into(),
+            DefaultValue::Number(x) => x.into(),
+            DefaultValue::Flag(b) => b.into(),
+            DefaultValue::Text(t) => t.into(),
+            DefaultValue::Nothing => Value::Null,
         }
     }
 }
 
 pub(super) const fn shape(name: &'static str, default: u32) -> Field {
-    Field::new(name, Default::Shape(default))
+    Field::new(name, DefaultValue::Shape(default))
 }
 
 pub(super) const fn count(name: &'static str, default: u32) -> Field {
-    Field::new(name, Default::Count(default))
+    Field::new(name, DefaultValue::Count(default))
 }
 
 pub(super) const fn number(name: &'static str, default: f64) -> Field {
-    Field::new(name, Default::Number(default))
+    Field::new(name, DefaultValue::Number(default))
 }
 
 pub(super) const fn flag(name: &'static str, default: bool) -> Field {
-    Field::new(name, Default::Flag(default))
+    Field::new(name, DefaultValue::Flag(default))
 }
 
 pub(super) const fn text(name: &'static str, default: &'static str) -> Field {
-    Field::new(name, Default::Text(default))
+    Field::new(name, DefaultValue::Text(default))
 }
 
 pub(super) const fn optional(name: &'static str) -> Field {
-    Field::new(name, Default::Nothing)
+    Field::new(name, DefaultValue::Nothing)
 }

@@ -22,9 +22,7 @@ pub(super) fn declare(config: &RawConfig, mut common: Common) -> Result<Arch> {
     if let Some(field) = ROUTING.into_iter().find(|field| config.given(field).is_none()) {
         return Err(refuse("config.json", format!("`{field}` is missing, and Kimi-VL has no default for it")));
     }
-    if let Some(tied) = config.wrapper("tie_word_embeddings") {
-        common.tied = tied.as_bool() == Some(true);
-    }
+    common.tied = config.wrapper_tied()?.unwrap_or(common.tied);
     let mut arch = deepseek_v3::declare(config, common)?;
     arch.names = Names { decoder: "language_model.model", head: "language_model.lm_head" };
     for ignored in &mut arch.ignored {

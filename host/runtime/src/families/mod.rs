@@ -22,7 +22,7 @@ pub use arch::{
     Shared,
 };
 use common::{qwen_layers, routed};
-pub use fields::{Default, Field};
+pub use fields::{DefaultValue, Field};
 use fields::{count, flag, number, optional, shape, text};
 
 use crate::config::{RawConfig, refuse};

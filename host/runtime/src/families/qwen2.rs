@@ -1,5 +1,5 @@
 //! Qwen2: Llama with a bias on q, k and v.
-use super::common::{Slides, windowed};
+use super::common::{Slides, qwen_windows, windowed};
 use super::{Arch, Attention, Common, Field, Mixer, count, flag, number, optional, shape, text};
 use crate::config::RawConfig;
 use crate::error::Result;

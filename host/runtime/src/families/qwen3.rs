@@ -1,5 +1,5 @@
 //! Qwen3: RMSNorm of q and k per head, explicit head_dim.
-use super::common::{Slides, windowed};
+use super::common::{Slides, qwen_windows, windowed};
 use super::{Arch, Attention, Common, Field, Mixer, QkNorm, count, flag, number, optional, shape, text};
 use crate::config::RawConfig;
 use crate::error::Result;

@@ -28,7 +28,7 @@ pub(super) const FIELDS: &[Field] = &[
 
 pub(super) fn declare(config: &RawConfig, mut common: Common) -> Result<Arch> {
     // The head belongs to the wrapper: its word about tying counts, which is false where it says none.
-    common.tied = config.wrapper("tie_word_embeddings").is_some_and(|tied| tied.as_bool() == Some(true));
+    common.tied = config.wrapper_tied()?.unwrap_or(false);
     // Its transformers class has no window and always renormalizes, whatever the config says.
     let mut arch = qwen3_moe::decoder(config, common, None, true)?;
     arch.names = Names { decoder: "model.language_model", head: "lm_head" };
