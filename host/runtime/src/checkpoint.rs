@@ -3,7 +3,6 @@
 //! tensor is touched.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, SafeTenso
 
 use crate::bytes::{Owner, TensorBytes};
 use crate::error::{Refusal, Result, RuntimeError};
+use crate::files;
 use crate::fp8::{self, BlockScale};
 use crate::hooks::{Dtype, Elem};
 use crate::quant_config::QuantFormat;
@@ -176,7 +176,7 @@ impl Checkpoint {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = std::fs::read_to_string(index).map_err(|e| unreadable(index, &e))?;
+        let text = files::read_text(index, files::INDEX).map_err(|e| unreadable(index, &e))?;
         let parsed: Index = serde_json::from_str(&text).map_err(|e| {
             refuse(
                 format!("`{}`", index.display()),
@@ -186,6 +186,7 @@ impl Checkpoint {
         })?;
         let files: BTreeSet<&String> = parsed.weight_map.values().collect();
         let mut all = Self::empty();
+        let mut unnamed: Vec<(String, &String)> = Vec::new();
         for name in files {
             let plain = Path::new(name).components().count() == 1 && !name.contains(['/', '\\']) && name != "..";
             if !plain {
@@ -204,7 +205,27 @@ impl Checkpoint {
                     "copy the missing shard, or download the checkpoint again",
                 ));
             }
-            all.add_file(&file)?;
+            let mut shard = Self::empty();
+            shard.add_file(&file)?;
+            for (tensor, data) in std::mem::take(&mut shard.tensors) {
+                match parsed.weight_map.get(&tensor) {
+                    Some(named) if named == name => drop(all.tensors.insert(tensor, data)),
+                    // The index decides which of two shards has it.
+                    Some(_) => {}
+                    None => unnamed.push((tensor, name)),
+                }
+            }
+            all.metadata.append(&mut shard.metadata);
+            all.maps.append(&mut shard.maps);
+            all.bytes += shard.bytes;
+        }
+        if let Some((tensor, file)) = unnamed.first() {
+            let (named, held) = (parsed.weight_map.len(), parsed.weight_map.len() + unnamed.len());
+            return Err(refuse(
+                format!("`{}`", index.display()),
+                format!("it names {named} of the {held} tensors of its shards; not, for example, `{tensor}` of `{file}`"),
+                "write the index anew, or remove it where one file holds the model",
+            ));
         }
         if let Some((tensor, file)) = parsed.weight_map.iter().find(|(t, _)| !all.tensors.contains_key(*t)) {
             return Err(refuse(
@@ -217,7 +238,7 @@ impl Checkpoint {
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
-        let file = File::open(path).map_err(|e| unreadable(path, &e))?;
+        let file = files::open(path).map_err(|e| unreadable(path, &e))?;
         // SAFETY: the map is read-only and private to this process's view. If another process truncates the file while
         // it is mapped, reading faults; checkpoints are not modified in place (writers rename into place).
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| unreadable(path, &e))?;

@@ -6,11 +6,13 @@ mod absorbed;
 pub mod activation;
 pub mod assembly;
 pub mod bytes;
+pub mod caught;
 pub mod checkpoint;
 pub mod config;
 pub mod engine;
 pub mod error;
 pub mod families;
+pub mod files;
 pub mod fp8;
 #[cfg(feature = "text")]
 pub mod generate;

@@ -221,7 +221,7 @@ impl LedgerFile {
 /// Reads a file and checks its chain, up to a torn last line. Gives the bytes of whole lines too.
 fn scan(path: &Path, keep_recent: usize) -> Result<(Found, u64), LedgerError> {
     let io = |source| LedgerError::Io { doing: "reading the ledger", path: path.to_path_buf(), source };
-    let mut lines = Lines::new(File::open(path).map_err(io)?);
+    let mut lines = Lines::new(patchhost_runtime::files::open(path).map_err(io)?);
     let (mut chain, mut recent, mut good) = (Chain::after(None), VecDeque::new(), 0);
     while let Some(piece) = lines.next().map_err(io)? {
         let judged = match piece {
