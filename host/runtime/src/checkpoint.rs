@@ -14,6 +14,7 @@ use crate::files;
 use crate::fp8::{self, BlockScale};
 use crate::hooks::{Dtype, Elem};
 use crate::quant_config::QuantFormat;
+use crate::size::{check_header, check_index};
 
 /// Largest header we read. The format's own limit is 100 MB; a real one for 100,000 tensors is about 12 MB.
 pub const MAX_HEADER: u64 = 64 << 20;
@@ -83,7 +84,8 @@ impl Checkpoint {
             return Ok(all);
         }
         let index = path.join("model.safetensors.index.json");
-        if index.is_file() {
+        // Whatever it is: one that cannot be read is no reason to guess.
+        if index.symlink_metadata().is_ok() {
             return Self::open_sharded(path, &index);
         }
         let single = path.join("model.safetensors");
@@ -177,6 +179,7 @@ impl Checkpoint {
             weight_map: BTreeMap<String, String>,
         }
         let text = files::read_text(index, files::INDEX).map_err(|e| unreadable(index, &e))?;
+        check_index(&text).map_err(|why| refuse(format!("`{}`", index.display()), why, "write the index anew"))?;
         let parsed: Index = serde_json::from_str(&text).map_err(|e| {
             refuse(
                 format!("`{}`", index.display()),
@@ -197,7 +200,7 @@ impl Checkpoint {
                 ));
             }
             let file = folder.join(name);
-            if !file.is_file() {
+            if !file.exists() {
                 let missing = parsed.weight_map.values().filter(|f| *f == name).count();
                 return Err(refuse(
                     format!("shard `{name}`"),
@@ -223,7 +226,9 @@ impl Checkpoint {
             let (named, held) = (parsed.weight_map.len(), parsed.weight_map.len() + unnamed.len());
             return Err(refuse(
                 format!("`{}`", index.display()),
-                format!("it names {named} of the {held} tensors of its shards; not, for example, `{tensor}` of `{file}`"),
+                format!(
+                    "it names {named} of the {held} tensors of its shards; not, for example, `{tensor}` of `{file}`"
+                ),
                 "write the index anew, or remove it where one file holds the model",
             ));
         }
@@ -347,7 +352,9 @@ fn read_header(label: &str, bytes: &[u8]) -> Result<(usize, Metadata)> {
             again,
         ));
     }
-    if let Some(name) = duplicate_key(&bytes[8..bytes.len().min(8 + length as usize)]) {
+    let json = bytes.get(8..bytes.len().min(8 + length as usize)).unwrap_or_default();
+    check_header(json).map_err(|why| refuse(format!("`{label}`"), why, again))?;
+    if let Some(name) = duplicate_key(json) {
         return Err(refuse(
             format!("tensor `{name}` in `{label}`"),
             "the header names it twice",

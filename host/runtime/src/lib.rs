@@ -34,6 +34,7 @@ pub mod rope;
 pub mod sampling;
 #[cfg(feature = "text")]
 pub mod scheduler;
+pub mod size;
 #[cfg(feature = "text")]
 pub mod tokenizer;
 pub mod weights;

@@ -57,9 +57,8 @@ impl TokenizerFiles {
     /// Those of a model folder, each read up to a bound.
     pub fn read(folder: &Path) -> Result<Self> {
         let bad = |name: &str, e: std::io::Error| refuse(&folder.join(name).display().to_string(), e.to_string());
-        let optional = |name: &str, most: u64| {
-            files::read_text_if_any(&folder.join(name), most).map_err(|e| bad(name, e))
-        };
+        let optional =
+            |name: &str, most: u64| files::read_text_if_any(&folder.join(name), most).map_err(|e| bad(name, e));
         let name = "tokenizer.json";
         Ok(Self {
             tokenizer: files::read_text(&folder.join(name), files::TOKENIZER).map_err(|e| bad(name, e))?,
@@ -195,8 +194,9 @@ impl Tokenizer {
         let texts = ["", "KING HENRY.\nHello, world!", "\u{0}\t ünï\u{301} ﷺ 🎉 12345", "<|endoftext|></s>[UNK]"];
         let mut seen = Vec::new();
         for text in texts.into_iter().chain(long.iter().map(String::as_str)) {
-            let encoded = caught(|| self.inner.encode_fast(text, true))
-                .map_err(|panic| bad(format!("it cannot encode {:?}…: {panic}", text.chars().take(20).collect::<String>())))?;
+            let encoded = caught(|| self.inner.encode_fast(text, true)).map_err(|panic| {
+                bad(format!("it cannot encode {:?}…: {panic}", text.chars().take(20).collect::<String>()))
+            })?;
             seen.extend(encoded.map(|e| e.get_ids().to_vec()).unwrap_or_default());
         }
         let all = self.vocabulary();

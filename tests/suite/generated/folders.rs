@@ -151,7 +151,9 @@ fn steps(rng: &mut StdRng, tokenizer: &mut Value) {
         }
         ("pre_tokenizer", _) => json!({ "type": ["Whitespace", "Digits", "UnicodeScripts"][rng.random_range(0..3)] }),
         ("decoder", 3..=4) => json!({ "type": "Strip", "content": " ", "start": number(rng), "stop": number(rng) }),
-        ("decoder", 5) => json!({ "type": "CTC", "pad_token": text(rng), "word_delimiter_token": text(rng), "cleanup": true }),
+        ("decoder", 5) => {
+            json!({ "type": "CTC", "pad_token": text(rng), "word_delimiter_token": text(rng), "cleanup": true })
+        }
         ("decoder", 6) => json!({ "type": "WordPiece", "prefix": text(rng), "cleanup": true }),
         ("decoder", _) => json!({ "type": ["Fuse", "ByteFallback", "ByteLevel"][rng.random_range(0..3)] }),
         (_, 0..=4) => {
@@ -164,7 +166,12 @@ fn steps(rng: &mut StdRng, tokenizer: &mut Value) {
             "trim_offsets": true, "add_prefix_space": true }),
         _ => json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true }),
     };
-    let parts = [("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers"), ("decoder", "decoders"), ("post_processor", "processors")];
+    let parts = [
+        ("normalizer", "normalizers"),
+        ("pre_tokenizer", "pretokenizers"),
+        ("decoder", "decoders"),
+        ("post_processor", "processors"),
+    ];
     let (name, list) = parts[rng.random_range(0..parts.len())];
     tokenizer[name] = match rng.random_range(0..3) {
         0 => one(rng, name),
@@ -190,13 +197,34 @@ fn steps(rng: &mut StdRng, tokenizer: &mut Value) {
 /// A template of a few statements, some of which take all that they can get.
 fn template(rng: &mut StdRng) -> String {
     let many = |rng: &mut StdRng| [3, 50, 5_000, 60_000][rng.random_range(0..4)];
-    let atoms = ["messages", "ns", "ns.a", "x", "1", "'ab'", "[1, 'b']", "{'k': 1}", "bos_token", "range(100)", "1e300", "-1"];
-    let filters = ["tojson", "list", "join('x')", "upper", "length", "indent(1000000)", "replace('a', 'b' * 1000)", "reverse",
-        "tojson(indent=100000000)", "string", "sort", "unique", "batch(1000000000)", "slice(1000000000)", "dictsort", "center(9999999)"];
+    let atoms =
+        ["messages", "ns", "ns.a", "x", "1", "'ab'", "[1, 'b']", "{'k': 1}", "bos_token", "range(100)", "1e300", "-1"];
+    let filters = [
+        "tojson",
+        "list",
+        "join('x')",
+        "upper",
+        "length",
+        "indent(1000000)",
+        "replace('a', 'b' * 1000)",
+        "reverse",
+        "tojson(indent=100000000)",
+        "string",
+        "sort",
+        "unique",
+        "batch(1000000000)",
+        "slice(1000000000)",
+        "dictsort",
+        "center(9999999)",
+    ];
     let atom = |rng: &mut StdRng| atoms[rng.random_range(0..atoms.len())].to_owned();
     let expression = |rng: &mut StdRng| match rng.random_range(0..9) {
         0 => format!("{}{}", ["-", "not ", "(", "["][rng.random_range(0..4)].repeat(many(rng)), atom(rng)),
-        1 => format!("{}{}", atom(rng), [" + 1", " ~ 'x'", "[0]", ".a", "|abs", " if x else 1"][rng.random_range(0..6)].repeat(many(rng))),
+        1 => format!(
+            "{}{}",
+            atom(rng),
+            [" + 1", " ~ 'x'", "[0]", ".a", "|abs", " if x else 1"][rng.random_range(0..6)].repeat(many(rng))
+        ),
         2 => format!("{} * {}", atom(rng), 10u64.pow(rng.random_range(0..12))),
         3 => format!("\"{{:>{}}}\".format({})", 10u64.pow(rng.random_range(0..12)), atom(rng)),
         4 => format!("\"%{}d\"|format({})", 10u64.pow(rng.random_range(0..12)), atom(rng)),
@@ -243,7 +271,8 @@ fn through(folder: &Path, weights: bool) -> Outcome {
 }
 
 fn adapter(engine: &Engine, folder: &Path) -> Result<(), String> {
-    let text = patchhost_runtime::files::read_text(&folder.join("adapter_config.json"), 1 << 20).map_err(|e| format!("{e}\n"))?;
+    let text = patchhost_runtime::files::read_text(&folder.join("adapter_config.json"), 1 << 20)
+        .map_err(|e| format!("{e}\n"))?;
     let tensors = Checkpoint::open(&folder.join("adapter_model.safetensors")).map_err(|e| e.to_string())?;
     let mut builder = AdapterBuilder::new("a", text);
     for t in tensors.tensors() {
@@ -287,7 +316,8 @@ fn model_folders_of_the_program() {
     let folder = Folder::new();
     let path = folder.path.to_str().unwrap();
     let adapter = folder.path.join("adapter");
-    let args = ["run", path, "--max-tokens", "2", "--no-kl", "--prompt", "KING a  b", "--lora", adapter.to_str().unwrap()];
+    let args =
+        ["run", path, "--max-tokens", "2", "--no-kl", "--prompt", "KING a  b", "--lora", adapter.to_str().unwrap()];
     child::run("the folder as it is", args).ran.good();
     Tally::run("model folders of the program", count(15, 500), |seed| {
         folder.change(1_000_000 + seed);

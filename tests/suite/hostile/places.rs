@@ -67,7 +67,9 @@ fn files_of_a_model() {
     let model = copy_folder(&repo().join("models/tiny-shakespeare-moe"), &tmp.path().join("m"));
     let folder = model.to_str().unwrap();
     let run_it = ["run", folder, "--max-tokens", "2", "--no-kl", "--prompt", "KING"];
-    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"] {
+    for name in
+        ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"]
+    {
         let path = model.join(name);
         let bytes = std::fs::read(&path).ok();
         for odd in ALL {
@@ -92,12 +94,8 @@ fn files_of_a_model() {
         for path in [&weights, &index] {
             let kept = std::fs::read(path).ok();
             odd.put(path);
-            let ended = run("weights", run_it);
-            assert!((0..=2).contains(&ended.ran.code), "{odd:?}: {}", ended.ran.stderr);
-            if path == &weights {
-                assert_eq!(ended.ran.code, 2, "{odd:?}: {}", ended.ran.stderr);
-                ended.ran.refused(2, tmp.path());
-            }
+            let name = path.file_name().unwrap().to_str().unwrap();
+            refused(&format!("{name}: {odd:?}"), &run_it, name, odd.word());
             odd.remove(path);
             kept.into_iter().for_each(|bytes| std::fs::write(path, bytes).unwrap());
         }
@@ -210,6 +208,42 @@ fn a_full_disk_under_the_output() {
             assert_eq!(ended.status.code(), Some(4), "{args:?}: {said}");
             assert!(!said.contains("panicked"), "{args:?}: {said}");
             assert!(said.contains("standard output") && said.contains("\n  why: "), "{args:?}: {said}");
+        }
+    }
+}
+
+/// Files below their bound that become much more than they are.
+#[test]
+fn files_of_many_small_values() {
+    let tmp = tmp();
+    let model = copy_folder(&repo().join("models/tiny-shakespeare-moe"), &tmp.path().join("m"));
+    let run_it = ["run", model.to_str().unwrap(), "--max-tokens", "2", "--no-kl", "--prompt", "KING"];
+    let objects = |bytes: usize| format!("[{}{{}}]", "{\"\":0},".repeat(bytes / 7));
+    let index = format!("{{\"weight_map\":{{{}\"z\":\"f\"}}}}", "\"a\":\"f\",".repeat(4 << 20));
+    let config = std::fs::read_to_string(model.join("config.json")).unwrap();
+    let config = config.replacen('{', &format!("{{\"text_config\":{{\"x\":{}}},", objects(1_000_000)), 1);
+    let header = format!("{{\"__metadata__\":{{{}\"z\":\"\"}}}}", "\"a\":\"\",".repeat(6 << 20));
+    let header = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+    for (name, bytes) in [
+        ("config.json", config.into_bytes()),
+        ("tokenizer_config.json", format!("{{\"x\":{}}}", objects(2_000_000)).into_bytes()),
+        ("generation_config.json", format!("{{\"x\":{}}}", objects(1_000_000)).into_bytes()),
+        ("model.safetensors.index.json", index.into_bytes()),
+        ("model.safetensors", header),
+    ] {
+        let path = model.join(name);
+        let kept = std::fs::read(&path).ok();
+        std::fs::write(&path, &bytes).unwrap();
+        let ended = run(name, run_it);
+        let most = (256 << 10) + (bytes.len() as u64 >> 10);
+        assert!(ended.peak_kib < most, "{name}: {} KiB, at most {most} are allowed", ended.peak_kib);
+        assert!((0..=2).contains(&ended.ran.code), "{name}: {}", ended.ran.stderr);
+        if ended.ran.code != 0 {
+            assert!(ended.ran.refused(ended.ran.code, tmp.path()).contains(name), "{name}: {}", ended.ran.stderr);
+        }
+        match kept {
+            Some(kept) => std::fs::write(&path, kept).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
         }
     }
 }

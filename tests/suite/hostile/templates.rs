@@ -184,9 +184,15 @@ fn a_template_that_is_no_text_is_refused_by_name() {
         config["chat_template"] = template;
         Tokenizer::new(&TokenizerFiles { config: Some(config.to_string()), ..good.clone() })
     };
-    for bad in [json!(7), json!(true), json!({ "default": "x" }), json!(["x"]), json!([{ "name": "default" }]),
-        json!([{ "name": "default", "template": 7 }]), json!([{ "name": null, "template": "x" }])]
-    {
+    for bad in [
+        json!(7),
+        json!(true),
+        json!({ "default": "x" }),
+        json!(["x"]),
+        json!([{ "name": "default" }]),
+        json!([{ "name": "default", "template": 7 }]),
+        json!([{ "name": null, "template": "x" }]),
+    ] {
         let error = with(bad.clone()).err().unwrap_or_else(|| panic!("{bad} is taken")).to_string();
         assert!(error.contains("`chat_template` of tokenizer_config.json\n  why: "), "{bad}: {error}");
     }

@@ -57,13 +57,17 @@ fn texts_that_grow() {
     for (what, steps) in [
         ("doubling", vec![replace("a", "aa"); 30]),
         ("one step", vec![replace("a", &"b".repeat(2_000))]),
-        ("a regular expression", vec![json!({ "type": "Replace", "pattern": { "Regex": "" }, "content": "x".repeat(600) })]),
+        (
+            "a regular expression",
+            vec![json!({ "type": "Replace", "pattern": { "Regex": "" }, "content": "x".repeat(600) })],
+        ),
         ("prepended", vec![json!({ "type": "Prepend", "prepend": "x".repeat(1 << 20) })]),
         ("unicode", vec![json!({ "type": "NFKD" }); 4]),
     ] {
         refused(what, &part("normalizer", sequence(steps)), grows);
     }
-    let nested = sequence(vec![sequence(vec![replace("a", "aaaaaaaa"); 2]), sequence(vec![replace("b", "bbbbbbbb"); 2])]);
+    let nested =
+        sequence(vec![sequence(vec![replace("a", "aaaaaaaa"); 2]), sequence(vec![replace("b", "bbbbbbbb"); 2])]);
     refused("nested", &part("normalizer", nested), grows);
     // Without the name of its kind, as old files are.
     let untyped = json!({ "pattern": { "String": "a" }, "content": "b".repeat(2_000) });
@@ -79,15 +83,18 @@ fn texts_that_grow() {
 #[test]
 fn parts_that_make_the_library_panic() {
     let token = |id: &str| json!({ "SpecialToken": { "id": id, "type_id": 0 } });
-    let template = |single: Value, special: Value| {
-        json!({ "type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": special })
-    };
+    let template = |single: Value, special: Value| json!({ "type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": special });
     let missing = template(json!([{ "Sequence": { "id": "A", "type_id": 0 } }, token("gone")]), json!({}));
     for (what, name, value, words) in [
         ("length 0", "pre_tokenizer", json!({ "type": "FixedLength", "length": 0 }), "length 0"),
         ("a missing token", "post_processor", missing, "tokenizer.json"),
         ("no charsmap", "normalizer", json!({ "type": "Precompiled", "precompiled_charsmap": "" }), "tokenizer.json"),
-        ("a short charsmap", "normalizer", json!({ "type": "Precompiled", "precompiled_charsmap": "BAAAAP////8A" }), "tokenizer.json"),
+        (
+            "a short charsmap",
+            "normalizer",
+            json!({ "type": "Precompiled", "precompiled_charsmap": "BAAAAP////8A" }),
+            "tokenizer.json",
+        ),
         ("no charsmap at all", "normalizer", json!({ "type": "Precompiled" }), "tokenizer.json"),
         ("no decoder", "decoder", json!(7), "tokenizer.json"),
     ] {
@@ -126,8 +133,16 @@ fn files_that_are_only_large() {
     let word = format!("\"vocab\":{{\"{}\":1,", "w".repeat(1 << 20));
     refused("a word", &text.replace("\"vocab\":{", &word), "has 1048576 bytes, more than the limit");
     let nulls = format!("[null{}]", ",null".repeat(10_000_000));
-    refused("a part", &text.replace("\"normalizer\":null", &format!("\"normalizer\":{nulls}")), "values, more than the limit");
-    refused("depth", &text.replace("\"normalizer\":null", &format!("\"normalizer\":{}1{}", "[".repeat(50_000), "]".repeat(50_000))), "tokenizer.json");
+    refused(
+        "a part",
+        &text.replace("\"normalizer\":null", &format!("\"normalizer\":{nulls}")),
+        "values, more than the limit",
+    );
+    refused(
+        "depth",
+        &text.replace("\"normalizer\":null", &format!("\"normalizer\":{}1{}", "[".repeat(50_000), "]".repeat(50_000))),
+        "tokenizer.json",
+    );
     refused("65 MiB", &format!("{text}{}", " ".repeat(65 << 20)), "at most 67108864 are read");
     let unknown = json!("x".repeat(100_000));
     all["model"]["unk_token"] = unknown;

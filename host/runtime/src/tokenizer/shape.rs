@@ -1,12 +1,11 @@
 //! What a tokenizer.json can make of a text, found by reading it and before anything is built: how many entries it has,
 //! how long they are, and by how much its steps can make a text grow. The library that runs it bounds none of that.
 
-use std::fmt;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
+
+use crate::size::Size;
 
 /// Most entries of a vocabulary, merges and added tokens. The largest known has 515,000 merges.
 const MOST_ENTRIES: u64 = 1 << 20;
@@ -52,7 +51,9 @@ pub(super) fn read(text: &str) -> Result<Shape, String> {
     }
     let added = ids(&parts.post_processor);
     if added > MOST_ADDED {
-        return Err(format!("its post_processor can add {added} tokens to a text, more than the limit of {MOST_ADDED}"));
+        return Err(format!(
+            "its post_processor can add {added} tokens to a text, more than the limit of {MOST_ADDED}"
+        ));
     }
     let longest = sizes.model.vocab.longest.max(sizes.added_tokens.longest);
     Ok(Shape { growth: encode, decoded: decode, token: longest.saturating_mul(decode).max(1) })
@@ -91,7 +92,8 @@ struct Model {
 
 impl Sizes {
     fn check(&self) -> Result<(), String> {
-        let lists = [("vocab", &self.model.vocab), ("merges", &self.model.merges), ("added_tokens", &self.added_tokens)];
+        let lists =
+            [("vocab", &self.model.vocab), ("merges", &self.model.merges), ("added_tokens", &self.added_tokens)];
         for (name, list) in lists {
             if list.entries > MOST_ENTRIES {
                 return Err(format!("its {name} have {} entries, more than the limit of {MOST_ENTRIES}", list.entries));
@@ -140,75 +142,6 @@ struct Parts {
     post_processor: Value,
     #[serde(default)]
     decoder: Value,
-}
-
-/// A JSON value, counted and not kept.
-#[derive(Default)]
-struct Size {
-    /// Members of it itself.
-    entries: u64,
-    /// Values in it, at any depth.
-    values: u64,
-    /// Bytes of the longest text in it, names of members included.
-    longest: u64,
-}
-
-impl Size {
-    fn one() -> Self {
-        Self { values: 1, ..Self::default() }
-    }
-
-    fn add(&mut self, inner: &Self) {
-        self.entries += 1;
-        self.values += inner.values;
-        self.longest = self.longest.max(inner.longest);
-    }
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Count;
-        impl<'de> Visitor<'de> for Count {
-            type Value = Size;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON value")
-            }
-            fn visit_bool<E>(self, _: bool) -> Result<Size, E> {
-                Ok(Size::one())
-            }
-            fn visit_i64<E>(self, _: i64) -> Result<Size, E> {
-                Ok(Size::one())
-            }
-            fn visit_u64<E>(self, _: u64) -> Result<Size, E> {
-                Ok(Size::one())
-            }
-            fn visit_f64<E>(self, _: f64) -> Result<Size, E> {
-                Ok(Size::one())
-            }
-            fn visit_unit<E>(self) -> Result<Size, E> {
-                Ok(Size::one())
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Size, E> {
-                Ok(Size { longest: text.len() as u64, ..Size::one() })
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Size, A::Error> {
-                let mut size = Size::one();
-                while let Some(inner) = list.next_element::<Size>()? {
-                    size.add(&inner);
-                }
-                Ok(size)
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Size, A::Error> {
-                let mut size = Size::one();
-                while let Some((name, inner)) = map.next_entry::<Size, Size>()? {
-                    size.add(&inner);
-                    size.longest = size.longest.max(name.longest);
-                }
-                Ok(size)
-            }
-        }
-        from.deserialize_any(Count)
-    }
 }
 
 /// How many times longer a step can make a text. Read by the fields and not by the name of the kind, since the library

@@ -83,7 +83,9 @@ impl Companions {
         for (name, content) in &self.copy {
             match content {
                 Content::Text(text) => write_small(&to.join(name), text.as_bytes())?,
-                Content::File(from) => write_small(&to.join(name), &files::read(from, MOST).map_err(stream::io(from))?)?,
+                Content::File(from) => {
+                    write_small(&to.join(name), &files::read(from, MOST).map_err(stream::io(from))?)?
+                }
             }
         }
         Ok(self.copy.iter().map(|(name, _)| name.clone()).collect())

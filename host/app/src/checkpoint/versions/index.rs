@@ -5,6 +5,7 @@ use std::path::Path;
 
 use patchhost_runtime::checkpoint::CheckpointTensor;
 use patchhost_runtime::files;
+use patchhost_runtime::size::check_index;
 use serde_json::{Map, Value, json};
 
 use super::checksum::Checksum;
@@ -39,7 +40,10 @@ pub(super) fn read(folder: &Path) -> Result<Option<Index>> {
     };
     match files::read_text_if_any(&path, files::INDEX) {
         Ok(None) => Ok(None),
-        Ok(Some(text)) => parse(text.as_bytes()).map(Some).map_err(bad),
+        Ok(Some(text)) => {
+            let parsed = check_index(&text).and_then(|()| parse(text.as_bytes()));
+            parsed.map(Some).map_err(bad)
+        }
         Err(e) if e.kind() == std::io::ErrorKind::FileTooLarge => Err(bad(e.to_string())),
         Err(e) => Err(unreadable(&path, &e)),
     }
