@@ -7,7 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
-use tokenizers::Tokenizer as HfTokenizer;
+use tokenizers::models::bpe::BPE;
+use tokenizers::{
+    NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer as HfTokenizer, TokenizerImpl,
+};
 
 use crate::caught::caught;
 use crate::error::{Refusal, Result, RuntimeError};
@@ -82,7 +85,7 @@ impl Tokenizer {
     pub fn new(files: &TokenizerFiles) -> Result<Self> {
         let bad = |why: String| refuse("tokenizer.json", why);
         let shape = shape::read(&files.tokenizer).map_err(bad)?;
-        let mut inner = caught(|| HfTokenizer::from_bytes(files.tokenizer.as_bytes()))
+        let mut inner = caught(|| build(&files.tokenizer))
             .map_err(|panic| bad(format!("its reader gave up: {panic}")))?
             .map_err(|e| bad(format!("not a tokenizer: {e}")))?;
         // Engines neither pad nor cut: prompts are as long as they are.
@@ -257,6 +260,17 @@ impl Tokenizer {
             Some(elsewhere) => elsewhere.render(&rendering),
             None => rendering.apart(),
         }
+    }
+}
+
+/// Builds the library's tokenizer. It reads a model of any kind twice into memory before it looks which kind it is; the one
+/// kind that large models have is read as what it is.
+fn build(text: &str) -> tokenizers::Result<HfTokenizer> {
+    type Bpe =
+        TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, tokenizers::DecoderWrapper>;
+    match serde_json::from_str::<Bpe>(text) {
+        Ok(tokenizer) => Ok(tokenizer.into()),
+        Err(_) => HfTokenizer::from_bytes(text),
     }
 }
 

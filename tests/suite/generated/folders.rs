@@ -114,6 +114,11 @@ fn adapter_for(model: &Checkpoint, folder: &Path) {
     std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
 }
 
+/// One of them.
+fn pick<'a>(rng: &mut StdRng, all: &[&'a str]) -> &'a str {
+    all[rng.random_range(0..all.len())]
+}
+
 /// Another part in a tokenizer: known kinds with odd numbers and texts.
 fn steps(rng: &mut StdRng, tokenizer: &mut Value) {
     let text = |rng: &mut StdRng| -> String {
@@ -139,7 +144,7 @@ fn steps(rng: &mut StdRng, tokenizer: &mut Value) {
             json!({ "type": "Precompiled", "precompiled_charsmap": map[rng.random_range(0..map.len())] })
         }
         ("normalizer", _) => {
-            json!({ "type": ["NFKD", "NFC", "Lowercase", "StripAccents", "Nmt", "ByteLevel"][rng.random_range(0..6)] })
+            json!({ "type": pick(rng, &["NFKD", "NFC", "Lowercase", "StripAccents", "Nmt", "ByteLevel"]) })
         }
         ("pre_tokenizer", 0..=2) => json!({ "type": "FixedLength", "length": number(rng) }),
         ("pre_tokenizer", 3..=5) => {
@@ -149,16 +154,16 @@ fn steps(rng: &mut StdRng, tokenizer: &mut Value) {
             let scheme = ["always", "never", "first"][rng.random_range(0..3)];
             json!({ "type": "Metaspace", "replacement": text(rng), "prepend_scheme": scheme, "split": true })
         }
-        ("pre_tokenizer", _) => json!({ "type": ["Whitespace", "Digits", "UnicodeScripts"][rng.random_range(0..3)] }),
+        ("pre_tokenizer", _) => json!({ "type": pick(rng, &["Whitespace", "Digits", "UnicodeScripts"]) }),
         ("decoder", 3..=4) => json!({ "type": "Strip", "content": " ", "start": number(rng), "stop": number(rng) }),
         ("decoder", 5) => {
             json!({ "type": "CTC", "pad_token": text(rng), "word_delimiter_token": text(rng), "cleanup": true })
         }
         ("decoder", 6) => json!({ "type": "WordPiece", "prefix": text(rng), "cleanup": true }),
-        ("decoder", _) => json!({ "type": ["Fuse", "ByteFallback", "ByteLevel"][rng.random_range(0..3)] }),
+        ("decoder", _) => json!({ "type": pick(rng, &["Fuse", "ByteFallback", "ByteLevel"]) }),
         (_, 0..=4) => {
             let place = json!({ "SpecialToken": { "id": text(rng), "type_id": number(rng) } });
-            let sequence = json!({ "Sequence": { "id": ["A", "B"][rng.random_range(0..2)], "type_id": 0 } });
+            let sequence = json!({ "Sequence": { "id": pick(rng, &["A", "B"]), "type_id": 0 } });
             let special = json!({ "a": { "id": text(rng), "ids": [0, 9_999_999], "tokens": [text(rng)] } });
             json!({ "type": "TemplateProcessing", "single": [place, sequence], "pair": [sequence], "special_tokens": special })
         }

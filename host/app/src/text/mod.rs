@@ -32,7 +32,7 @@ pub fn open(folder: &Path, program: &Path) -> Result<Tokenizer> {
     attempt(&files.tokenizer, program).map_err(|refusal| match refusal {
         RuntimeError::Tokenizer(r) => {
             let what = folder.join("tokenizer.json").display().to_string();
-            RuntimeError::Tokenizer(Refusal::new(format!("`{what}`"), r.why, r.next))
+            RuntimeError::Tokenizer(Refusal::new(what, r.why, r.next))
         }
         other => other,
     })?;
