@@ -1,7 +1,7 @@
 //! Files of others: opened if they are plain files, read up to a bound. A model folder may hold links (the cache of the
 //! Hugging Face hub is made of them), and by them or directly a pipe, a device or a file without an end.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -23,12 +23,17 @@ pub const LIST: u64 = 64 << 20;
 /// Opens a plain file for reading, links followed. A folder, pipe, socket or device is refused at once, without waiting
 /// for who writes into it.
 pub fn open(path: &Path) -> io::Result<File> {
-    open_measured(path).map(|(file, _)| file)
+    open_with(File::options().read(true), path)
+}
+
+/// The same with other options: for a file that is written, too.
+pub fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    open_measured(options, path).map(|(file, _)| file)
 }
 
 /// The bytes of a plain file, if there are no more than `most`.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let (file, data) = open_measured(path)?;
+    let (file, data) = open_measured(File::options().read(true), path)?;
     let too_large = |why: String| io::Error::new(io::ErrorKind::FileTooLarge, why);
     if data.len() > most {
         return Err(too_large(format!("it has {} bytes, and at most {most} are read", data.len())));
@@ -58,18 +63,16 @@ pub fn read_text_if_any(path: &Path, most: u64) -> io::Result<Option<String>> {
     }
 }
 
-fn open_measured(path: &Path) -> io::Result<(File, Metadata)> {
-    let mut options = File::options();
-    options.read(true);
+fn open_measured(options: &mut OpenOptions, path: &Path) -> io::Result<(File, Metadata)> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt;
-        // A pipe without a writer makes an ordinary `open` wait for ever.
+        // A pipe with nobody at its other end makes an ordinary `open` wait for ever.
         options.custom_flags((rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY).bits() as i32);
     }
     let opened = options.open(path).and_then(|file| file.metadata().map(|data| (file, data)));
     let (file, data) = opened.map_err(|e| match path.metadata() {
-        // A socket cannot be opened at all, and the system's error does not say why.
+        // Some cannot be opened at all, and the system's error does not say why.
         Ok(data) if !data.is_file() => not_plain(&data),
         _ => e,
     })?;

@@ -140,10 +140,10 @@ fn files_that_arguments_name() {
             vec!["run", "--max-tokens", "1", "--no-kl", "--policy", odd_name],
             vec!["run", "--max-tokens", "1", "--no-kl", "--lock", odd_name],
             vec!["train", "--steps", "1", "--prompts", odd_name],
-            vec!["compare", "--prompts", odd_name],
+            vec!["compare", "fp8_block", "--against", "bf16", "--prompts", odd_name],
             vec!["logits", "--ids", odd_name, "--out", other],
             vec!["quantize", odd_name, other, "--component", "fp8_block"],
-            vec!["refit", "--manifest", odd_name],
+            vec!["refit", "--from", other, "--manifest", odd_name],
             vec!["audit", odd_name],
             vec!["audit", "fp8_block", "--diff", odd_name],
             vec!["replay", odd_name],
@@ -177,7 +177,11 @@ fn a_full_disk_under_the_output() {
     let tmp = tmp();
     let ledger = tmp.path().join("ledger.jsonl");
     let ledger = ledger.to_str().unwrap();
-    run("a ledger", ["run", "--max-tokens", "1", "--no-kl", "--ledger", ledger]).ran.good();
+    {
+        use patchhost::patch::{Actor, Ledger, LedgerOptions};
+        let (written, _) = Ledger::open(Path::new(ledger), LedgerOptions::default()).unwrap();
+        written.append("test.event", &Actor::new("test"), serde_json::Map::new()).unwrap();
+    }
     let ids = crate::support::ids_file(tmp.path(), &[1, 2, 3]);
     let out = tmp.path().join("out.safetensors");
     let (ids, out) = (ids.to_str().unwrap(), out.to_str().unwrap());
@@ -186,11 +190,11 @@ fn a_full_disk_under_the_output() {
         vec!["audit", "fp8_block"],
         vec!["audit", "--explain", "PH201"],
         vec!["explain"],
-        vec!["compare", "--tensors-only"],
+        vec!["compare", "fp8_block", "--against", "bf16", "--tensors-only"],
         vec!["log", "show", ledger],
         vec!["patches"],
+        vec!["log", "verify", ledger],
         vec!["logits", "--ids", ids, "--out", out],
-        vec!["refit"],
         vec!["help"],
         vec!["--help"],
         vec!["run", "--help"],

@@ -201,10 +201,11 @@ pub fn main() -> ExitCode {
         return Failure::from(error).report(format);
     }
     let call = Call { format, sarif, startup };
-    match verb.run(&call).and_then(|()| output::complete()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(format),
+    if let Err(failure) = verb.run(&call) {
+        return failure.report(format);
     }
+    // As text in any format: standard output does not take it.
+    output::complete().map_or_else(|lost| lost.report(args::Format::Text), |()| ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

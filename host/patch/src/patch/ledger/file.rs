@@ -279,7 +279,7 @@ fn append_to(path: &Path) -> std::io::Result<File> {
         // Who did what and why is for the operator; others get to read it when the operator says so.
         options.mode(0o640);
     }
-    options.open(path)
+    patchhost_runtime::files::open_with(&mut options, path)
 }
 
 /// A new or renamed file is only there for good when its folder is on the disk.

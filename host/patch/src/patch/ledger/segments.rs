@@ -61,7 +61,7 @@ impl Segments {
         }
         let segments = Self::of(path).map_err(io)?;
         if !path.is_file() && segments.closed.is_empty() {
-            let source = std::fs::metadata(path).err().unwrap_or(std::io::ErrorKind::NotFound.into());
+            let source = patchhost_runtime::files::open(path).err().unwrap_or(std::io::ErrorKind::NotFound.into());
             return Err(io(source));
         }
         Ok(segments)
