@@ -167,8 +167,10 @@ fn steps(rng: &mut StdRng, tokenizer: &mut Value) {
             let special = json!({ "a": { "id": text(rng), "ids": [0, 9_999_999], "tokens": [text(rng)] } });
             json!({ "type": "TemplateProcessing", "single": [place, sequence], "pair": [sequence], "special_tokens": special })
         }
-        (_, 5..=7) => json!({ "type": "RobertaProcessing", "sep": ["x", number(rng)], "cls": ["y", number(rng)],
-            "trim_offsets": true, "add_prefix_space": true }),
+        ("post_processor", 5..=7) => {
+            json!({ "type": "RobertaProcessing", "sep": ["x", number(rng)], "cls": ["y", number(rng)],
+            "trim_offsets": true, "add_prefix_space": true })
+        }
         _ => json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true }),
     };
     let parts = [

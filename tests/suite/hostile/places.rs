@@ -157,6 +157,10 @@ fn files_that_arguments_name() {
             vec!["serve", "--listen", "127.0.0.1:0", "--admin-token-file", odd_name],
             vec!["serve", "--listen", "127.0.0.1:0", "--ledger", odd_name],
         ] {
+            // A ledger has no bound, and what is no line of one is passed over.
+            if odd == Odd::Sparse && args.iter().any(|arg| ["log", "--ledger"].contains(arg)) {
+                continue;
+            }
             let what = format!("{odd:?}: {args:?}");
             let ended = run(&what, args.iter().copied());
             assert!((1..=4).contains(&ended.ran.code), "{what}: exit {}: {}", ended.ran.code, ended.ran.stdout);

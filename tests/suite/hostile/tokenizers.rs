@@ -108,16 +108,16 @@ fn parts_that_make_the_library_panic() {
 
 #[test]
 fn padding_and_truncation_are_left_to_whoever_makes_batches() {
-    let plain = with("plain", &bundled().to_string()).ran.good().stdout;
+    let text = |ended: Ended| ended.ran.good().stdout.lines().find(|line| line.starts_with("KING")).map(str::to_owned);
+    let plain = text(with("plain", &bundled().to_string()));
+    assert!(plain.is_some());
     for size in [1_000_000_000u64, 1 << 40] {
         let padding = json!({ "strategy": { "Fixed": size }, "direction": "Right", "pad_to_multiple_of": null,
             "pad_id": 0, "pad_type_id": 0, "pad_token": "x" });
-        let padded = with("padding", &part("padding", padding)).ran.good();
-        assert_eq!(padded.stdout.lines().last(), plain.lines().last());
+        assert_eq!(text(with("padding", &part("padding", padding))), plain);
     }
     let truncation = json!({ "direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0 });
-    let cut = with("truncation", &part("truncation", truncation)).ran.good();
-    assert_eq!(cut.stdout.lines().last(), plain.lines().last());
+    assert_eq!(text(with("truncation", &part("truncation", truncation))), plain);
 }
 
 #[test]
