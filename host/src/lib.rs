@@ -124,6 +124,13 @@ pub mod serve {
     pub use patchhost_app::serve::*;
 }
 
+/// What a model folder brings that is text, in child processes: tokenizers tried, chat templates rendered.
+#[cfg(any(feature = "cli", feature = "serve", feature = "train", feature = "text"))]
+pub mod text {
+    #[doc(inline)]
+    pub use patchhost_app::text::{Renders, open};
+}
+
 /// The trainer in this process.
 #[cfg(feature = "train")]
 pub mod train {

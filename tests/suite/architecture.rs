@@ -24,6 +24,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("compare", &["patch", "native", "checkpoint", "base"]),
     ("live", &["trust", "probe", "compare", "patch", "native", "base"]),
     ("train", &["live", "compare", "checkpoint", "base"]),
+    ("text", &["base"]),
     ("serve", &["live", "trust", "patch", "audit", "checkpoint", "base"]),
     ("cmd", &["*"]),
 ];

@@ -141,11 +141,19 @@ fn models() {
         all
     };
     model("shard-missing", "qwen3_moe_sharded", &[2], |m| std::fs::remove_file(&shards(m)[1]).unwrap());
+    // With an index, it decides which of them counts.
     model("shard-duplicate", "qwen3_moe_sharded", &[2], |m| {
+        std::fs::remove_file(m.join("model.safetensors.index.json")).unwrap();
         let all = shards(m);
         let mut second = crate::support::read(&all[1]);
         second.push(crate::support::read(&all[0])[0].clone());
         write(&all[1], &second);
+    });
+    model("index-names-some", "qwen3_moe_sharded", &[2], |m| {
+        let path = m.join("model.safetensors.index.json");
+        let mut index: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        index["weight_map"].as_object_mut().unwrap().retain(|name, _| name.contains("embed") || name.contains("norm"));
+        std::fs::write(&path, index.to_string()).unwrap();
     });
     model("index-not-json", "qwen3_moe_sharded", &[2], |m| {
         std::fs::write(m.join("model.safetensors.index.json"), "[]").unwrap()

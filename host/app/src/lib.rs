@@ -17,5 +17,7 @@ pub mod live;
 pub mod probe;
 #[cfg(feature = "serve")]
 pub mod serve;
+#[cfg(feature = "text")]
+pub mod text;
 #[cfg(feature = "train")]
 pub mod train;

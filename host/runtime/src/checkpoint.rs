@@ -3,7 +3,6 @@
 //! tensor is touched.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,9 +10,11 @@ use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, SafeTenso
 
 use crate::bytes::{Owner, TensorBytes};
 use crate::error::{Refusal, Result, RuntimeError};
+use crate::files;
 use crate::fp8::{self, BlockScale};
 use crate::hooks::{Dtype, Elem};
 use crate::quant_config::QuantFormat;
+use crate::size::{check_header, check_index};
 
 /// Largest header we read. The format's own limit is 100 MB; a real one for 100,000 tensors is about 12 MB.
 pub const MAX_HEADER: u64 = 64 << 20;
@@ -83,7 +84,8 @@ impl Checkpoint {
             return Ok(all);
         }
         let index = path.join("model.safetensors.index.json");
-        if index.is_file() {
+        // Whatever it is: one that cannot be read is no reason to guess.
+        if index.symlink_metadata().is_ok() {
             return Self::open_sharded(path, &index);
         }
         let single = path.join("model.safetensors");
@@ -176,7 +178,8 @@ impl Checkpoint {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = std::fs::read_to_string(index).map_err(|e| unreadable(index, &e))?;
+        let text = files::read_text(index, files::INDEX).map_err(|e| unreadable(index, &e))?;
+        check_index(&text).map_err(|why| refuse(format!("`{}`", index.display()), why, "write the index anew"))?;
         let parsed: Index = serde_json::from_str(&text).map_err(|e| {
             refuse(
                 format!("`{}`", index.display()),
@@ -186,6 +189,7 @@ impl Checkpoint {
         })?;
         let files: BTreeSet<&String> = parsed.weight_map.values().collect();
         let mut all = Self::empty();
+        let mut unnamed: Vec<(String, &String)> = Vec::new();
         for name in files {
             let plain = Path::new(name).components().count() == 1 && !name.contains(['/', '\\']) && name != "..";
             if !plain {
@@ -196,7 +200,7 @@ impl Checkpoint {
                 ));
             }
             let file = folder.join(name);
-            if !file.is_file() {
+            if !file.exists() {
                 let missing = parsed.weight_map.values().filter(|f| *f == name).count();
                 return Err(refuse(
                     format!("shard `{name}`"),
@@ -204,7 +208,29 @@ impl Checkpoint {
                     "copy the missing shard, or download the checkpoint again",
                 ));
             }
-            all.add_file(&file)?;
+            let mut shard = Self::empty();
+            shard.add_file(&file)?;
+            for (tensor, data) in std::mem::take(&mut shard.tensors) {
+                match parsed.weight_map.get(&tensor) {
+                    Some(named) if named == name => drop(all.tensors.insert(tensor, data)),
+                    // The index decides which of two shards has it.
+                    Some(_) => {}
+                    None => unnamed.push((tensor, name)),
+                }
+            }
+            all.metadata.append(&mut shard.metadata);
+            all.maps.append(&mut shard.maps);
+            all.bytes += shard.bytes;
+        }
+        if let Some((tensor, file)) = unnamed.first() {
+            let (named, held) = (parsed.weight_map.len(), parsed.weight_map.len() + unnamed.len());
+            return Err(refuse(
+                format!("`{}`", index.display()),
+                format!(
+                    "it names {named} of the {held} tensors of its shards; not, for example, `{tensor}` of `{file}`"
+                ),
+                "write the index anew, or remove it where one file holds the model",
+            ));
         }
         if let Some((tensor, file)) = parsed.weight_map.iter().find(|(t, _)| !all.tensors.contains_key(*t)) {
             return Err(refuse(
@@ -217,7 +243,7 @@ impl Checkpoint {
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
-        let file = File::open(path).map_err(|e| unreadable(path, &e))?;
+        let file = files::open(path).map_err(|e| unreadable(path, &e))?;
         // SAFETY: the map is read-only and private to this process's view. If another process truncates the file while
         // it is mapped, reading faults; checkpoints are not modified in place (writers rename into place).
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| unreadable(path, &e))?;
@@ -326,7 +352,9 @@ fn read_header(label: &str, bytes: &[u8]) -> Result<(usize, Metadata)> {
             again,
         ));
     }
-    if let Some(name) = duplicate_key(&bytes[8..bytes.len().min(8 + length as usize)]) {
+    let json = bytes.get(8..bytes.len().min(8 + length as usize)).unwrap_or_default();
+    check_header(json).map_err(|why| refuse(format!("`{label}`"), why, again))?;
+    if let Some(name) = duplicate_key(json) {
         return Err(refuse(
             format!("tensor `{name}` in `{label}`"),
             "the header names it twice",

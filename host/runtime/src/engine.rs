@@ -13,6 +13,7 @@ use crate::config::RawConfig;
 use crate::copies::{self, TiedHead};
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::families::Arch;
+use crate::files;
 use crate::hooks::{Lora, ModelInfo};
 use crate::lora::{Adapter, AdapterBuilder, Adapters};
 use crate::model::Model;
@@ -121,7 +122,7 @@ impl Engine {
     /// From a model folder; its config.json is read.
     pub fn open(folder: &Path, options: EngineOptions) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| {
+        let text = files::read_text(&path, files::CONFIG).map_err(|e| {
             RuntimeError::Config(Refusal::new(
                 format!("`{}`", path.display()),
                 e.to_string(),

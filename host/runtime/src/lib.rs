@@ -6,12 +6,14 @@ mod absorbed;
 pub mod activation;
 pub mod assembly;
 pub mod bytes;
+pub mod caught;
 pub mod checkpoint;
 pub mod config;
 pub mod copies;
 pub mod engine;
 pub mod error;
 pub mod families;
+pub mod files;
 pub mod fp8;
 #[cfg(feature = "text")]
 pub mod generate;
@@ -33,6 +35,7 @@ pub mod rope;
 pub mod sampling;
 #[cfg(feature = "text")]
 pub mod scheduler;
+pub mod size;
 #[cfg(feature = "text")]
 pub mod tokenizer;
 pub mod weights;

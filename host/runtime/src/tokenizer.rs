@@ -1,18 +1,28 @@
 //! tokenizer.json, the chat template, and turning tokens into text while they arrive.
 
-use std::collections::BTreeMap;
+mod shape;
+mod template;
+
 use std::path::Path;
+use std::sync::Arc;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
-use minijinja::{Environment, Error as TemplateError, ErrorKind, context};
 use serde_json::Value;
-use tokenizers::Tokenizer as HfTokenizer;
+use tokenizers::models::bpe::BPE;
+use tokenizers::{
+    NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer as HfTokenizer, TokenizerImpl,
+};
 
+use crate::caught::caught;
 use crate::error::{Refusal, Result, RuntimeError};
+use crate::files;
+use shape::Shape;
+pub use template::{Renderer, Rendering, refused};
 
-/// Work a chat template may do before it is stopped.
-const TEMPLATE_FUEL: u64 = 1_000_000;
+/// A text may become so long on the way to tokens, in bytes, and eight times longer than it was: about twenty bytes of
+/// memory are needed for each.
+const MOST_NORMALIZED: u64 = 16 << 20;
+/// Most bytes of a text that is made of tokens at once.
+const MOST_TEXT: u64 = 64 << 20;
 
 /// The texts a tokenizer is made of; all but the first may be absent.
 #[derive(Debug, Default, Clone)]
@@ -30,13 +40,15 @@ pub struct TokenizerFiles {
 /// A model's tokenizer.
 pub struct Tokenizer {
     inner: HfTokenizer,
+    shape: Shape,
+    renderer: Option<Arc<dyn Renderer>>,
     template: Option<String>,
     specials: Vec<(String, String)>,
     eos: Vec<u32>,
 }
 
 /// One turn of a conversation.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
@@ -44,25 +56,41 @@ pub struct Message {
     pub content: String,
 }
 
-impl Tokenizer {
-    /// From a model folder.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        let tokenizer =
-            std::fs::read_to_string(&path).map_err(|e| refuse(&path.display().to_string(), e.to_string()))?;
-        let optional = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
-        Self::new(&TokenizerFiles {
-            tokenizer,
-            config: optional("tokenizer_config.json"),
-            generation: optional("generation_config.json"),
-            template: optional("chat_template.jinja"),
+impl TokenizerFiles {
+    /// Those of a model folder, each read up to a bound.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let bad = |name: &str, e: std::io::Error| refuse(&folder.join(name).display().to_string(), e.to_string());
+        let optional =
+            |name: &str, most: u64| files::read_text_if_any(&folder.join(name), most).map_err(|e| bad(name, e));
+        let name = "tokenizer.json";
+        Ok(Self {
+            tokenizer: files::read_text(&folder.join(name), files::TOKENIZER).map_err(|e| bad(name, e))?,
+            config: optional("tokenizer_config.json", files::TOKENIZER_CONFIG)?,
+            generation: optional("generation_config.json", files::CONFIG)?,
+            template: optional("chat_template.jinja", files::TEMPLATE)?,
         })
+    }
+}
+
+impl Tokenizer {
+    /// From a model folder, tried ([`Tokenizer::exercise`]). A file that is made to need much memory does; a program that can
+    /// start itself again tries a folder in a child first.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let tokenizer = Self::new(&TokenizerFiles::read(folder)?)?;
+        tokenizer.exercise()?;
+        Ok(tokenizer)
     }
 
     /// From texts.
     pub fn new(files: &TokenizerFiles) -> Result<Self> {
-        let inner = HfTokenizer::from_bytes(files.tokenizer.as_bytes())
-            .map_err(|e| refuse("tokenizer.json", format!("not a tokenizer: {e}")))?;
+        let bad = |why: String| refuse("tokenizer.json", why);
+        let shape = shape::read(&files.tokenizer).map_err(bad)?;
+        let mut inner = caught(|| build(&files.tokenizer))
+            .map_err(|panic| bad(format!("its reader gave up: {panic}")))?
+            .map_err(|e| bad(format!("not a tokenizer: {e}")))?;
+        // Engines neither pad nor cut: prompts are as long as they are.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| bad(e.to_string()))?;
         let parse = |name: &str, text: &Option<String>| -> Result<Value> {
             match text {
                 None => Ok(Value::Null),
@@ -71,7 +99,10 @@ impl Tokenizer {
         };
         let config = parse("tokenizer_config.json", &files.config)?;
         let generation = parse("generation_config.json", &files.generation)?;
-        let template = files.template.clone().or_else(|| template_of(&config));
+        let template = match &files.template {
+            Some(template) => Some(template.clone()),
+            None => template_of(&config)?,
+        };
         let specials: Vec<(String, String)> = ["bos_token", "eos_token", "unk_token", "pad_token"]
             .iter()
             .filter_map(|key| special(&config, key).map(|v| (key.to_string(), v)))
@@ -83,7 +114,7 @@ impl Tokenizer {
         if eos.is_empty() {
             eos.extend(special(&config, "eos_token").and_then(|t| inner.token_to_id(&t)));
         }
-        Ok(Self { inner, template, specials, eos })
+        Ok(Self { inner, shape, renderer: None, template, specials, eos })
     }
 
     /// Tokens that end a text.
@@ -113,10 +144,20 @@ impl Tokenizer {
 
     /// Text to tokens, with or without the special tokens that the tokenizer adds by itself.
     pub fn encode_with(&self, text: &str, specials: bool) -> Result<Vec<u32>> {
-        let encoded = self
-            .inner
-            .encode_fast(text, specials)
-            .map_err(|e| refuse("the prompt", format!("it cannot be tokenized: {e}")))?;
+        let bad = |why: String| refuse("the prompt", why);
+        let (bytes, growth) = (text.len() as u64, self.shape.growth);
+        if bytes.saturating_mul(growth) > MOST_NORMALIZED.saturating_add(bytes.saturating_mul(8)) {
+            return Err(RuntimeError::Request(Refusal::new(
+                format!("a prompt of {bytes} bytes"),
+                format!(
+                    "this tokenizer can make a text {growth} times longer, and {MOST_NORMALIZED} bytes is the limit of that"
+                ),
+                "shorten the prompt",
+            )));
+        }
+        let encoded = caught(|| self.inner.encode_fast(text, specials))
+            .map_err(|panic| bad(format!("the tokenizer gave up: {panic}")))?
+            .map_err(|e| bad(format!("it cannot be tokenized: {e}")))?;
         Ok(encoded.get_ids().to_vec())
     }
 
@@ -127,12 +168,49 @@ impl Tokenizer {
 
     /// Tokens to text; `skip_special` leaves special tokens out.
     pub fn decode_with(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|e| refuse("the output", format!("it cannot be decoded: {e}")))
+        let bad = |why: String| refuse("the output", why);
+        if (ids.len() as u64).saturating_mul(self.shape.token) > MOST_TEXT {
+            let bytes = |id: &u32| self.inner.id_to_token(*id).map_or(0, |token| token.len() as u64);
+            let grows = self.shape.decoded.saturating_mul(ids.iter().map(bytes).sum());
+            if grows > MOST_TEXT {
+                let why = format!("{} tokens can become {grows} bytes, more than the limit of {MOST_TEXT}", ids.len());
+                return Err(RuntimeError::Request(Refusal::new("the tokens", why, "give fewer at once")));
+            }
+        }
+        caught(|| self.inner.decode(ids, skip_special))
+            .map_err(|panic| bad(format!("the tokenizer gave up: {panic}")))?
+            .map_err(|e| bad(format!("it cannot be decoded: {e}")))
     }
 
     /// Tokens to text, special tokens included.
     pub fn decode_all(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, false).map_err(|e| refuse("the output", format!("it cannot be decoded: {e}")))
+        self.decode_with(ids, false)
+    }
+
+    /// Encodes and decodes what a request may hold, so that a tokenizer that fails on it is refused with its model and not
+    /// with a request. Texts that the tokenizer does not know are no failure.
+    pub fn exercise(&self) -> Result<()> {
+        /// Tokens that are decoded at each end of the vocabulary.
+        const ENDS: usize = 1000;
+        let bad = |why: String| refuse("tokenizer.json", why);
+        let long = ["a", " ", "\n", "é", "漢", "0"].map(|text| text.repeat(300));
+        let texts = ["", "KING HENRY.\nHello, world!", "\u{0}\t ünï\u{301} ﷺ 🎉 12345", "<|endoftext|></s>[UNK]"];
+        let mut seen = Vec::new();
+        for text in texts.into_iter().chain(long.iter().map(String::as_str)) {
+            let encoded = caught(|| self.inner.encode_fast(text, true)).map_err(|panic| {
+                bad(format!("it cannot encode {:?}…: {panic}", text.chars().take(20).collect::<String>()))
+            })?;
+            seen.extend(encoded.map(|e| e.get_ids().to_vec()).unwrap_or_default());
+        }
+        let all = self.vocabulary();
+        let ends = (0..all.min(ENDS)).chain(all.saturating_sub(ENDS)..all).map(|id| vec![id as u32]);
+        seen.truncate(ENDS);
+        for ids in ends.chain([seen]) {
+            // An error here is an error of a request.
+            let _ = caught(|| self.inner.decode(&ids, false))
+                .map_err(|panic| bad(format!("it cannot decode the tokens {ids:?}: {panic}")))?;
+        }
+        Ok(())
     }
 
     /// A token as the vocabulary writes it.
@@ -144,6 +222,13 @@ impl Tokenizer {
     #[must_use]
     pub fn with_template(mut self, template: String) -> Self {
         self.template = Some(template);
+        self
+    }
+
+    /// The same tokenizer, with chat templates rendered elsewhere.
+    #[must_use]
+    pub fn with_renderer(mut self, renderer: Arc<dyn Renderer>) -> Self {
+        self.renderer = Some(renderer);
         self
     }
 
@@ -163,38 +248,61 @@ impl Tokenizer {
         let Some(template) = &self.template else {
             return Err(refuse("a conversation", "the model has no chat template".to_string()));
         };
-        let bad = |e: TemplateError| refuse("the chat template", e.to_string());
-        let mut env = Environment::new();
-        // As transformers renders templates.
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        env.set_syntax(syntax.map_err(bad)?);
-        env.set_fuel(Some(TEMPLATE_FUEL));
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.add_function("raise_exception", |message: String| -> std::result::Result<String, TemplateError> {
-            Err(TemplateError::new(ErrorKind::InvalidOperation, message))
-        });
-        // A fixed date: templates that print today's would make prompts differ from day to day.
-        env.add_function("strftime_now", |_: String| "26 Jul 2024".to_string());
-        env.add_template("chat", template).map_err(bad)?;
-        let specials: BTreeMap<String, String> = self.specials.iter().cloned().collect();
-        // What the host sets wins over what a request adds.
-        let context = context! {
-            messages => Serde(messages),
-            add_generation_prompt => add_generation_prompt,
-            ..context! { ..minijinja::Value::from(specials), ..minijinja::Value::from(Serde(more)) }
+        let rendering = Rendering {
+            template: template.clone(),
+            messages: messages.to_vec(),
+            specials: self.specials.iter().cloned().collect(),
+            add_generation_prompt,
+            more: more.clone(),
         };
-        env.get_template("chat").and_then(|t| t.render(context)).map_err(bad)
+        rendering.check()?;
+        match &self.renderer {
+            Some(elsewhere) => elsewhere.render(&rendering),
+            None => rendering.apart(),
+        }
     }
 }
 
-fn template_of(config: &Value) -> Option<String> {
+/// Builds the library's tokenizer. It reads a model of any kind twice into memory before it looks which kind it is; the one
+/// kind that large models have is read as what it is.
+fn build(text: &str) -> tokenizers::Result<HfTokenizer> {
+    type Bpe =
+        TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, tokenizers::DecoderWrapper>;
+    match serde_json::from_str::<Bpe>(text) {
+        Ok(tokenizer) => Ok(tokenizer.into()),
+        Err(_) => HfTokenizer::from_bytes(text),
+    }
+}
+
+/// The chat template of tokenizer_config.json: a text, or a list of texts with names, of which `default` counts.
+fn template_of(config: &Value) -> Result<Option<String>> {
+    let bad = |what: &str, found: &Value| {
+        let kind = match found {
+            Value::Null => "null",
+            Value::Bool(_) => "a truth value",
+            Value::Number(_) => "a number",
+            Value::String(_) => "a text",
+            Value::Array(_) => "a list",
+            Value::Object(_) => "an object",
+        };
+        let why = format!("{what} is {kind}, not a text or a list of {{\"name\", \"template\"}} with texts");
+        refuse("`chat_template` of tokenizer_config.json", why)
+    };
     match &config["chat_template"] {
-        Value::String(t) => Some(t.clone()),
+        Value::Null => Ok(None),
+        Value::String(template) => Ok(Some(template.clone())),
         Value::Array(named) => {
-            let default = named.iter().find(|t| t["name"] == "default").or(named.first())?;
-            default["template"].as_str().map(str::to_string)
+            if let Some(wrong) = named.iter().find(|t| !t["name"].is_string() || !t["template"].is_string()) {
+                let part = ["name", "template"].into_iter().find(|part| !wrong[*part].is_string());
+                return Err(match part.filter(|_| wrong.is_object()) {
+                    Some(part) => bad(&format!("`{part}` of a member"), &wrong[part]),
+                    None => bad("a member of it", wrong),
+                });
+            }
+            let default = named.iter().find(|t| t["name"] == "default").or(named.first());
+            Ok(default.and_then(|t| t["template"].as_str()).map(str::to_string))
         }
-        _ => None,
+        other => Err(bad("it", other)),
     }
 }
 

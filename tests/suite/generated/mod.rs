@@ -2,6 +2,7 @@
 //! `PATCHHOST_CAMPAIGN=1 cargo test --release --workspace --test suite -- generated --nocapture`.
 
 mod components;
+mod folders;
 mod fuzz;
 mod mutate;
 mod shape;

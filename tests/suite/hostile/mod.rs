@@ -3,7 +3,7 @@
 
 mod bombs;
 mod cases;
-mod child;
+pub mod child;
 mod clock;
 mod files;
 mod groups;
@@ -12,6 +12,9 @@ pub mod inside;
 mod live;
 mod names;
 mod numbers;
+mod places;
+mod templates;
+mod tokenizers;
 pub mod wat;
 
 #[test]

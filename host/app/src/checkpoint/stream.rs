@@ -60,7 +60,7 @@ pub(crate) fn write_small(path: &Path, bytes: &[u8]) -> Result<()> {
 /// SHA-256 of a file, as 64 lower-case hex digits.
 pub(crate) fn sha256(path: &Path) -> Result<String> {
     use std::io::Read;
-    let mut file = File::open(path).map_err(io(path))?;
+    let mut file = patchhost_runtime::files::open(path).map_err(io(path))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0u8; 1 << 20];
     loop {

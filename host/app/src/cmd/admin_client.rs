@@ -141,7 +141,7 @@ impl Door {
             )
             .into());
         }
-        let token = std::fs::read_to_string(file).map_err(|e| {
+        let token = patchhost_runtime::files::read_text(file, patchhost_runtime::files::CONFIG).map_err(|e| {
             UsageError::new(
                 format!("--admin-token-file {}", file.display()),
                 e.to_string(),

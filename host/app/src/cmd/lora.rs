@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use patchhost_runtime::assembly::ChunkHeader;
 use patchhost_runtime::checkpoint::Checkpoint;
+use patchhost_runtime::files;
 use patchhost_runtime::lora::{Adapter, AdapterBuilder};
 
 use super::failure::{Result, UsageError};
@@ -65,7 +66,7 @@ impl LoraArgs {
 
 fn read_config(folder: &Path) -> Result<String, UsageError> {
     let config = folder.join("adapter_config.json");
-    std::fs::read_to_string(&config).map_err(|e| {
+    files::read_text(&config, files::CONFIG).map_err(|e| {
         UsageError::new(
             format!("adapter `{}`", config.display()),
             e.to_string(),

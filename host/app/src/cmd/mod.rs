@@ -161,11 +161,20 @@ pub fn command() -> clap::Command {
 /// Parses the command line, runs the verb and turns its error into the exit code.
 pub fn main() -> ExitCode {
     let startup = startup::Startup::begin();
-    if let Some(code) = crate::sandbox::trial::child().or_else(crate::isolate::child) {
+    if let Some(code) = crate::sandbox::trial::child().or_else(crate::isolate::child).or_else(crate::text::child) {
         return code;
     }
-    let Cli { global, verb } = Cli::from_arg_matches_mut(&mut command().get_matches())
-        .unwrap_or_else(|error| error.format(&mut command()).exit());
+    let mut matches = match command().try_get_matches() {
+        Ok(matches) => matches,
+        // Help and version, which clap takes for errors.
+        Err(text) if !text.use_stderr() => {
+            output::printed(text.print());
+            return output::complete().map_or_else(|lost| lost.report(args::Format::Text), |()| ExitCode::SUCCESS);
+        }
+        Err(wrong) => wrong.exit(),
+    };
+    let Cli { global, verb } =
+        Cli::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.format(&mut command()).exit());
     let traits = verb.traits();
     if !traits.stays {
         // `patchhost audit X.wasm | head` ends quietly, as other programs do.
@@ -192,10 +201,11 @@ pub fn main() -> ExitCode {
         return Failure::from(error).report(format);
     }
     let call = Call { format, sarif, startup };
-    match verb.run(&call).and_then(|()| output::complete()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(format),
+    if let Err(failure) = verb.run(&call) {
+        return failure.report(format);
     }
+    // As text in any format: standard output does not take it.
+    output::complete().map_or_else(|lost| lost.report(args::Format::Text), |()| ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

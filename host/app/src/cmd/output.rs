@@ -35,6 +35,13 @@ pub(in crate::cmd) fn write(text: Arguments<'_>) {
     }
 }
 
+/// Keeps the error of what was printed in another way.
+pub(super) fn printed(by_others: io::Result<()>) {
+    if let Err(error) = by_others {
+        let _ = LOST.set(error);
+    }
+}
+
 pub(in crate::cmd) fn remark(text: Arguments<'_>) {
     let _ = io::stderr().write_fmt(format_args!("{text}\n"));
 }

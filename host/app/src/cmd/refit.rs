@@ -282,7 +282,8 @@ fn read_manifest(path: &Path) -> Result<Manifest, UsageError> {
         let next = "give {\"tensors\": {NAME: {\"dtype\": \"BF16\", \"shape\": [2, 3], \"sha256\": \"…\"}}}; each field may be absent";
         UsageError::new(format!("--manifest {}", path.display()), why, next)
     };
-    let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+    let text =
+        patchhost_runtime::files::read_text(path, patchhost_runtime::files::LIST).map_err(|e| bad(e.to_string()))?;
     serde_json::from_str(&text).map_err(|e| bad(format!("not a manifest: {e}")))
 }
 

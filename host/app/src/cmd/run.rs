@@ -264,7 +264,8 @@ fn prompts(args: &Args) -> Result<Vec<String>, UsageError> {
                     "give a text file with one prompt per line",
                 )
             };
-            let text = std::fs::read_to_string(file).map_err(|e| unreadable(e.to_string()))?;
+            let text = patchhost_runtime::files::read_text(file, patchhost_runtime::files::LIST)
+                .map_err(|e| unreadable(e.to_string()))?;
             let lines: Vec<String> = text.lines().filter(|l| !l.trim().is_empty()).map(str::to_string).collect();
             if lines.is_empty() {
                 return Err(unreadable("it holds no prompt".to_string()));

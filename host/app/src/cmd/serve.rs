@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use patchhost_runtime::engine::EngineOptions;
 use patchhost_runtime::error::Refusal;
+use patchhost_runtime::files;
 use patchhost_runtime::scheduler::{LogprobsMode, Scheduler, SchedulerOptions};
 use patchhost_runtime::tokenizer::Tokenizer;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,7 +19,7 @@ use super::failure::{HostError, Result, UsageError};
 use super::live::{LiveArgs, Needs, Started};
 use super::output::plural;
 use super::run::print_refit;
-use super::session::Model;
+use super::session::{Model, this_program};
 use crate::checkpoint::bundled;
 use crate::live::CanaryUnit;
 use crate::patch::Actor;
@@ -26,9 +27,6 @@ use crate::serve::{self, Address, AdminAuth, App, Drained, Listener, RlAuth, RlM
 
 /// Bundled patches that are on by default where text is sampled and adapters are loaded.
 const PATCHES: &[&str] = &["vocab_mask", super::lora::PATCH];
-
-/// A chat template may have so many bytes.
-const MOST_TEMPLATE: u64 = 1 << 20;
 
 /// How the bundled model, which knows plays and no chat, is spoken to: every turn is a speech of its role.
 const PLAY_TEMPLATE: &str = "{% for message in messages %}{{ message.role | upper }}.\n{{ message.content }}\n\n{% endfor %}\
@@ -180,7 +178,10 @@ pub fn run(args: Args, call: &Call) -> Result {
     let options = EngineOptions { allow_narrowing: args.allow_narrowing, ..EngineOptions::default() };
     let model = Model::open(&args.model, options)?;
     let tokenizer = match (template, model.folder()) {
-        (Some(template), _) => Some(model.tokenizer()?.with_template(template)),
+        (Some(template), _) => {
+            let tokenizer = model.tokenizer()?.with_template(template);
+            Some(tokenizer.with_renderer(crate::text::Renders::new(&this_program()?)))
+        }
         (None, None) => Some(model.tokenizer()?.with_template(PLAY_TEMPLATE.to_string())),
         (None, Some(_)) => None,
     };
@@ -244,11 +245,7 @@ fn read_template(path: &Path) -> Result<String, UsageError> {
             "give a Jinja file, as models have in chat_template.jinja",
         )
     };
-    let size = std::fs::metadata(path).map_err(|e| refuse(e.to_string()))?.len();
-    if size > MOST_TEMPLATE {
-        return Err(refuse(format!("it has {size} bytes, the limit is {MOST_TEMPLATE}")));
-    }
-    std::fs::read_to_string(path).map_err(|e| refuse(e.to_string()))
+    files::read_text(path, files::TEMPLATE).map_err(|e| refuse(e.to_string()))
 }
 
 async fn bind(args: &Args) -> Result<Vec<Listener>, UsageError> {

@@ -21,12 +21,13 @@ use super::failure::{HostError, Result, UsageError};
 use super::output::{count, duration};
 use super::record::Recorded;
 use super::startup::Startup;
-use crate::base::{Digest, Hook};
+use crate::base::{Digest, Hook, child};
 use crate::checkpoint::bundled;
 use crate::isolate::Isolation;
 use crate::patch::{
     Applicability, Attached, Attachments, Cache, Description, HookOptions, Patch, PatchSet, Phase, Sandbox, Site, Trial,
 };
+use crate::text;
 use crate::trust::{Gate, Policy};
 use load::Loader;
 use settings::Settings;
@@ -77,9 +78,14 @@ impl Model {
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         Ok(match &self.folder {
             None => bundled::tokenizer()?,
-            Some(folder) => Tokenizer::open(folder)?,
+            Some(folder) => text::open(folder, &this_program()?)?,
         })
     }
+}
+
+/// What children of this program are.
+pub(super) fn this_program() -> Result<std::path::PathBuf> {
+    child::this_program().map_err(|e| HostError::system("the path of this program", e).into())
 }
 
 fn require_folder(folder: &Path) -> Result<(), UsageError> {

@@ -249,7 +249,8 @@ fn prompts(file: &Path) -> Result<Vec<String>, UsageError> {
     let refuse = |why: String| {
         UsageError::new(format!("--prompts {}", file.display()), why, "give a text file with one prompt per line")
     };
-    let text = std::fs::read_to_string(file).map_err(|e| refuse(e.to_string()))?;
+    let text =
+        patchhost_runtime::files::read_text(file, patchhost_runtime::files::LIST).map_err(|e| refuse(e.to_string()))?;
     let lines: Vec<String> = text.lines().filter(|l| !l.trim().is_empty()).map(|l| l.replace("\\n", "\n")).collect();
     if lines.is_empty() { Err(refuse("it holds no prompt".to_string())) } else { Ok(lines) }
 }

@@ -55,7 +55,7 @@ impl Secret {
             let next = "make it with: umask 077; openssl rand -hex 32 > FILE";
             Refusal::new(format!("{flag} {}", clean(&path.to_string_lossy(), 300)), why, next)
         };
-        let file = std::fs::File::open(path).map_err(|e| bad(e.to_string()))?;
+        let file = patchhost_runtime::files::open(path).map_err(|e| bad(e.to_string()))?;
         let data = file.metadata().map_err(|e| bad(e.to_string()))?;
         if !data.is_file() || data.len() > MAX_TOKEN {
             return Err(bad(format!("a token is a file of at most {MAX_TOKEN} bytes")));

@@ -176,7 +176,8 @@ impl Checkpoints {
 /// The state of a checkpoint whose files are whole.
 fn read_state(folder: &Path) -> std::result::Result<State, String> {
     let path = folder.join(STATE);
-    let text = std::fs::read(&path).map_err(|e| format!("{STATE}: {e}"))?;
+    let text =
+        patchhost_runtime::files::read(&path, patchhost_runtime::files::LIST).map_err(|e| format!("{STATE}: {e}"))?;
     let state: State = serde_json::from_slice(&text).map_err(|e| format!("{STATE}: {e}"))?;
     if state.format != FORMAT {
         return Err(format!("its format is {}, this program reads {FORMAT}", state.format));

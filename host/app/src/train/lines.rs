@@ -40,8 +40,9 @@ impl Lines {
     /// Goes on after `mark`, or from the start where the run had no checkpoint yet; `true`: earlier lines are kept. A file
     /// that is not there is made. Refused: a file of another run.
     pub fn resume(path: &Path, mark: Option<&Mark>) -> Result<(Self, bool)> {
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(io(path))?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = patchhost_runtime::files::open_with(&mut options, path).map_err(io(path))?;
         let len = file.metadata().map_err(io(path))?.len();
         let mark = mark.filter(|_| len > 0);
         let keep = mark.map_or(0, |m| m.bytes);

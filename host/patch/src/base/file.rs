@@ -1,9 +1,10 @@
 //! Files that several programs write: read bounded, written whole or not at all, one writer at a time.
 
 use super::text::clean;
+use patchhost_runtime::files;
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -68,19 +69,12 @@ pub(crate) fn shown(kind: &str, path: &Path) -> String {
 /// The text of a file; none if there is no such file. A folder, a pipe or a device is refused unread.
 pub(crate) fn read(path: &Path, kind: &str, next: &str) -> Result<Option<String>, FileError> {
     let bad = |why: &str| FileError::usage(shown(kind, path), why, next);
-    let io = |e: &std::io::Error| FileError::io(shown(kind, path), e, next);
-    match std::fs::metadata(path) {
+    let bytes = match files::read(path, MOST_BYTES) {
+        Ok(bytes) => bytes,
         // A link to nowhere is not "no file": somebody meant one.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && path.symlink_metadata().is_err() => return Ok(None),
-        Err(e) => return Err(io(&e)),
-        Ok(data) if !data.is_file() => return Err(bad("it is not a file")),
-        Ok(_) => {}
-    }
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes)).map_err(|e| io(&e))?;
-    if bytes.len() as u64 > MOST_BYTES {
-        return Err(bad(&format!("it has more than {MOST_BYTES} bytes")));
-    }
+        Err(e) => return Err(FileError::io(shown(kind, path), &e, next)),
+    };
     String::from_utf8(bytes).map(Some).map_err(|e| bad(&format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to())))
 }
 

@@ -1,6 +1,7 @@
 //! Words that every room says: names, digests, grants, text of others as it may be shown, files that are written whole.
 //! Nothing here knows of WebAssembly, of a model or of the network.
 
+pub mod child;
 mod day;
 mod digest;
 mod exit;

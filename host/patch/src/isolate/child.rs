@@ -4,12 +4,11 @@ use super::confine::confine;
 use super::process::ARGUMENT;
 use super::protocol::{Counters, Reply, Request, Said, Start, read, write};
 use crate::abi::{Guest, Hooks, Memory, linker_for};
+use crate::base::child::socket;
 use crate::base::{Function, text};
 use crate::call::Put;
 use crate::sandbox::{Granted, Sandbox};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -37,8 +36,7 @@ pub fn child() -> Option<ExitCode> {
 }
 
 fn serve() -> io::Result<()> {
-    // Standard input is the socket, in both directions.
-    let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut socket = socket()?;
     let Request::Start(start) = read(&mut socket)? else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the first question is `start`"));
     };

@@ -1,7 +1,8 @@
 //! One child process: made, asked, and gone when it does not answer.
 
 use super::protocol::{Counters, Reply, Request, Said, Start, read, write};
-use std::io::{self, Read};
+use crate::base::child::{Patient, this_program, wait_a_little};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -25,10 +26,7 @@ impl Isolation {
     /// Children are this very program, which must call [`super::child`] first thing in `main`. `processes`: how many each
     /// patch may have, one per worker that calls at once.
     pub fn this_program(processes: usize) -> io::Result<Self> {
-        // The program that runs, even if its file was replaced since.
-        let itself = PathBuf::from("/proc/self/exe");
-        let program = if itself.exists() { itself } else { std::env::current_exe()? };
-        Ok(Self::with_program(program, processes))
+        Ok(Self::with_program(this_program()?, processes))
     }
 
     /// Children are `program`, the `patchhost` binary: for tests and for hosts that are another program.
@@ -86,7 +84,7 @@ impl Process {
             .socket
             .set_write_timeout(Some(wall))
             .and_then(|()| write(&mut self.socket, request))
-            .and_then(|()| read::<Reply>(&mut Patient { socket: &self.socket, until }));
+            .and_then(|()| read::<Reply>(&mut Patient::new(&self.socket, until)));
         match asked {
             Ok(Reply { said, counters }) => {
                 self.counters = counters;
@@ -99,7 +97,7 @@ impl Process {
     fn end(&mut self, error: &io::Error, wall: Duration) -> Lost {
         let late = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
         // If it ended by itself, its own end says more than the broken socket.
-        let by_itself = if late { None } else { self.wait_a_little() };
+        let by_itself = if late { None } else { wait_a_little(&mut self.child) };
         let why = match by_itself {
             Some(status) => format!("the process that it runs in ended: {}", said(status)),
             None if late => {
@@ -109,17 +107,6 @@ impl Process {
         };
         self.kill();
         Lost { why, late }
-    }
-
-    fn wait_a_little(&mut self) -> Option<ExitStatus> {
-        for _ in 0..100 {
-            match self.child.try_wait() {
-                Ok(None) => std::thread::sleep(Duration::from_millis(2)),
-                Ok(status) => return status,
-                Err(_) => return None,
-            }
-        }
-        None
     }
 
     fn kill(&mut self) {
@@ -141,22 +128,5 @@ fn said(status: ExitStatus) -> String {
         Some(6) => "aborted (signal 6): out of memory, or a bug of the host".to_owned(),
         Some(signal) => format!("killed by signal {signal}"),
         None => status.to_string(),
-    }
-}
-
-/// Reads until a moment, not for a time after each byte: a child that sends a byte now and then gains nothing.
-struct Patient<'a> {
-    socket: &'a UnixStream,
-    until: Instant,
-}
-
-impl Read for Patient<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let left = self.until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        self.socket.set_read_timeout(Some(left))?;
-        (&mut &*self.socket).read(into)
     }
 }

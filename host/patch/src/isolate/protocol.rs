@@ -2,6 +2,7 @@
 //! is bounded before it is read, and its answers are checked like those of a guest in this process.
 
 use crate::abi::{Info, Snapshot};
+use crate::base::child::{read_frame, write_frame};
 use crate::base::{Function, Grants, Hook};
 use crate::call::{Outcome, Question};
 use crate::sandbox::{Fault, FunctionStats, Limits};
@@ -80,30 +81,12 @@ pub(super) struct Counters {
 /// Writes a frame.
 pub(super) fn write<T: Serialize>(to: &mut impl Write, value: &T) -> io::Result<()> {
     let bytes = postcard::to_stdvec(value).map_err(io::Error::other)?;
-    let length = u32::try_from(bytes.len()).ok().filter(|length| *length as usize <= FRAME);
-    let length = length.ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidInput, format!("a question of {} bytes; at most {FRAME}", bytes.len()))
-    })?;
-    to.write_all(&length.to_le_bytes())?;
-    to.write_all(&bytes)?;
-    to.flush()
+    write_frame(to, &bytes, FRAME)
 }
 
 /// Reads a frame.
 pub(super) fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
-    let mut length = [0; 4];
-    from.read_exact(&mut length)?;
-    let length = u32::from_le_bytes(length) as usize;
-    if length > FRAME {
-        let why = format!("a frame of {length} bytes; at most {FRAME}");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
-    }
-    let mut bytes = Vec::new();
-    // Grows as the bytes come: a length alone allocates nothing.
-    from.take(length as u64).read_to_end(&mut bytes)?;
-    if bytes.len() < length {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
+    let bytes = read_frame(from, FRAME)?;
     postcard::from_bytes(&bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 

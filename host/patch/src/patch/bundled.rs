@@ -27,8 +27,13 @@ pub fn resolve(name_or_path: &str) -> Result<Candidate, StageError> {
     if path.is_file() {
         return Candidate::from_file(path);
     }
-    bundled(name_or_path).ok_or_else(|| StageError::NotFound {
-        name: crate::base::text::clean(name_or_path, 200),
-        bundled: BUNDLED.iter().map(|(name, _)| *name).collect(),
-    })
+    match bundled(name_or_path) {
+        Some(candidate) => Ok(candidate),
+        // A folder, a pipe: reading it says so.
+        None if path.exists() => Candidate::from_file(path),
+        None => Err(StageError::NotFound {
+            name: crate::base::text::clean(name_or_path, 200),
+            bundled: BUNDLED.iter().map(|(name, _)| *name).collect(),
+        }),
+    }
 }

@@ -4,6 +4,7 @@ use super::StageError;
 use super::lock::GuestsLock;
 use crate::audit;
 use crate::base::{Digest, text};
+use patchhost_runtime::files;
 use std::borrow::Cow;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,7 @@ impl Candidate {
         let name = text::clean(&path.display().to_string(), 200);
         let limit = audit::Caps::default().bytes as u64;
         let mut bytes = Vec::new();
-        let read = std::fs::File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes));
+        let read = files::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes));
         if let Err(error) = read {
             return Err(StageError::Unreadable { name, error });
         }

@@ -6,6 +6,7 @@ use super::error::RecordingError;
 use crate::base::Digest;
 use crate::base::Function;
 use crate::call::{Outcome, PatchEntry, Question};
+use patchhost_runtime::files;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -186,10 +187,7 @@ pub(super) struct Events {
 impl Events {
     fn open(path: &Path) -> Result<Self, RecordingError> {
         let unreadable = |source| RecordingError::Unreadable { path: path.to_owned(), source };
-        let file = File::open(path).map_err(unreadable)?;
-        if !file.metadata().map_err(unreadable)?.is_file() {
-            return Err(RecordingError::not(path, "it is not a file"));
-        }
+        let file = files::open(path).map_err(unreadable)?;
         let mut file = BufReader::new(file);
         let mut head = [0; HEAD as usize];
         let read = fill(&mut file, &mut head).map_err(unreadable)?;

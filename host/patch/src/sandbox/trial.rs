@@ -3,6 +3,7 @@
 //! memory, little time and no files: at worst the child dies, and not this process.
 
 use super::engine::compile_only;
+use crate::base::child::{confine, this_program};
 use crate::base::text;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -17,9 +18,6 @@ const CPU_SECONDS: u64 = 5;
 /// Memory that a compile may use, in bytes: this process would need as much when it compiles the component itself. The
 /// costliest component that the audit lets through takes 60 MiB, an honest patch 10.
 const MEMORY_BYTES: u64 = 128 << 20;
-/// Address space that the child's program needs for itself, in bytes, on top of [`MEMORY_BYTES`].
-#[cfg(target_os = "linux")]
-const ADDRESS_SPACE: u64 = 1 << 30;
 /// Wall time after which the child is killed, whatever it does. No input may make this host wait for ten seconds, so
 /// this is less.
 const WALL: Duration = Duration::from_secs(9);
@@ -55,10 +53,7 @@ pub enum TrialError {
 impl Trial {
     /// The child is this same program, started again. Its `main` must call [`child`] before anything else.
     pub fn this_program() -> io::Result<Self> {
-        // The program that runs, even if its file was replaced since.
-        let itself = PathBuf::from("/proc/self/exe");
-        let program = if itself.exists() { itself } else { std::env::current_exe()? };
-        Ok(Self::with_program(program))
+        Ok(Self::with_program(this_program()?))
     }
 
     /// The child is `program`, which must be the `patchhost` binary. For tests, and for hosts that are another program.
@@ -156,7 +151,7 @@ pub fn child() -> Option<ExitCode> {
     }
     let mut number = || arguments.next().and_then(|text| text.parse().ok());
     let (Some(cpu_seconds), Some(memory_bytes)) = (number(), number()) else { return Some(ExitCode::from(2)) };
-    Some(match confine(cpu_seconds, memory_bytes).map_err(|e| e.to_string()).and_then(|()| compile()) {
+    Some(match confine(Some(cpu_seconds), memory_bytes).map_err(|e| e.to_string()).and_then(|()| compile()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             // Nobody to tell if nobody listens.
@@ -171,37 +166,4 @@ fn compile() -> Result<(), String> {
     io::stdin().lock().read_to_end(&mut bytes).map_err(|e| e.to_string())?;
     let engine = compile_only().map_err(|e| format!("{e:#}"))?;
     engine.precompile_component(&bytes).map(|_| ()).map_err(|e| format!("{e:#}"))
-}
-
-/// Takes away what compiling does not need. Whether the kernel knows Landlock does not matter: limits come first.
-#[cfg(target_os = "linux")]
-pub(crate) fn confine(cpu_seconds: u64, memory_bytes: u64) -> io::Result<()> {
-    use rustix::process::{Resource, Rlimit, setrlimit};
-    let limit = |resource, most: u64| setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) });
-    limit(Resource::Core, 0)?;
-    limit(Resource::Fsize, 0)?;
-    limit(Resource::Data, memory_bytes)?;
-    limit(Resource::As, memory_bytes.saturating_add(ADDRESS_SPACE))?;
-    // The soft limit is a signal that says why; the hard one, a second later, cannot be ignored.
-    setrlimit(Resource::Cpu, Rlimit { current: Some(cpu_seconds), maximum: Some(cpu_seconds + 1) })?;
-    no_files();
-    Ok(())
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn confine(_: u64, _: u64) -> io::Result<()> {
-    Ok(())
-}
-
-/// No path can be opened any more, nor any port, where the kernel can see to that (Linux 5.13, 6.7).
-#[cfg(target_os = "linux")]
-pub(crate) fn no_files() -> bool {
-    use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetStatus};
-    let abi = ABI::V4;
-    let restricted = Ruleset::default()
-        .handle_access(AccessFs::from_all(abi))
-        .and_then(|rules| rules.handle_access(AccessNet::from_all(abi)))
-        .and_then(|rules| rules.create())
-        .and_then(|rules| rules.restrict_self());
-    restricted.is_ok_and(|status| status.ruleset != RulesetStatus::NotEnforced)
 }

@@ -189,7 +189,7 @@ impl SecretKey {
         let next = "give the file that `patchhost keygen --out FILE` wrote";
         let bad = |why: String| TrustError::usage(what(), why, next);
         let io = |e: std::io::Error| TrustError::io(what(), &e, next);
-        let file = std::fs::File::open(path).map_err(io)?;
+        let file = patchhost_runtime::files::open(path).map_err(io)?;
         let data = file.metadata().map_err(io)?;
         if !data.is_file() || data.len() > MOST_BYTES {
             return Err(bad(format!("a key is a file of at most {MOST_BYTES} bytes")));

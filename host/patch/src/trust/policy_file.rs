@@ -55,15 +55,7 @@ impl Policy {
         let shown = crate::base::text::clean(&path.display().to_string(), 200);
         let fail = |why: String, next: &str| PolicyError { path: shown.clone(), why, next: next.to_owned() };
         let unreadable = |e: std::io::Error| fail(e.to_string(), "give a TOML file that can be read");
-        let data = std::fs::metadata(path).map_err(unreadable)?;
-        if !data.is_file() {
-            return Err(fail("it is not a file".to_owned(), "give the policy file"));
-        }
-        let size = data.len();
-        if size > MOST_BYTES {
-            return Err(fail(format!("it has {size} bytes, at most {MOST_BYTES} are read"), "give the policy file"));
-        }
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let text = patchhost_runtime::files::read_text(path, MOST_BYTES).map_err(unreadable)?;
         Self::parse(&text)
             .map_err(|why| fail(why, "correct the key or value; docs/trust.md and the README name every key"))
     }

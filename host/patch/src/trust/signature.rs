@@ -9,9 +9,10 @@ use crate::base::text::clean;
 use crate::base::{Day, explain, stamp};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use patchhost_runtime::files;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
-use std::io::Read;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -129,18 +130,14 @@ impl Signatures {
     pub fn read(path: &Path) -> Result<Self, TrustError> {
         let what = || format!("signature file `{}`", clean(&path.display().to_string(), 200));
         let next = "make it anew with `patchhost sign`, or remove it";
-        match std::fs::metadata(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+        let text = match files::read_text(path, MOST_BYTES) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !path.is_symlink() => return Ok(Self::default()),
+            Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::FileTooLarge) => {
+                return Err(TrustError::refused(what(), e.to_string(), next));
+            }
             Err(e) => return Err(TrustError::io(what(), &e, next)),
-            Ok(data) if !data.is_file() => return Err(TrustError::refused(what(), "it is not a file", next)),
-            Ok(_) => {}
-        }
-        let mut text = String::new();
-        let read = std::fs::File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_string(&mut text));
-        read.map_err(|e| TrustError::io(what(), &e, next))?;
-        if text.len() as u64 > MOST_BYTES {
-            return Err(TrustError::refused(what(), format!("it has more than {MOST_BYTES} bytes"), next));
-        }
+        };
         Self::parse(&text).map_err(|why| TrustError::refused(what(), why, next))
     }
 

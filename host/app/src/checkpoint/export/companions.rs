@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use patchhost_runtime::files;
+
 use super::{Result, io};
 use crate::checkpoint::bundled;
 use crate::checkpoint::stream::{self, write_small};
@@ -81,7 +83,9 @@ impl Companions {
         for (name, content) in &self.copy {
             match content {
                 Content::Text(text) => write_small(&to.join(name), text.as_bytes())?,
-                Content::File(from) => write_small(&to.join(name), &std::fs::read(from).map_err(stream::io(from))?)?,
+                Content::File(from) => {
+                    write_small(&to.join(name), &files::read(from, MOST).map_err(stream::io(from))?)?
+                }
             }
         }
         Ok(self.copy.iter().map(|(name, _)| name.clone()).collect())

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use patchhost_runtime::checkpoint::{CheckpointTensor, MAX_HEADER};
+use patchhost_runtime::checkpoint::CheckpointTensor;
+use patchhost_runtime::files;
+use patchhost_runtime::size::check_index;
 use serde_json::{Map, Value, json};
 
 use super::checksum::Checksum;
@@ -33,19 +35,18 @@ pub(super) struct Index {
 /// Reads the index of a folder; `None` where there is none.
 pub(super) fn read(folder: &Path) -> Result<Option<Index>> {
     let path = folder.join(INDEX);
-    let len = match path.metadata() {
-        Ok(data) => data.len(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(unreadable(&path, &e)),
-    };
     let bad = |why: String| {
         format(format!("`{}`", path.display()), why, "publish the version again, in a form that is known here")
     };
-    if len > MAX_HEADER {
-        return Err(bad(format!("its {len} bytes are more than the limit of {MAX_HEADER}")));
+    match files::read_text_if_any(&path, files::INDEX) {
+        Ok(None) => Ok(None),
+        Ok(Some(text)) => {
+            let parsed = check_index(&text).and_then(|()| parse(text.as_bytes()));
+            parsed.map(Some).map_err(bad)
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::FileTooLarge => Err(bad(e.to_string())),
+        Err(e) => Err(unreadable(&path, &e)),
     }
-    let text = std::fs::read(&path).map_err(|e| unreadable(&path, &e))?;
-    parse(&text).map(Some).map_err(bad)
 }
 
 fn parse(text: &[u8]) -> std::result::Result<Index, String> {

@@ -63,7 +63,7 @@ pub fn applied_version(folder: &Path) -> Result<Option<Version>> {
         return Ok(None);
     }
     let state = sync.join("state.json");
-    let text = match std::fs::read(&state) {
+    let text = match patchhost_runtime::files::read(&state, patchhost_runtime::files::CONFIG) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Err(format(

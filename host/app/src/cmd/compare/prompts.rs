@@ -67,7 +67,8 @@ fn lines(path: &Path) -> Result<Vec<String>, UsageError> {
     let unreadable = |why: String| {
         UsageError::new(format!("--prompts {}", path.display()), why, "give a text file with one prompt per line")
     };
-    let text = std::fs::read_to_string(path).map_err(|e| unreadable(e.to_string()))?;
+    let text = patchhost_runtime::files::read_text(path, patchhost_runtime::files::LIST)
+        .map_err(|e| unreadable(e.to_string()))?;
     let lines: Vec<String> = text.lines().filter(|l| !l.trim().is_empty()).map(str::to_string).collect();
     if lines.is_empty() {
         return Err(unreadable("it holds no prompt".to_string()));

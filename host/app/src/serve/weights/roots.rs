@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::error::{Refusal, RuntimeError};
+use patchhost_runtime::files;
 
 use super::pickle;
 use crate::base::text::clean;
@@ -216,13 +217,7 @@ impl Pinned {
     /// A small text file of the folder.
     pub fn text(&self, file: &str, limit: u64) -> Result<String, RootError> {
         let bad = |why: String| unusable(&format!("{}/{}", self.shown, show(file)), why);
-        let mut text = String::new();
-        let open = File::open(self.path.join(file)).map_err(|e| bad(e.to_string()))?;
-        open.take(limit).read_to_string(&mut text).map_err(|e| bad(e.to_string()))?;
-        if text.len() as u64 == limit {
-            return Err(bad(format!("it has {limit} bytes or more")));
-        }
-        Ok(text)
+        files::read_text(&self.path.join(file), limit).map_err(|e| bad(e.to_string()))
     }
 
     /// A message of a reader, with the client's path in place of the private one.

@@ -126,7 +126,7 @@ pub fn wit(bytes: &[u8]) -> String {
         Some(printer.output.to_string())
     };
     // The bytes are not trusted, and a panic of the reader must not be the end of the audit.
-    std::panic::catch_unwind(print).ok().flatten().unwrap_or_default()
+    patchhost_runtime::caught::caught(print).ok().flatten().unwrap_or_default()
 }
 
 /// Lines that only one text has.

@@ -108,6 +108,12 @@ pub(in crate::audit) fn check(bytes: &[u8], kind: Kind, caps: &Caps, out: &mut V
     }
 }
 
+/// It made a reader of components panic.
+pub(in crate::audit) fn gave_up(panic: &str) -> Finding {
+    let why = crate::base::text::clean(panic, 200);
+    INVALID.finding(format!("the reader of components gave up on it: {why}"), "build it with a current toolchain")
+}
+
 /// An error of the parser or validator.
 pub(in crate::audit) fn invalid(error: &BinaryReaderError) -> Finding {
     let message = crate::base::text::clean(error.message(), 300);

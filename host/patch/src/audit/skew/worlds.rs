@@ -2,8 +2,8 @@
 
 use super::types;
 use crate::base::{Hook, IDENTITY, PACKAGE, ROW_SOURCE, VERSION, WIT, interface, text};
+use patchhost_runtime::caught::caught;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
 use wit_parser::decoding::{DecodedWasm, decode};
 use wit_parser::{Function, InterfaceId, Resolve, SourceMap, WorldId, WorldItem, WorldKey};
@@ -53,7 +53,7 @@ pub fn compare(bytes: &[u8]) -> Vec<Skew> {
         Err(error) => return vec![Skew::NotAPatch(format!("the host's own interface does not parse: {error}"))],
     };
     // The decoder is written for components that tools make; others may make it panic.
-    match catch_unwind(AssertUnwindSafe(|| decode(bytes))) {
+    match caught(|| decode(bytes)) {
         Ok(Ok(DecodedWasm::Component(guest, world))) => compare_world(&guest, world, host),
         Ok(Ok(DecodedWasm::WitPackage(..))) => vec![Skew::NotAPatch("it is a WIT package, without code".into())],
         Ok(Err(error)) => {

@@ -221,7 +221,7 @@ impl LedgerFile {
 /// Reads a file and checks its chain, up to a torn last line. Gives the bytes of whole lines too.
 fn scan(path: &Path, keep_recent: usize) -> Result<(Found, u64), LedgerError> {
     let io = |source| LedgerError::Io { doing: "reading the ledger", path: path.to_path_buf(), source };
-    let mut lines = Lines::new(File::open(path).map_err(io)?);
+    let mut lines = Lines::new(patchhost_runtime::files::open(path).map_err(io)?);
     let (mut chain, mut recent, mut good) = (Chain::after(None), VecDeque::new(), 0);
     while let Some(piece) = lines.next().map_err(io)? {
         let judged = match piece {
@@ -279,7 +279,7 @@ fn append_to(path: &Path) -> std::io::Result<File> {
         // Who did what and why is for the operator; others get to read it when the operator says so.
         options.mode(0o640);
     }
-    options.open(path)
+    patchhost_runtime::files::open_with(&mut options, path)
 }
 
 /// A new or renamed file is only there for good when its folder is on the disk.

@@ -5,6 +5,7 @@ use super::chain::{Broken, Chain, Head};
 use super::record::{self, Entry, LINE_BYTES};
 use super::{LedgerError, Segments};
 use crate::base::Digest;
+use patchhost_runtime::files;
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -90,7 +91,7 @@ fn check(segments: &Segments, expected: Option<&Digest>) -> Result<Verified, Led
     let (mut chain, mut notes, mut head_seen) = (Chain::default(), Vec::new(), false);
     for (at, path) in files.iter().enumerate() {
         let io = |source| LedgerError::Io { doing: "reading", path: path.to_path_buf(), source };
-        let mut lines = Lines::new(File::open(path).map_err(io)?);
+        let mut lines = Lines::new(files::open(path).map_err(io)?);
         let mut number = 0;
         while let Some(piece) = lines.next().map_err(io)? {
             number += 1;
@@ -150,7 +151,7 @@ pub fn show(path: &Path, event: Option<&str>, last: Option<usize>) -> Result<Sho
     let mut broken = None;
     for path in segments.files() {
         let io = |source| LedgerError::Io { doing: "reading", path: path.to_path_buf(), source };
-        let mut lines = Lines::new(File::open(path).map_err(io)?);
+        let mut lines = Lines::new(files::open(path).map_err(io)?);
         let mut number = 0;
         while let Some(piece) = lines.next().map_err(io)? {
             number += 1;

@@ -61,7 +61,7 @@ impl Segments {
         }
         let segments = Self::of(path).map_err(io)?;
         if !path.is_file() && segments.closed.is_empty() {
-            let source = std::fs::metadata(path).err().unwrap_or(std::io::ErrorKind::NotFound.into());
+            let source = patchhost_runtime::files::open(path).err().unwrap_or(std::io::ErrorKind::NotFound.into());
             return Err(io(source));
         }
         Ok(segments)
@@ -126,7 +126,7 @@ fn ledgers_in(folder: &Path) -> std::io::Result<BTreeSet<OsString>> {
 }
 
 fn begins_as_ledger(path: &Path) -> bool {
-    let Ok(file) = std::fs::File::open(path) else { return false };
+    let Ok(file) = patchhost_runtime::files::open(path) else { return false };
     let mut line = String::new();
     let read = BufReader::new(file.take(record::LINE_BYTES as u64)).read_line(&mut line);
     read.is_ok() && record::parse(&line).is_some_and(|entry| [GENESIS, CONTINUED].contains(&entry.event.as_str()))
