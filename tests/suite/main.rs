@@ -7,6 +7,7 @@ mod cli;
 mod compare;
 mod crash;
 mod delta;
+mod environment;
 mod export;
 mod fp8;
 mod generated;

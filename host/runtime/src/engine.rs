@@ -64,8 +64,9 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// From the text of a config.json.
+    /// From the text of a config.json. An environment that the kernels cannot follow (`PATCHHOST_THREADS=-1`) is refused.
     pub fn new(config: &str, options: EngineOptions) -> Result<Self> {
+        patchhost_kernels::environment::check()?;
         let raw = RawConfig::parse(config)?;
         let format = QuantFormat::read(&raw)?;
         let arch = Arch::from_config(&raw)?;

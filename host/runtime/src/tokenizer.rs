@@ -1,5 +1,7 @@
 //! tokenizer.json, the chat template, and turning tokens into text while they arrive.
 
+mod ends;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -21,8 +23,12 @@ pub struct TokenizerFiles {
     pub tokenizer: String,
     /// tokenizer_config.json.
     pub config: Option<String>,
+    /// special_tokens_map.json, which older folders have beside tokenizer_config.json.
+    pub special_tokens: Option<String>,
     /// generation_config.json.
     pub generation: Option<String>,
+    /// config.json: which tokens end a text.
+    pub model: Option<String>,
     /// chat_template.jinja.
     pub template: Option<String>,
 }
@@ -54,7 +60,9 @@ impl Tokenizer {
         Self::new(&TokenizerFiles {
             tokenizer,
             config: optional("tokenizer_config.json"),
+            special_tokens: optional("special_tokens_map.json"),
             generation: optional("generation_config.json"),
+            model: optional("config.json"),
             template: optional("chat_template.jinja"),
         })
     }
@@ -70,23 +78,21 @@ impl Tokenizer {
             }
         };
         let config = parse("tokenizer_config.json", &files.config)?;
+        let map = parse("special_tokens_map.json", &files.special_tokens)?;
         let generation = parse("generation_config.json", &files.generation)?;
+        let model = parse("config.json", &files.model)?;
         let template = files.template.clone().or_else(|| template_of(&config));
         let specials: Vec<(String, String)> = ["bos_token", "eos_token", "unk_token", "pad_token"]
             .iter()
-            .filter_map(|key| special(&config, key).map(|v| (key.to_string(), v)))
+            .filter_map(|key| special(&config, key).or_else(|| special(&map, key)).map(|v| (key.to_string(), v)))
             .collect();
-        let mut eos: Vec<u32> = match &generation["eos_token_id"] {
-            Value::Array(ids) => ids.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
-            one => one.as_u64().map(|id| id as u32).into_iter().collect(),
-        };
-        if eos.is_empty() {
-            eos.extend(special(&config, "eos_token").and_then(|t| inner.token_to_id(&t)));
-        }
+        let texts = [&config, &map].map(|file| special(file, "eos_token"));
+        let eos = ends::union(&inner, texts.into_iter().flatten(), &generation, &model)?;
         Ok(Self { inner, template, specials, eos })
     }
 
-    /// Tokens that end a text.
+    /// Tokens that end a text: all that the tokenizer, generation_config.json and config.json name, whichever of them, as
+    /// vLLM and SGLang have it.
     pub fn eos(&self) -> &[u32] {
         &self.eos
     }
