@@ -8,6 +8,7 @@ mod compare;
 mod crash;
 mod declared;
 mod delta;
+mod environment;
 mod export;
 mod fp8;
 mod generated;

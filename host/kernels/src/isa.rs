@@ -4,6 +4,8 @@
 
 use std::sync::OnceLock;
 
+use crate::environment::{self, ISA_VARIABLE};
+
 /// A set of vector instructions that the kernels are compiled for. Ordered: a later one is faster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -22,7 +24,7 @@ pub enum Isa {
 
 impl Isa {
     /// What the architecture can have, slowest first.
-    const ALL: &[Isa] = if cfg!(target_arch = "x86_64") {
+    pub(crate) const ALL: &[Isa] = if cfg!(target_arch = "x86_64") {
         &[Isa::Portable, Isa::Avx2, Isa::Avx2Subnormal, Isa::Avx512]
     } else if cfg!(all(target_arch = "aarch64", target_feature = "neon")) {
         &[Isa::Portable, Isa::Neon]
@@ -31,14 +33,13 @@ impl Isa {
     };
 
     /// The best one of this machine, or what the environment variable `PATCHHOST_ISA`
-    /// (a [`Isa::name`]) lowers it to. Read once per process; a word that is unknown on this architecture changes
-    /// nothing, and the variable cannot raise what the hardware lacks.
+    /// (a [`Isa::name`]) lowers it to. Read once per process; the variable cannot raise what the hardware lacks, and a
+    /// word that is unknown on this architecture, which [`crate::environment::check`] refuses, changes nothing.
     pub fn detect() -> Isa {
         static CHOICE: OnceLock<Isa> = OnceLock::new();
         *CHOICE.get_or_init(|| {
-            let word = std::env::var("PATCHHOST_ISA");
-            let wanted = Isa::ALL.iter().find(|isa| word.as_deref() == Ok(isa.name()));
-            wanted.map_or(Isa::hardware(), |isa| isa.usable())
+            let wanted = std::env::var_os(ISA_VARIABLE).and_then(|word| environment::isa(&word).ok());
+            wanted.map_or(Isa::hardware(), Isa::usable)
         })
     }
 

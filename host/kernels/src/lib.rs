@@ -28,6 +28,7 @@ mod contract;
 pub mod dot;
 pub mod e4m3;
 pub mod e8m0;
+pub mod environment;
 pub mod error;
 pub mod heads;
 pub mod isa;

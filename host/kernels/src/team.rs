@@ -14,6 +14,8 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use crate::environment::{self, MOST_THREADS, THREADS_VARIABLE};
+
 /// How long a member looks out for the next job before it sleeps. Longer than the pauses within a forward pass and
 /// between two of them (sampling, handing out text), short enough to leave an idle machine alone.
 const SPIN: Duration = Duration::from_micros(100);
@@ -70,10 +72,10 @@ impl std::fmt::Debug for Team {
 
 /// `PATCHHOST_THREADS`, else `RAYON_NUM_THREADS`, else the cores that this process may use.
 fn default_threads() -> usize {
-    let named = ["PATCHHOST_THREADS", "RAYON_NUM_THREADS"]
-        .into_iter()
-        .find_map(|name| std::env::var(name).ok()?.parse::<usize>().ok().filter(|n| *n > 0));
-    named.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())).min(256)
+    let own = std::env::var_os(THREADS_VARIABLE).and_then(|text| environment::threads(&text).ok());
+    let rayon = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok().filter(|n: &usize| *n > 0);
+    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+    own.or_else(rayon).unwrap_or_else(cores).min(MOST_THREADS)
 }
 
 impl Team {

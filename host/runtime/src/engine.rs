@@ -74,10 +74,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// From the text of a config.json.
+    /// From the text of a config.json. An environment that the kernels cannot follow (`PATCHHOST_THREADS=-1`) is refused.
     pub fn new(config: &str, options: EngineOptions) -> Result<Self> {
+        patchhost_kernels::environment::check()?;
         let untied = match options.tied_head {
-            TiedHead::File => Some(copies::untied(config)?),
+            TiedHead::File => Some(copies::untied(config)),
             TiedHead::Refuse | TiedHead::Embedding => None,
         };
         let raw = RawConfig::parse(untied.as_deref().unwrap_or(config))?;

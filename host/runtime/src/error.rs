@@ -1,5 +1,7 @@
 //! Errors of the runtime. Each says what was refused, why, and what to do next.
 
+use patchhost_kernels::environment::EnvironmentError;
+
 use crate::hooks::HookError;
 
 /// What was refused, why (with the number, name or limit), and what to do next.
@@ -46,6 +48,9 @@ pub fn plain(text: String) -> String {
 /// Everything that can go wrong between a model folder and generated text.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
+    /// A variable of the environment has a value that means nothing.
+    #[error("refused: {0}")]
+    Environment(Refusal),
     /// config.json is missing, malformed or of a family that is not supported.
     #[error("config refused: {0}")]
     Config(Refusal),
@@ -75,11 +80,18 @@ pub enum RuntimeError {
     Internal(String),
 }
 
+impl From<EnvironmentError> for RuntimeError {
+    fn from(error: EnvironmentError) -> Self {
+        Self::Environment(Refusal::new(error.what, error.why, error.next))
+    }
+}
+
 impl RuntimeError {
     /// The same error once more: a step that fails ends several sequences.
     #[cfg(feature = "text")]
     pub(crate) fn again(&self) -> Self {
         match self {
+            Self::Environment(r) => Self::Environment(r.clone()),
             Self::Config(r) => Self::Config(r.clone()),
             Self::Checkpoint(r) => Self::Checkpoint(r.clone()),
             Self::Tokenizer(r) => Self::Tokenizer(r.clone()),

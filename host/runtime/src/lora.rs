@@ -1,6 +1,8 @@
 //! LoRA adapters from tensors: assembled from chunks, admitted by a patch, checked natively whatever the patch says, and
 //! published at once. A sequence keeps the adapter (and its version) that its cache was made with.
 
+mod config;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,9 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use half::{bf16, f16};
-use regex::Regex;
 use safetensors::tensor::Dtype as StDtype;
-use serde_json::Value;
 
 use crate::assembly::{Assembly, ChunkHeader, Duplicates};
 use crate::checkpoint::CheckpointTensor;
@@ -18,6 +18,7 @@ use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{Lora, LoraPlan, LoraSide, ModelInfo, Role, TensorInfo};
 use crate::refit::info;
 use crate::registry::{ParamId, Registry};
+use config::{Config, refuse_config};
 
 /// Most bytes of one adapter.
 const MOST_BYTES: usize = 8 << 30;
@@ -193,88 +194,6 @@ impl AdapterBuilder {
     }
 }
 
-/// What the host itself reads of adapter_config.json.
-struct Config {
-    rank: u64,
-    scaling: f32,
-    targets: Targets,
-    /// Modules that are left out although they are targets.
-    exclude: Targets,
-    layers: Option<Vec<u64>>,
-}
-
-/// Which modules are meant.
-enum Targets {
-    /// By name, or the end of it.
-    Names(Vec<String>),
-    /// By a pattern that must match the whole name, as PEFT's `re.fullmatch`.
-    Pattern(Regex),
-    /// `all-linear`, or a pattern that only Python understands: the adapter itself must be consistent.
-    Unknown,
-}
-
-impl Targets {
-    fn read(value: Option<&Value>) -> Self {
-        match value {
-            Some(Value::Array(list)) => {
-                Self::Names(list.iter().filter_map(Value::as_str).map(str::to_string).collect())
-            }
-            Some(Value::String(text)) if text != "all-linear" => {
-                Regex::new(&format!("^(?:{text})$")).map_or(Self::Unknown, Self::Pattern)
-            }
-            Some(Value::String(_)) => Self::Unknown,
-            _ => Self::Names(Vec::new()),
-        }
-    }
-
-    /// Whether a module is meant; none where that cannot be known.
-    fn has(&self, module: &str) -> Option<bool> {
-        match self {
-            Self::Names(list) => Some(list.iter().any(|m| module == m || module.ends_with(&format!(".{m}")))),
-            Self::Pattern(pattern) => Some(pattern.is_match(module)),
-            Self::Unknown => None,
-        }
-    }
-}
-
-impl Config {
-    fn read(text: &str) -> Result<Self> {
-        let bad = |why: String| refuse_config(why);
-        let json: Value = serde_json::from_str(text).map_err(|e| bad(format!("it is not JSON: {e}")))?;
-        if json.get("target_parameters").and_then(Value::as_array).is_some_and(|list| !list.is_empty()) {
-            // PEFT does so by itself for gate, up and down of most mixtures, whose experts transformers 5 stacks.
-            return Err(bad("`target_parameters` is not empty: PEFT adapted stacked experts as one parameter, which no module \
-                            of the model is; target modules only (attention, shared experts), or send experts one by one"
-                .to_string()));
-        }
-        let rank = json.get("r").and_then(Value::as_u64).filter(|r| *r > 0);
-        let rank = rank.ok_or_else(|| bad("`r` is missing or not above 0".to_string()))?;
-        let alpha = json.get("lora_alpha").and_then(Value::as_f64);
-        let alpha = alpha.ok_or_else(|| bad("`lora_alpha` is missing".to_string()))?;
-        let rslora = json.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
-        let scaling = if rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
-        let targets = Targets::read(json.get("target_modules"));
-        let exclude = Targets::read(json.get("exclude_modules"));
-        let layers = match json.get("layers_to_transform") {
-            Some(Value::Array(list)) => Some(list.iter().filter_map(Value::as_u64).collect()),
-            Some(one) => one.as_u64().map(|n| vec![n]),
-            None => None,
-        };
-        Ok(Self { rank, scaling: scaling as f32, targets, exclude, layers })
-    }
-
-    fn agree(&self, plan: &LoraPlan, patch: &str) -> Result<()> {
-        let near = (plan.scaling - self.scaling).abs() <= self.scaling.abs() * 1e-6;
-        if u64::from(plan.rank) == self.rank && near {
-            return Ok(());
-        }
-        Err(refuse_config(format!(
-            "patch `{patch}` says rank {} and scaling {}; the config says {} and {}",
-            plan.rank, plan.scaling, self.rank, self.scaling
-        )))
-    }
-}
-
 #[derive(Default)]
 struct Halves {
     a: Option<Vec<f32>>,
@@ -420,8 +339,4 @@ fn of_adapter(refusal: Refusal) -> RuntimeError {
 fn refuse(name: &str, why: String, next: &str) -> RuntimeError {
     let shown = crate::words::shown(name);
     RuntimeError::Refit(Refusal::new(format!("adapter tensor `{shown}`"), why, next))
-}
-
-fn refuse_config(why: String) -> RuntimeError {
-    RuntimeError::Refit(Refusal::new("adapter_config.json", why, "use the adapter as PEFT saved it"))
 }

@@ -1,5 +1,6 @@
 //! tokenizer.json, the chat template, and turning tokens into text while they arrive.
 
+mod ends;
 mod shape;
 mod template;
 
@@ -31,8 +32,12 @@ pub struct TokenizerFiles {
     pub tokenizer: String,
     /// tokenizer_config.json.
     pub config: Option<String>,
+    /// special_tokens_map.json, which older folders have beside tokenizer_config.json.
+    pub special_tokens: Option<String>,
     /// generation_config.json.
     pub generation: Option<String>,
+    /// config.json: which tokens end a text.
+    pub model: Option<String>,
     /// chat_template.jinja.
     pub template: Option<String>,
 }
@@ -66,7 +71,9 @@ impl TokenizerFiles {
         Ok(Self {
             tokenizer: files::read_text(&folder.join(name), files::TOKENIZER).map_err(|e| bad(name, e))?,
             config: optional("tokenizer_config.json", files::TOKENIZER_CONFIG)?,
+            special_tokens: optional("special_tokens_map.json", files::TOKENIZER_CONFIG)?,
             generation: optional("generation_config.json", files::CONFIG)?,
+            model: optional("config.json", files::CONFIG)?,
             template: optional("chat_template.jinja", files::TEMPLATE)?,
         })
     }
@@ -98,26 +105,24 @@ impl Tokenizer {
             }
         };
         let config = parse("tokenizer_config.json", &files.config)?;
+        let map = parse("special_tokens_map.json", &files.special_tokens)?;
         let generation = parse("generation_config.json", &files.generation)?;
+        let model = parse("config.json", &files.model)?;
         let template = match &files.template {
             Some(template) => Some(template.clone()),
             None => template_of(&config)?,
         };
         let specials: Vec<(String, String)> = ["bos_token", "eos_token", "unk_token", "pad_token"]
             .iter()
-            .filter_map(|key| special(&config, key).map(|v| (key.to_string(), v)))
+            .filter_map(|key| special(&config, key).or_else(|| special(&map, key)).map(|v| (key.to_string(), v)))
             .collect();
-        let mut eos: Vec<u32> = match &generation["eos_token_id"] {
-            Value::Array(ids) => ids.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
-            one => one.as_u64().map(|id| id as u32).into_iter().collect(),
-        };
-        if eos.is_empty() {
-            eos.extend(special(&config, "eos_token").and_then(|t| inner.token_to_id(&t)));
-        }
+        let texts = [&config, &map].map(|file| special(file, "eos_token"));
+        let eos = ends::union(&inner, texts.into_iter().flatten(), &generation, &model)?;
         Ok(Self { inner, shape, renderer: None, template, specials, eos })
     }
 
-    /// Tokens that end a text.
+    /// Tokens that end a text: all that the tokenizer, generation_config.json and config.json name, whichever of them, as
+    /// vLLM and SGLang have it.
     pub fn eos(&self) -> &[u32] {
         &self.eos
     }

@@ -2,7 +2,9 @@
 
 mod answers;
 mod chat;
+mod ends;
 mod errors;
+mod fields;
 mod life;
 pub mod server;
 mod slow;

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::{file, step};
 use crate::http_client::{Server, base64};
-use crate::support::{Tensor, bf16_bytes, normal};
+use crate::support::{Tensor, bf16_bytes, normal, patchhost};
 
 const RANK: usize = 2;
 
@@ -120,4 +120,49 @@ fn a_wrong_adapter_is_refused_whole() {
         load(&config, &tensors, json!({ "lora_name": name })).refused(400);
     }
     assert_eq!(server.json("/inference/v1/generate", &json!({ "token_ids": [1], "model": "a" })).status, 404);
+}
+
+/// What an adapter's config says and the host does not apply is refused by name at every door, whatever the patch says.
+#[test]
+fn settings_that_are_not_applied_are_refused_at_every_door() {
+    let tmp = tempfile::tempdir().unwrap();
+    let server = Server::start(&["--root", tmp.path().to_str().unwrap()]);
+    let (config, tensors) = adapter(1);
+    let folder = tmp.path().join("peft");
+    std::fs::create_dir(&folder).unwrap();
+    super::save(&folder.join("adapter_model.safetensors"), &tensors, &[]);
+    let encoded = base64(&file(&tensors, &[]));
+    for (name, value) in [
+        ("alora_invocation_tokens", json!([60, 124])),
+        ("layer_replication", json!([[0, 1], [0, 1]])),
+        ("peft_type", json!("IA3")),
+        ("peft_type", json!("LOHA")),
+        ("lora_bias", json!(true)),
+        ("use_dora", json!(true)),
+        ("use_bdlora", json!({ "nblocks": 2 })),
+        ("init_lora_weights", json!("pissa")),
+        ("rank_pattern", json!({ "q_proj": 4 })),
+        ("trainable_token_indices", json!([1])),
+        ("field_of_tomorrow", json!(2)),
+    ] {
+        let mut config = config.clone();
+        config[name] = value;
+        std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+        let from_folder = json!({ "lora_name": "x", "lora_path": "peft" });
+        let from_tensors = json!({ "lora_name": "x", "config_dict": config, "serialized_named_tensors": encoded });
+        for (path, body) in [
+            ("/v1/load_lora_adapter", &from_folder),
+            ("/load_lora_adapter", &from_folder),
+            ("/load_lora_adapter_from_tensors", &from_tensors),
+        ] {
+            let answer = server.json(path, body);
+            assert!((400..500).contains(&answer.status), "{path}: {}", answer.text);
+            let text = answer.refused(answer.status);
+            assert!(text.contains(&format!("`{name}`")), "{path}: {text}");
+        }
+        let lora = folder.to_str().unwrap();
+        let text = patchhost(["run", "--lora", lora, "--max-tokens", "1", "--no-kl"]).refused(1, tmp.path());
+        assert!(text.contains(&format!("`{name}`")), "run: {text}");
+    }
+    assert_eq!(server.json("/inference/v1/generate", &json!({ "token_ids": [1], "model": "x" })).status, 404);
 }

@@ -39,6 +39,7 @@ pub fn tokenizer() -> Result<Tokenizer> {
         tokenizer: include_str!(file!("tokenizer.json")).to_string(),
         config: Some(include_str!(file!("tokenizer_config.json")).to_string()),
         generation: Some(include_str!(file!("generation_config.json")).to_string()),
-        template: None,
+        model: Some(CONFIG.to_string()),
+        ..TokenizerFiles::default()
     })
 }

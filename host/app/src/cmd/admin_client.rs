@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::environment::variable;
 use super::failure::{Result, UsageError};
 use crate::base::text::clean;
 use crate::base::{Code, Exit};
@@ -71,9 +72,8 @@ impl<T: Read + Write> Stream for T {}
 impl ServerArgs {
     /// What was given, or what the environment says where nothing was.
     fn door(&self) -> Result<Door, UsageError> {
-        let env = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
-        let server = self.server.clone().or_else(|| env("PATCHHOST_SERVER").filter(|_| self.admin.is_none()));
-        let token_file = self.admin_token_file.clone().or_else(|| env("PATCHHOST_TOKEN_FILE").map(PathBuf::from));
+        let server = self.server.clone().or_else(|| variable("PATCHHOST_SERVER").filter(|_| self.admin.is_none()));
+        let token_file = self.admin_token_file.clone().or_else(|| variable("PATCHHOST_TOKEN_FILE").map(PathBuf::from));
         match (&self.admin, server, token_file) {
             (Some(path), _, _) => Ok(Door::Socket(path.clone())),
             (None, Some(server), Some(token_file)) => Ok(Door::Tcp { server, token_file }),
@@ -82,7 +82,7 @@ impl ServerArgs {
                 "over TCP the admin API asks for a token",
                 "give --admin-token-file FILE, or set PATCHHOST_TOKEN_FILE",
             )),
-            (None, None, _) => env("PATCHHOST_ADMIN").map(Door::Socket).ok_or_else(|| {
+            (None, None, _) => variable("PATCHHOST_ADMIN").map(Door::Socket).ok_or_else(|| {
                 UsageError::new(
                     "this verb",
                     "it talks to a running server, and none is named",

@@ -7,6 +7,7 @@ mod admin_client;
 mod args;
 mod audit;
 mod compare;
+mod environment;
 mod explain;
 mod export;
 mod failure;
@@ -180,8 +181,15 @@ pub fn main() -> ExitCode {
         // `patchhost audit X.wasm | head` ends quietly, as other programs do.
         sigpipe::reset();
     }
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PATCHHOST_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
+    let (format, sarif) = match global.format {
+        args::AnyFormat::Text => (args::Format::Text, false),
+        args::AnyFormat::Json => (args::Format::Json, false),
+        args::AnyFormat::Sarif => (args::Format::Text, true),
+    };
+    let filter = match environment::check() {
+        Ok(filter) => filter,
+        Err(error) => return Failure::from(error).report(format),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -191,11 +199,6 @@ pub fn main() -> ExitCode {
         // Fails only if the pool exists already, which nothing before this line can have caused.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
-    let (format, sarif) = match global.format {
-        args::AnyFormat::Text => (args::Format::Text, false),
-        args::AnyFormat::Json => (args::Format::Json, false),
-        args::AnyFormat::Sarif => (args::Format::Text, true),
-    };
     if sarif && !traits.sarif {
         let error = UsageError::new("--format sarif", "only `audit` writes SARIF", "use --format json");
         return Failure::from(error).report(format);

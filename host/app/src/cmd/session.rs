@@ -17,7 +17,7 @@ use patchhost_runtime::tokenizer::Tokenizer;
 use serde::Serialize;
 
 use super::args::{ModelArgs, PatchArgs};
-use super::failure::{HostError, Result, UsageError};
+use super::failure::{Failure, HostError, Result, UsageError};
 use super::output::{count, duration};
 use super::record::Recorded;
 use super::startup::Startup;
@@ -27,6 +27,7 @@ use crate::isolate::Isolation;
 use crate::patch::{
     Applicability, Attached, Attachments, Cache, Description, HookOptions, Patch, PatchSet, Phase, Sandbox, Site, Trial,
 };
+use crate::sandbox::AddressSpaceError;
 use crate::text;
 use crate::trust::{Gate, Policy};
 use load::Loader;
@@ -313,8 +314,11 @@ impl LedgerRow {
 
 /// A sandbox for the patches of a verb: with the cache of compiled components, and with a first compilation in a child
 /// process, so that a component that kills its compiler kills no more than that.
-pub fn sandbox(threads: usize) -> Result<Sandbox, HostError> {
-    let sandbox = Sandbox::new(threads).map_err(|e| HostError::system("the sandbox cannot start", format!("{e:#}")))?;
+pub fn sandbox(threads: usize) -> Result<Sandbox> {
+    let sandbox = Sandbox::new(threads).map_err(|e| match e.downcast_ref::<AddressSpaceError>() {
+        Some(small) => Failure::from(*small),
+        None => HostError::system("the sandbox cannot start", format!("{e:#}")).into(),
+    })?;
     let trial = Trial::this_program().map_err(itself)?;
     Ok(sandbox.with_cache(Cache::from_env()).with_trial(Some(trial)))
 }

@@ -218,6 +218,7 @@ impl From<RuntimeError> for ApiError {
                 }
             }
             RuntimeError::Tokenizer(refusal)
+            | RuntimeError::Environment(refusal)
             | RuntimeError::Config(refusal)
             | RuntimeError::Checkpoint(refusal)
             | RuntimeError::Refit(refusal)

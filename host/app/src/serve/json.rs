@@ -1,5 +1,7 @@
 //! Bodies and queries: as axum reads them, with errors in OpenAI's form that name the field.
 
+use std::cell::LazyCell;
+use std::future::Future;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -11,10 +13,13 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use utoipa::PartialSchema;
-use utoipa::openapi::{RefOr, Schema};
+use serde_ignored::Path;
+use serde_json::{Map, Value};
+use serde_path_to_error::Track;
+use utoipa::ToSchema;
 
 use super::error::ApiError;
+use super::fields::{Ignored, Known, place};
 use crate::base::text::clean;
 
 /// How long a body may take to arrive: who sends it byte by byte must not hold a connection for good.
@@ -33,23 +38,15 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-impl<S: Send + Sync, T: DeserializeOwned + PartialSchema> FromRequest<S> for Json<T> {
+impl<S: Send + Sync, T: DeserializeOwned + ToSchema> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        is_json(request.headers())?;
-        let read = tokio::time::timeout(BODY_TIME, Bytes::from_request(request, state)).await;
-        let bytes = read.map_err(|_| slow())?.map_err(unread)?;
-        // serde would take a list for a struct, field by field.
-        if bytes.trim_ascii_start().first() == Some(&b'[') {
-            let next = "see GET /openapi.json for the fields and their types";
-            return Err(ApiError::bad("the request's body", "it is a list, not an object", next));
-        }
-        let value = parse(&bytes)?;
-        if tracing::enabled!(tracing::Level::DEBUG) {
-            log_unknown::<T>(&bytes);
-        }
-        Ok(Self(value))
+        only_json(request.headers())?;
+        let ignored = Ignored::of(request.extensions());
+        let bytes = in_time(Bytes::from_request(request, state)).await?.map_err(unread)?;
+        is_object(bytes.trim_ascii_start().first())?;
+        parse_watched(&bytes, &ignored).map(Self)
     }
 }
 
@@ -66,18 +63,20 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy)]
 pub struct OptionalJson<T>(pub T);
 
-impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJson<T>
+impl<S: Send + Sync, T: DeserializeOwned + ToSchema + Default> FromRequest<S> for OptionalJson<T>
 where
     Limits: FromRef<S>,
 {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let ignored = Ignored::of(request.extensions());
         let bytes = read(request.into_body(), Limits::from_ref(state).body, "--max-body").await?;
         if bytes.trim_ascii().is_empty() {
             return Ok(Self(T::default()));
         }
-        parse(&bytes).map(Self)
+        is_object(bytes.trim_ascii_start().first())?;
+        parse_watched(&bytes, &ignored).map(Self)
     }
 }
 
@@ -146,18 +145,48 @@ fn unread(rejection: BytesRejection) -> ApiError {
     }
 }
 
-fn slow() -> ApiError {
-    let why = format!("it did not arrive within {} s", BODY_TIME.as_secs());
-    ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the request's body", why, "send it faster, or less at once")
+/// What `work` gives, if the body that it waits for comes in time.
+pub async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, ApiError> {
+    tokio::time::timeout(BODY_TIME, work).await.map_err(|_| {
+        let (why, next) =
+            (format!("it did not arrive within {} s", BODY_TIME.as_secs()), "send it faster, or less at once");
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the request's body", why, next)
+    })
 }
 
-fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
+/// Refuses a body that begins as a list, a text, a number, `true`, `false` or `null`: serde would take a list for a struct,
+/// field by field, and `[]` for one without any, such as a request that aborts everything. Whatever else is no object is no
+/// JSON, which its reader says.
+pub fn is_object(first: Option<&u8>) -> Result<(), ApiError> {
+    let kind = match first {
+        Some(b'[') => "a list",
+        Some(b'"') => "a text",
+        Some(b'-' | b'0'..=b'9') => "a number",
+        Some(b't' | b'f') => "true or false",
+        Some(b'n') => "null",
+        _ => return Ok(()),
+    };
+    let next = "send one JSON object; see GET /openapi.json for the fields and their types";
+    Err(ApiError::bad("the request's body", format!("it is {kind}, not an object"), next))
+}
+
+/// The content type that a request names, in lower case and without its parameters.
+fn mime(headers: &HeaderMap) -> String {
     let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let mime = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let json = mime == "application/json" || (mime.starts_with("application/") && mime.ends_with("+json"));
-    if json {
+    given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// Whether a request says that its body is JSON.
+pub fn is_json(headers: &HeaderMap) -> bool {
+    let mime = mime(headers);
+    mime == "application/json" || (mime.starts_with("application/") && mime.ends_with("+json"))
+}
+
+fn only_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    if is_json(headers) {
         return Ok(());
     }
+    let mime = mime(headers);
     let shown = if mime.is_empty() { "there is none".to_string() } else { format!("it is `{}`", clean(&mime, 100)) };
     Err(ApiError::new(
         StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -170,12 +199,27 @@ fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
 
 /// One JSON value of this type, and nothing behind it.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    read_json(bytes, |_| {})
+}
+
+/// The same, where the fields that the type does not have are noted.
+pub fn parse_watched<T: DeserializeOwned + ToSchema>(bytes: &[u8], ignored: &Ignored) -> Result<T, ApiError> {
+    let known = LazyCell::new(Known::of::<T>);
+    let note = |place: &mut dyn FnMut() -> String| ignored.note(place, |name| known.meant(name));
+    let value = read_json(bytes, |path| note(&mut || place(&path)))?;
+    if known.flattened
+        && let Ok(body) = serde_json::from_slice::<Map<String, Value>>(bytes)
+    {
+        body.keys().filter(|name| !known.has(name)).for_each(|name| note(&mut || name.clone()));
+    }
+    Ok(value)
+}
+
+fn read_json<T: DeserializeOwned>(bytes: &[u8], unread: impl FnMut(Path<'_>)) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let parsed = serde_path_to_error::deserialize(&mut json);
-    let value = parsed.map_err(|e| {
-        let path = e.path().to_string();
-        refuse(&path, e.inner())
-    })?;
+    let mut track = Track::new();
+    let parsed = serde_ignored::deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track), unread);
+    let value = parsed.map_err(|e: serde_json::Error| refuse(&track.path().to_string(), &e))?;
     json.end().map_err(|e| refuse("", &e))?;
     Ok(value)
 }
@@ -207,15 +251,6 @@ fn refuse(path: &str, error: &serde_json::Error) -> ApiError {
 fn missing(why: &str) -> Option<String> {
     let (name, _) = why.strip_prefix("missing field `")?.split_once('`')?;
     Some(name.to_string())
-}
-
-/// Unknown fields are ignored, as OpenAI and vLLM do; who wonders why one has no effect finds it in the log.
-fn log_unknown<T: PartialSchema>(bytes: &[u8]) {
-    let RefOr::T(Schema::Object(schema)) = T::schema() else { return };
-    let Ok(body) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(bytes) else { return };
-    for name in body.keys().filter(|name| !schema.properties.contains_key(*name)) {
-        tracing::debug!(field = clean(name, 100), "the request has a field that this server does not know; ignored");
-    }
 }
 
 #[cfg(test)]

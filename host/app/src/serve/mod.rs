@@ -5,7 +5,7 @@
 //!
 //! | room | what |
 //! |---|---|
-//! | `error`, `json` | errors in OpenAI's form; bodies and queries |
+//! | `error`, `fields`, `json` | errors in OpenAI's form; fields that nobody knows; bodies and queries |
 //! | `auth`, `metrics` | who may do what; counters and clocks |
 //! | `weights` | how weights come in: one update at a time, from bodies and files |
 //! | `state` | what handlers share: [`App`] |
@@ -14,16 +14,18 @@
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/models` |
 //! | `vllm`, `sglang`, `trl` | what RL trainers use: pauses, weights, adapters, tokens in and out |
 //! | `tokenize`, `health`, `admin` | `/tokenize`, `/detokenize`; liveness, status, metrics; which patches run |
-//! | `router` | routes, layers, the OpenAPI document |
+//! | `router`, `bodies` | routes, layers, the OpenAPI document; what it says about bodies, held |
 //! | `listen`, `connections`, `patience` | ports and sockets, connections on them, slow clients |
 
 mod adapters;
 mod admin;
 mod ask;
 mod auth;
+mod bodies;
 mod connections;
 mod control;
 mod error;
+mod fields;
 mod health;
 mod json;
 mod listen;

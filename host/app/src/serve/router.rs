@@ -17,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use super::auth::Via;
 use super::error::ApiError;
 use super::state::App;
-use super::{admin, health, openai, sglang, tokenize, trl, vllm};
+use super::{admin, bodies, fields, health, openai, sglang, tokenize, trl, vllm};
 use crate::base::text::clean;
 
 #[derive(utoipa::OpenApi)]
@@ -45,22 +45,26 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .merge(tokenize::routes())
         .merge(health::routes())
         .merge(vllm::routes())
-        .merge(sglang::routes())
         .merge(trl::routes())
         .merge(admin::routes())
+        .layer(middleware::from_fn(bodies::check))
+        // It has that layer within its own, which writes errors in another form.
+        .merge(sglang::routes())
 }
 
 /// What answers the requests of one listener.
 pub fn router(app: &Arc<App>, via: Via) -> Router {
     let (router, document) = api().split_for_parts();
-    let document = Arc::new(document);
+    let (routes, document) = (Arc::new(bodies::Routes::of(&document)), Arc::new(document));
     router
         .route("/openapi.json", get(move || async move { axum::Json(OpenApi::clone(&document)) }))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(app.options.max_body))
+        .layer(Extension(routes))
         .layer(Extension(via))
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(fields::say))
         .layer(middleware::from_fn_with_state(Arc::clone(app), count))
         .with_state(Arc::clone(app))
 }

@@ -18,7 +18,8 @@ use super::ask::{
 };
 use super::auth::RlControl;
 use super::error::{ApiError, ApiResult, ErrorBody};
-use super::json::{Json, parse};
+use super::fields::Ignored;
+use super::json::{Json, parse_watched};
 use super::state::{App, blocking};
 use super::weights::{BucketEntry, BucketMeta, Content, Narrowing, Payload, Published, base64_bytes, begin_of, bucket};
 
@@ -88,8 +89,7 @@ pub struct GenerateRequest {
     /// Give log probabilities; 0 (the default) those of the sampled tokens.
     pub logprobs: Option<u32>,
     /// More of vLLM's sampling parameters.
-    #[schema(value_type = Option<SamplingParams>)]
-    pub generation_kwargs: Option<Value>,
+    pub generation_kwargs: Option<SamplingParams>,
     #[schema(ignore)]
     images: Option<Value>,
     #[schema(ignore)]
@@ -134,10 +134,7 @@ async fn generate(
         ],
         |_, _| false,
     )?;
-    let more: SamplingParams = match &request.generation_kwargs {
-        None | Some(Value::Null) => SamplingParams::default(),
-        Some(value) => parse(value.to_string().as_bytes())?,
-    };
+    let more = request.generation_kwargs.clone().unwrap_or_default();
     let sampling = SamplingParams {
         n: Some(request.n),
         repetition_penalty: request.repetition_penalty.or(more.repetition_penalty),
@@ -148,7 +145,7 @@ async fn generate(
         ..more
     };
     let mut asked = sampling.asked(&app)?;
-    let prompts = request.prompts.tokens(&app, request.truncate_prompt_tokens).await?;
+    let prompts = request.prompts.tokens(&app, true, request.truncate_prompt_tokens).await?;
     check_choices(&app, prompts.len(), asked.n)?;
     let most = request.max_tokens.or(sampling.max_tokens).unwrap_or(16);
     asked.params.max_tokens = max_tokens(&app, &prompts, Some(most))?;
@@ -239,12 +236,13 @@ async fn update_named_param(
     RlControl(actor): RlControl,
     narrowing: Narrowing,
     State(app): State<Arc<App>>,
+    ignored: Ignored,
     payload: Payload,
 ) -> ApiResult<Json<Message>> {
     let received = blocking(&app, move |app| {
         let (pieces, narrow) = match payload.content {
             Content::Json(value) => {
-                let body: UpdateNamedParam = parse(value.to_string().as_bytes())?;
+                let body: UpdateNamedParam = parse_watched(value.to_string().as_bytes(), &ignored)?;
                 let data = body.data.ok_or_else(|| {
                     ApiError::bad(
                         "this parameter",

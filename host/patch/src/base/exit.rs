@@ -1,6 +1,7 @@
 //! How a command ends: four numbers that scripts can rely on, and the trait by which each error type names its own. The
 //! command line takes no error without this trait, so a new error type whose author forgot it does not compile there.
 
+use patchhost_kernels::environment::EnvironmentError;
 use patchhost_runtime::error::RuntimeError;
 use patchhost_runtime::hooks::{HookCause, HookError};
 use std::io;
@@ -46,17 +47,25 @@ pub trait Exit: std::error::Error {
     }
 }
 
-// The runtime knows no command line, so the codes of its errors stand here.
+// The kernels and the runtime know no command line, so the codes of their errors stand here.
 
 impl Exit for RuntimeError {
     fn exit(&self) -> Code {
         match self {
-            Self::Config(_) | Self::Checkpoint(_) | Self::Tokenizer(_) | Self::Request(_) => Code::Usage,
+            Self::Environment(_) | Self::Config(_) | Self::Checkpoint(_) | Self::Tokenizer(_) | Self::Request(_) => {
+                Code::Usage
+            }
             Self::Refit(_) | Self::NonFinite(_) => Code::Refused,
             Self::Hook(e) => e.exit(),
             Self::Contract(_) => Code::Patch,
             Self::Internal(_) => Code::Host,
         }
+    }
+}
+
+impl Exit for EnvironmentError {
+    fn exit(&self) -> Code {
+        Code::Usage
     }
 }
 

@@ -1,7 +1,7 @@
 //! The one wasmtime engine of the process, and the clock that guards it.
 
 use super::limits::{KEEP_RESIDENT, SLOT_MEMORY_BYTES, SLOT_TABLE_ELEMENTS, STACK_BYTES};
-use super::{Cache, Trial};
+use super::{Cache, Trial, space};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ pub struct Sandbox {
 impl Sandbox {
     /// Makes the engine. `threads` is how many workers call patches at once.
     pub fn new(threads: usize) -> wasmtime::Result<Self> {
+        space::check(memories(threads))?;
         let engine = Engine::new(&config(threads))?;
         let ticker = Arc::new(Ticker::start(engine.clone())?);
         Ok(Self { engine, cache: None, trial: None, _ticker: ticker })
@@ -31,6 +32,7 @@ impl Sandbox {
     /// A second engine that compiles without optimization, for one caller (the probe). A patch that answers differently
     /// there shows an error of the compiler or of the patch. It has no cache: what it compiles is used once.
     pub fn unoptimized(&self) -> wasmtime::Result<Self> {
+        space::check(memories(1))?;
         let mut config = config(1);
         config.cranelift_opt_level(OptLevel::None);
         let engine = Engine::new(&config)?;
@@ -128,13 +130,22 @@ fn code() -> Config {
     config
 }
 
-/// Slots: per worker the patches of the active set and of those that are retained, and some for what is staged.
+/// Instances at once: per worker the patches of the active set and of those that are retained, and some for what is staged.
+fn slots(threads: usize) -> u32 {
+    u32::try_from(threads.clamp(1, 256)).unwrap_or(256) * 16 + 64
+}
+
+/// Linear memories at once.
+fn memories(threads: usize) -> u32 {
+    slots(threads) * 2
+}
+
 fn pooling(threads: usize) -> PoolingAllocationConfig {
-    let slots = u32::try_from(threads.clamp(1, 256)).unwrap_or(256) * 16 + 64;
+    let slots = slots(threads);
     let mut pooling = PoolingAllocationConfig::new();
     pooling.total_component_instances(slots);
     pooling.total_core_instances(slots * 4); // a component with an import holds a shim and a fixup module too
-    pooling.total_memories(slots * 2);
+    pooling.total_memories(memories(threads));
     pooling.total_tables(slots * 4);
     pooling.total_stacks(1); // no call is async; the default reserves 2 GiB for a thousand
     pooling.max_memory_size(SLOT_MEMORY_BYTES);

@@ -7,6 +7,7 @@ mod fault;
 mod limiter;
 mod limits;
 mod pool;
+mod space;
 mod stats;
 mod store;
 pub mod trial;
@@ -16,6 +17,7 @@ pub use cache::{CACHE_VARIABLE, Cache, CacheStats};
 pub use engine::{Sandbox, TICK};
 pub use fault::Fault;
 pub use limits::Limits;
+pub use space::AddressSpaceError;
 pub use stats::{CallStats, FunctionStats};
 
 pub(crate) use budget::Budget;

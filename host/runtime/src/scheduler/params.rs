@@ -1,5 +1,7 @@
 //! How the tokens of one job are chosen. Names and meaning are those of vLLM's sampling parameters.
 
+use std::sync::Arc;
+
 use super::logprobs::LogprobsMode;
 use crate::error::{Refusal, Result, RuntimeError};
 
@@ -59,6 +61,8 @@ pub struct SampleParams {
     pub prompt_logprobs: Option<usize>,
     /// What `logprobs` are computed from.
     pub logprobs_mode: LogprobsMode,
+    /// Prefixes are shared only with jobs that have the same salt, or none like this one.
+    pub cache_salt: Option<Arc<str>>,
 }
 
 impl Default for SampleParams {
@@ -86,6 +90,7 @@ impl Default for SampleParams {
             logprob_token_ids: Vec::new(),
             prompt_logprobs: None,
             logprobs_mode: LogprobsMode::RawLogprobs,
+            cache_salt: None,
         }
     }
 }

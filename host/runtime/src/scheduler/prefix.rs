@@ -17,11 +17,14 @@ const OVERHEAD: usize = 512;
 pub(super) struct Key {
     weights: u64,
     adapter: Option<(String, u64)>,
+    /// Nothing depends on it: who gives another one must not learn, by how quick an answer is, what others asked.
+    salt: Option<Arc<str>>,
 }
 
 impl Key {
-    pub(super) fn new(weights: &WeightSet, adapter: Option<&Arc<Adapter>>) -> Self {
-        Self { weights: weights.id(), adapter: adapter.map(|a| (a.name().to_string(), a.version())) }
+    pub(super) fn new(weights: &WeightSet, adapter: Option<&Arc<Adapter>>, salt: Option<&Arc<str>>) -> Self {
+        let adapter = adapter.map(|a| (a.name().to_string(), a.version()));
+        Self { weights: weights.id(), adapter, salt: salt.cloned() }
     }
 }
 

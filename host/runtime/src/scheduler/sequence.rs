@@ -108,7 +108,7 @@ impl Running {
     }
 
     pub(super) fn key(&self) -> Key {
-        Key::new(&self.weights, self.adapter.as_ref())
+        Key::new(&self.weights, self.adapter.as_ref(), self.params.cache_salt.as_ref())
     }
 
     /// Tokens that are to be computed.

@@ -3,8 +3,12 @@
 use std::sync::Arc;
 
 use patchhost_runtime::tokenizer::Message;
-use serde::Deserialize;
-use utoipa::ToSchema;
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{OneOfBuilder, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::prompt::{check, check_bytes, truncate};
 use crate::base::text::clean;
@@ -52,13 +56,49 @@ impl Role {
 }
 
 /// A text, or parts of one.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "a string or a list of content parts")]
+#[derive(Debug, Clone)]
 pub enum Content {
     /// A text.
     Text(String),
     /// Parts of a text.
     Parts(Vec<ContentPart>),
+}
+
+/// Not derived as an untagged enum is: that reads a copy, and unknown fields of the parts would not be found.
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Content;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a string or a list of content parts")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Content, E> {
+                Ok(Content::Text(text.to_string()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, parts: A) -> Result<Content, A::Error> {
+                Deserialize::deserialize(SeqAccessDeserializer::new(parts)).map(Content::Parts)
+            }
+        }
+
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+impl PartialSchema for Content {
+    fn schema() -> RefOr<Schema> {
+        OneOfBuilder::new().item(String::schema()).item(Vec::<ContentPart>::schema()).into()
+    }
+}
+
+impl ToSchema for Content {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        ContentPart::schemas(schemas);
+    }
 }
 
 /// A part of a text.
@@ -125,7 +165,7 @@ pub struct Conversation<'a> {
 }
 
 impl Conversation<'_> {
-    /// The tokens of the prompt.
+    /// The tokens of the prompt. `specials`: with those that the tokenizer adds by itself, which a template usually writes.
     pub async fn tokens(self, app: &Arc<App>, specials: bool) -> ApiResult<Vec<u32>> {
         if self.messages.is_empty() {
             return Err(ApiError::bad("`messages`", "the list is empty", "give at least one message").param("messages"));
@@ -152,9 +192,8 @@ impl Conversation<'_> {
     }
 
     /// The same, cut to the last tokens (as many as `last` says) and checked against the model.
-    pub async fn prompt(self, app: &Arc<App>, last: Option<u32>) -> ApiResult<Vec<u32>> {
-        // The template writes the special tokens itself.
-        let mut prompt = self.tokens(app, false).await?;
+    pub async fn prompt(self, app: &Arc<App>, specials: bool, last: Option<u32>) -> ApiResult<Vec<u32>> {
+        let mut prompt = self.tokens(app, specials).await?;
         truncate(&mut prompt, last);
         check(app, &prompt)?;
         Ok(prompt)

@@ -26,5 +26,5 @@ pub use logprobs::{check_logprobs, number};
 pub use messages::{ChatMessage, Conversation};
 pub use prompt::{Prompt, check, check_bytes, check_choices, max_tokens};
 pub use provenance::{Stopped, WeightVersion, weight_versions};
-pub use sampling::{Asked, SamplingParams, Stop};
+pub use sampling::{Asked, SamplingParams, Stop, cache_salt};
 pub use unsupported::{harmless, refuse};

@@ -34,11 +34,11 @@ impl Default for Prompt {
 }
 
 impl Prompt {
-    /// The tokens of each prompt.
-    pub async fn tokens(&self, app: &Arc<App>, last: Option<u32>) -> ApiResult<Vec<Vec<u32>>> {
+    /// The tokens of each prompt. `specials`: texts get the special tokens that the tokenizer adds by itself.
+    pub async fn tokens(&self, app: &Arc<App>, specials: bool, last: Option<u32>) -> ApiResult<Vec<Vec<u32>>> {
         let mut prompts = match self {
-            Self::Text(text) => encode(app, vec![text.clone()]).await?,
-            Self::Texts(texts) => encode(app, texts.clone()).await?,
+            Self::Text(text) => encode(app, vec![text.clone()], specials).await?,
+            Self::Texts(texts) => encode(app, texts.clone(), specials).await?,
             Self::Tokens(ids) => vec![ids.clone()],
             Self::TokenLists(lists) => lists.clone(),
         };
@@ -60,13 +60,13 @@ pub fn truncate(prompt: &mut Vec<u32>, last: Option<u32>) {
     }
 }
 
-async fn encode(app: &Arc<App>, texts: Vec<String>) -> ApiResult<Vec<Vec<u32>>> {
+async fn encode(app: &Arc<App>, texts: Vec<String>, specials: bool) -> ApiResult<Vec<Vec<u32>>> {
     for text in &texts {
         check_bytes(app, text.len())?;
     }
     let tokenizer = Arc::clone(&app.tokenizer);
     // Long texts take long: not on the threads that serve connections.
-    tokio::task::spawn_blocking(move || texts.iter().map(|t| Ok(tokenizer.encode(t)?)).collect())
+    tokio::task::spawn_blocking(move || texts.iter().map(|t| Ok(tokenizer.encode_with(t, specials)?)).collect())
         .await
         .map_err(|e| ApiError::internal(&e))?
 }

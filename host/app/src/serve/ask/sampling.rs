@@ -3,6 +3,7 @@
 //! The words are vLLM's, which TRL sends as they are; the other dialects translate theirs into them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use patchhost_runtime::scheduler::SampleParams;
 use serde::Deserialize;
@@ -20,6 +21,9 @@ const MAX_N: u32 = 128;
 
 /// Most stop texts, stop tokens, biased, allowed or looked-up tokens.
 const MAX_LIST: usize = 4096;
+
+/// Most bytes of a salt of the prefix cache.
+const MAX_SALT: usize = 1024;
 
 /// One text or several that end a sequence.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -199,6 +203,17 @@ impl SamplingParams {
             }
         };
         self.logit_bias.iter().flatten().map(entry).collect()
+    }
+}
+
+/// The salt of the prefix cache, as the scheduler takes it. Empty ones are refused, as vLLM does.
+pub fn cache_salt(name: &str, given: Option<&str>) -> ApiResult<Option<Arc<str>>> {
+    match given {
+        Some(salt) if salt.is_empty() || salt.len() > MAX_SALT => {
+            let why = format!("it has {} bytes, and must have from 1 to {MAX_SALT}", salt.len());
+            Err(ApiError::bad(format!("`{name}`"), why, format!("give another `{name}`, or none")).param(name))
+        }
+        given => Ok(given.map(Arc::from)),
     }
 }
 

@@ -213,7 +213,8 @@ async fn chat(State(app): State<Arc<App>>, Json(request): Json<ChatRequest>) -> 
         add_generation_prompt: request.add_generation_prompt.unwrap_or(true),
         more: request.chat_template_kwargs.clone().unwrap_or_default(),
     };
-    let prompt = conversation.prompt(&app, request.truncate_prompt_tokens).await?;
+    let specials = request.add_special_tokens.unwrap_or(false);
+    let prompt = conversation.prompt(&app, specials, request.truncate_prompt_tokens).await?;
     check_choices(&app, 1, asked.n)?;
     let params = &mut asked.params;
     let asked_tokens = request.max_completion_tokens.or(request.max_tokens);

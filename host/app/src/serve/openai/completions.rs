@@ -139,7 +139,8 @@ async fn completions(State(app): State<Arc<App>>, Json(request): Json<Completion
     let mut asked = request.asked(&app)?;
     let streamed = request.streamed()?;
     let logprobs = check_logprobs("logprobs", request.logprobs, app.options.max_logprobs)?;
-    let prompts = request.prompt.tokens(&app, request.truncate_prompt_tokens).await?;
+    let prompts =
+        request.prompt.tokens(&app, request.add_special_tokens.unwrap_or(true), request.truncate_prompt_tokens).await?;
     check_choices(&app, prompts.len(), asked.n)?;
     let echo = request.echo.unwrap_or(false);
     let tokenizer = &app.tokenizer;

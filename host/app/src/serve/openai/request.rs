@@ -74,6 +74,12 @@ macro_rules! request {
             pub return_token_ids: Option<bool>,
             /// Tokens in log probabilities are written `token_id:N`.
             pub return_tokens_as_token_ids: Option<bool>,
+            /// The special tokens that the tokenizer adds by itself; the default is true for texts and false for
+            /// conversations, whose template writes them.
+            pub add_special_tokens: Option<bool>,
+            /// Prefixes are shared only with requests that have the same salt.
+            #[schema(min_length = 1, max_length = 1024)]
+            pub cache_salt: Option<String>,
             /// Only this many of the last tokens of the prompt.
             #[schema(minimum = 1)]
             pub truncate_prompt_tokens: Option<u32>,
@@ -125,7 +131,7 @@ macro_rules! request {
                     ],
                     $crate::serve::ask::harmless,
                 )?;
-                $crate::serve::ask::SamplingParams {
+                let mut asked = $crate::serve::ask::SamplingParams {
                     n: self.n,
                     stop: self.stop.clone(),
                     stop_token_ids: self.stop_token_ids.clone(),
@@ -147,7 +153,9 @@ macro_rules! request {
                     logprob_token_ids: self.logprob_token_ids.clone(),
                     ..Default::default()
                 }
-                .asked(app)
+                .asked(app)?;
+                asked.params.cache_salt = $crate::serve::ask::cache_salt("cache_salt", self.cache_salt.as_deref())?;
+                Ok(asked)
             }
 
             /// Whether the tokens are sent as they come, and what a stream says about usage.

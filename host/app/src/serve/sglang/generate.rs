@@ -15,10 +15,13 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::{SgResult, Success};
+use super::many::{OneOrMany, OneOrManyOf};
 use super::meta::{About, answer};
 use super::sampling::SamplingParams;
 use crate::serve::ask::sse::{self, Chunks};
-use crate::serve::ask::{Batch, Limit, Output, Prompt, Running, check_choices, check_logprobs, max_tokens, refuse};
+use crate::serve::ask::{
+    Batch, Limit, Output, Prompt, Running, cache_salt, check_choices, check_logprobs, max_tokens, refuse,
+};
 use crate::serve::error::{ApiError, ApiResult};
 use crate::serve::json::Json;
 use crate::serve::state::App;
@@ -26,38 +29,15 @@ use crate::serve::state::App;
 /// Tokens where the request says nothing.
 const MAX_NEW_TOKENS: usize = 128;
 
-/// A value for all prompts, or one for each.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(untagged)]
-pub enum OneOrMany<T> {
-    /// For all.
-    One(T),
-    /// For each.
-    Many(Vec<T>),
-}
-
-impl<T: Clone> OneOrMany<T> {
-    /// The value for prompt `i` of `n`. A list must have one value for each prompt.
-    fn at(this: Option<&Self>, i: usize, n: usize, name: &str) -> ApiResult<Option<T>> {
-        match this {
-            None => Ok(None),
-            Some(Self::One(value)) => Ok(Some(value.clone())),
-            Some(Self::Many(all)) if all.len() == n => Ok(all.get(i).cloned()),
-            Some(Self::Many(all)) => {
-                let why = format!("it is a list of {}, and there are {n} prompts", all.len());
-                Err(ApiError::bad(format!("`{name}`"), why, "give one value, or one for each prompt").param(name))
-            }
-        }
-    }
-}
-
 /// Body of `/generate`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[allow(dead_code, reason = "for the OpenAPI document: some fields are accepted and ask for nothing here")]
 pub struct GenerateRequest {
     /// Texts of the prompts.
+    #[schema(value_type = Option<OneOrManyOf<String>>)]
     pub text: Option<OneOrMany<String>>,
     /// Tokens of the prompts, in place of texts.
+    #[schema(value_type = Option<OneOrManyOf<Ids>>)]
     pub input_ids: Option<OneOrMany<Ids>>,
     /// How tokens are chosen.
     #[schema(value_type = Option<SamplingParams>)]
@@ -85,6 +65,9 @@ pub struct GenerateRequest {
     /// Name of a loaded adapter.
     #[schema(value_type = Option<String>)]
     pub lora_path: Option<OneOrMany<Option<String>>>,
+    /// Prefixes are shared only with requests that have the same key.
+    #[schema(value_type = Option<String>)]
+    pub extra_key: Option<OneOrMany<Option<String>>>,
     /// Accepted; nothing is logged anyway.
     pub log_metrics: Option<bool>,
     #[schema(ignore)]
@@ -185,6 +168,8 @@ impl GenerateRequest {
         };
         let top = check_logprobs("top_logprobs_num", top, app.options.max_logprobs)?.unwrap_or(0);
         let mut asked = sampling.asked(app, if return_logprob { ids } else { &[] })?;
+        let key = OneOrMany::at(self.extra_key.as_ref(), i, of, "extra_key")?.flatten();
+        asked.params.cache_salt = cache_salt("extra_key", key.as_deref())?;
         let start = usize::try_from(start).ok().filter(|_| return_logprob);
         if start.is_some_and(|s| s > prompt.len()) {
             let why = format!("the prompt has {} tokens", prompt.len());
@@ -226,7 +211,7 @@ impl GenerateRequest {
 async fn generate(State(app): State<Arc<App>>, Json(request): Json<GenerateRequest>) -> SgResult<Response> {
     request.refuse()?;
     let (prompt, several) = request.prompt()?;
-    let prompts = prompt.tokens(&app, None).await?;
+    let prompts = prompt.tokens(&app, true, None).await?;
     let of = prompts.len();
     let mut pieces = Vec::with_capacity(of);
     for (i, prompt) in prompts.into_iter().enumerate() {

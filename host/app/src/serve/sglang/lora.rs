@@ -16,7 +16,8 @@ use crate::base::text::clean;
 use crate::serve::adapters::{LoadAdapter, NAME, UnloadAdapter, admit, from_folder, unload, verify};
 use crate::serve::auth::RlControl;
 use crate::serve::error::ApiError;
-use crate::serve::json::{Json, parse};
+use crate::serve::fields::Ignored;
+use crate::serve::json::{Json, parse_watched};
 use crate::serve::state::{App, blocking};
 use crate::serve::weights::{Content, Payload, pickle};
 
@@ -96,13 +97,14 @@ async fn load_lora_adapter_sglang(
 async fn load_lora_adapter_from_tensors(
     RlControl(actor): RlControl,
     State(app): State<Arc<App>>,
+    ignored: Ignored,
     payload: Payload,
 ) -> SgResult<Json<Loaded>> {
     let answer = blocking(&app, move |app| {
         let (name, config, pieces) = match payload.content {
             Content::Json(value) => {
                 pickle::refuse_fields(&value)?;
-                let body: LoadFromTensors = parse(value.to_string().as_bytes())?;
+                let body: LoadFromTensors = parse_watched(value.to_string().as_bytes(), &ignored)?;
                 let pieces = base64_pieces(&body.serialized_named_tensors, body.load_format.as_deref())?;
                 verify(&pieces, &body.expected_checksums)?;
                 (body.lora_name, body.config_dict.to_string(), pieces)

@@ -4,6 +4,7 @@ mod answer;
 mod control;
 mod generate;
 mod lora;
+mod many;
 mod meta;
 mod refused;
 mod sampling;
@@ -11,9 +12,10 @@ mod weights;
 
 use std::sync::Arc;
 
-use axum::middleware::map_response;
+use axum::middleware::{from_fn, map_response};
 use utoipa_axum::router::OpenApiRouter;
 
+use super::bodies;
 use super::state::App;
 use answer::in_sglang_form;
 
@@ -24,5 +26,6 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .merge(lora::routes())
         .merge(refused::routes())
         .merge(weights::routes())
+        .layer(from_fn(bodies::check))
         .layer(map_response(in_sglang_form))
 }

@@ -18,7 +18,8 @@ use crate::base::text::clean;
 use crate::patch::Actor;
 use crate::serve::auth::RlControl;
 use crate::serve::error::{ApiError, ApiResult};
-use crate::serve::json::{Json, OptionalJson, parse};
+use crate::serve::fields::Ignored;
+use crate::serve::json::{Json, OptionalJson, parse_watched};
 use crate::serve::state::{App, blocking};
 use crate::serve::weights::{
     Action, Checked, Content, Narrowing, Payload, Piece, Published, base64_bytes, begin_of, framed, pickle,
@@ -145,17 +146,24 @@ async fn update_weights_from_tensor(
     RlControl(actor): RlControl,
     narrowing: Narrowing,
     State(app): State<Arc<App>>,
+    ignored: Ignored,
     payload: Payload,
 ) -> SgResult<Json<Success>> {
-    let answer = blocking(&app, move |app| from_tensor(app, payload, narrowing, &actor)).await?;
+    let answer = blocking(&app, move |app| from_tensor(app, payload, narrowing, &ignored, &actor)).await?;
     Ok(Json(answer))
 }
 
-fn from_tensor(app: &Arc<App>, payload: Payload, narrowing: Narrowing, actor: &Actor) -> ApiResult<Success> {
+fn from_tensor(
+    app: &Arc<App>,
+    payload: Payload,
+    narrowing: Narrowing,
+    ignored: &Ignored,
+    actor: &Actor,
+) -> ApiResult<Success> {
     let (pieces, mut options) = match payload.content {
         Content::Json(value) => {
             pickle::refuse_fields(&value)?;
-            let body: UpdateFromTensor = parse(value.to_string().as_bytes())?;
+            let body: UpdateFromTensor = parse_watched(value.to_string().as_bytes(), ignored)?;
             (base64_pieces(&body.serialized_named_tensors, body.load_format.as_deref())?, body.options)
         }
         _ => {

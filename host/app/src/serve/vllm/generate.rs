@@ -13,10 +13,10 @@ use utoipa_axum::routes;
 
 use crate::serve::ask::sse::{self, Chunks};
 use crate::serve::ask::{
-    Batch, Limit, Output, Running, SamplingParams, Stopped, WeightVersion, check, check_choices, check_logprobs,
-    max_tokens, number, refuse, weight_versions,
+    Batch, Limit, Output, Running, SamplingParams, Stopped, WeightVersion, cache_salt, check, check_choices,
+    check_logprobs, max_tokens, number, refuse, weight_versions,
 };
-use crate::serve::error::{ApiError, ApiResult, ErrorBody};
+use crate::serve::error::{ApiResult, ErrorBody};
 use crate::serve::json::Json;
 use crate::serve::metrics::reason_name;
 use crate::serve::state::App;
@@ -40,7 +40,8 @@ pub struct GenerateRequest {
     pub stream: bool,
     /// Accepted; sequences run in the order in which they come.
     pub priority: Option<i64>,
-    /// Refused: prefixes are shared by all requests.
+    /// Prefixes are shared only with requests that have the same salt.
+    #[schema(min_length = 1, max_length = 1024)]
     pub cache_salt: Option<String>,
     #[schema(ignore)]
     features: Option<Value>,
@@ -128,9 +129,6 @@ impl From<&TokenLogprob> for Logprob {
     (status = 503, description = "Not now", body = ErrorBody),
 ))]
 async fn generate(State(app): State<Arc<App>>, Json(request): Json<GenerateRequest>) -> ApiResult<Response> {
-    if request.cache_salt.as_deref().is_some_and(|s| !s.is_empty()) {
-        return Err(ApiError::unsupported("cache_salt", "prefixes are shared by all requests of the same weights"));
-    }
     let why = "this server takes tokens of text only, and keeps its own KV cache";
     refuse(
         &[("features", &request.features, why), ("kv_transfer_params", &request.kv_transfer_params, why)],
@@ -138,6 +136,7 @@ async fn generate(State(app): State<Arc<App>>, Json(request): Json<GenerateReque
     )?;
     check(&app, &request.token_ids)?;
     let mut asked = request.sampling_params.asked(&app)?;
+    asked.params.cache_salt = cache_salt("cache_salt", request.cache_salt.as_deref())?;
     let prompts = vec![request.token_ids];
     check_choices(&app, 1, asked.n)?;
     asked.params.max_tokens = max_tokens(&app, &prompts, Some(request.sampling_params.max_tokens.unwrap_or(16)))?;
