@@ -37,7 +37,8 @@ pub(crate) fn untied(config: &str) -> String {
 
 /// Compares every ignored tensor that repeats something with what it repeats; says what is worth knowing.
 pub(crate) fn check(setup: &Setup<'_>, checkpoint: &Checkpoint, actions: &mut [Action]) -> Result<Vec<String>> {
-    let ignored = |(i, (tensor, action)): (usize, (_, &Action))| matches!(action, Action::Ignore(_)).then_some((i, tensor));
+    let ignored =
+        |(i, (tensor, action)): (usize, (_, &Action))| matches!(action, Action::Ignore(_)).then_some((i, tensor));
     let ignored: Vec<_> = checkpoint.tensors().zip(&*actions).enumerate().filter_map(ignored).collect();
     let mut notes = Vec::new();
     for (i, tensor) in ignored {
@@ -66,12 +67,7 @@ fn writer<'c>(checkpoint: &'c Checkpoint, actions: &[Action], param: ParamId) ->
 }
 
 /// A head must be the embedding that it is tied to.
-fn tied(
-    setup: &Setup<'_>,
-    head: &CheckpointTensor,
-    embed: &CheckpointTensor,
-    dest: &Dest,
-) -> Result<Option<String>> {
+fn tied(setup: &Setup<'_>, head: &CheckpointTensor, embed: &CheckpointTensor, dest: &Dest) -> Result<Option<String>> {
     let Some(why) = difference(setup, head, embed, dest)? else { return Ok(None) };
     let why = format!("it differs from `{}`: {why}", embed.name);
     if setup.tied_head == TiedHead::Embedding {

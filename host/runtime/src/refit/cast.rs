@@ -86,7 +86,10 @@ impl Job<'_> {
             let bytes = data.slice(start..end).ok_or_else(|| internal("its data is shorter than its shape"))?;
             let to = self.setup.stored(dest, elem);
             let bytes = rounded(&bytes, elem, to).map_err(|(i, value)| {
-                let why = format!("the value at index {:?} is {value}, beyond the {to:?} that it is declared in", at(dest, i));
+                let why = format!(
+                    "the value at index {:?} is {value}, beyond the {to:?} that it is declared in",
+                    at(dest, i)
+                );
                 nonfinite(tensor, why)
             })?;
             let elem = to;
@@ -114,8 +117,9 @@ impl Job<'_> {
                 _ => {
                     if let Some((i, value)) = first_nonfinite(&bytes, elem) {
                         let index = at(dest, i);
-                        let why =
-                            format!("the value at index {index:?} is {value}; a model with such weights cannot be served");
+                        let why = format!(
+                            "the value at index {index:?} is {value}; a model with such weights cannot be served"
+                        );
                         return Err(nonfinite(tensor, why));
                     }
                     Matrix::copied(elem, &bytes)

@@ -112,7 +112,11 @@ impl Declared {
             said(wider.len(), &t.name, format!("came as {from:?} and was rounded to {to:?}, its declared type"))
         });
         let narrowed = narrowed.first().map(|(t, _, least)| {
-            said(narrowed.len(), &t.name, format!("came as {:?} though it is declared {least:?}: narrowing is allowed", t.dtype()))
+            said(
+                narrowed.len(),
+                &t.name,
+                format!("came as {:?} though it is declared {least:?}: narrowing is allowed", t.dtype()),
+            )
         });
         wider.into_iter().chain(narrowed).collect()
     }

@@ -217,7 +217,9 @@ impl<'a> Planned<'a> {
             }
         }
         report.notes.clone_from(&self.plan.notes);
-        report.notes.extend(self.setup.declared.map(|d| d.notes(self.checkpoint, &self.plan.actions)).unwrap_or_default());
+        report
+            .notes
+            .extend(self.setup.declared.map(|d| d.notes(self.checkpoint, &self.plan.actions)).unwrap_or_default());
         report.ignored = self.plan.actions.len() - total - self.plan.not_local;
         report.not_local = self.plan.not_local;
         for pass in self.passes.iter().flatten() {

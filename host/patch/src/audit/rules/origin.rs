@@ -14,7 +14,8 @@ const TOOLCHAIN: Rule = Rule::warn(
 const STRIPPED: Rule =
     Rule::info("PH703", "stripped-names", "Functions without names: findings and diffs can only give numbers.");
 const DEBUG_INFO: Rule = Rule::info("PH704", "debug-info", "Much of the file is debug information.");
-const HOST: Rule = Rule::error("PH715", "host-outdated", "An advisory affects the engine inside this host, as it is built.");
+const HOST: Rule =
+    Rule::error("PH715", "host-outdated", "An advisory affects the engine inside this host, as it is built.");
 const OLD_LIST: Rule = Rule { severity: crate::audit::Severity::Info, ..HOST };
 const DEPENDENCIES: Rule =
     Rule::info("PH716", "guest-deps", "Whether the file lists the crates in it, to be checked for advisories.");
@@ -50,16 +51,8 @@ struct Advisory {
 /// The engine, as Cargo.toml has it.
 pub(in crate::audit) const ENGINE: &str = "48.0.8";
 /// The cargo features of it that this build has, as Cargo.toml has them: what an advisory may depend on.
-const FEATURES: &[&str] = &[
-    "runtime",
-    "cranelift",
-    "component-model",
-    "std",
-    "gc",
-    "parallel-compilation",
-    "pooling-allocator",
-    "demangle",
-];
+const FEATURES: &[&str] =
+    &["runtime", "cranelift", "component-model", "std", "gc", "parallel-compilation", "pooling-allocator", "demangle"];
 
 impl Advisory {
     /// Whether it affects an engine of this version, built with these features.
