@@ -90,6 +90,13 @@ impl KvCache {
         self.layers.iter().map(|l| numbers(l) * 4).sum()
     }
 
+    /// Bytes that it takes besides, however short it is.
+    #[cfg(feature = "text")]
+    pub(crate) fn overhead(&self) -> usize {
+        // Each list of rows costs the allocator about 16 bytes.
+        self.layers.len() * (size_of::<LayerCache>() + 2 * 16)
+    }
+
     /// Room for the keys and the values of some more positions, all zero; nothing for a recurrent layer.
     pub(crate) fn extend(&mut self, layer: usize, positions: usize) -> Option<(&mut [f32], &mut [f32])> {
         let LayerCache::Attention(both) = &mut self.layers[layer] else { return None };

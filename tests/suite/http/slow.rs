@@ -43,7 +43,13 @@ fn slow_clients_give_their_places_up() {
     let stream = server.open("/v1/completions", json!({ "prompt": "a", "max_tokens": 500, "ignore_eos": true }));
     let mut slow = Vec::new();
     for _ in 0..4 {
-        for bytes in ["GET /hea", post, &unread, "", "POST /update_weights_from_tensor HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nx"] {
+        for bytes in [
+            "GET /hea",
+            post,
+            &unread,
+            "",
+            "POST /update_weights_from_tensor HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nx",
+        ] {
             slow.push(stuck(&server, bytes.as_bytes()));
         }
         assert_eq!(health(&server), "HTTP/1.1 200 OK");

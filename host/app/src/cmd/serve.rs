@@ -160,7 +160,8 @@ fn raise_open_files() {
     const MOST: u64 = 1 << 16;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let wanted = maximum.unwrap_or(MOST).min(MOST);
-    if current.is_some_and(|now| now < wanted) && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).is_err()
+    if current.is_some_and(|now| now < wanted)
+        && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).is_err()
     {
         tracing::warn!("the limit of open files stays at {current:?}");
     }

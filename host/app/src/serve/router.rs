@@ -4,8 +4,9 @@ use std::any::Any;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, MatchedPath, Request, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -55,9 +56,9 @@ fn api() -> OpenApiRouter<Arc<App>> {
 /// What answers the requests of one listener.
 pub fn router(app: &Arc<App>, via: Via) -> Router {
     let (router, document) = api().split_for_parts();
-    let (routes, document) = (Arc::new(bodies::Routes::of(&document)), Arc::new(document));
+    let (routes, document) = (Arc::new(bodies::Routes::of(&document)), written(&document));
     router
-        .route("/openapi.json", get(move || async move { axum::Json(OpenApi::clone(&document)) }))
+        .route("/openapi.json", get(move || async move { ([(header::CONTENT_TYPE, "application/json")], document) }))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(app.options.max_body))
@@ -67,6 +68,12 @@ pub fn router(app: &Arc<App>, via: Via) -> Router {
         .layer(middleware::from_fn(fields::say))
         .layer(middleware::from_fn_with_state(Arc::clone(app), count))
         .with_state(Arc::clone(app))
+}
+
+/// The document as it is sent: written once, since it is the largest answer that anybody can ask for.
+fn written(document: &OpenApi) -> Bytes {
+    // It is made of our own types, which can be written.
+    Bytes::from(document.to_json().unwrap_or_default())
 }
 
 async fn no_such_route(uri: Uri) -> ApiError {

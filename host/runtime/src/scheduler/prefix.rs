@@ -9,7 +9,7 @@ use crate::kv::KvCache;
 use crate::lora::Adapter;
 use crate::weights::WeightSet;
 
-/// Bytes of an entry besides keys, values and tokens.
+/// Bytes of an entry besides its cache and tokens.
 const OVERHEAD: usize = 512;
 
 /// What keys and values depend on besides the tokens.
@@ -86,7 +86,7 @@ impl PrefixCache {
     /// Takes what a sequence leaves behind; `tokens` are those of its cache.
     pub(super) fn give(&mut self, key: Key, weights: &Arc<WeightSet>, tokens: &[u32], mut cache: KvCache) {
         self.prune();
-        let bytes = cache.bytes() + 4 * tokens.len() + OVERHEAD;
+        let bytes = cache.bytes() + cache.overhead() + 4 * tokens.len() + OVERHEAD;
         if bytes > self.limit || tokens.is_empty() || cache.len() != tokens.len() {
             return;
         }

@@ -14,7 +14,14 @@ fn ask(id: &str, prompt: &[u32], params: SampleParams) -> Ask {
 
 fn greedy(max_tokens: usize) -> SampleParams {
     let bad_token_ids = vec![POISON, SOUR];
-    SampleParams { max_tokens, temperature: 0.0, ignore_eos: true, logprobs: Some(1), bad_token_ids, ..SampleParams::default() }
+    SampleParams {
+        max_tokens,
+        temperature: 0.0,
+        ignore_eos: true,
+        logprobs: Some(1),
+        bad_token_ids,
+        ..SampleParams::default()
+    }
 }
 
 /// Prompts that fail at once, one with its rows wanted, and texts that fail later.

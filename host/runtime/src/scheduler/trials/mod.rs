@@ -4,7 +4,8 @@
 //! * `model`: the models, their weights and adapters, and patches that fail;
 //! * `asks`: random requests;
 //! * `reference`: a request alone;
-//! * `schedule`: a schedule, and what must hold;
+//! * `schedule`: a schedule, turn by turn;
+//! * `verdict`: its jobs, and whether what they heard is right;
 //! * `faults`: passes that fail, by themselves.
 //!
 //! Some hundreds run with the other tests; `PATCHHOST_CAMPAIGN=1` runs 200,000, and `PATCHHOST_SCHEDULE=SEED` a single one, to look
@@ -16,10 +17,11 @@ mod faults;
 mod model;
 mod reference;
 mod schedule;
+mod verdict;
 
 use std::panic::catch_unwind;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Schedules in the normal suite, and in a campaign.
 const FEW: u64 = 400;

@@ -134,7 +134,8 @@ impl Kind {
                 let mut values: Vec<f32> =
                     (0..shape.iter().product()).map(|_| rng.random_range(-0.5..0.5f32)).collect();
                 if name.ends_with("norm.weight") {
-                    values.iter_mut().for_each(|v| *v = 1.0 + *v / 8.0);
+                    let one = if decl.plus_one { 0.0 } else { 1.0 };
+                    values.iter_mut().for_each(|v| *v = one + *v / 8.0);
                 }
                 if self.fails {
                     mark(name, decl.plus_one, &mut values);
@@ -315,7 +316,9 @@ pub(super) fn tokenizer() -> Arc<Tokenizer> {
                 "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
                 "vocab": vocab, "merges": [] } });
         let generation = Some(format!(r#"{{"eos_token_id": [{END}]}}"#));
-        Arc::new(Tokenizer::new(&TokenizerFiles { tokenizer: json.to_string(), generation, ..Default::default() }).unwrap())
+        Arc::new(
+            Tokenizer::new(&TokenizerFiles { tokenizer: json.to_string(), generation, ..Default::default() }).unwrap(),
+        )
     });
     TOKENIZER.clone()
 }

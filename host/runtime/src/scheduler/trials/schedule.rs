@@ -10,10 +10,11 @@ use rand::{Rng, SeedableRng};
 
 use super::asks::{any, asks, one_in, options, stems};
 use super::model::{Kind, kinds, tokenizer};
-use super::reference::{Ask, Log, Move, same};
+use super::reference::{Ask, Log};
+use super::verdict::{Case, Manner, Track, ended};
 use crate::error::{Refusal, RuntimeError};
 use crate::scheduler::handle::{Scheduler, SchedulerOptions};
-use crate::scheduler::job::{Event, FinishReason, Job, SubmitError};
+use crate::scheduler::job::{Event, Job, SubmitError};
 use crate::scheduler::pause::PauseMode;
 use crate::scheduler::worker::Worker;
 use crate::weights::WeightSet;
@@ -27,54 +28,21 @@ struct Choice {
     failing: bool,
 }
 
-/// What a receiver does at the event of this number.
-#[derive(Debug, Clone)]
-enum Manner {
-    Listens,
-    Leaves(usize),
-    Panics(usize),
-    Aborts(usize, String),
-}
-
-/// A job that was taken.
-struct Case {
-    ask: Ask,
-    manner: Manner,
-    log: Log,
-    ticket: u64,
-    track: Option<Track>,
-    /// How often everybody was aborted before it came.
-    aborts: usize,
-    /// Events that it had when it was aborted between two turns.
-    aborted_at: Option<usize>,
-}
-
-/// A running sequence as it was after the last turn.
-struct Track {
-    start: Arc<WeightSet>,
-    now: Arc<WeightSet>,
-    moves: Vec<Move>,
-    held: usize,
-    generated: usize,
-    preempted: usize,
-    mixed: bool,
-    started: bool,
-}
-
-struct Trial {
-    kind: &'static Kind,
+/// A schedule under way.
+pub(super) struct Trial {
+    pub(super) kind: &'static Kind,
     rng: StdRng,
-    options: SchedulerOptions,
+    pub(super) options: SchedulerOptions,
     scheduler: Scheduler,
     worker: Worker,
     choice: Arc<Mutex<Choice>>,
     stems: Vec<Vec<u32>>,
-    cases: Vec<Case>,
+    pub(super) cases: Vec<Case>,
     /// Weights that only this schedule has.
-    fresh: Vec<Arc<WeightSet>>,
-    aborted: Arc<Mutex<HashSet<String>>>,
-    aborts: usize,
-    failed_once: bool,
+    pub(super) fresh: Vec<Arc<WeightSet>>,
+    pub(super) aborted: Arc<Mutex<HashSet<String>>>,
+    pub(super) aborts: usize,
+    pub(super) failed_once: bool,
     /// Tokens that all receivers together got.
     tokens: Arc<AtomicUsize>,
     submitted: usize,
@@ -329,7 +297,11 @@ impl Trial {
                 started: r.started,
             });
             let same = |o: &&crate::scheduler::sequence::Running| o.request == r.request;
-            assert!(running.iter().filter(same).all(|o| o.weights.id() == r.weights.id()), "samples of {:?}", r.request);
+            assert!(
+                running.iter().filter(same).all(|o| o.weights.id() == r.weights.id()),
+                "samples of {:?}",
+                r.request
+            );
         }
     }
 
@@ -367,91 +339,5 @@ impl Trial {
         for set in &self.fresh {
             assert_eq!(Arc::strong_count(set), 1, "{} is held by somebody", set.label());
         }
-    }
-
-    fn check_case(&self, case: &Case) {
-        let heard = case.log.lock().unwrap();
-        let what = || format!("{:?} {:?}\nheard: {heard:#?}", case.ask, case.manner);
-        assert!(ended(&case.manner, &heard), "it has no end: {}", what());
-        let started = heard.iter().find_map(|e| if let Event::Started(s) = e { Some(s) } else { None });
-        let done = heard.last().and_then(|e| if let Event::Done(d) = e { Some(d) } else { None });
-        let tokens = heard.iter().filter(|e| matches!(e, Event::Token(_))).count();
-        if let Some(started) = started {
-            let most = if case.ask.params.prompt_logprobs.is_some() || self.options.prefix_cache_bytes == 0 {
-                0
-            } else {
-                case.ask.prompt.len() - 1
-            };
-            assert!(started.cached_tokens <= most, "{}", what());
-        }
-        if let Some(at) = case.aborted_at.filter(|_| done.is_some()) {
-            assert!(heard.len() == at + 1 && done.is_some_and(|d| d.finish_reason == FinishReason::Abort), "{}", what());
-        }
-        match done.map(|d| d.finish_reason) {
-            Some(FinishReason::Abort) => {
-                let named = self.aborted.lock().unwrap().contains(&case.ask.id);
-                assert!(named || self.aborts > case.aborts, "nobody aborted it: {}", what());
-            }
-            Some(FinishReason::Error) if done.is_some_and(|d| d.error.as_ref().is_some_and(|e| e.to_string().contains("no weights"))) => {
-                assert!(self.failed_once && case.ask.id.starts_with("lost"), "{}", what());
-            }
-            _ => {}
-        }
-        // The label of what it ended with; it may have been moved in its last turn.
-        let fresh_start = started.filter(|_| case.track.as_ref().is_none_or(|t| !t.started));
-        let last = done.and_then(|d| d.weight_versions.last()).or(fresh_start.map(|s| &s.version));
-        let by_label = |label: &str| {
-            let all = self.kind.sets.iter().chain(&self.fresh);
-            all.into_iter().find(|set| set.label() == label).unwrap().clone()
-        };
-        let last = last.map(|v| by_label(&v.version));
-        let (start, mut moves) = match &case.track {
-            Some(track) => (track.start.clone(), track.moves.clone()),
-            None => (started.map_or(self.kind.sets[0].clone(), |s| by_label(&s.version.version)), Vec::new()),
-        };
-        if let (Some(track), Some(last)) = (&case.track, last)
-            && (tokens > track.generated || fresh_start.is_some())
-        {
-            moves.extend(track.next(&last, done.map_or(track.preempted, |d| d.preempted)));
-        }
-        let (until, cut) = match done.map(|d| d.finish_reason) {
-            Some(FinishReason::Stop | FinishReason::Length) => (usize::MAX, FinishReason::Length),
-            Some(FinishReason::Error) if done.is_some_and(|d| d.error.as_ref().is_some_and(|e| !e.to_string().contains("no weights"))) => {
-                (usize::MAX, FinishReason::Error)
-            }
-            Some(reason) => (tokens, reason),
-            None => (tokens.max(1), FinishReason::Abort),
-        };
-        let alone = case.ask.alone(self.kind, &start, &moves, until, cut);
-        // Whose receiver went away in the turn in which it was moved, of its last token nobody knows the weights.
-        let known = if done.is_none() { heard.len() - 1 } else { heard.len() };
-        let equal = heard.iter().zip(&alone).take(known).all(|(heard, alone)| same(heard, alone));
-        let whole = done.is_none() || heard.len() == alone.len();
-        let moved = || moves.iter().map(|m| (m.generated, m.kept, m.weights.label())).collect::<Vec<_>>();
-        assert!(equal && whole && heard.len() <= alone.len(), "{}\nalone: {alone:#?}\nmoves: {:?}", what(), moved());
-    }
-}
-
-impl Track {
-    /// Whether it was moved since, or its mixed keys and values were computed anew.
-    fn next(&self, weights: &Arc<WeightSet>, preempted: usize) -> Option<Move> {
-        let (changed, dropped) = (weights.id() != self.now.id(), preempted != self.preempted);
-        let kept = (!dropped && self.held > 0).then_some(self.held);
-        (changed || (dropped && self.mixed)).then(|| Move { generated: self.generated, weights: weights.clone(), kept })
-    }
-}
-
-/// Whether the receiver heard the end, or went away before.
-fn ended(manner: &Manner, log: &[Event]) -> bool {
-    let done = log.iter().position(|e| matches!(e, Event::Done(_)));
-    match manner {
-        Manner::Leaves(at) | Manner::Panics(at) if log.len() > *at => {
-            assert_eq!(log.len(), at + 1, "an event for a receiver that went away");
-            true
-        }
-        _ => done.is_some_and(|at| {
-            assert_eq!(at + 1, log.len(), "an event after the last");
-            true
-        }),
     }
 }
