@@ -86,7 +86,7 @@ fn models() {
     let config = |edit: fn(&mut serde_json::Value)| move |m: &Path| edit_config(m, edit);
     model("config-missing", "llama", &[2], |m| std::fs::remove_file(m.join("config.json")).unwrap());
     model("config-not-json", "llama", &[2], |m| std::fs::write(m.join("config.json"), "{").unwrap());
-    model("config-no-hidden", "llama", &[2], config(|c| drop(c.as_object_mut().unwrap().remove("hidden_size"))));
+    model("config-no-hidden", "llama", &[1], config(|c| drop(c.as_object_mut().unwrap().remove("hidden_size"))));
     model(
         "config-no-family",
         "llama",

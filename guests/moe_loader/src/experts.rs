@@ -72,7 +72,7 @@ fn settled(registry: &BTreeMap<&str, &[u64]>, checkpoint: &[Tensor], square: &Ex
     let mut elsewhere = None;
     for t in checkpoint {
         let Some(name) = parse(&t.name).filter(|n| n.expert.is_none() && !n.scale) else { continue };
-        let Some(&[experts, rows, cols]) = registry.get(name.target().as_str()) else { continue };
+        let Some(&[experts, rows, cols]) = registry.get(name.target().as_str()).copied() else { continue };
         let transposed = match orientation(&name, &part_of(&name, experts, rows, cols), &t.shape) {
             Some(Fits::Straight) => false,
             Some(Fits::Transposed) => true,

@@ -47,7 +47,7 @@ impl Common {
         if !types.is_empty() && types.len() != layers {
             return Err(refuse(
                 "config.json",
-                format!("`layer_types` has {} entries for {layers} layers", types.len()),
+                format!("`layer_types` has {} entries, and `num_hidden_layers` is {layers}", types.len()),
             ));
         }
         let eps = config.number("rms_norm_eps")?;
