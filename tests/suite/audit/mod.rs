@@ -258,3 +258,24 @@ fn the_documented_rules_are_the_rules() {
     }
     assert_eq!(table, made, "run this test with UPDATE_DOCS=1");
 }
+
+/// What makes a reader of components panic is a finding, and nothing about it is on standard error.
+#[test]
+fn a_panic_of_a_reader_is_a_finding() {
+    let tmp = tmp();
+    for name in ["patchhost:patch/identity@0.1.0", "patchhost:patch/block-quant@0.1.0", "a:b/c@1.0.0"] {
+        let text = format!(
+            "(component (core module $m (func (export \"f\"))) (core instance $i (instantiate $m)) \
+             (func $f (canon lift (core func $i \"f\"))) (export \"{name}\" (func $f)))"
+        );
+        let path = tmp.path().join("odd.wasm");
+        std::fs::write(&path, wat::parse_str(&text).unwrap()).unwrap();
+        for args in
+            [vec!["audit", path.to_str().unwrap()], vec!["audit", "fp8_block", "--diff", path.to_str().unwrap()]]
+        {
+            let ran = patchhost(&args);
+            assert!(!ran.stderr.contains("panicked") && !ran.stderr.contains("backtrace"), "{args:?}: {}", ran.stderr);
+            assert!(args.len() > 2 || (ran.code == 1 && ran.stdout.contains("PH201")), "{args:?}: {}", ran.stdout);
+        }
+    }
+}
