@@ -63,7 +63,7 @@ fn every_verb_refuses_it_and_help_does_not() {
         &["patches"],
         &["status"],
         &["log", "verify", "x"],
-        &["keygen", "x"],
+        &["keygen", "--out", "x"],
         &["lock", "x"],
     ];
     for verb in verbs {

@@ -12,7 +12,8 @@ use utoipa_axum::routes;
 
 use super::auth::Admin;
 use super::error::{ApiError, ApiResult, ErrorBody};
-use super::json::{Json, OptionalJson, UrlQuery, parse, read};
+use super::fields::Ignored;
+use super::json::{Json, OptionalJson, UrlQuery, parse_watched, read};
 use super::state::{App, blocking};
 use crate::audit::Caps;
 use crate::base::Digest;
@@ -101,11 +102,11 @@ impl FromRequest<Arc<App>> for ToStage {
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
         let mime = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         let UrlQuery(pairs) = UrlQuery::<Vec<(String, String)>>::of(request.uri())?;
-        let limit = Caps::default().bytes;
+        let (limit, ignored) = (Caps::default().bytes, Ignored::of(request.extensions()));
         // Base64 is not taken, so the component itself is the largest body.
         let bytes = read(request.into_body(), limit, "component").await?;
         if mime == "application/json" {
-            return of_json(app, parse(&bytes)?);
+            return of_json(app, parse_watched(&bytes, &ignored)?);
         }
         if !matches!(mime.as_str(), "application/wasm" | "application/octet-stream") {
             return Err(ApiError::new(

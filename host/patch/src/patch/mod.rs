@@ -22,7 +22,7 @@ mod target;
 
 pub use crate::abi::{Info, Snapshot, Target};
 pub use crate::base::{Digest, Function, Grants, Hook, NotADigest};
-pub use crate::sandbox::{Cache, CacheStats, CallStats, FunctionStats, Limits, Sandbox, Trial};
+pub use crate::sandbox::{AddressSpaceError, Cache, CacheStats, CallStats, FunctionStats, Limits, Sandbox, Trial};
 pub use admission::{Admission, Admitted, Reviewing, Terms};
 pub use applies::{Applicability, Description, HostIdentity};
 pub use attach::{AttachError, Attached, Attachments, Phase};
