@@ -34,5 +34,6 @@ pub mod sampling;
 pub mod scheduler;
 #[cfg(feature = "text")]
 pub mod tokenizer;
+mod weight_file;
 pub mod weights;
 pub mod words;

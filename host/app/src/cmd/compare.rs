@@ -279,10 +279,8 @@ fn compare_tensors(
         bar.set_message(unit.info.name.clone());
         let of = |decisions: Option<&'_ [Decision]>| decisions.and_then(|d| d.get(i)).cloned();
         let (da, db) = (of(da), of(db));
-        let row =
-            compare_unit(unit, da.as_ref().zip(a.hooks.quant.as_deref()), db.as_ref().zip(b.hooks.quant.as_deref()));
-        input.checkpoint().release(unit.source());
-        rows.extend(row?);
+        let (da, db) = (da.as_ref().zip(a.hooks.quant.as_deref()), db.as_ref().zip(b.hooks.quant.as_deref()));
+        rows.extend(compare_unit(unit, da, db)?);
         bar.inc(1);
     }
     bar.finish_and_clear();

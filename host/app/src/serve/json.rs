@@ -1,24 +1,21 @@
-//! Bodies and queries: as axum reads them, with errors in OpenAI's form that name the field.
+//! Bodies and queries, with errors in OpenAI's form that name the field.
 
-use std::time::Duration;
-
-use axum::body::{Body, Bytes};
-use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRef, FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::StreamExt as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use utoipa::PartialSchema;
 use utoipa::openapi::{RefOr, Schema};
 
 use super::error::ApiError;
+use super::intake::{Limit, PATIENCE, Read, Room, begins_as_json, read};
 use crate::base::text::clean;
 
-/// How long a body may take to arrive: who sends it byte by byte must not hold a connection for good.
-const BODY_TIME: Duration = Duration::from_secs(120);
+/// Bodies without weights that can be in memory at once, each of the largest size.
+const BODIES: usize = 4;
 
 /// A JSON body, in requests and in answers.
 ///
@@ -33,17 +30,18 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-impl<S: Send + Sync, T: DeserializeOwned + PartialSchema> FromRequest<S> for Json<T> {
+impl<S: Send + Sync, T: DeserializeOwned + PartialSchema> FromRequest<S> for Json<T>
+where
+    Bodies: FromRef<S>,
+{
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         is_json(request.headers())?;
-        let read = tokio::time::timeout(BODY_TIME, Bytes::from_request(request, state)).await;
-        let bytes = read.map_err(|_| slow())?.map_err(unread)?;
+        let Read { bytes, held: _held } = Bodies::from_ref(state).read(request).await?;
         // serde would take a list for a struct, field by field.
         if bytes.trim_ascii_start().first() == Some(&b'[') {
-            let next = "see GET /openapi.json for the fields and their types";
-            return Err(ApiError::bad("the request's body", "it is a list, not an object", next));
+            return Err(a_list());
         }
         let value = parse(&bytes)?;
         if tracing::enabled!(tracing::Level::DEBUG) {
@@ -53,13 +51,27 @@ impl<S: Send + Sync, T: DeserializeOwned + PartialSchema> FromRequest<S> for Jso
     }
 }
 
-/// How many bytes the body of a request may have: what extractors ask the server's state for.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// A body without weights.
-    pub body: usize,
-    /// A body that holds weights or an adapter.
-    pub weights: usize,
+/// Bodies without weights: what extractors ask the server's state for.
+#[derive(Debug, Clone)]
+pub struct Bodies {
+    /// Most bytes of one.
+    pub limit: usize,
+    /// The memory for all of them.
+    pub room: Room,
+}
+
+impl Bodies {
+    /// The whole body, which must be JSON as far as its first byte says.
+    async fn read(&self, request: Request) -> Result<Read, ApiError> {
+        let limit = Limit {
+            bytes: self.limit,
+            all: self.limit.saturating_mul(BODIES),
+            room: &self.room,
+            patience: PATIENCE,
+            next: "send less at once, or start the server with a larger --max-body".to_string(),
+        };
+        read(request.into_body(), &limit, begins_as_json).await
+    }
 }
 
 /// A JSON body, or none at all, which is the default of the type.
@@ -68,12 +80,12 @@ pub struct OptionalJson<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJson<T>
 where
-    Limits: FromRef<S>,
+    Bodies: FromRef<S>,
 {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = read(request.into_body(), Limits::from_ref(state).body, "--max-body").await?;
+        let Read { bytes, held: _held } = Bodies::from_ref(state).read(request).await?;
         if bytes.trim_ascii().is_empty() {
             return Ok(Self(T::default()));
         }
@@ -103,52 +115,9 @@ impl<T: DeserializeOwned> UrlQuery<T> {
     }
 }
 
-/// The whole body, at most `limit` bytes of it; `flag` is the option that raises the limit.
-pub async fn read(body: Body, limit: usize, flag: &str) -> Result<Bytes, ApiError> {
-    let mut stream = body.into_data_stream();
-    let mut first: Option<Bytes> = None;
-    let mut all = Vec::new();
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|_| ApiError::bad("the request's body", "it ended too early", "send it again"))?;
-        let had = first.as_ref().map_or(0, Bytes::len) + all.len();
-        if had.saturating_add(chunk.len()) > limit {
-            return Err(ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "body_too_large",
-                "the request's body",
-                format!("it is larger than the {limit} bytes that this endpoint takes"),
-                format!("send it in several requests, or start the server with a larger {flag}"),
-            ));
-        }
-        match (&first, all.is_empty()) {
-            (None, true) => first = Some(chunk),
-            _ => {
-                all.extend_from_slice(&first.take().unwrap_or_default());
-                all.extend_from_slice(&chunk);
-            }
-        }
-    }
-    // A body that came at once is not copied.
-    Ok(first.unwrap_or_else(|| Bytes::from(all)))
-}
-
-/// A body that could not be read whole.
-fn unread(rejection: BytesRejection) -> ApiError {
-    match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "body_too_large",
-            "the request's body",
-            "it is larger than this server takes",
-            "send less at once, or start the server with a larger --max-body",
-        ),
-        _ => ApiError::bad("the request's body", "it ended too early", "send it again"),
-    }
-}
-
-fn slow() -> ApiError {
-    let why = format!("it did not arrive within {} s", BODY_TIME.as_secs());
-    ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the request's body", why, "send it faster, or less at once")
+fn a_list() -> ApiError {
+    let next = "see GET /openapi.json for the fields and their types";
+    ApiError::bad("the request's body", "it is a list, not an object", next)
 }
 
 fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -178,6 +147,14 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     })?;
     json.end().map_err(|e| refuse("", &e))?;
     Ok(value)
+}
+
+/// The same of JSON that was read already: its texts are moved, not copied.
+pub fn of_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, ApiError> {
+    if value.is_array() {
+        return Err(a_list());
+    }
+    serde_path_to_error::deserialize(value).map_err(|e| refuse(&e.path().to_string(), e.inner()))
 }
 
 fn refuse(path: &str, error: &serde_json::Error) -> ApiError {

@@ -5,7 +5,7 @@
 //!
 //! | room | what |
 //! |---|---|
-//! | `error`, `json` | errors in OpenAI's form; bodies and queries |
+//! | `error`, `intake`, `json` | errors in OpenAI's form; bodies, bounded; JSON and queries |
 //! | `auth`, `metrics` | who may do what; counters and clocks |
 //! | `weights` | how weights come in: one update at a time, from bodies and files |
 //! | `state` | what handlers share: [`App`] |
@@ -25,6 +25,7 @@ mod connections;
 mod control;
 mod error;
 mod health;
+mod intake;
 mod json;
 mod listen;
 mod metrics;

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Extension, MatchedPath, Request, State};
+use axum::extract::{Extension, MatchedPath, Request, State};
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -16,6 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use super::auth::Via;
 use super::error::ApiError;
+use super::intake::Lingering;
 use super::state::App;
 use super::{admin, health, openai, sglang, tokenize, trl, vllm};
 use crate::base::text::clean;
@@ -58,8 +59,8 @@ pub fn router(app: &Arc<App>, via: Via) -> Router {
         .route("/openapi.json", get(move || async move { axum::Json(OpenApi::clone(&document)) }))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
-        .layer(DefaultBodyLimit::max(app.options.max_body))
         .layer(Extension(via))
+        .layer(middleware::map_request(|request: Request| async { Lingering::of(request) }))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn_with_state(Arc::clone(app), count))
         .with_state(Arc::clone(app))

@@ -1,11 +1,13 @@
 //! Endpoints by the names of TRL's `trl vllm-serve`, with its trailing slashes.
 //!
 //! TRL sends one parameter after the other and then `/reset_prefix_cache/`; there is no call that begins or ends an
-//! update. So the first parameter opens one, and `/reset_prefix_cache/` ends it: until then the old weights serve.
+//! update. So the first parameter opens one, and `/reset_prefix_cache/` ends it: until then the old weights serve. When the
+//! first comes again, the trainer was started again, and so is the update.
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -18,9 +20,9 @@ use super::ask::{
 };
 use super::auth::RlControl;
 use super::error::{ApiError, ApiResult, ErrorBody};
-use super::json::{Json, parse};
+use super::json::{Json, of_value};
 use super::state::{App, blocking};
-use super::weights::{BucketEntry, BucketMeta, Content, Payload, Published, base64_bytes, begin_of, bucket};
+use super::weights::{BucketEntry, BucketMeta, Claim, Content, Dialect, Payload, Published, base64_bytes, bucket};
 
 /// Liveness.
 #[derive(Debug, Serialize, ToSchema)]
@@ -136,7 +138,7 @@ async fn generate(
     )?;
     let more: SamplingParams = match &request.generation_kwargs {
         None | Some(Value::Null) => SamplingParams::default(),
-        Some(value) => parse(value.to_string().as_bytes())?,
+        Some(value) => of_value(value.clone())?,
     };
     let sampling = SamplingParams {
         n: Some(request.n),
@@ -221,6 +223,7 @@ pub struct UpdateNamedParam {
         ("name" = Option<String>, Query, description = "Name of the parameter, with raw bytes as the body"),
         ("dtype" = Option<String>, Query, description = "Its element type"),
         ("shape" = Option<String>, Query, description = "Its dimensions, with commas"),
+        ("update_id" = Option<String>, Query, description = "The sender's own name of this update: all of its requests have to give it then"),
     ),
     request_body(content(
         (UpdateNamedParam = "application/json"),
@@ -233,12 +236,16 @@ pub struct UpdateNamedParam {
 async fn update_named_param(
     RlControl(actor): RlControl,
     State(app): State<Arc<App>>,
-    payload: Payload,
+    request: Request,
 ) -> ApiResult<Json<Message>> {
+    let claim = Claim::of(Dialect::Trl, request.uri(), request.headers())?;
+    app.rl.expects(&claim)?;
+    let mut payload = Payload::read(request, &app.rl).await?;
     let received = blocking(&app, move |app| {
+        let _place = payload.place();
         let pieces = match payload.content {
             Content::Json(value) => {
-                let body: UpdateNamedParam = parse(value.to_string().as_bytes())?;
+                let body: UpdateNamedParam = of_value(value)?;
                 let data = body.data.ok_or_else(|| {
                     ApiError::bad(
                         "this parameter",
@@ -260,10 +267,7 @@ async fn update_named_param(
             }
             _ => payload.pieces(&app.roots)?,
         };
-        if !app.rl.is_open() {
-            app.rl.begin(begin_of(None, None)?, true, &actor)?;
-        }
-        app.rl.send(&pieces)
+        app.rl.parameter(&claim, &pieces, &actor)
     })
     .await?;
     Ok(Message::plain(format!("Request received, {} parameters came so far", received.tensors_total)))
@@ -275,10 +279,16 @@ async fn update_named_param(
     (status = 422, description = "The weights were refused; the old ones serve on", body = ErrorBody),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
-async fn reset_prefix_cache(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Message>> {
-    let published = blocking(&app, |app| {
+async fn reset_prefix_cache(
+    _who: RlControl,
+    State(app): State<Arc<App>>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> ApiResult<Json<Message>> {
+    let claim = Claim::of(Dialect::Trl, &uri, &headers)?;
+    let published = blocking(&app, move |app| {
         if app.rl.is_implicit() {
-            return app.rl.finish(None).map(Some);
+            return app.rl.finish(&claim, None).map(Some);
         }
         app.scheduler.reset_prefix_cache();
         Ok(None)

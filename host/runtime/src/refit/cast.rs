@@ -8,7 +8,7 @@ use patchhost_kernels::linear::ScaleOrder;
 use rayon::prelude::*;
 
 use super::RefitHooks;
-use crate::bytes::TensorBytes;
+use crate::bytes::{TensorBytes, TensorData};
 use crate::checkpoint::CheckpointTensor;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::fp8::BlockScale;
@@ -77,13 +77,16 @@ impl Job<'_> {
         let data = match *transposed {
             None => tensor.data.clone(),
             Some((n, rows, cols)) => {
-                transpose(&tensor.data, n, rows, cols, elem.size()).ok_or_else(|| internal("short data"))?
+                let turned = transpose(&tensor.data.load()?, n, rows, cols, elem.size());
+                TensorData::from(turned.ok_or_else(|| internal("short data"))?)
             }
         };
         for dest in dests {
             let start = dest.offset * elem.size();
             let end = start + dest.rows * dest.cols * elem.size();
-            let bytes = data.slice(start..end).ok_or_else(|| internal("its data is shorter than its shape"))?;
+            // Part by part: of a file, no more is in memory than what is made of it now.
+            let part = data.slice(start..end).ok_or_else(|| internal("its data is shorter than its shape"))?;
+            let bytes = part.load()?;
             let matrix = match (decision, &hooks.quant) {
                 (Decision::Quantize(scheme), Some(quant)) => {
                     let input = Input { name: &tensor.name, data: bytes, elem, rows: dest.rows, cols: dest.cols };
@@ -163,7 +166,8 @@ fn stored_fp8(
         RuntimeError::Refit(Refusal::new(format!("tensor `{}`", tensor.name), why, "load the model with --dequantize"))
     };
     let short = || refuse("its data is shorter than its shape".to_string());
-    if contains_nan_code(&tensor.data) {
+    let mut data = tensor.data.load()?;
+    if contains_nan_code(&data) {
         return Err(RuntimeError::NonFinite(Refusal::new(
             format!("tensor `{}`", tensor.name),
             "its FP8 codes hold NaN; a model with NaN weights cannot be served",
@@ -176,7 +180,7 @@ fn stored_fp8(
         [rows, cols] => (1, rows, cols),
         _ => return Err(short()),
     };
-    let (mut data, mut scales) = (tensor.data.clone(), scale.values.clone());
+    let mut scales = scale.values.clone();
     if transposed.is_some() {
         let (grid_rows, grid_cols) = (rows.div_ceil(block_rows), cols.div_ceil(block_cols));
         data = transpose(&data, n, rows, cols, 1).ok_or_else(short)?;

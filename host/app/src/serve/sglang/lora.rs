@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -16,7 +16,7 @@ use crate::base::text::clean;
 use crate::serve::adapters::{LoadAdapter, NAME, UnloadAdapter, admit, from_folder, unload, verify};
 use crate::serve::auth::RlControl;
 use crate::serve::error::ApiError;
-use crate::serve::json::{Json, parse};
+use crate::serve::json::{Json, of_value};
 use crate::serve::state::{App, blocking};
 use crate::serve::weights::{Content, Payload, pickle};
 
@@ -96,13 +96,15 @@ async fn load_lora_adapter_sglang(
 async fn load_lora_adapter_from_tensors(
     RlControl(actor): RlControl,
     State(app): State<Arc<App>>,
-    payload: Payload,
+    request: Request,
 ) -> SgResult<Json<Loaded>> {
+    let mut payload = Payload::read(request, &app.rl).await?;
     let answer = blocking(&app, move |app| {
+        let _place = payload.place();
         let (name, config, pieces) = match payload.content {
             Content::Json(value) => {
                 pickle::refuse_fields(&value)?;
-                let body: LoadFromTensors = parse(value.to_string().as_bytes())?;
+                let body: LoadFromTensors = of_value(value)?;
                 let pieces = base64_pieces(&body.serialized_named_tensors, body.load_format.as_deref())?;
                 verify(&pieces, &body.expected_checksums)?;
                 (body.lora_name, body.config_dict.to_string(), pieces)

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Uri};
 use patchhost_runtime::scheduler::PauseMode;
 use serde::Deserialize;
 use serde_json::Value;
@@ -17,11 +18,11 @@ use crate::base::text::clean;
 use crate::patch::Actor;
 use crate::serve::auth::RlControl;
 use crate::serve::error::{ApiError, ApiResult};
-use crate::serve::json::{Json, OptionalJson, parse};
+use crate::serve::json::{Json, OptionalJson, of_value};
 use crate::serve::state::{App, blocking};
 use crate::serve::weights::{
-    Action, Checked, Content, Payload, Piece, Published, base64_bytes, begin_of, framed, pickle, safetensors,
-    version_text,
+    Action, Checked, Claim, Content, Dialect, Payload, Piece, Published, Updated, base64_bytes, begin_of, framed, pickle,
+    safetensors, version_text,
 };
 
 /// What both updates can be told.
@@ -49,6 +50,8 @@ pub struct UpdateOptions {
     /// What must come: {"tensors": {NAME: {"dtype", "shape", "sha256"}}}.
     #[schema(value_type = Option<Object>)]
     pub manifest: Option<Value>,
+    /// Which update, as begin answered it; at begin, an id of the client's own, which each request has to name then.
+    pub update_id: Option<String>,
     /// Which models of several: there is one.
     #[schema(value_type = Option<Object>)]
     pub selector: Option<Value>,
@@ -132,17 +135,21 @@ pub struct UpdateFromTensor {
 async fn update_weights_from_tensor(
     RlControl(actor): RlControl,
     State(app): State<Arc<App>>,
-    payload: Payload,
+    request: Request,
 ) -> SgResult<Json<Success>> {
-    let answer = blocking(&app, move |app| from_tensor(app, payload, &actor)).await?;
+    let claim = Claim::of(Dialect::Sglang, request.uri(), request.headers())?;
+    app.rl.expects(&claim)?;
+    let payload = Payload::read(request, &app.rl).await?;
+    let answer = blocking(&app, move |app| from_tensor(app, claim, payload, &actor)).await?;
     Ok(Json(answer))
 }
 
-fn from_tensor(app: &Arc<App>, payload: Payload, actor: &Actor) -> ApiResult<Success> {
+fn from_tensor(app: &Arc<App>, claim: Claim, mut payload: Payload, actor: &Actor) -> ApiResult<Success> {
+    let _place = payload.place();
     let (pieces, options) = match payload.content {
         Content::Json(value) => {
             pickle::refuse_fields(&value)?;
-            let body: UpdateFromTensor = parse(value.to_string().as_bytes())?;
+            let body: UpdateFromTensor = of_value(value)?;
             (base64_pieces(&body.serialized_named_tensors, body.load_format.as_deref())?, body.options)
         }
         _ => {
@@ -154,17 +161,20 @@ fn from_tensor(app: &Arc<App>, payload: Payload, actor: &Actor) -> ApiResult<Suc
             (payload.pieces(&app.roots)?, options)
         }
     };
+    let claim = claim.or(options.update_id.clone())?;
     let version = options.version()?;
     if options.abort_all_requests {
         app.scheduler.abort_all();
     }
-    if app.rl.is_open() {
-        let received = app.rl.send(&pieces)?;
-        let message = format!("Received {} tensors; end the update to publish them.", received.tensors);
-        return Ok(Success { num_paused_requests: Some(paused(app)), ..Success::good(message) });
+    match app.rl.take(begin_of(version, options.manifest)?, &claim, &pieces, actor)? {
+        Updated::Received(received) => {
+            let message =
+                format!("Received {} tensors; nothing is live before {}.", received.tensors, received.ends_with);
+            let (paused, id) = (Some(paused(app)), Some(received.update_id));
+            Ok(Success { num_paused_requests: paused, update_id: id, ..Success::good(message) })
+        }
+        Updated::Published(published) => Ok(success(app, published)),
     }
-    let published = app.rl.whole(begin_of(version, options.manifest)?, &pieces, actor)?;
-    Ok(success(app, published))
 }
 
 /// The tensors of base64 texts.
@@ -234,17 +244,24 @@ fn success(app: &App, published: Published) -> Success {
 async fn begin_weight_update(
     RlControl(actor): RlControl,
     State(app): State<Arc<App>>,
+    uri: Uri,
+    headers: HeaderMap,
     OptionalJson(body): OptionalJson<UpdateOptions>,
 ) -> SgResult<Json<Success>> {
+    let claim = Claim::of(Dialect::Sglang, &uri, &headers)?.or(body.update_id.clone())?;
     let begin = begin_of(body.version()?, body.manifest.clone())?;
-    blocking(&app, move |app| {
+    let begun = blocking(&app, move |app| {
         if body.abort_all_requests {
             app.scheduler.abort_all();
         }
-        app.rl.begin(begin, false, &actor)
+        app.rl.begin(begin, &claim, &actor)
     })
     .await?;
-    Ok(Json(Success::good("Weight update begun.")))
+    let message = match begun.must_be_named {
+        true => "Weight update begun; each of its requests has to name its update_id.",
+        false => "Weight update begun.",
+    };
+    Ok(Json(Success { update_id: Some(begun.update_id), ..Success::good(message) }))
 }
 
 /// End an update: all of it is proved, and live in one step
@@ -256,10 +273,13 @@ async fn begin_weight_update(
 async fn end_weight_update(
     _who: RlControl,
     State(app): State<Arc<App>>,
+    uri: Uri,
+    headers: HeaderMap,
     OptionalJson(body): OptionalJson<UpdateOptions>,
 ) -> SgResult<Json<Success>> {
+    let claim = Claim::of(Dialect::Sglang, &uri, &headers)?.or(body.update_id.clone())?;
     let version = body.version()?;
-    let published = blocking(&app, move |app| app.rl.finish(version)).await?;
+    let published = blocking(&app, move |app| app.rl.finish(&claim, version)).await?;
     Ok(Json(success(&app, published)))
 }
 

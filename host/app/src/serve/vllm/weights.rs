@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -14,7 +15,9 @@ use crate::serve::auth::RlControl;
 use crate::serve::error::{ApiError, ApiResult, ErrorBody};
 use crate::serve::json::{Json, OptionalJson};
 use crate::serve::state::{App, blocking};
-use crate::serve::weights::{Payload, Published, Received, UpdateInfo, begin_of, version_text};
+use crate::serve::weights::{
+    Begun, Claim, Dialect, Payload, Published, UpdateInfo, Updated, begin_of, version_text,
+};
 
 /// Transports that need no group of processes: their tensors come in requests.
 const BACKENDS: [&str; 5] = ["http", "safetensors", "disk", "none", ""];
@@ -80,19 +83,34 @@ pub struct StartWeightUpdate {
     pub allow_narrowing: bool,
     /// The trainer's own step: swaps that wait for a step go by it.
     pub step: Option<u64>,
+    /// An id of the client's own; each request of the update has to name it then.
+    pub update_id: Option<String>,
+}
+
+/// What began.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StartAnswer {
+    /// In words.
+    pub message: &'static str,
+    /// Its id.
+    #[serde(flatten)]
+    pub begun: Begun,
 }
 
 /// Begin an update of the weights
 #[utoipa::path(post, path = "/start_weight_update", tag = "rl", request_body = Option<StartWeightUpdate>, responses(
-    (status = 200, description = "Send tensors", body = Message),
+    (status = 200, description = "Send tensors", body = StartAnswer),
     (status = 409, description = "Another update is open", body = ErrorBody),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
 async fn start_weight_update(
     RlControl(actor): RlControl,
     State(app): State<Arc<App>>,
+    uri: Uri,
+    headers: HeaderMap,
     OptionalJson(body): OptionalJson<StartWeightUpdate>,
-) -> ApiResult<Json<Message>> {
+) -> ApiResult<Json<StartAnswer>> {
+    let claim = Claim::of(Dialect::Vllm, &uri, &headers)?.or(body.update_id)?;
     if body.is_checkpoint_format == Some(false) {
         return Err(ApiError::unsupported(
             "is_checkpoint_format",
@@ -101,8 +119,8 @@ async fn start_weight_update(
     }
     let mut begin = begin_of(version_text(body.weight_version)?, body.manifest)?;
     (begin.allow_narrowing, begin.step) = (body.allow_narrowing, body.step);
-    blocking(&app, move |app| app.rl.begin(begin, false, &actor)).await?;
-    Ok(Json(Message { message: "Weight update started".to_string() }))
+    let begun = blocking(&app, move |app| app.rl.begin(begin, &claim, &actor)).await?;
+    Ok(Json(StartAnswer { message: "Weight update started", begun }))
 }
 
 /// Body of `/update_weights` as JSON.
@@ -114,21 +132,11 @@ pub struct UpdateWeights {
     update_info: Value,
 }
 
-/// What came, or what was published.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(untagged)]
-pub enum Updated {
-    /// A part of an update that was begun.
-    Received(Received),
-    /// The whole update, which was not begun before.
-    Published(Published),
-}
-
 /// What happened to tensors.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct UpdateAnswer {
     /// In words.
-    pub message: &'static str,
+    pub message: String,
     /// In numbers.
     #[serde(flatten)]
     pub updated: Updated,
@@ -153,18 +161,24 @@ pub struct UpdateAnswer {
 async fn update_weights(
     RlControl(actor): RlControl,
     State(app): State<Arc<App>>,
-    payload: Payload,
+    request: Request,
 ) -> ApiResult<Json<UpdateAnswer>> {
+    let claim = Claim::of(Dialect::Vllm, request.uri(), request.headers())?;
+    app.rl.expects(&claim)?;
+    let mut payload = Payload::read(request, &app.rl).await?;
+    let claim = claim.or(payload.text("update_id"))?;
     let version = payload.text("weight_version");
     let updated = blocking(&app, move |app| {
+        let _place = payload.place();
         let pieces = payload.pieces(&app.roots)?;
-        if app.rl.is_open() {
-            return Ok(Updated::Received(app.rl.send(&pieces)?));
-        }
-        app.rl.whole(begin_of(version, None)?, &pieces, &actor).map(Updated::Published)
+        app.rl.take(begin_of(version, None)?, &claim, &pieces, &actor)
     })
     .await?;
-    Ok(Json(UpdateAnswer { message: "Weights updated", updated }))
+    let message = match &updated {
+        Updated::Received(received) => format!("Received; nothing is live before {}", received.ends_with),
+        Updated::Published(_) => "Weights updated".to_string(),
+    };
+    Ok(Json(UpdateAnswer { message, updated }))
 }
 
 /// Body of `/finish_weight_update`.
@@ -173,6 +187,8 @@ async fn update_weights(
 pub struct FinishWeightUpdate {
     /// What the new weights are called.
     pub weight_version: Option<Value>,
+    /// Which update, as begin answered it.
+    pub update_id: Option<String>,
 }
 
 /// What was published.
@@ -195,20 +211,30 @@ pub struct FinishAnswer {
 async fn finish_weight_update(
     _who: RlControl,
     State(app): State<Arc<App>>,
+    uri: Uri,
+    headers: HeaderMap,
     OptionalJson(body): OptionalJson<FinishWeightUpdate>,
 ) -> ApiResult<Json<FinishAnswer>> {
+    let claim = Claim::of(Dialect::Vllm, &uri, &headers)?.or(body.update_id)?;
     let version = version_text(body.weight_version)?;
-    let published = blocking(&app, move |app| app.rl.finish(version)).await?;
+    let published = blocking(&app, move |app| app.rl.finish(&claim, version)).await?;
     Ok(Json(FinishAnswer { message: "Weight update finished", published }))
 }
 
 /// Give an update up: what came is forgotten
 #[utoipa::path(post, path = "/abort_weight_update", tag = "rl", responses(
     (status = 200, description = "It is forgotten, or none was open", body = Message),
+    (status = 409, description = "Another update than the one that is named is open", body = ErrorBody),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
-async fn abort_weight_update(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Message>> {
-    let was = blocking(&app, |app| Ok(app.rl.abort())).await?;
+async fn abort_weight_update(
+    _who: RlControl,
+    State(app): State<Arc<App>>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> ApiResult<Json<Message>> {
+    let claim = Claim::of(Dialect::Vllm, &uri, &headers)?;
+    let was = blocking(&app, move |app| app.rl.abort(&claim)).await?;
     let message = if was { "Weight update aborted" } else { "No weight update was open" };
     Ok(Json(Message { message: message.to_string() }))
 }
