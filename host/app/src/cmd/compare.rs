@@ -186,13 +186,6 @@ impl Input {
         }
     }
 
-    fn checkpoint(&self) -> &Checkpoint {
-        match self {
-            Input::Model(model) => &model.checkpoint,
-            Input::File(_, checkpoint) => checkpoint,
-        }
-    }
-
     /// What a side decides; a model's refit must accept it too.
     fn decide(&self, units: &[Unit], side: &Side) -> Result<Option<Vec<Decision>>> {
         let Some(quant) = &side.hooks.quant else { return Ok(None) };
@@ -236,7 +229,7 @@ pub fn run(args: Args, call: &Call) -> Result {
     };
     let db = input.decide(&units, &b)?;
 
-    let rows = compare_tensors(&input, &units, (&a, da.as_deref()), (&b, db.as_deref()))?;
+    let rows = compare_tensors(&units, (&a, da.as_deref()), (&b, db.as_deref()))?;
     let kept = units.len() - rows.len();
     let names = (input.name(), (!plain).then_some(architecture));
     let activation = match args.fp8_activation {
@@ -267,7 +260,6 @@ pub fn run(args: Args, call: &Call) -> Result {
 
 /// Every tensor that a side quantizes, one after the other: memory holds one source and two results.
 fn compare_tensors(
-    input: &Input,
     units: &[Unit],
     (a, da): (&Side, Option<&[Decision]>),
     (b, db): (&Side, Option<&[Decision]>),

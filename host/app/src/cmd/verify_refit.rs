@@ -192,7 +192,7 @@ fn same(engine: &Engine, found: &WeightSet, expected: &WeightSet, what: &str) ->
 /// The same tensors with every sign turned: other weights of the same size everywhere.
 fn other_weights(checkpoint: &Checkpoint) -> Result<Checkpoint> {
     use safetensors::tensor::Dtype as Stored;
-    let turned = checkpoint.tensors().map(|t| {
+    let turned = checkpoint.tensors().map(|t| -> Result<CheckpointTensor> {
         let width = match t.stored {
             Stored::F32 => 4,
             Stored::F16 | Stored::BF16 => 2,

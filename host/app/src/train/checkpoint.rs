@@ -233,7 +233,7 @@ fn restore(trainer: &mut Trainer, folder: &Path, state: &State) -> Result<()> {
 }
 
 fn read(masters: &Masters, from: &Tensors, prefix: &str) -> Result<Vec<Vec<f32>>> {
-    let one = |name: &str, shape: &[usize]| {
+    let one = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
         let found = from.get(&format!("{prefix}{name}"));
         let found = found.filter(|t| t.stored == Dtype::F32 && t.shape == shape);
         let found = found.ok_or_else(|| {

@@ -5,8 +5,6 @@ use std::path::Path;
 
 use patchhost_kernels::cast::CastReport;
 use patchhost_kernels::e4m3::contains_nan_code;
-use patchhost_runtime::checkpoint::Checkpoint;
-use patchhost_runtime::error::{Refusal, RuntimeError};
 use patchhost_runtime::hooks::{BlockQuant, Role, Scheme};
 use patchhost_runtime::quantize::{Input, Measure, Quantized, quantize};
 
@@ -86,8 +84,6 @@ pub type Progress<'a> = &'a dyn Fn(usize, usize, u64, u64, &str);
 pub struct Job<'a> {
     /// What becomes of each tensor.
     pub plan: &'a Plan,
-    /// Where the tensors come from.
-    pub checkpoint: &'a Checkpoint,
     /// Who gives the scales.
     pub quant: &'a dyn BlockQuant,
     /// The text of config.json.

@@ -191,7 +191,8 @@ impl RlState {
 
     /// Opens an update.
     pub fn begin(&self, begin: Begin, claim: &Claim, actor: &Actor) -> ApiResult<Begun> {
-        let place = &mut *lock(&self.place);
+        let mut place = lock(&self.place);
+        let place = &mut *place;
         let version = begin.version.as_deref();
         if let Some(open) = &place.open {
             // A client that names its own update again has started over.
@@ -236,7 +237,8 @@ impl RlState {
     /// Tensors of a request that may be a part of the open update or a whole one. `begin` is how the whole one begins.
     pub fn take(&self, begin: Begin, claim: &Claim, pieces: &[Piece], actor: &Actor) -> ApiResult<Updated> {
         {
-            let place = &mut *lock(&self.place);
+            let mut place = lock(&self.place);
+            let place = &mut *place;
             if let Some(open) = &mut place.open {
                 match is_whole(open, claim, &begin, pieces) {
                     false => {
@@ -259,7 +261,8 @@ impl RlState {
 
     /// TRL's parameters: the first opens an update. When it comes again, its sender was started again, and so is the update.
     pub fn parameter(&self, claim: &Claim, pieces: &[Piece], actor: &Actor) -> ApiResult<Received> {
-        let place = &mut *lock(&self.place);
+        let mut place = lock(&self.place);
+        let place = &mut *place;
         let first = pieces.first().map(|piece| (piece.name.clone(), piece.offset));
         if let Some(open) = &mut place.open {
             match open.is_meant(claim) {
@@ -305,7 +308,8 @@ impl RlState {
     pub fn finish(&self, claim: &Claim, version: Option<String>) -> ApiResult<Published> {
         let version = version_name(version)?;
         let mut open = {
-            let place = &mut *lock(&self.place);
+            let mut place = lock(&self.place);
+            let place = &mut *place;
             let Some(open) = &place.open else { return Err(none_open("the end of an update".to_string())) };
             let what = || "the end of an update".to_string();
             match &claim.id {
@@ -337,7 +341,8 @@ impl RlState {
 
     /// Forgets the open update; false if there was none. Everybody may begin then.
     pub fn abort(&self, claim: &Claim) -> ApiResult<bool> {
-        let place = &mut *lock(&self.place);
+        let mut place = lock(&self.place);
+        let place = &mut *place;
         if let (Some(id), Some(open)) = (&claim.id, &place.open)
             && *id != open.id
         {
@@ -351,7 +356,8 @@ impl RlState {
     pub fn whole(&self, begin: Begin, pieces: &[Piece], actor: &Actor) -> ApiResult<Published> {
         let _time = self.metrics.weight_update("update");
         let mut update = {
-            let place = &mut *lock(&self.place);
+            let mut place = lock(&self.place);
+            let place = &mut *place;
             match &place.open {
                 Some(open) if !open.is_abandoned() => {
                     return Err(open.conflict(format!("update `{}`", begin.version.as_deref().unwrap_or("(unnamed)")), ""));
