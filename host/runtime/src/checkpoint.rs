@@ -240,12 +240,7 @@ impl Checkpoint {
     }
 
     /// The tensors of a header; `data` gives the bytes between two offsets behind it.
-    fn add(
-        &mut self,
-        label: &str,
-        header: &Metadata,
-        data: impl Fn(usize, usize) -> Option<TensorData>,
-    ) -> Result<()> {
+    fn add(&mut self, label: &str, header: &Metadata, data: impl Fn(usize, usize) -> Option<TensorData>) -> Result<()> {
         for (name, info) in header.tensors() {
             let data = data(info.data_offsets.0, info.data_offsets.1).ok_or_else(|| {
                 refuse(

@@ -194,7 +194,9 @@ impl Extent {
                 return Err(self.file.changed(MEANWHILE));
             }
             if *known.get_or_init(|| found) != found {
-                return Err(self.file.changed("its bytes are others than when they were read before (by their digest)"));
+                return Err(self
+                    .file
+                    .changed("its bytes are others than when they were read before (by their digest)"));
             }
         }
         let within = range.start - from..range.end - from;

@@ -125,7 +125,10 @@ fn weights_are_loaded_again_only_from_the_bytes_that_serve() {
         };
         let answer = swap_now(&server, &to);
         let text = answer.refused(answer.status);
-        assert!((400..500).contains(&answer.status) && text.contains(why) && text.contains("`x.safetensors`"), "{text}");
+        assert!(
+            (400..500).contains(&answer.status) && text.contains(why) && text.contains("`x.safetensors`"),
+            "{text}"
+        );
         assert_eq!(server.checksums(), before, "{change}");
         // Weights that are sent anew are a way out.
         server.bytes("/update_weights", &b).good();

@@ -69,7 +69,13 @@ fn who_may_not_is_told_before_the_body() {
     let tmp = tempfile::tempdir().unwrap();
     let token = token_file(tmp.path(), TOKEN);
     let server = Server::start(&["--rl", "token", "--rl-token-file", token.to_str().unwrap()]);
-    for path in ["/update_weights", "/update_weights_from_tensor", "/update_named_param/", "/start_weight_update", "/admin/v1/stage"] {
+    for path in [
+        "/update_weights",
+        "/update_weights_from_tensor",
+        "/update_named_param/",
+        "/start_weight_update",
+        "/admin/v1/stage",
+    ] {
         for wrong in ["", "Authorization: Bearer of-somebody-else-0000\r\n"] {
             let more = format!("{wrong}Expect: 100-continue\r\nContent-Length: 4294967296\r\n");
             let (answer, _) = send(&server, &head(path, "application/octet-stream", &more), std::iter::empty());
@@ -80,8 +86,7 @@ fn who_may_not_is_told_before_the_body() {
     }
     // Who may is asked for the body.
     let body = file(&step(1), &[]);
-    let more =
-        format!("Authorization: Bearer {TOKEN}\r\nExpect: 100-continue\r\nContent-Length: {}\r\n", body.len());
+    let more = format!("Authorization: Bearer {TOKEN}\r\nExpect: 100-continue\r\nContent-Length: {}\r\n", body.len());
     let (answer, _) = send(&server, &head("/update_weights", "application/octet-stream", &more), [body].into_iter());
     assert!(answer.starts_with("HTTP/1.1 100 Continue") && answer.contains("HTTP/1.1 200"), "{answer}");
 }
@@ -152,7 +157,10 @@ fn junk_is_not_read_to_its_end() {
         ("application/json", &[0u8; 64][..]),
         ("application/octet-stream", &[0xff; 64]),
         ("application/octet-stream", b"\x80\x04\x95 a pickle of many tensors and more"),
-        ("application/octet-stream", b"\x40\0\0\0\0\0\0\0{\"w\":{\"dtype\":\"U8\",\"shape\":[9],\"data_offsets\":[0,9]}}              "),
+        (
+            "application/octet-stream",
+            b"\x40\0\0\0\0\0\0\0{\"w\":{\"dtype\":\"U8\",\"shape\":[9],\"data_offsets\":[0,9]}}              ",
+        ),
         ("application/x-bucket", b"PK\x03\x04 an archive that torch.save made"),
     ] {
         let mut head = head("/update_weights", kind, &format!("Content-Length: {len}\r\n")).into_bytes();
@@ -181,8 +189,11 @@ fn uploads_that_nobody_asked_for_take_no_memory() {
                     scope.spawn(move || {
                         for path in paths.iter().skip(thread).step_by(8) {
                             for kind in ["application/json", "application/octet-stream"] {
-                                let body = || (0..rounds).map(|_| vec![b'{'; MIB]);
-                                let large = head(path, kind, &format!("Content-Length: {}\r\n", rounds * MIB));
+                                let begin = b"{\"x\": \"".to_vec();
+                                let length = begin.len() + rounds * MIB;
+                                let body =
+                                    || std::iter::once(begin.clone()).chain((0..rounds).map(|_| vec![b'a'; MIB]));
+                                let large = head(path, kind, &format!("Content-Length: {length}\r\n"));
                                 send(server, &large, body());
                                 let endless = head(path, kind, "Transfer-Encoding: chunked\r\n");
                                 send(server, &endless, body().map(chunked));

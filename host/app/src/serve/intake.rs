@@ -53,7 +53,10 @@ impl Room {
             Ok(Ok(held)) => Ok(held),
             _ => Err(ApiError::unavailable(
                 "the request's body",
-                format!("others are being read, and left no room for its {bytes} bytes within {} s", patience.as_secs()),
+                format!(
+                    "others are being read, and left no room for its {bytes} bytes within {} s",
+                    patience.as_secs()
+                ),
                 "send it again when they are done, or send less at once",
                 5,
             )),
@@ -111,14 +114,15 @@ async fn all_of(
     // A body that came at once is not copied.
     let mut first: Option<Bytes> = None;
     let mut all = Vec::new();
-    let mut content = false;
+    // What nobody declared may be junk without end: it gets no large buffer before it is complete.
+    let mut parts: Vec<Bytes> = Vec::new();
+    let (mut had, mut content) = (0usize, false);
     loop {
         let Ok(next) = tokio::time::timeout(limit.patience, stream.next()).await else {
             return Err(slow(limit.patience));
         };
         let Some(chunk) = next else { break };
         let chunk = chunk.map_err(|_| ApiError::bad("the request's body", "it ended too early", "send it again"))?;
-        let had = first.as_ref().map_or(0, Bytes::len) + all.len();
         let has = had.saturating_add(chunk.len());
         if has > limit.bytes {
             return Err(too_large(format!("it has more than {} bytes", limit.bytes), limit));
@@ -128,6 +132,7 @@ async fn all_of(
         }
         match (&first, all.is_empty()) {
             (None, true) => first = Some(chunk),
+            _ if content && declared.is_none() => parts.push(chunk),
             _ => {
                 if let Some(first) = first.take() {
                     all.reserve_exact(declared.unwrap_or(has));
@@ -136,9 +141,17 @@ async fn all_of(
                 all.extend_from_slice(&chunk);
             }
         }
+        had = has;
         content = content || look(first.as_deref().unwrap_or(&all))?;
     }
-    Ok(Read { bytes: first.unwrap_or_else(|| Bytes::from(all)), held })
+    let head = first.unwrap_or_else(|| Bytes::from(all));
+    if parts.is_empty() {
+        return Ok(Read { bytes: head, held });
+    }
+    let mut whole = Vec::with_capacity(had);
+    whole.extend_from_slice(&head);
+    parts.into_iter().for_each(|part| whole.extend_from_slice(&part));
+    Ok(Read { bytes: Bytes::from(whole), held })
 }
 
 /// A body that its handler does not read to the end is read on for a moment and thrown away: a connection that is closed on
@@ -193,18 +206,22 @@ impl Drop for Lingering {
     }
 }
 
-/// For [`read`]: whether the first byte that is no space can begin a JSON text.
+/// For [`read`]: whether the first bytes that are no spaces can begin a JSON text.
 pub fn begins_as_json(came: &[u8]) -> ApiResult<bool> {
-    match came.trim_ascii_start().first() {
-        None => Ok(false),
-        Some(b'{' | b'[' | b'"' | b't' | b'f' | b'n' | b'-' | b'0'..=b'9') => Ok(true),
-        Some(byte) => Err(ApiError::new(
-            StatusCode::BAD_REQUEST,
-            "invalid_json",
-            "the request's body",
-            format!("it is not JSON: it begins with the byte 0x{byte:02x}"),
-            "send one JSON object",
-        )),
+    let bad = |byte: u8| {
+        let why = format!("it is not JSON: it begins with the byte 0x{byte:02x}");
+        let next = "send one JSON object";
+        Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", "the request's body", why, next))
+    };
+    match came.trim_ascii_start() {
+        [] => Ok(false),
+        [b'{', rest @ ..] => match rest.trim_ascii_start() {
+            [] => Ok(false),
+            [b'"' | b'}', ..] => Ok(true),
+            [byte, ..] => bad(*byte),
+        },
+        [b'[' | b'"' | b't' | b'f' | b'n' | b'-' | b'0'..=b'9', ..] => Ok(true),
+        [byte, ..] => bad(*byte),
     }
 }
 
@@ -240,10 +257,11 @@ mod tests {
     fn what_is_declared_too_large_is_not_read() {
         run(async {
             let room = Room::default();
-            let error = read(Body::from(vec![b'{'; (1 << 20) + 1]), &limit(&room), |_| panic!("read")).await.err().unwrap();
+            let error =
+                read(Body::from(vec![b'{'; (1 << 20) + 1]), &limit(&room), |_| panic!("read")).await.err().unwrap();
             assert_eq!(error.status(), 413);
             // Without a declared length it ends where the limit is.
-            let chunks = vec![vec![b'{'; 300_000]; 9];
+            let chunks = vec![vec![b' '; 300_000]; 9];
             let error = read(body(chunks), &limit(&room), |_| Ok(false)).await.err().unwrap();
             assert_eq!(error.status(), 413);
         });
@@ -280,7 +298,8 @@ mod tests {
     fn a_body_that_stands_still_is_given_up() {
         run(async {
             let room = Room::default();
-            let still = futures_util::stream::iter([Ok::<_, std::io::Error>("{")]).chain(futures_util::stream::pending());
+            let still =
+                futures_util::stream::iter([Ok::<_, std::io::Error>("{")]).chain(futures_util::stream::pending());
             let error = read(Body::from_stream(still), &limit(&room), |_| Ok(true)).await.err().unwrap();
             assert_eq!(error.status(), 408);
         });

@@ -237,7 +237,11 @@ mod tests {
             shape: vec![2, 2],
             target: None,
             fixed: None,
-            data: Data::Columns { bytes: TensorBytes::new(Arc::new(stored), 0..24).unwrap().into(), first: 1, stored: 3 },
+            data: Data::Columns {
+                bytes: TensorBytes::new(Arc::new(stored), 0..24).unwrap().into(),
+                first: 1,
+                stored: 3,
+            },
         };
         let loaded = output.load().unwrap();
         let values: Vec<f32> = loaded.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();

@@ -21,8 +21,8 @@ use crate::serve::error::{ApiError, ApiResult};
 use crate::serve::json::{Json, OptionalJson, of_value};
 use crate::serve::state::{App, blocking};
 use crate::serve::weights::{
-    Action, Checked, Claim, Content, Dialect, Payload, Piece, Published, Updated, base64_bytes, begin_of, framed, pickle,
-    safetensors, version_text,
+    Action, Checked, Claim, Content, Dialect, Payload, Piece, Published, Updated, base64_bytes, begin_of, framed,
+    pickle, safetensors, version_text,
 };
 
 /// What both updates can be told.

@@ -15,9 +15,7 @@ use crate::serve::auth::RlControl;
 use crate::serve::error::{ApiError, ApiResult, ErrorBody};
 use crate::serve::json::{Json, OptionalJson};
 use crate::serve::state::{App, blocking};
-use crate::serve::weights::{
-    Begun, Claim, Dialect, Payload, Published, UpdateInfo, Updated, begin_of, version_text,
-};
+use crate::serve::weights::{Begun, Claim, Dialect, Payload, Published, UpdateInfo, Updated, begin_of, version_text};
 
 /// Transports that need no group of processes: their tensors come in requests.
 const BACKENDS: [&str; 5] = ["http", "safetensors", "disk", "none", ""];

@@ -59,7 +59,9 @@ impl Kind {
         match mime.as_str() {
             "application/json" => Ok(Self::Json),
             "application/x-bucket" => Ok(Self::Bucket),
-            "application/octet-stream" | "application/x-safetensors" | "application/vnd.safetensors" | "" => Ok(Self::Bytes),
+            "application/octet-stream" | "application/x-safetensors" | "application/vnd.safetensors" | "" => {
+                Ok(Self::Bytes)
+            }
             other => Err(ApiError::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "unsupported_media_type",
@@ -93,13 +95,8 @@ impl Payload {
             true => "send it in several requests, or start the server with a larger --max-weights-body",
             false => "send the tensors of this model only, in several requests: more does not fit it",
         };
-        let limit = Limit {
-            bytes: most.min(rl.max_body),
-            all,
-            room: &rl.uploads,
-            patience: PATIENCE,
-            next: next.to_string(),
-        };
+        let limit =
+            Limit { bytes: most.min(rl.max_body), all, room: &rl.uploads, patience: PATIENCE, next: next.to_string() };
         let declared = body.size_hint().exact();
         let is_file = kind == Kind::Bytes && !is_described(&parts.headers, &query);
         let read = read(body, &limit, |came| match kind {

@@ -196,4 +196,3 @@ impl Refused {
 pub(super) fn fresh_id() -> String {
     format!("u-{:016x}", rand::random::<u64>())
 }
-

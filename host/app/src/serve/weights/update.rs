@@ -250,7 +250,11 @@ impl RlState {
                         return self.send(open, pieces).map(Updated::Received);
                     }
                     true if open.is_abandoned() => place.open = None,
-                    true => return Err(open.conflict("this whole update".to_string(), "it is no part of the open one, and ")),
+                    true => {
+                        return Err(
+                            open.conflict("this whole update".to_string(), "it is no part of the open one, and ")
+                        );
+                    }
                 }
             } else if let Some(id) = &claim.id {
                 return Err(none_open(format!("a part of update `{id}`")));
@@ -360,7 +364,9 @@ impl RlState {
             let place = &mut *place;
             match &place.open {
                 Some(open) if !open.is_abandoned() => {
-                    return Err(open.conflict(format!("update `{}`", begin.version.as_deref().unwrap_or("(unnamed)")), ""));
+                    return Err(
+                        open.conflict(format!("update `{}`", begin.version.as_deref().unwrap_or("(unnamed)")), "")
+                    );
                 }
                 _ => place.open = None,
             }
@@ -376,7 +382,6 @@ impl RlState {
         self.scheduler.reset_prefix_cache();
         Ok(published(&done))
     }
-
 }
 
 /// Whether a request is an update by itself, and no part of the open one: it comes by another protocol, names the weights
@@ -428,7 +433,8 @@ fn published(done: &Refitted) -> Published {
 }
 
 fn none_open(what: String) -> ApiError {
-    let next = "begin one and send its tensors first: POST /start_weight_update (vLLM) or /begin_weight_update (SGLang)";
+    let next =
+        "begin one and send its tensors first: POST /start_weight_update (vLLM) or /begin_weight_update (SGLang)";
     ApiError::new(StatusCode::CONFLICT, "no_update", what, "no update is open", next)
 }
 

@@ -54,7 +54,10 @@ fn packed_bytes_follow_the_lists() {
     let bytes = Bytes::from((0..20).collect::<Vec<u8>>());
     let lists = json!({"names": ["a", "b"], "dtype_names": ["bfloat16", "torch.float32"], "shapes": [[2, 3], [2]], "tensor_sizes": [12, 8]});
     let pieces = packed(&info(lists.clone()), &bytes).unwrap();
-    assert_eq!((&pieces[0].data.load().unwrap()[..], &pieces[1].data.load().unwrap()[..]), (&bytes[..12], &bytes[12..]));
+    assert_eq!(
+        (&pieces[0].data.load().unwrap()[..], &pieces[1].data.load().unwrap()[..]),
+        (&bytes[..12], &bytes[12..])
+    );
     assert!(packed(&info(lists.clone()), &bytes.slice(1..)).is_err(), "too few bytes");
     let mut wrong = lists.clone();
     wrong["tensor_sizes"] = json!([12, 9]);
