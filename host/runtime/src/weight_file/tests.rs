@@ -4,6 +4,8 @@
 use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
+use safetensors::tensor::TensorView;
+
 use super::*;
 use crate::bytes::TensorData;
 use crate::checkpoint::Checkpoint;
@@ -34,12 +36,14 @@ impl Drop for Folder {
 
 const LARGE: usize = 2 * BLOCK + 77;
 
+fn view(data: &[u8]) -> TensorView<'_> {
+    TensorView::new(safetensors::Dtype::U8, vec![data.len()], data).unwrap()
+}
+
 fn bytes(seed: u8) -> Vec<u8> {
     let data = |len: usize| (0..len).map(|i| (i % 251) as u8 ^ seed).collect::<Vec<u8>>();
     let (large, small) = (data(LARGE), data(10));
-    let view = |data: &'_ [u8]| safetensors::tensor::TensorView::new(safetensors::Dtype::U8, vec![data.len()], data);
-    let tensors = [("large", view(&large).unwrap()), ("small", view(&small).unwrap())];
-    safetensors::serialize(tensors, None).unwrap()
+    safetensors::serialize([("large", view(&large)), ("small", view(&small))], None).unwrap()
 }
 
 /// Changes the file in place. With `back`, its modification time is what it was.
