@@ -147,7 +147,8 @@ impl Native {
         for (name, q, scales) in &mut self.codes {
             let tensor = checkpoint.get(name).expect("it was there");
             let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
-            let source = Source::new(&tensor.data, Elem::Bf16, rows, cols).expect("a matrix");
+            let data = tensor.data.load().expect("the checkpoint is still there");
+            let source = Source::new(&data, Elem::Bf16, rows, cols).expect("a matrix");
             let run = (rows / BLOCK / rayon::current_num_threads()).clamp(1, 8);
             let panels = q.par_chunks_mut(run * BLOCK * cols).zip(scales.par_chunks_mut(run * cols / BLOCK));
             panels.enumerate().for_each(|(i, (q, scales))| {

@@ -42,8 +42,9 @@ pub fn loaded(folder: &Path, hooks: &RefitHooks) -> Engine {
 
 pub fn golden(folder: &Path) -> (Vec<u32>, Vec<f32>) {
     let file = Checkpoint::open(&folder.join("golden.safetensors")).unwrap();
-    let ids = file.get("input_ids").unwrap().data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as u32);
-    (ids.collect(), read_f32(&file.get("logits").unwrap().data))
+    let ids = file.get("input_ids").unwrap().data.load().unwrap();
+    let ids = ids.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as u32);
+    (ids.collect(), read_f32(&file.get("logits").unwrap().data.load().unwrap()))
 }
 
 pub fn logits(engine: &Engine, batch: &[&[u32]]) -> Vec<f32> {

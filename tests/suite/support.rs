@@ -111,7 +111,7 @@ pub fn write(path: &Path, tensors: &[Tensor]) {
 
 pub fn read(path: &Path) -> Vec<Tensor> {
     let checkpoint = Checkpoint::open(path).unwrap();
-    checkpoint.tensors().map(|t| (t.name.clone(), t.stored, t.shape.clone(), t.data.to_vec())).collect()
+    checkpoint.tensors().map(|t| (t.name.clone(), t.stored, t.shape.clone(), t.data.load().unwrap().to_vec())).collect()
 }
 
 /// A file with one f32 matrix of heavy-tailed values.

@@ -41,9 +41,9 @@ fn serving(name: &str, hooks: &RefitHooks) -> (Engine, Checkpoint, Checkpoint) {
 }
 
 fn owned(t: &CheckpointTensor) -> CheckpointTensor {
-    let (bytes, len) = (t.data.to_vec(), t.data.len());
+    let (bytes, len) = (t.data.load().unwrap().to_vec(), t.data.len());
     let data = patchhost_runtime::bytes::TensorBytes::new(std::sync::Arc::new(bytes), 0..len).unwrap();
-    CheckpointTensor { data, ..t.clone() }
+    CheckpointTensor { data: data.into(), ..t.clone() }
 }
 
 fn digest(engine: &Engine) -> String {
@@ -73,7 +73,7 @@ fn pieces(checkpoint: &Checkpoint, seed: u64) -> Vec<(&CheckpointTensor, usize, 
 }
 
 fn send(refit: &mut Arrivals, pieces: &[(&CheckpointTensor, usize, usize)]) -> Result<()> {
-    pieces.iter().try_for_each(|(t, start, end)| refit.chunk(&header(t, *start), &t.data[*start..*end]))
+    pieces.iter().try_for_each(|(t, start, end)| refit.chunk(&header(t, *start), &t.data.load().unwrap()[*start..*end]))
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn one_refit_at_a_time() {
 }
 
 fn promise(t: &CheckpointTensor) -> Promise {
-    let sha256: String = Sha256::digest(&t.data[..]).iter().map(|b| format!("{b:02x}")).collect();
+    let sha256: String = Sha256::digest(&t.data.load().unwrap()[..]).iter().map(|b| format!("{b:02x}")).collect();
     Promise { dtype: Some(t.stored), shape: Some(t.shape.clone()), sha256: Some(sha256) }
 }
 
@@ -198,22 +198,22 @@ fn a_refused_chunk_changes_nothing_and_the_refit_goes_on() {
     let (engine, _, new) = serving("qwen3_moe", &hooks);
     let mut refit = engine.arrivals(Begin::default());
     for t in new.tensors() {
-        let half = t.data.len() / 2;
-        refit.chunk(&header(t, 0), &t.data[..half]).unwrap();
+        let (half, bytes) = (t.data.len() / 2, t.data.load().unwrap());
+        refit.chunk(&header(t, 0), &bytes[..half]).unwrap();
         let wrong_shape = [t.shape.clone(), vec![1]].concat();
         for (chunk, bytes) in [
-            (header(t, 0), &t.data[..1]),
-            (header(t, t.data.len()), &t.data[..1]),
-            (header(t, usize::MAX), &t.data[..1]),
-            (ChunkHeader { shape: &wrong_shape, ..header(t, half) }, &t.data[half..]),
-            (ChunkHeader { dtype: Dtype::F64, ..header(t, half) }, &t.data[half..]),
+            (header(t, 0), &bytes[..1]),
+            (header(t, t.data.len()), &bytes[..1]),
+            (header(t, usize::MAX), &bytes[..1]),
+            (ChunkHeader { shape: &wrong_shape, ..header(t, half) }, &bytes[half..]),
+            (ChunkHeader { dtype: Dtype::F64, ..header(t, half) }, &bytes[half..]),
             (ChunkHeader { name: "huge", shape: &[usize::MAX / 4], ..header(t, 0) }, &[]),
             (ChunkHeader { name: "huge", shape: &[1 << 40], ..header(t, 0) }, &[]),
         ] {
             let error = refit.chunk(&chunk, bytes).unwrap_err().to_string();
             assert!(error.contains("why: ") && error.contains("next: "), "{error}");
         }
-        refit.chunk(&header(t, half), &t.data[half..]).unwrap();
+        refit.chunk(&header(t, half), &bytes[half..]).unwrap();
     }
     let staged = engine.prepare(&refit.finish().unwrap(), &hooks, QUIET).unwrap();
     let fresh = Engine::new(&engine.info().config, EngineOptions::default()).unwrap();

@@ -9,7 +9,7 @@ use crate::spec::Elem;
 /// length.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
-    /// Row-major little-endian elements of the whole matrix, at any alignment (they come from memory-mapped files).
+    /// Row-major little-endian elements of the whole matrix, at any alignment (they come out of files).
     pub bytes: &'a [u8],
     /// Type of the elements.
     pub elem: Elem,

@@ -44,6 +44,19 @@ pub struct Assembly {
     limit: usize,
 }
 
+/// How some tensors were at one time.
+pub struct Mark {
+    tensors: Vec<(String, Option<Marked>)>,
+    bytes: u64,
+    reserved: usize,
+}
+
+enum Marked {
+    Whole(CheckpointTensor),
+    /// The ranges that were written.
+    Pieces(BTreeMap<usize, usize>),
+}
+
 enum Tensor {
     /// Arrived at once: its bytes are shared, not copied.
     Whole(CheckpointTensor),
@@ -77,6 +90,44 @@ impl Assembly {
     /// Whether nothing arrived.
     pub fn is_empty(&self) -> bool {
         self.tensors.is_empty()
+    }
+
+    /// Whether anything of this tensor arrived.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// All tensors together may take no more than `limit` bytes from now on.
+    pub fn at_most(&mut self, limit: usize) {
+        self.limit = self.limit.min(limit);
+    }
+
+    /// How these tensors are now, to go [`back`](Self::back) to.
+    pub fn mark<'n>(&self, names: impl Iterator<Item = &'n str>) -> Mark {
+        let of = |tensor: &Tensor| match tensor {
+            Tensor::Whole(tensor) => Marked::Whole(tensor.clone()),
+            Tensor::Pieces(pieces) => Marked::Pieces(pieces.written.clone()),
+        };
+        let tensors = names.map(|name| (name.to_string(), self.tensors.get(name).map(of))).collect();
+        Mark { tensors, bytes: self.bytes, reserved: self.reserved }
+    }
+
+    /// Forgets what arrived of the marked tensors since. Bytes that replaced others ([`Duplicates::LastWins`]) do not come
+    /// back.
+    pub fn back(&mut self, mark: Mark) {
+        for (name, marked) in mark.tensors {
+            match (marked, self.tensors.get_mut(&name)) {
+                (None, _) => {
+                    self.tensors.remove(&name);
+                }
+                (Some(Marked::Pieces(written)), Some(Tensor::Pieces(pieces))) => pieces.written = written,
+                (Some(Marked::Whole(tensor)), _) => {
+                    self.tensors.insert(name, Tensor::Whole(tensor));
+                }
+                (Some(Marked::Pieces(_)), _) => {}
+            }
+        }
+        (self.bytes, self.reserved) = (mark.bytes, mark.reserved);
     }
 
     /// A whole tensor; its bytes are shared.
@@ -234,6 +285,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_taken_back_never_came() {
+        let data: Vec<u8> = (0..12).collect();
+        let whole = |name: &str| {
+            let bytes = TensorBytes::new(Arc::new(vec![7; 4]), 0..4).unwrap();
+            CheckpointTensor::new(name, StDtype::U8, vec![4], bytes)
+        };
+        let mut a = Assembly::new(Duplicates::Refuse, 24);
+        a.chunk(&header(0), &data[..5]).unwrap();
+        let mark = a.mark(["w", "x", "w", "y"].into_iter());
+        a.tensor(&whole("x")).unwrap();
+        a.chunk(&header(7), &[9; 5]).unwrap();
+        a.chunk(&ChunkHeader { name: "y", ..header(0) }, &[]).unwrap_err();
+        a.back(mark);
+        assert_eq!((a.bytes(), a.len(), a.has("x"), a.has("w")), (5, 1, false, true));
+        // There is room for it again, and its bytes can come.
+        let mark = a.mark(["x"].into_iter());
+        a.tensor(&whole("x")).unwrap();
+        a.tensor(&whole("x")).unwrap_err();
+        a.back(mark);
+        a.chunk(&header(5), &data[5..]).unwrap();
+        let made = a.finish().unwrap();
+        assert_eq!((made.len(), &made[0].data.load().unwrap()[..]), (1, &data[..]));
+    }
+
+    #[test]
     fn pieces_in_any_order_make_the_tensor() {
         let data: Vec<u8> = (0..12).collect();
         for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
@@ -243,7 +319,7 @@ mod tests {
                 a.chunk(&header(at.start), &data[at]).unwrap();
             }
             let made = a.finish().unwrap();
-            assert_eq!((&made[0].data[..], &made[0].shape[..]), (&data[..], &[2, 3][..]));
+            assert_eq!((&made[0].data.load().unwrap()[..], &made[0].shape[..]), (&data[..], &[2, 3][..]));
         }
     }
 
@@ -262,7 +338,7 @@ mod tests {
         let large = ChunkHeader { name: "v", shape: &[45], ..header(0) };
         assert!(a.chunk(&large, &[]).unwrap_err().why.contains("more than the 100"));
         a.chunk(&header(6), &[2; 6]).unwrap();
-        assert_eq!(a.finish().unwrap()[0].data[..], [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2]);
+        assert_eq!(a.finish().unwrap()[0].data.load().unwrap()[..], [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2]);
     }
 
     #[test]
@@ -281,6 +357,6 @@ mod tests {
         let mut a = Assembly::new(Duplicates::LastWins, 100);
         a.chunk(&header(0), &[1; 12]).unwrap();
         a.chunk(&header(3), &[2; 4]).unwrap();
-        assert_eq!(a.finish().unwrap()[0].data[..], [1, 1, 1, 2, 2, 2, 2, 1, 1, 1, 1, 1]);
+        assert_eq!(a.finish().unwrap()[0].data.load().unwrap()[..], [1, 1, 1, 2, 2, 2, 2, 1, 1, 1, 1, 1]);
     }
 }

@@ -1,20 +1,21 @@
-//! Reading safetensors: one file, a sharded folder with an index, or bytes in memory. Files are mapped, never copied
-//! whole; headers are checked by the `safetensors` crate (offsets inside the file, no overlap, no hole) before any
-//! tensor is touched.
+//! Reading safetensors: one file, a sharded folder with an index, or bytes in memory. Of files only the headers are read
+//! here; tensors when somebody loads them ([`TensorData::load`]). Headers are checked by the `safetensors` crate (offsets
+//! inside the file, no overlap, no hole) before any tensor is touched.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, SafeTensors};
+use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, TensorInfo};
 
-use crate::bytes::{Owner, TensorBytes};
+use crate::bytes::{Owner, TensorBytes, TensorData};
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::files;
 use crate::fp8::{self, BlockScale};
 use crate::hooks::{Dtype, Elem};
 use crate::quant_config::QuantFormat;
 use crate::size::{check_header, check_index};
+use crate::weight_file::{Extent, WeightFile};
 
 /// Largest header we read. The format's own limit is 100 MB; a real one for 100,000 tensors is about 12 MB.
 pub const MAX_HEADER: u64 = 64 << 20;
@@ -29,15 +30,15 @@ pub struct CheckpointTensor {
     /// Dimensions.
     pub shape: Vec<usize>,
     /// The data, little endian, row-major, at any alignment.
-    pub data: TensorBytes,
+    pub data: TensorData,
     /// The scales of a block-FP8 weight, once [`Checkpoint::with_scales`] has paired them.
     pub scale: Option<Arc<BlockScale>>,
 }
 
 impl CheckpointTensor {
     /// A tensor of `data`, which must fit dtype and shape.
-    pub fn new(name: impl Into<String>, stored: StDtype, shape: Vec<usize>, data: TensorBytes) -> Self {
-        Self { name: name.into(), stored, shape, data, scale: None }
+    pub fn new(name: impl Into<String>, stored: StDtype, shape: Vec<usize>, data: impl Into<TensorData>) -> Self {
+        Self { name: name.into(), stored, shape, data: data.into(), scale: None }
     }
 
     /// Element type in the words of the hooks.
@@ -71,8 +72,7 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, CheckpointTensor>,
     metadata: BTreeMap<String, String>,
     bytes: u64,
-    /// The mapped files, for [`Checkpoint::release`].
-    maps: Vec<Arc<memmap2::Mmap>>,
+    files: Vec<Arc<WeightFile>>,
 }
 
 impl Checkpoint {
@@ -115,14 +115,14 @@ impl Checkpoint {
     /// A safetensors file that is already in memory.
     pub fn from_bytes(label: &str, bytes: &'static [u8]) -> Result<Self> {
         let mut all = Self::empty();
-        all.add(label, Arc::new(bytes))?;
+        all.add_bytes(label, Arc::new(bytes))?;
         Ok(all)
     }
 
     /// The same with bytes that are shared: the body of a request.
     pub fn from_shared(label: &str, bytes: Owner) -> Result<Self> {
         let mut all = Self::empty();
-        all.add(label, bytes)?;
+        all.add_bytes(label, bytes)?;
         Ok(all)
     }
 
@@ -147,7 +147,7 @@ impl Checkpoint {
                 *tensor = fp8::dequantized(tensor)?;
             }
         }
-        Ok(Self { tensors, metadata: self.metadata.clone(), bytes: self.bytes, maps: self.maps.clone() })
+        Ok(Self { tensors, metadata: self.metadata.clone(), bytes: self.bytes, files: self.files.clone() })
     }
 
     /// The same with some tensors replaced by others of the same names, which must exist. The rest shares its bytes with
@@ -170,7 +170,7 @@ impl Checkpoint {
     }
 
     fn empty() -> Self {
-        Self { tensors: BTreeMap::new(), metadata: BTreeMap::new(), bytes: 0, maps: Vec::new() }
+        Self { tensors: BTreeMap::new(), metadata: BTreeMap::new(), bytes: 0, files: Vec::new() }
     }
 
     fn open_sharded(folder: &Path, index: &Path) -> Result<Self> {
@@ -219,7 +219,6 @@ impl Checkpoint {
                 }
             }
             all.metadata.append(&mut shard.metadata);
-            all.maps.append(&mut shard.maps);
             all.bytes += shard.bytes;
         }
         if let Some((tensor, file)) = unnamed.first() {
@@ -243,22 +242,33 @@ impl Checkpoint {
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
-        let file = files::open(path).map_err(|e| unreadable(path, &e))?;
-        // SAFETY: the map is read-only and private to this process's view. If another process truncates the file while
-        // it is mapped, reading faults; checkpoints are not modified in place (writers rename into place).
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| unreadable(path, &e))?;
-        let map = Arc::new(map);
-        self.maps.push(map.clone());
-        self.add(&path.display().to_string(), Arc::new(Mapped(map)))
+        let file = Arc::new(WeightFile::open(path)?);
+        let label = file.label();
+        let length = header_length(&label, &file.read(0, 8)?, file.len())?;
+        let (data_start, header) = read_header(&label, &file.read(8, length)?, length, file.len())?;
+        self.bytes += file.len();
+        self.files.push(file.clone());
+        self.add(&label, &header, |start, end| {
+            Some(TensorData::in_file(Extent::new(file.clone(), (data_start + start) as u64, end - start)?))
+        })
     }
 
-    fn add(&mut self, label: &str, owner: Owner) -> Result<()> {
+    fn add_bytes(&mut self, label: &str, owner: Owner) -> Result<()> {
         let bytes = (*owner).as_ref();
-        let (data_start, header) = read_header(label, bytes)?;
+        let length = header_length(label, bytes, bytes.len() as u64)?;
+        let header = bytes.get(8..).unwrap_or_default();
+        let header = header.get(..length).unwrap_or(header);
+        let (data_start, header) = read_header(label, header, length, bytes.len() as u64)?;
         self.bytes += bytes.len() as u64;
+        self.add(label, &header, |start, end| {
+            TensorBytes::new(owner.clone(), data_start + start..data_start + end).map(TensorData::from)
+        })
+    }
+
+    /// The tensors of a header; `data` gives the bytes between two offsets behind it.
+    fn add(&mut self, label: &str, header: &Metadata, data: impl Fn(usize, usize) -> Option<TensorData>) -> Result<()> {
         for (name, info) in header.tensors() {
-            let range = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
-            let data = TensorBytes::new(owner.clone(), range).ok_or_else(|| {
+            let data = data(info.data_offsets.0, info.data_offsets.1).ok_or_else(|| {
                 refuse(
                     format!("tensor `{name}` in `{label}`"),
                     "its data lies outside of the file",
@@ -295,25 +305,9 @@ impl Checkpoint {
         &self.metadata
     }
 
-    /// Gives back the memory of pages of mapped files that were read for `bytes`, so that a pass over a large checkpoint
-    /// does not end with all of it resident. The bytes stay readable: they are read from the file again. Nothing happens
-    /// to bytes that are not mapped, or where the system cannot do it.
-    pub fn release(&self, bytes: &[u8]) {
-        #[cfg(unix)]
-        {
-            let address = bytes.as_ptr().addr();
-            let Some((map, offset)) = self.maps.iter().find_map(|map| {
-                let offset = address.checked_sub(map.as_ptr().addr())?;
-                (offset.checked_add(bytes.len())? <= map.len()).then_some((map, offset))
-            }) else {
-                return;
-            };
-            // SAFETY: the map is shared, read-only and of a file, so dropped pages come back with the same bytes at the
-            // next access.
-            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, bytes.len()) };
-        }
-        #[cfg(not(unix))]
-        let _ = bytes;
+    /// Has messages call its files otherwise, where they are read under other names than their users know them by.
+    pub fn call_files(&self, name: impl Fn(&str) -> String) {
+        self.files.iter().for_each(|file| file.call(name(&file.label())));
     }
 
     /// Bytes of all files.
@@ -322,65 +316,90 @@ impl Checkpoint {
     }
 }
 
-/// A map that the checkpoint and its tensors share.
-struct Mapped(Arc<memmap2::Mmap>);
-
-impl AsRef<[u8]> for Mapped {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
+/// How many bytes a safetensors file has that begins with `bytes`, as its header says; `None` while not all of the header
+/// is there. Refused as soon as it can be no such file.
+pub fn stated_size(label: &str, bytes: &[u8]) -> Result<Option<u64>> {
+    if bytes.len() < 8 {
+        return Ok(None);
+    }
+    let length = header_length(label, bytes, bytes.len() as u64)?;
+    let Some(header) = bytes.get(8..).and_then(|rest| rest.get(..length)) else { return Ok(None) };
+    let size = parse_header(header).map(|header| 8 + length as u64 + header.data_len() as u64);
+    match size {
+        Ok(size) => Ok(Some(size)),
+        // With its reason, which is not the size.
+        Err(_) => read_header(label, header, length, u64::MAX).map(|_| None),
     }
 }
 
-/// The header of a safetensors file, and where its data starts.
-fn read_header(label: &str, bytes: &[u8]) -> Result<(usize, Metadata)> {
-    let again = "copy or download it again; it must be a safetensors file";
+const AGAIN: &str = "copy or download it again; it must be a safetensors file";
+
+/// Bytes of the header of a safetensors file that begins with `bytes` and has `size` of them in all.
+fn header_length(label: &str, bytes: &[u8], size: u64) -> Result<usize> {
     let Some(length) = bytes.first_chunk::<8>() else {
         return Err(refuse(
             format!("`{label}`"),
-            format!(
-                "{} bytes are too few for a safetensors file, which starts with 8 bytes of header length",
-                bytes.len()
-            ),
-            again,
+            format!("{size} bytes are too few for a safetensors file, which starts with 8 bytes of header length"),
+            AGAIN,
         ));
     };
     let length = u64::from_le_bytes(*length);
-    if length > MAX_HEADER {
-        return Err(refuse(
-            format!("`{label}`"),
-            format!("the header claims {length} bytes, more than the limit of {MAX_HEADER}"),
-            again,
-        ));
-    }
-    let json = bytes.get(8..bytes.len().min(8 + length as usize)).unwrap_or_default();
-    check_header(json).map_err(|why| refuse(format!("`{label}`"), why, again))?;
-    if let Some(name) = duplicate_key(json) {
+    usize::try_from(length).ok().filter(|_| length <= MAX_HEADER).ok_or_else(|| {
+        let why = format!("the header claims {length} bytes, more than the limit of {MAX_HEADER}");
+        refuse(format!("`{label}`"), why, AGAIN)
+    })
+}
+
+/// The header of a safetensors file of `size` bytes, and where its data starts. It claims `length` bytes; fewer are there
+/// where the file ends before.
+fn read_header(label: &str, bytes: &[u8], length: usize, size: u64) -> Result<(usize, Metadata)> {
+    check_header(bytes).map_err(|why| refuse(format!("`{label}`"), why, AGAIN))?;
+    if let Some(name) = duplicate_key(bytes) {
         return Err(refuse(
             format!("tensor `{name}` in `{label}`"),
             "the header names it twice",
             "write the file again, each tensor once",
         ));
     }
-    let (n, header) = SafeTensors::read_metadata(bytes).map_err(|e| {
-        let why = match &e {
-            SafeTensorError::MetadataIncompleteBuffer => {
-                format!(
-                    "the header's offsets do not fit the file's {} bytes: it is truncated, or the header lies",
-                    bytes.len()
-                )
-            }
-            SafeTensorError::InvalidOffset(name) => {
-                format!("the offsets of tensor `{name}` overlap, leave a hole or run backwards")
-            }
-            SafeTensorError::TensorInvalidInfo => {
-                "the byte range of a tensor does not fit its shape and dtype".to_string()
-            }
-            SafeTensorError::ValidationOverflow => "a shape overflows".to_string(),
-            other => format!("not a valid safetensors header: {other}"),
-        };
-        refuse(format!("`{label}`"), why, again)
-    })?;
-    Ok((n + 8, header))
+    let start = 8 + bytes.len();
+    let parsed = if bytes.len() == length { parse_header(bytes) } else { Err(SafeTensorError::InvalidHeaderLength) };
+    parsed
+        .and_then(|header| match (start as u64).checked_add(header.data_len() as u64) == Some(size) {
+            true => Ok((start, header)),
+            false => Err(SafeTensorError::MetadataIncompleteBuffer),
+        })
+        .map_err(|e| {
+            let why = match &e {
+                SafeTensorError::MetadataIncompleteBuffer => format!(
+                    "the header's offsets do not fit the file's {size} bytes: it is truncated, or the header lies"
+                ),
+                SafeTensorError::InvalidOffset(name) => {
+                    format!("the offsets of tensor `{name}` overlap, leave a hole or run backwards")
+                }
+                SafeTensorError::TensorInvalidInfo => {
+                    "the byte range of a tensor does not fit its shape and dtype".to_string()
+                }
+                SafeTensorError::ValidationOverflow => "a shape overflows".to_string(),
+                other => format!("not a valid safetensors header: {other}"),
+            };
+            refuse(format!("`{label}`"), why, AGAIN)
+        })
+}
+
+/// As `SafeTensors::read_metadata` does it for a file that is in memory as a whole.
+fn parse_header(bytes: &[u8]) -> std::result::Result<Metadata, SafeTensorError> {
+    #[derive(serde::Deserialize)]
+    struct Header {
+        #[serde(rename = "__metadata__")]
+        metadata: Option<HashMap<String, String>>,
+        #[serde(flatten)]
+        tensors: HashMap<String, TensorInfo>,
+    }
+    let text = std::str::from_utf8(bytes).map_err(SafeTensorError::InvalidHeader)?;
+    let header: Header = serde_json::from_str(text).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+    let mut tensors: Vec<(String, TensorInfo)> = header.tensors.into_iter().collect();
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    Metadata::new(header.metadata, tensors)
 }
 
 /// A key that stands twice in the header's top level: JSON maps would silently keep the last.
@@ -407,10 +426,10 @@ fn duplicate_key(header: &[u8]) -> Option<String> {
     serde::Deserializer::deserialize_map(&mut json, Keys).ok().flatten()
 }
 
-fn refuse(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> RuntimeError {
+pub(crate) fn refuse(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> RuntimeError {
     RuntimeError::Checkpoint(Refusal::new(what, why, next))
 }
 
-fn unreadable(path: &Path, e: &std::io::Error) -> RuntimeError {
+pub(crate) fn unreadable(path: &Path, e: &std::io::Error) -> RuntimeError {
     refuse(format!("`{}`", path.display()), e.to_string(), "check the path and its permissions")
 }

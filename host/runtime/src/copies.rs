@@ -47,7 +47,7 @@ pub(crate) fn check(setup: &Setup<'_>, checkpoint: &Checkpoint, actions: &mut [A
                 let Some((source, dest)) = writer(checkpoint, actions, embed) else { continue };
                 tied(setup, tensor, source, &dest)?
             }
-            Some(Spare::Frequencies(known)) => other_frequencies(tensor, known),
+            Some(Spare::Frequencies(known)) => other_frequencies(tensor, known)?,
             Some(Spare::Outside(_)) | None => None,
         };
         let (Some(note), Some(Action::Ignore(reason))) = (note, actions.get_mut(i)) else { continue };
@@ -92,21 +92,22 @@ fn difference(
     if head.shape != embed.shape {
         return Ok(Some(format!("its shape is {:?}, not {:?}", head.shape, embed.shape)));
     }
-    if head.stored == embed.stored && head.scale.is_none() && head.data[..] == embed.data[..] {
+    if head.stored == embed.stored && head.scale.is_none() && head.data.load()?[..] == embed.data.load()?[..] {
         return Ok(None);
     }
     let (head, embed) = (fp8::dequantized(head)?, fp8::dequantized(embed)?);
     let (Some(a), Some(b)) = (head.elem(), embed.elem()) else {
         return Ok(Some(format!("it is stored as {:?}, not {:?}", head.stored, embed.stored)));
     };
+    let (head_bytes, embed_bytes) = (head.data.load()?, embed.data.load()?);
     let common = declared::least_precise(a, b);
     let stored = declared::least_precise(common, setup.stored(dest, b));
     let at = |i: usize, to: Elem| {
-        let of = |t: &CheckpointTensor, elem: Elem| {
-            let bytes = t.data.get(i * elem.size()..(i + 1) * elem.size()).unwrap_or_default();
+        let of = |bytes: &[u8], elem: Elem| {
+            let bytes = bytes.get(i * elem.size()..(i + 1) * elem.size()).unwrap_or_default();
             declared::in_type(declared::value(bytes, elem), to)
         };
-        (of(&head, a), of(&embed, b))
+        (of(&head_bytes, a), of(&embed_bytes, b))
     };
     let same = |(x, y): (f32, f32)| x == y || (x.is_nan() && y.is_nan());
     let differs = |i: &usize| !same(at(*i, common)) && !same(at(*i, stored));
@@ -121,18 +122,20 @@ fn difference(
 /// How rotary frequencies differ from those of config.json. Files have them before or after they were stretched, in any type,
 /// so that they are compared in the precision of bf16. They are never used (transformers does not use them either), so this is
 /// said and not refused.
-fn other_frequencies(tensor: &CheckpointTensor, known: &[Vec<f32>; 2]) -> Option<String> {
-    let of_config = known.last()?;
-    let Some(elem) = tensor.elem() else { return Some(format!("it is stored as {:?}", tensor.stored)) };
-    let values: Vec<f32> = tensor.data.chunks_exact(elem.size()).map(|b| declared::value(b, elem)).collect();
+fn other_frequencies(tensor: &CheckpointTensor, known: &[Vec<f32>; 2]) -> Result<Option<String>> {
+    let Some(of_config) = known.last() else { return Ok(None) };
+    let Some(elem) = tensor.elem() else { return Ok(Some(format!("it is stored as {:?}", tensor.stored))) };
+    let values: Vec<f32> = tensor.data.load()?.chunks_exact(elem.size()).map(|b| declared::value(b, elem)).collect();
     if values.len() != of_config.len() {
-        return Some(format!("it has {} values, config.json gives {}", values.len(), of_config.len()));
+        return Ok(Some(format!("it has {} values, config.json gives {}", values.len(), of_config.len())));
     }
     let near = |a: f32, b: f32| (a - b).abs() <= 0.01 * b.abs() + 1e-7;
     let odd = |known: &Vec<f32>| values.iter().zip(known).position(|(a, b)| !near(*a, *b));
-    let at = known.iter().map(odd).collect::<Option<Vec<usize>>>()?.last().copied()?;
-    let (is, gives) = (values.get(at)?, of_config.get(at)?);
-    Some(format!("its value at [{at}] is {is}, config.json gives {gives}: check `rope_theta` and `rope_scaling`"))
+    let Some(odd) = known.iter().map(odd).collect::<Option<Vec<usize>>>() else { return Ok(None) };
+    let values = odd.last().and_then(|at| Some((at, values.get(*at)?, of_config.get(*at)?)));
+    Ok(values.map(|(at, is, gives)| {
+        format!("its value at [{at}] is {is}, config.json gives {gives}: check `rope_theta` and `rope_scaling`")
+    }))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use patchhost_kernels::{e4m3, e8m0};
 use rayon::prelude::*;
 use safetensors::tensor::Dtype as StDtype;
 
-use crate::bytes::TensorBytes;
+use crate::bytes::{TensorBytes, TensorData};
 use crate::checkpoint::CheckpointTensor;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::quant_config::QuantFormat;
@@ -25,7 +25,7 @@ pub struct BlockScale {
     /// Widened to f32, row-major.
     pub values: Vec<f32>,
     /// The bytes as stored.
-    pub data: TensorBytes,
+    pub data: TensorData,
     /// Rows and columns of a block.
     pub block: [usize; 2],
 }
@@ -115,7 +115,7 @@ fn read_scale(weight: &CheckpointTensor, scale: &CheckpointTensor, format: &Quan
             "check `weight_block_size` in config.json",
         ));
     }
-    let data = &scale.data;
+    let data = scale.data.load()?;
     let values: Vec<f32> = match scale.stored {
         StDtype::F32 => data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         StDtype::BF16 => data.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
@@ -155,8 +155,9 @@ pub(crate) fn dequantized(tensor: &CheckpointTensor) -> Result<CheckpointTensor>
     };
     let [block_rows, block_cols] = scale.block;
     let (grid_rows, grid_cols) = (rows.div_ceil(block_rows), cols.div_ceil(block_cols));
-    let mut out = vec![0u8; tensor.data.len() * 2];
-    out.par_chunks_mut((2 * cols).max(1)).zip(tensor.data.par_chunks(cols.max(1))).enumerate().for_each(
+    let codes = tensor.data.load()?;
+    let mut out = vec![0u8; codes.len() * 2];
+    out.par_chunks_mut((2 * cols).max(1)).zip(codes.par_chunks(cols.max(1))).enumerate().for_each(
         |(row, (out, codes))| {
             let (matrix, row) = (row / rows.max(1), row % rows.max(1));
             let scales = &scale.values[(matrix * grid_rows + row / block_rows) * grid_cols..];

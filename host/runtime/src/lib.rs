@@ -38,5 +38,6 @@ pub mod scheduler;
 pub mod size;
 #[cfg(feature = "text")]
 pub mod tokenizer;
+mod weight_file;
 pub mod weights;
 pub mod words;

@@ -245,7 +245,7 @@ fn place(
             LoraSide::A => &mut entry.a,
             LoraSide::B => &mut entry.b,
         };
-        let values = widen(t);
+        let values = widen(t)?;
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
             let why = format!("the value at {i} is {}", values[i]);
             return Err(RuntimeError::NonFinite(Refusal::new(
@@ -265,12 +265,13 @@ fn place(
     Ok(halves)
 }
 
-fn widen(t: &CheckpointTensor) -> Vec<f32> {
-    match t.stored {
-        StDtype::F32 => t.data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        StDtype::F16 => t.data.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        _ => t.data.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-    }
+fn widen(t: &CheckpointTensor) -> Result<Vec<f32>> {
+    let data = t.data.load()?;
+    Ok(match t.stored {
+        StDtype::F32 => data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        StDtype::F16 => data.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        _ => data.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+    })
 }
 
 /// Both halves of every adapted part; `target_modules` in every layer (or those of `layers_to_transform`), less

@@ -35,7 +35,7 @@ fn another_base_is_refused_before_anything_is_applied() {
     let mut other = one.clone();
     other.iter_mut().find(|t| t.0 == "model.norm.weight").unwrap().3[0] ^= 1;
     let made = apply(&base(&checkpoint(&other), Some(1)).unwrap(), &delta).unwrap();
-    assert_eq!(made.get(q).unwrap().data.to_vec(), two[at].3);
+    assert_eq!(made.get(q).unwrap().data.load().unwrap().to_vec(), two[at].3);
 }
 
 /// Whatever happened to the files of a version, it is refused or gives what was written.
@@ -138,14 +138,14 @@ fn a_bomb_is_refused_with_little_memory() {
     let frame = bomb(10 << 30);
     assert!(frame.len() < 400_000);
     // A frame that is no bomb is taken: what is refused below is its length.
-    let norm = held.get("model.norm.weight").unwrap().data.to_vec();
+    let norm = held.get("model.norm.weight").unwrap().data.load().unwrap().to_vec();
     let mut raw = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x38];
     raw.extend(&(1u32 | (1 << 1) | ((norm.len() as u32) << 3)).to_le_bytes()[..3]);
     raw.push(0xff);
     let flipped: Vec<u8> = norm.iter().map(|b| !b).collect();
     let good = by_hand(tmp.path(), "xor", "model.norm.weight", &raw, &Checksum::Adler32.of(&flipped));
     let made = load(&good, base(&held, Some(1)), None).unwrap();
-    assert_eq!(made.checkpoint.get("model.norm.weight").unwrap().data.to_vec(), flipped);
+    assert_eq!(made.checkpoint.get("model.norm.weight").unwrap().data.load().unwrap().to_vec(), flipped);
 
     let before = most_memory();
     let mut texts = Vec::new();

@@ -76,7 +76,7 @@ pub fn checkpoint(tensors: &[Tensor]) -> Checkpoint {
 }
 
 pub fn tensors(checkpoint: &Checkpoint) -> Vec<Tensor> {
-    checkpoint.tensors().map(|t| (t.name.clone(), t.stored, t.shape.clone(), t.data.to_vec())).collect()
+    checkpoint.tensors().map(|t| (t.name.clone(), t.stored, t.shape.clone(), t.data.load().unwrap().to_vec())).collect()
 }
 
 pub fn sorted(mut tensors: Vec<Tensor>) -> Vec<Tensor> {

@@ -2,10 +2,13 @@
 //! refused.
 
 mod adapters;
+mod changing;
 mod generate;
 mod hostile;
 mod pauses;
+mod senders;
 mod transports;
+mod uploads;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -26,7 +29,8 @@ pub fn step(n: u32) -> Vec<Tensor> {
     file.tensors()
         .map(|t| {
             assert_eq!(t.stored, Dtype::BF16);
-            let bytes = t.data.as_chunks::<2>().0.iter().flat_map(|b| {
+            let data = t.data.load().unwrap();
+            let bytes = data.as_chunks::<2>().0.iter().flat_map(|b| {
                 let value = half::bf16::from_le_bytes(*b).to_f32();
                 half::bf16::from_f32(value * (1.0 + 0.01 * n as f32)).to_le_bytes()
             });

@@ -117,7 +117,7 @@ fn item_08_a_duplicate_is_refused_or_the_last_wins_if_asked() {
     assert_eq!(engine.live().unwrap().digest(engine.registry()), before);
     send(Duplicates::LastWins, &zeros).unwrap();
     assert_ne!(engine.live().unwrap().digest(engine.registry()), before);
-    send(Duplicates::LastWins, &norm.data).unwrap();
+    send(Duplicates::LastWins, &norm.data.load().unwrap()).unwrap();
     assert_eq!(engine.live().unwrap().digest(engine.registry()), before);
 }
 
@@ -174,7 +174,7 @@ fn item_16_the_f32_router_bias_stays_f32() {
     let stored = checkpoint.tensors().find(|t| t.name.ends_with(name)).unwrap();
     let live = engine.live().unwrap();
     let Matrix::F32(values) = &live.plain_parts(param)[0].matrix else { panic!("not f32") };
-    assert_eq!(f32_bytes(values), stored.data[..]);
+    assert_eq!(f32_bytes(values), stored.data.load().unwrap()[..]);
     assert!(values.iter().any(|v| bf16::from_f32(*v).to_f32() != *v), "bf16 would have kept these values");
 
     let before = engine.live().unwrap().digest(engine.registry());

@@ -107,11 +107,11 @@ fn a_patch_that_says_no_has_not_failed() {
     let rig = Rig::with("qwen3_moe", &[("fp8_block", &[])], policy("native", 1), LiveOptions::default());
     let mut tensors: Vec<_> = rig.checkpoint.tensors().cloned().collect();
     let at = tensors.iter().position(|t| t.name.ends_with("q_proj.weight")).unwrap();
-    let mut bytes = tensors[at].data.to_vec();
+    let mut bytes = tensors[at].data.load().unwrap().to_vec();
     let nan = [0xc0, 0x7f];
     let len = bytes.len();
     bytes[len - 2..].copy_from_slice(&nan);
-    tensors[at].data = patchhost_runtime::bytes::TensorBytes::new(std::sync::Arc::new(bytes), 0..len).unwrap();
+    tensors[at].data = patchhost_runtime::bytes::TensorBytes::new(std::sync::Arc::new(bytes), 0..len).unwrap().into();
     let broken = patchhost_runtime::checkpoint::Checkpoint::from_tensors(tensors).unwrap();
     assert!(rig.live.refit(broken, Begin::default(), &me(), QUIET).is_err());
     assert!(!rig.events().iter().any(|e| e == "patch.failure"), "{:?}", rig.events());

@@ -12,11 +12,12 @@ use crate::support::f32_bytes;
 fn widened(rig: &Rig) -> Checkpoint {
     let mut tensors: Vec<_> = rig.checkpoint.tensors().cloned().collect();
     let t = tensors.iter_mut().find(|t| t.name.ends_with("q_proj.weight")).unwrap();
-    let values: Vec<f32> = t.data.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect();
+    let values: Vec<f32> =
+        t.data.load().unwrap().as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect();
     let bytes = f32_bytes(&values);
     let len = bytes.len();
     t.stored = safetensors::Dtype::F32;
-    t.data = TensorBytes::new(Arc::new(bytes), 0..len).unwrap();
+    t.data = TensorBytes::new(Arc::new(bytes), 0..len).unwrap().into();
     Checkpoint::from_tensors(tensors).unwrap()
 }
 

@@ -187,13 +187,6 @@ impl Input {
         }
     }
 
-    fn checkpoint(&self) -> &Checkpoint {
-        match self {
-            Input::Model(model) => &model.checkpoint,
-            Input::File(_, checkpoint) => checkpoint,
-        }
-    }
-
     /// What a side decides; a model's refit must accept it too.
     fn decide(&self, units: &[Unit], side: &Side) -> Result<Option<Vec<Decision>>> {
         let Some(quant) = &side.hooks.quant else { return Ok(None) };
@@ -237,7 +230,7 @@ pub fn run(args: Args, call: &Call) -> Result {
     };
     let db = input.decide(&units, &b)?;
 
-    let rows = compare_tensors(&input, &units, (&a, da.as_deref()), (&b, db.as_deref()))?;
+    let rows = compare_tensors(&units, (&a, da.as_deref()), (&b, db.as_deref()))?;
     let kept = units.len() - rows.len();
     let names = (input.name(), (!plain).then_some(architecture));
     let activation = match args.fp8_activation {
@@ -268,7 +261,6 @@ pub fn run(args: Args, call: &Call) -> Result {
 
 /// Every tensor that a side quantizes, one after the other: memory holds one source and two results.
 fn compare_tensors(
-    input: &Input,
     units: &[Unit],
     (a, da): (&Side, Option<&[Decision]>),
     (b, db): (&Side, Option<&[Decision]>),
@@ -280,10 +272,8 @@ fn compare_tensors(
         bar.set_message(unit.info.name.clone());
         let of = |decisions: Option<&'_ [Decision]>| decisions.and_then(|d| d.get(i)).cloned();
         let (da, db) = (of(da), of(db));
-        let row =
-            compare_unit(unit, da.as_ref().zip(a.hooks.quant.as_deref()), db.as_ref().zip(b.hooks.quant.as_deref()));
-        input.checkpoint().release(unit.source());
-        rows.extend(row?);
+        let (da, db) = (da.as_ref().zip(a.hooks.quant.as_deref()), db.as_ref().zip(b.hooks.quant.as_deref()));
+        rows.extend(compare_unit(unit, da, db)?);
         bar.inc(1);
     }
     bar.finish_and_clear();

@@ -213,7 +213,6 @@ pub fn run(mut args: Args, call: &Call) -> Result {
     let (patch, _) = patches.require_quant("export")?;
     let job = Job {
         plan: &plan,
-        checkpoint: &model.checkpoint,
         quant: quant.as_ref(),
         config: &config,
         companions: &companions,

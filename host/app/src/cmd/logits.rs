@@ -120,7 +120,8 @@ pub(super) fn read_ids(path: &std::path::Path) -> Result<(Option<usize>, Vec<u32
         [b, t] if b > 0 && t > 0 => Some(b),
         _ => return Err(refuse(format!("`input_ids` has shape {:?}", tensor.shape)).into()),
     };
-    let ids = tensor.data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
+    let data = tensor.data.load()?;
+    let ids = data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
     let ids: Result<Vec<u32>, i64> = ids.map(|id| u32::try_from(id).map_err(|_| id)).collect();
     Ok((batch, ids.map_err(|id| refuse(format!("`input_ids` holds {id}, which is no token id")))?))
 }

@@ -56,8 +56,9 @@ impl LoraArgs {
             if t.data.is_empty() {
                 builder.chunk(&header(0), &[])?;
             }
-            for (i, chunk) in t.data.chunks(CHUNK).enumerate() {
-                builder.chunk(&header(i * CHUNK), chunk)?;
+            for part in t.data.parts(CHUNK) {
+                let (start, bytes) = part?;
+                builder.chunk(&header(start), &bytes)?;
             }
         }
         Ok(Some(model.engine.load_adapter(builder, patch.as_ref())?))

@@ -159,12 +159,33 @@ pub fn command() -> clap::Command {
     help::grouped(Cli::command(), GROUPS)
 }
 
+/// Most files that are asked for.
+#[cfg(target_os = "linux")]
+const OPEN_FILES: u64 = 65_536;
+
+/// Files of weights stay open while they are served from, and connections come beside them: more than the 1,024 files that a
+/// process begins with on most systems.
+#[cfg(target_os = "linux")]
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.map_or(OPEN_FILES, |most| most.min(OPEN_FILES));
+    if current.is_some_and(|now| now < wanted) {
+        // Not allowed: it stays as it is, and a file that cannot be opened says so.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn raise_open_files() {}
+
 /// Parses the command line, runs the verb and turns its error into the exit code.
 pub fn main() -> ExitCode {
     let startup = startup::Startup::begin();
     if let Some(code) = crate::sandbox::trial::child().or_else(crate::isolate::child).or_else(crate::text::child) {
         return code;
     }
+    raise_open_files();
     let mut matches = match command().try_get_matches() {
         Ok(matches) => matches,
         // Help and version, which clap takes for errors.

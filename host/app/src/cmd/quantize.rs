@@ -96,7 +96,7 @@ pub fn run(mut args: Args, call: &Call) -> Result {
                     name: tensor.name.clone(),
                     dtype: tensor.stored,
                     shape: tensor.shape.clone(),
-                    data: Cow::Borrowed(&tensor.data),
+                    data: Cow::Owned(tensor.data.load()?.to_vec()),
                 });
             }
         }
@@ -176,7 +176,8 @@ fn one<'a>(
         let data = tensor
             .data
             .slice(i * each..(i + 1) * each)
-            .ok_or_else(|| refuse("its data is shorter than its shape".to_string(), "copy the file again"))?;
+            .ok_or_else(|| refuse("its data is shorter than its shape".to_string(), "copy the file again"))?
+            .load()?;
         let made = quantize(&Input { name: &tensor.name, data, elem, rows, cols }, scheme, quant, Measure::All)?;
         q.extend(made.q);
         scales.extend(made.scales.iter().flat_map(|s| s.to_le_bytes()));
@@ -207,7 +208,7 @@ fn parse_glob(text: &str) -> Result<GlobMatcher, UsageError> {
     })
 }
 
-/// The input is mapped while the output is written: writing over it would pull the data from under us.
+/// The input is read while the output is made: writing over it would pull the data from under us.
 fn refuse_same_file(input: &Path, output: &Path) -> Result<(), UsageError> {
     match (input.canonicalize(), output.canonicalize()) {
         (Ok(a), Ok(b)) if a == b => Err(UsageError::new(

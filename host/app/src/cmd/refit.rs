@@ -211,8 +211,9 @@ fn send<'a>(refit: &mut Arrivals, tensors: impl Iterator<Item = &'a CheckpointTe
             refit.tensor(t)?;
             continue;
         }
-        for (i, chunk) in t.data.chunks(most).enumerate() {
-            refit.chunk(&ChunkHeader { name: &t.name, dtype: t.stored, shape: &t.shape, offset: i * most }, chunk)?;
+        for part in t.data.parts(most) {
+            let (offset, bytes) = part?;
+            refit.chunk(&ChunkHeader { name: &t.name, dtype: t.stored, shape: &t.shape, offset }, &bytes)?;
         }
     }
     Ok(())

@@ -100,7 +100,7 @@ pub struct Args {
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
     request_timeout: Duration,
     /// Largest body of a request in MiB (weights have their own limit)
-    #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = positive)]
+    #[arg(long, value_name = "MIB", default_value_t = 4, value_parser = positive)]
     max_body: usize,
     /// How long running requests may go on after SIGTERM or SIGINT
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]

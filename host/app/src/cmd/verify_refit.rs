@@ -192,26 +192,27 @@ fn same(engine: &Engine, found: &WeightSet, expected: &WeightSet, what: &str) ->
 /// The same tensors with every sign turned: other weights of the same size everywhere.
 fn other_weights(checkpoint: &Checkpoint) -> Result<Checkpoint> {
     use safetensors::tensor::Dtype as Stored;
-    let turned = checkpoint.tensors().map(|t| {
+    let turned = checkpoint.tensors().map(|t| -> Result<CheckpointTensor> {
         let width = match t.stored {
             Stored::F32 => 4,
             Stored::F16 | Stored::BF16 => 2,
             Stored::F8_E4M3 => 1,
-            _ => return t.clone(),
+            _ => return Ok(t.clone()),
         };
         // The scales of FP8 weights must stay above 0.
         if t.name.contains("scale") {
-            return t.clone();
+            return Ok(t.clone());
         }
-        let mut bytes = t.data.to_vec();
+        let mut bytes = t.data.load()?.to_vec();
         bytes.iter_mut().skip(width - 1).step_by(width).for_each(|high| *high ^= 0x80);
         let len = bytes.len();
-        match patchhost_runtime::bytes::TensorBytes::new(Arc::new(bytes), 0..len) {
-            Some(data) => CheckpointTensor { data, ..t.clone() },
+        Ok(match patchhost_runtime::bytes::TensorBytes::new(Arc::new(bytes), 0..len) {
+            Some(data) => CheckpointTensor { data: data.into(), ..t.clone() },
             None => t.clone(),
-        }
+        })
     });
-    Ok(Checkpoint::from_tensors(turned)?)
+    let turned: Result<Vec<CheckpointTensor>> = turned.collect();
+    Ok(Checkpoint::from_tensors(turned?)?)
 }
 
 fn label(passes: &[LayoutPass]) -> String {

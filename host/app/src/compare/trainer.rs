@@ -123,7 +123,8 @@ impl Reader<'_> {
             [rows, n] if rows > 0 && n > 0 => (rows, n),
             _ => return Err(self.bad(format!("`input_ids` has shape {:?}", tensor.shape))),
         };
-        let ids = tensor.data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
+        let data = tensor.data.load()?;
+        let ids = data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
         let ids: std::result::Result<Vec<u32>, i64> = ids.map(|id| u32::try_from(id).map_err(|_| id)).collect();
         Ok((rows, n, ids.map_err(|id| self.bad(format!("`input_ids` holds {id}, which is no token id")))?))
     }
@@ -146,7 +147,7 @@ impl Reader<'_> {
         if tensor.stored != Dtype::F32 {
             return Err(self.bad(format!("`{}` is {:?}, not F32", tensor.name, tensor.stored)));
         }
-        Ok(tensor.data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        Ok(tensor.data.load()?.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     }
 
     fn mask(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<bool>>> {
@@ -154,10 +155,11 @@ impl Reader<'_> {
         if tensor.shape != shape {
             return Err(self.bad(format!("`{name}` has shape {:?}, it belongs to {shape:?}", tensor.shape)));
         }
+        let data = tensor.data.load()?;
         let values: Vec<f64> = match tensor.stored {
-            Dtype::BOOL | Dtype::U8 => tensor.data.iter().map(|b| f64::from(*b)).collect(),
-            Dtype::I64 => tensor.data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as f64).collect(),
-            Dtype::F32 => tensor.data.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
+            Dtype::BOOL | Dtype::U8 => data.iter().map(|b| f64::from(*b)).collect(),
+            Dtype::I64 => data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as f64).collect(),
+            Dtype::F32 => data.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
             other => return Err(self.bad(format!("`{name}` is {other:?}, not BOOL, U8, I64 or F32"))),
         };
         match values.iter().find(|v| **v != 0.0 && **v != 1.0) {

@@ -1,6 +1,6 @@
 //! The tensors that are compared: every one that is loaded, cut into the matrices that are quantized one by one.
 
-use patchhost_runtime::bytes::TensorBytes;
+use patchhost_runtime::bytes::{TensorBytes, TensorData};
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use patchhost_runtime::error::{Refusal, RuntimeError};
 use patchhost_runtime::hooks::{BlockQuant, Consumer, Decision, Elem, LoaderMap, ModelInfo, Role, TensorInfo};
@@ -19,7 +19,7 @@ pub struct Unit {
     pub elem: Option<Elem>,
     /// Its matrices, in the order of the data. Each has a block grid of its own.
     pub pieces: Vec<Piece>,
-    data: TensorBytes,
+    data: TensorData,
     /// The type that a refit rounds its elements to, where that is another.
     to: Option<Elem>,
     /// Matrices in the checkpoint, and the rows and columns of one, where they are stored transposed.
@@ -39,26 +39,32 @@ pub struct Piece {
 impl Unit {
     /// The elements of a piece, row-major. Copied only where the tensor is stored transposed.
     pub fn load(&self, piece: &Piece) -> Result<(TensorBytes, Elem)> {
-        let loaded = self.elem.and_then(|elem| {
-            let (bytes, to) = (self.bytes(piece, elem.size())?, self.to.unwrap_or(elem));
-            Some((rounded(&bytes, elem, to).ok()?, to))
-        });
-        Ok(loaded.ok_or_else(|| {
+        let bad = || {
             RuntimeError::Checkpoint(Refusal::new(
                 format!("tensor `{}`", self.info.name),
                 "it is not a float tensor whose data fits its shape and its type",
                 "copy or download the checkpoint again",
             ))
-        })?)
+        };
+        let elem = self.elem.ok_or_else(bad)?;
+        let stored = self.stored(piece, elem.size()).ok_or_else(bad)?.load()?;
+        let (rows, to) = (self.rows_of(piece, stored, elem.size()).ok_or_else(bad)?, self.to.unwrap_or(elem));
+        Ok((rounded(&rows, elem, to).map_err(|_| bad())?, to))
     }
 
-    fn bytes(&self, piece: &Piece, size: usize) -> Option<TensorBytes> {
-        let Some((_, stored_rows, stored_cols)) = self.transposed else {
+    /// The stored bytes that a piece is in: itself, or the matrix that it is columns of.
+    fn stored(&self, piece: &Piece, size: usize) -> Option<TensorData> {
+        let Some((_, rows, cols)) = self.transposed else {
             return self.data.slice(piece.offset * size..(piece.offset + piece.rows * piece.cols) * size);
         };
-        let each = stored_rows * stored_cols;
-        let (matrix, first) = (piece.offset / each.max(1), piece.offset % each.max(1) / stored_rows.max(1));
-        let stored = self.data.slice(matrix * each * size..(matrix + 1) * each * size)?;
+        let each = rows * cols;
+        let matrix = piece.offset / each.max(1);
+        self.data.slice(matrix * each * size..(matrix + 1) * each * size)
+    }
+
+    fn rows_of(&self, piece: &Piece, stored: TensorBytes, size: usize) -> Option<TensorBytes> {
+        let Some((_, stored_rows, stored_cols)) = self.transposed else { return Some(stored) };
+        let first = piece.offset % (stored_rows * stored_cols).max(1) / stored_rows.max(1);
         let mut out = Vec::with_capacity(piece.rows * piece.cols * size);
         for row in first..first + piece.rows {
             for col in 0..piece.cols {
@@ -68,11 +74,6 @@ impl Unit {
         }
         let len = out.len();
         TensorBytes::new(std::sync::Arc::new(out), 0..len)
-    }
-
-    /// What of the checkpoint is read for it, to be given back afterwards.
-    pub fn source(&self) -> &TensorBytes {
-        &self.data
     }
 }
 

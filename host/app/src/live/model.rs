@@ -105,9 +105,14 @@ impl LiveModel {
         self.source.load().as_ref().map(|source| (source.checkpoint().clone(), source.begin().version.clone()))
     }
 
+    /// Whether an update is open or being published.
+    pub fn is_updating(&self) -> bool {
+        self.update_open.load(Ordering::Acquire)
+    }
+
     /// Whether a refit or an update is under way.
     pub fn is_refitting(&self) -> bool {
-        self.target.engine.is_refitting() || self.update_open.load(Ordering::Acquire)
+        self.target.engine.is_refitting() || self.is_updating()
     }
 
     /// Everything, as it stands now.

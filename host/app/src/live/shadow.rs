@@ -135,7 +135,6 @@ impl Embedded {
                 da.as_ref().zip(hooks_live.quant.as_deref()),
                 db.as_ref().zip(hooks.quant.as_deref()),
             )?;
-            source.checkpoint().release(unit.source());
             if let Some(row) = row {
                 into.findings.extend(judge(&row, rules));
                 into.seen.tensors.push(row);

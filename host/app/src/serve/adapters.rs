@@ -84,7 +84,7 @@ pub fn admit(app: &App, name: &str, config: String, pieces: &[Piece], actor: &Ac
     for piece in pieces {
         match piece.tensor() {
             Some(tensor) => builder.tensor(&tensor)?,
-            None => builder.chunk(&piece.header(), &piece.data)?,
+            None => builder.chunk(&piece.header(), &piece.data.load()?)?,
         }
     }
     let adapter = app.live.engine().load_adapter(builder, patch.as_ref())?;
@@ -133,7 +133,7 @@ pub fn verify(pieces: &[Piece], expected: &BTreeMap<String, String>) -> ApiResul
         let Some(piece) = pieces.iter().find(|p| p.name == *name) else {
             return refuse(name, "a checksum was given for it, and it did not come".to_string());
         };
-        let found = hex(&Sha256::digest(&piece.data[..]));
+        let found = hex(&Sha256::digest(&piece.data.load()?[..]));
         let wanted = sum.strip_prefix("sha256:").unwrap_or(sum);
         if !found.eq_ignore_ascii_case(wanted) {
             return refuse(name, format!("its bytes have sha256 {found}, {} was expected", clean(wanted, 80)));

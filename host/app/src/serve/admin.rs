@@ -13,7 +13,8 @@ use utoipa_axum::routes;
 use super::auth::Admin;
 use super::error::{ApiError, ApiResult, ErrorBody};
 use super::fields::Ignored;
-use super::json::{Json, OptionalJson, UrlQuery, parse_watched, read};
+use super::intake::{Limit, PATIENCE, Read, read};
+use super::json::{Json, OptionalJson, UrlQuery, parse_watched};
 use super::state::{App, blocking};
 use crate::audit::Caps;
 use crate::base::Digest;
@@ -102,9 +103,17 @@ impl FromRequest<Arc<App>> for ToStage {
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
         let mime = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         let UrlQuery(pairs) = UrlQuery::<Vec<(String, String)>>::of(request.uri())?;
-        let (limit, ignored) = (Caps::default().bytes, Ignored::of(request.extensions()));
+        let ignored = Ignored::of(request.extensions());
         // Base64 is not taken, so the component itself is the largest body.
-        let bytes = read(request.into_body(), limit, "component").await?;
+        let most = Caps::default().bytes;
+        let limit = Limit {
+            bytes: most,
+            all: most,
+            room: &app.bodies,
+            patience: PATIENCE,
+            next: "send a smaller component: a larger one is not audited either".to_string(),
+        };
+        let Read { bytes, held: _held } = read(request.into_body(), &limit, |_| Ok(true)).await?;
         if mime == "application/json" {
             return of_json(app, parse_watched(&bytes, &ignored)?);
         }

@@ -6,22 +6,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Extension, MatchedPath, Query, Request};
 use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use futures_util::{StreamExt as _, stream};
 use serde_json::{Map, Value};
 use utoipa::openapi::OpenApi;
 use utoipa::openapi::path::{Operation, ParameterIn};
 
 use super::error::ApiError;
 use super::fields::Ignored;
-use super::json::{in_time, is_json, is_object, parse, read};
+use super::intake::{Limit, PATIENCE, Read, Room, begins_as_json, read};
+use super::json::parse;
 
-/// Most white space before a body begins.
-const BLANK: usize = 64 << 10;
 /// Most bytes of a body where none is needed.
 const NEEDLESS: usize = 64 << 10;
 
@@ -95,8 +93,7 @@ async fn checked(route: &Route, request: Request) -> Result<Request, ApiError> {
     }
     let body = match route.takes {
         Takes::Nothing => needless(route, &ignored, body).await?,
-        Takes::Bytes | Takes::Json if is_json(&parts.headers) => object(body).await?,
-        // Another content type: what it means is the handler's to say.
+        // Its handler reads it, with `begins_as_json` where it is JSON.
         Takes::Bytes | Takes::Json => body,
     };
     Ok(Request::from_parts(parts, body))
@@ -104,35 +101,16 @@ async fn checked(route: &Route, request: Request) -> Result<Request, ApiError> {
 
 /// A body where none is needed: an object whose fields are noted, or nothing.
 async fn needless(route: &Route, ignored: &Ignored, body: Body) -> Result<Body, ApiError> {
-    let bytes = in_time(read(body, NEEDLESS, "--max-body")).await??;
+    let next = "send no body: this endpoint needs none".to_string();
+    let limit = Limit { bytes: NEEDLESS, all: NEEDLESS, room: &Room::default(), patience: PATIENCE, next };
+    let Read { bytes, held: _held } = read(body, &limit, begins_as_json).await?;
     if bytes.trim_ascii().is_empty() {
         return Ok(Body::empty());
     }
-    is_object(bytes.trim_ascii_start().first())?;
     let fields: Map<String, Value> = parse(&bytes)?;
     for name in fields.keys() {
         let in_url = |name: &str| route.query.iter().any(|known| known == name).then(|| format!("?{name}"));
         ignored.note(|| name.clone(), in_url);
     }
     Ok(Body::empty())
-}
-
-/// The same body, if it does not begin as JSON that is no object.
-async fn object(body: Body) -> Result<Body, ApiError> {
-    let mut rest = body.into_data_stream();
-    let mut seen: Vec<Result<Bytes, axum::Error>> = Vec::new();
-    let mut blank = 0;
-    let first = async {
-        while let Some(chunk) = rest.next().await {
-            let begins = chunk.as_ref().map(|bytes| bytes.trim_ascii_start().first().copied()).unwrap_or_default();
-            blank += chunk.as_ref().map_or(BLANK, Bytes::len);
-            seen.push(chunk);
-            if begins.is_some() || blank >= BLANK {
-                return begins;
-            }
-        }
-        None
-    };
-    is_object(in_time(first).await?.as_ref())?;
-    Ok(Body::from_stream(stream::iter(seen).chain(rest)))
 }

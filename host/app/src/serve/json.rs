@@ -1,16 +1,12 @@
-//! Bodies and queries: as axum reads them, with errors in OpenAI's form that name the field.
+//! Bodies and queries, with errors in OpenAI's form that name the field.
 
 use std::cell::LazyCell;
-use std::future::Future;
-use std::time::Duration;
 
-use axum::body::{Body, Bytes};
-use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRef, FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::StreamExt as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_ignored::Path;
@@ -20,10 +16,11 @@ use utoipa::ToSchema;
 
 use super::error::ApiError;
 use super::fields::{Ignored, Known, place};
+use super::intake::{Limit, PATIENCE, Read, Room, begins_as_json, read};
 use crate::base::text::clean;
 
-/// How long a body may take to arrive: who sends it byte by byte must not hold a connection for good.
-const BODY_TIME: Duration = Duration::from_secs(120);
+/// Bodies without weights that can be in memory at once, each of the largest size.
+const BODIES: usize = 4;
 
 /// A JSON body, in requests and in answers.
 ///
@@ -38,25 +35,41 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-impl<S: Send + Sync, T: DeserializeOwned + ToSchema> FromRequest<S> for Json<T> {
+impl<S: Send + Sync, T: DeserializeOwned + ToSchema> FromRequest<S> for Json<T>
+where
+    Bodies: FromRef<S>,
+{
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         only_json(request.headers())?;
         let ignored = Ignored::of(request.extensions());
-        let bytes = in_time(Bytes::from_request(request, state)).await?.map_err(unread)?;
-        is_object(bytes.trim_ascii_start().first())?;
+        let Read { bytes, held: _held } = Bodies::from_ref(state).read(request).await?;
         parse_watched(&bytes, &ignored).map(Self)
     }
 }
 
-/// How many bytes the body of a request may have: what extractors ask the server's state for.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// A body without weights.
-    pub body: usize,
-    /// A body that holds weights or an adapter.
-    pub weights: usize,
+/// Bodies without weights: what extractors ask the server's state for.
+#[derive(Debug, Clone)]
+pub struct Bodies {
+    /// Most bytes of one.
+    pub limit: usize,
+    /// The memory for all of them.
+    pub room: Room,
+}
+
+impl Bodies {
+    /// The whole body, which must be JSON as far as its first byte says.
+    async fn read(&self, request: Request) -> Result<Read, ApiError> {
+        let limit = Limit {
+            bytes: self.limit,
+            all: self.limit.saturating_mul(BODIES),
+            room: &self.room,
+            patience: PATIENCE,
+            next: "send less at once, or start the server with a larger --max-body".to_string(),
+        };
+        read(request.into_body(), &limit, begins_as_json).await
+    }
 }
 
 /// A JSON body, or none at all, which is the default of the type.
@@ -65,17 +78,16 @@ pub struct OptionalJson<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned + ToSchema + Default> FromRequest<S> for OptionalJson<T>
 where
-    Limits: FromRef<S>,
+    Bodies: FromRef<S>,
 {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let ignored = Ignored::of(request.extensions());
-        let bytes = read(request.into_body(), Limits::from_ref(state).body, "--max-body").await?;
+        let Read { bytes, held: _held } = Bodies::from_ref(state).read(request).await?;
         if bytes.trim_ascii().is_empty() {
             return Ok(Self(T::default()));
         }
-        is_object(bytes.trim_ascii_start().first())?;
         parse_watched(&bytes, &ignored).map(Self)
     }
 }
@@ -100,74 +112,6 @@ impl<T: DeserializeOwned> UrlQuery<T> {
             ApiError::bad("the query of the URL", why, "see GET /openapi.json for its parameters")
         })
     }
-}
-
-/// The whole body, at most `limit` bytes of it; `flag` is the option that raises the limit.
-pub async fn read(body: Body, limit: usize, flag: &str) -> Result<Bytes, ApiError> {
-    let mut stream = body.into_data_stream();
-    let mut first: Option<Bytes> = None;
-    let mut all = Vec::new();
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|_| ApiError::bad("the request's body", "it ended too early", "send it again"))?;
-        let had = first.as_ref().map_or(0, Bytes::len) + all.len();
-        if had.saturating_add(chunk.len()) > limit {
-            return Err(ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "body_too_large",
-                "the request's body",
-                format!("it is larger than the {limit} bytes that this endpoint takes"),
-                format!("send it in several requests, or start the server with a larger {flag}"),
-            ));
-        }
-        match (&first, all.is_empty()) {
-            (None, true) => first = Some(chunk),
-            _ => {
-                all.extend_from_slice(&first.take().unwrap_or_default());
-                all.extend_from_slice(&chunk);
-            }
-        }
-    }
-    // A body that came at once is not copied.
-    Ok(first.unwrap_or_else(|| Bytes::from(all)))
-}
-
-/// A body that could not be read whole.
-fn unread(rejection: BytesRejection) -> ApiError {
-    match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "body_too_large",
-            "the request's body",
-            "it is larger than this server takes",
-            "send less at once, or start the server with a larger --max-body",
-        ),
-        _ => ApiError::bad("the request's body", "it ended too early", "send it again"),
-    }
-}
-
-/// What `work` gives, if the body that it waits for comes in time.
-pub async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, ApiError> {
-    tokio::time::timeout(BODY_TIME, work).await.map_err(|_| {
-        let (why, next) =
-            (format!("it did not arrive within {} s", BODY_TIME.as_secs()), "send it faster, or less at once");
-        ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the request's body", why, next)
-    })
-}
-
-/// Refuses a body that begins as a list, a text, a number, `true`, `false` or `null`: serde would take a list for a struct,
-/// field by field, and `[]` for one without any, such as a request that aborts everything. Whatever else is no object is no
-/// JSON, which its reader says.
-pub fn is_object(first: Option<&u8>) -> Result<(), ApiError> {
-    let kind = match first {
-        Some(b'[') => "a list",
-        Some(b'"') => "a text",
-        Some(b'-' | b'0'..=b'9') => "a number",
-        Some(b't' | b'f') => "true or false",
-        Some(b'n') => "null",
-        _ => return Ok(()),
-    };
-    let next = "send one JSON object; see GET /openapi.json for the fields and their types";
-    Err(ApiError::bad("the request's body", format!("it is {kind}, not an object"), next))
 }
 
 /// The content type that a request names, in lower case and without its parameters.
@@ -222,6 +166,20 @@ fn read_json<T: DeserializeOwned>(bytes: &[u8], unread: impl FnMut(Path<'_>)) ->
     let value = parsed.map_err(|e: serde_json::Error| refuse(&track.path().to_string(), &e))?;
     json.end().map_err(|e| refuse("", &e))?;
     Ok(value)
+}
+
+/// The same of JSON that was read already: its texts are moved, not copied.
+pub fn of_value<T: DeserializeOwned + ToSchema>(value: Value, ignored: &Ignored) -> Result<T, ApiError> {
+    let known = LazyCell::new(Known::of::<T>);
+    let note = |place: &mut dyn FnMut() -> String| ignored.note(place, |name| known.meant(name));
+    if known.flattened {
+        let names = value.as_object().into_iter().flat_map(Map::keys);
+        names.filter(|name| !known.has(name)).for_each(|name| note(&mut || name.clone()));
+    }
+    let mut track = Track::new();
+    let json = serde_path_to_error::Deserializer::new(value, &mut track);
+    let parsed = serde_ignored::deserialize(json, |path| note(&mut || place(&path)));
+    parsed.map_err(|e: serde_json::Error| refuse(&track.path().to_string(), &e))
 }
 
 fn refuse(path: &str, error: &serde_json::Error) -> ApiError {

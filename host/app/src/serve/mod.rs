@@ -5,7 +5,8 @@
 //!
 //! | room | what |
 //! |---|---|
-//! | `error`, `fields`, `json` | errors in OpenAI's form; fields that nobody knows; bodies and queries |
+//! | `error`, `fields` | errors in OpenAI's form; fields that nobody knows |
+//! | `intake`, `json` | bodies, bounded; JSON and queries |
 //! | `auth`, `metrics` | who may do what; counters and clocks |
 //! | `weights` | how weights come in: one update at a time, from bodies and files |
 //! | `state` | what handlers share: [`App`] |
@@ -27,6 +28,7 @@ mod control;
 mod error;
 mod fields;
 mod health;
+mod intake;
 mod json;
 mod listen;
 mod metrics;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Extension, MatchedPath, Request, State};
+use axum::extract::{Extension, MatchedPath, Request, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -17,6 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use super::auth::Via;
 use super::error::ApiError;
+use super::intake::Lingering;
 use super::state::App;
 use super::{admin, bodies, fields, health, openai, sglang, tokenize, trl, vllm};
 use crate::base::text::clean;
@@ -61,9 +62,9 @@ pub fn router(app: &Arc<App>, via: Via) -> Router {
         .route("/openapi.json", get(move || async move { ([(header::CONTENT_TYPE, "application/json")], document) }))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
-        .layer(DefaultBodyLimit::max(app.options.max_body))
         .layer(Extension(routes))
         .layer(Extension(via))
+        .layer(middleware::map_request(|request: Request| async { Lingering::of(request) }))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(fields::say))
         .layer(middleware::from_fn_with_state(Arc::clone(app), count))

@@ -14,7 +14,8 @@ use tokio::sync::watch;
 
 use super::auth::{AdminAuth, RlAuth};
 use super::error::{ApiError, ApiResult};
-use super::json::Limits;
+use super::intake::Room;
+use super::json::Bodies;
 use super::metrics::Metrics;
 use super::weights::{RlState, Roots};
 use crate::base::text::clean;
@@ -49,7 +50,7 @@ impl Default for ServeOptions {
         Self {
             aliases: Vec::new(),
             request_timeout: Duration::from_secs(300),
-            max_body: 16 << 20,
+            max_body: 4 << 20,
             drain_timeout: Duration::from_secs(30),
             max_logprobs: 20,
             logprobs_mode: LogprobsMode::default(),
@@ -90,6 +91,8 @@ pub struct App {
     pub rl: RlState,
     /// Seconds since 1970 when the server started, for `created` of the models.
     pub started: u64,
+    /// The memory for bodies without weights.
+    pub bodies: Room,
     draining: watch::Sender<bool>,
     sleeping: AtomicBool,
     asleep: Mutex<BTreeSet<Memory>>,
@@ -118,6 +121,7 @@ impl App {
             admin: AdminAuth::default(),
             rl,
             started: unix_seconds(),
+            bodies: Room::default(),
             draining: watch::Sender::new(false),
             sleeping: AtomicBool::new(false),
             asleep: Mutex::default(),
@@ -198,9 +202,9 @@ impl App {
     }
 }
 
-impl FromRef<Arc<App>> for Limits {
+impl FromRef<Arc<App>> for Bodies {
     fn from_ref(app: &Arc<App>) -> Self {
-        Self { body: app.options.max_body, weights: app.rl.max_body }
+        Self { limit: app.options.max_body, room: app.bodies.clone() }
     }
 }
 

@@ -1,11 +1,14 @@
 //! Endpoints by the names of TRL's `trl vllm-serve`, with its trailing slashes.
 //!
 //! TRL sends one parameter after the other and then `/reset_prefix_cache/`; there is no call that begins or ends an
-//! update. So the first parameter opens one, and `/reset_prefix_cache/` ends it: until then the old weights serve.
+//! update. So the first parameter opens one, and `/reset_prefix_cache/` ends it: until then the old weights serve. When the
+//! first comes again, the trainer was started again, and so is the update.
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Uri};
+use patchhost_runtime::refit::Begin;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -19,9 +22,11 @@ use super::ask::{
 use super::auth::RlControl;
 use super::error::{ApiError, ApiResult, ErrorBody};
 use super::fields::Ignored;
-use super::json::{Json, parse_watched};
+use super::json::{Json, of_value};
 use super::state::{App, blocking};
-use super::weights::{BucketEntry, BucketMeta, Content, Narrowing, Payload, Published, base64_bytes, begin_of, bucket};
+use super::weights::{
+    BucketEntry, BucketMeta, Claim, Content, Dialect, Narrowing, Payload, Published, base64_bytes, bucket,
+};
 
 /// Liveness.
 #[derive(Debug, Serialize, ToSchema)]
@@ -223,6 +228,7 @@ pub struct UpdateNamedParam {
         ("dtype" = Option<String>, Query, description = "Its element type"),
         ("shape" = Option<String>, Query, description = "Its dimensions, with commas"),
         ("allow_narrowing" = Option<bool>, Query, description = "Take parameters that come less precise than the model is declared"),
+        ("update_id" = Option<String>, Query, description = "The sender's own name of this update: all of its requests have to give it then"),
     ),
     request_body(content(
         (UpdateNamedParam = "application/json"),
@@ -237,12 +243,16 @@ async fn update_named_param(
     narrowing: Narrowing,
     State(app): State<Arc<App>>,
     ignored: Ignored,
-    payload: Payload,
+    request: Request,
 ) -> ApiResult<Json<Message>> {
+    let claim = Claim::of(Dialect::Trl, request.uri(), request.headers())?;
+    app.rl.expects(&claim)?;
+    let mut payload = Payload::read(request, &app.rl).await?;
     let received = blocking(&app, move |app| {
+        let _place = payload.place();
         let (pieces, narrow) = match payload.content {
             Content::Json(value) => {
-                let body: UpdateNamedParam = parse_watched(value.to_string().as_bytes(), &ignored)?;
+                let body: UpdateNamedParam = of_value(value, &ignored)?;
                 let data = body.data.ok_or_else(|| {
                     ApiError::bad(
                         "this parameter",
@@ -264,13 +274,8 @@ async fn update_named_param(
             }
             _ => (payload.pieces(&app.roots)?, false),
         };
-        if !app.rl.is_open() {
-            app.rl.begin(begin_of(None, None)?, true, &actor)?;
-        }
-        if narrowing.allowed(narrow) {
-            app.rl.allow_narrowing();
-        }
-        app.rl.send(&pieces)
+        let begin = Begin { allow_narrowing: narrowing.allowed(narrow), ..Begin::default() };
+        app.rl.parameter(begin, &claim, &pieces, &actor)
     })
     .await?;
     Ok(Message::plain(format!("Request received, {} parameters came so far", received.tensors_total)))
@@ -286,13 +291,13 @@ async fn reset_prefix_cache(
     _who: RlControl,
     narrowing: Narrowing,
     State(app): State<Arc<App>>,
+    uri: Uri,
+    headers: HeaderMap,
 ) -> ApiResult<Json<Message>> {
+    let claim = Claim::of(Dialect::Trl, &uri, &headers)?;
     let published = blocking(&app, move |app| {
         if app.rl.is_implicit() {
-            if narrowing.allowed(false) {
-                app.rl.allow_narrowing();
-            }
-            return app.rl.finish(None).map(Some);
+            return app.rl.finish(&claim, None, narrowing.allowed(false)).map(Some);
         }
         app.scheduler.reset_prefix_cache();
         Ok(None)

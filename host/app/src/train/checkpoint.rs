@@ -234,15 +234,14 @@ fn restore(trainer: &mut Trainer, folder: &Path, state: &State) -> Result<()> {
 }
 
 fn read(masters: &Masters, from: &Tensors, prefix: &str) -> Result<Vec<Vec<f32>>> {
-    let one = |name: &str, shape: &[usize]| {
+    let one = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
         let found = from.get(&format!("{prefix}{name}"));
         let found = found.filter(|t| t.stored == Dtype::F32 && t.shape == shape);
-        found
-            .map(|t| t.data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<f32>>())
-            .ok_or_else(|| {
-                let why = "the checkpoint does not hold it in F32 with the model's shape";
-                usage(format!("tensor `{prefix}{name}`"), why, "resume with the model that the run began with")
-            })
+        let found = found.ok_or_else(|| {
+            let why = "the checkpoint does not hold it in F32 with the model's shape";
+            usage(format!("tensor `{prefix}{name}`"), why, "resume with the model that the run began with")
+        })?;
+        Ok(found.data.load()?.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     };
     masters.all().iter().map(|m| one(&m.name, &m.shape)).collect()
 }

@@ -127,9 +127,10 @@ pub(super) fn le_bytes(values: &[f32]) -> Vec<u8> {
 }
 
 fn widened(tensor: &CheckpointTensor) -> Result<Vec<f32>> {
-    let halves = || tensor.data.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b));
+    let data = tensor.data.load()?;
+    let halves = || data.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b));
     match tensor.elem() {
-        Some(Elem::F32) => Ok(tensor.data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+        Some(Elem::F32) => Ok(data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
         Some(Elem::Bf16) => Ok(halves().map(|b| bf16::from_bits(b).to_f32()).collect()),
         Some(Elem::F16) => Ok(halves().map(|b| f16::from_bits(b).to_f32()).collect()),
         None => Err(usage(

@@ -55,7 +55,8 @@ pub struct Arrivals {
     assembly: Assembly,
 }
 
-/// Everything that a refit brings, complete. Its bytes are shared with whoever sent them whole, and with every attempt.
+/// Everything that a refit brings, complete. Its bytes are shared with whoever sent them whole, and with every attempt; what
+/// lies in files is read anew by each.
 pub struct Source {
     checkpoint: Checkpoint,
     begin: Begin,
@@ -80,6 +81,26 @@ impl Arrivals {
     pub fn tensor(&mut self, tensor: &CheckpointTensor) -> Result<()> {
         self.admits(&tensor.name, tensor.stored, &tensor.shape)?;
         self.assembly.tensor(tensor).map_err(RuntimeError::Refit)
+    }
+
+    /// All that `take` brings of tensors with these names, or nothing of it.
+    pub fn together<'n>(
+        &mut self,
+        names: impl Iterator<Item = &'n str>,
+        take: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let mark = self.assembly.mark(names);
+        take(self).inspect_err(|_| self.assembly.back(mark))
+    }
+
+    /// All tensors together may take no more than `limit` bytes from now on.
+    pub fn at_most(&mut self, limit: usize) {
+        self.assembly.at_most(limit);
+    }
+
+    /// Whether anything of this tensor arrived.
+    pub fn has(&self, name: &str) -> bool {
+        self.assembly.has(name)
     }
 
     /// Bytes that arrived.
@@ -108,7 +129,7 @@ impl Arrivals {
         Ok(Source { checkpoint: Checkpoint::from_tensors(tensors)?, begin: self.begin, sums: OnceLock::new() })
     }
 
-    /// The same for all tensors of a checkpoint at once, which keeps its mapped files.
+    /// The same for all tensors of a checkpoint at once; those in files stay there until they are staged.
     pub fn whole(mut self, checkpoint: Checkpoint) -> Result<Source> {
         checkpoint.tensors().try_for_each(|tensor| self.tensor(tensor))?;
         Ok(Source { checkpoint, begin: self.begin, sums: OnceLock::new() })
@@ -138,15 +159,19 @@ impl Source {
     }
 
     /// SHA-256 of each tensor's bytes as they arrived, hex, in the order of their names.
-    pub fn sums(&self) -> &[String] {
-        self.sums.get_or_init(|| digests(self.checkpoint.tensors()))
+    pub fn sums(&self) -> Result<&[String]> {
+        if let Some(sums) = self.sums.get() {
+            return Ok(sums);
+        }
+        let sums = digests(self.checkpoint.tensors())?;
+        Ok(self.sums.get_or_init(|| sums))
     }
 
     /// Everything that was promised came, with the bytes that were promised. Whoever stages it asks this first.
     pub fn check(&self) -> Result<()> {
         let Some(manifest) = &self.begin.manifest else { return Ok(()) };
         let known = manifest.tensors.values().any(|promise| promise.sha256.is_some());
-        let sums = if known { self.sums() } else { &[] };
+        let sums = if known { self.sums()? } else { &[] };
         let came: BTreeMap<&str, usize> =
             self.checkpoint.tensors().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
         for (name, promise) in &manifest.tensors {
@@ -221,10 +246,10 @@ mod tests {
         let pieces = pieces.finish().unwrap();
         let checkpoint = Checkpoint::from_tensors([tensor("b", &[5]), tensor("a", &[1, 2, 3, 4])]).unwrap();
         let whole = Arrivals::new(Begin::default(), 100).whole(checkpoint.clone()).unwrap();
-        assert_eq!(pieces.sums(), whole.sums());
+        assert_eq!(pieces.sums().unwrap(), whole.sums().unwrap());
         assert_eq!((pieces.begin().version.as_deref(), whole.begin().version.as_deref()), (Some("seven"), None));
         let again = whole.renamed(Some("eight".into()));
-        assert_eq!((again.sums(), again.begin().version.as_deref()), (whole.sums(), Some("eight")));
+        assert_eq!((again.sums().unwrap(), again.begin().version.as_deref()), (whole.sums().unwrap(), Some("eight")));
         assert!(Arrivals::new(Begin::default(), 4).whole(checkpoint).is_err(), "more than the limit");
     }
 

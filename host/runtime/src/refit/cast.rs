@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::declared::rounded;
 use super::{RefitHooks, Setup};
-use crate::bytes::TensorBytes;
+use crate::bytes::{TensorBytes, TensorData};
 use crate::checkpoint::CheckpointTensor;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::fp8::BlockScale;
@@ -77,13 +77,16 @@ impl Job<'_> {
         let data = match *transposed {
             None => tensor.data.clone(),
             Some((n, rows, cols)) => {
-                transpose(&tensor.data, n, rows, cols, elem.size()).ok_or_else(|| internal("short data"))?
+                let turned = transpose(&tensor.data.load()?, n, rows, cols, elem.size());
+                TensorData::from(turned.ok_or_else(|| internal("short data"))?)
             }
         };
         for dest in dests {
             let start = dest.offset * elem.size();
             let end = start + dest.rows * dest.cols * elem.size();
-            let bytes = data.slice(start..end).ok_or_else(|| internal("its data is shorter than its shape"))?;
+            // Part by part: of a file, no more is in memory than what is made of it now.
+            let part = data.slice(start..end).ok_or_else(|| internal("its data is shorter than its shape"))?;
+            let bytes = part.load()?;
             let to = self.setup.stored(dest, elem);
             let bytes = rounded(&bytes, elem, to).map_err(|(i, value)| {
                 let why = format!(
@@ -179,7 +182,8 @@ fn stored_fp8(
         RuntimeError::Refit(Refusal::new(format!("tensor `{}`", tensor.name), why, "load the model with --dequantize"))
     };
     let short = || refuse("its data is shorter than its shape".to_string());
-    if contains_nan_code(&tensor.data) {
+    let mut data = tensor.data.load()?;
+    if contains_nan_code(&data) {
         return Err(RuntimeError::NonFinite(Refusal::new(
             format!("tensor `{}`", tensor.name),
             "its FP8 codes hold NaN; a model with NaN weights cannot be served",
@@ -192,7 +196,7 @@ fn stored_fp8(
         [rows, cols] => (1, rows, cols),
         _ => return Err(short()),
     };
-    let (mut data, mut scales) = (tensor.data.clone(), scale.values.clone());
+    let mut scales = scale.values.clone();
     if transposed.is_some() {
         let (grid_rows, grid_cols) = (rows.div_ceil(block_rows), cols.div_ceil(block_cols));
         data = transpose(&data, n, rows, cols, 1).ok_or_else(short)?;

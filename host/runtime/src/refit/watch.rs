@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::arrivals::Source;
+use crate::bytes::TensorData;
 use crate::checkpoint::CheckpointTensor;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{Arrival, RefitObserver, RefitWatch, Verdict};
@@ -13,6 +14,8 @@ use crate::words::hex;
 
 /// Tensors of one call, as the interface promises.
 const BATCH: usize = 4_096;
+/// Bytes that are hashed at once.
+const PART: usize = 16 << 20;
 
 /// The observers of one refit, in order. Dropping it ends the watch, whichever way the refit went.
 pub(crate) struct Watches {
@@ -40,7 +43,7 @@ impl Watches {
         }
         let tensors: Vec<&CheckpointTensor> = source.checkpoint().tensors().collect();
         for (name, watch) in &mut watches {
-            for (tensors, digests) in tensors.chunks(BATCH).zip(source.sums().chunks(BATCH)) {
+            for (tensors, digests) in tensors.chunks(BATCH).zip(source.sums()?.chunks(BATCH)) {
                 let batch: Vec<Arrival> = tensors.iter().zip(digests).map(|(t, d)| arrival(t, d)).collect();
                 self.obey(name, watch.tensors(&batch)?)?;
             }
@@ -71,7 +74,16 @@ fn arrival(t: &CheckpointTensor, sha256: &str) -> Arrival {
 }
 
 /// SHA-256 of each tensor's bytes as they arrived.
-pub(crate) fn digests<'t>(tensors: impl Iterator<Item = &'t CheckpointTensor>) -> Vec<String> {
+pub(crate) fn digests<'t>(tensors: impl Iterator<Item = &'t CheckpointTensor>) -> Result<Vec<String>> {
     let tensors: Vec<&CheckpointTensor> = tensors.collect();
-    tensors.par_iter().map(|t| hex(&Sha256::digest(&t.data[..]))).collect()
+    tensors.par_iter().map(|t| sha256(&t.data)).collect()
+}
+
+/// SHA-256 of the data, hex, with little of it in memory at a time.
+fn sha256(data: &TensorData) -> Result<String> {
+    let mut hasher = Sha256::new();
+    for part in data.parts(PART) {
+        hasher.update(&part?.1[..]);
+    }
+    Ok(hex(&hasher.finalize()))
 }

@@ -336,7 +336,7 @@ mod tests {
             shape: vec![128, 128],
             target: Some(target.to_string()),
             fixed: None,
-            data: Data::Plain(TensorBytes::new(std::sync::Arc::new(Vec::new()), 0..0).unwrap()),
+            data: Data::Plain(TensorBytes::new(std::sync::Arc::new(Vec::new()), 0..0).unwrap().into()),
         }
     }
 

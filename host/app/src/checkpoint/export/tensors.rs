@@ -4,8 +4,9 @@
 
 use std::collections::HashMap;
 
-use patchhost_runtime::bytes::TensorBytes;
+use patchhost_runtime::bytes::{TensorBytes, TensorData};
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
+use patchhost_runtime::error::{Refusal, RuntimeError};
 use patchhost_runtime::hooks::{Elem, LoaderMap, Role};
 use patchhost_runtime::plan::{Action, Dest, Plan};
 use patchhost_runtime::refit::Setup;
@@ -40,9 +41,9 @@ pub struct Output {
 #[derive(Clone)]
 pub(super) enum Data {
     /// As they are.
-    Plain(TensorBytes),
+    Plain(TensorData),
     /// Columns `first .. first + rows` of a stored matrix with `stored` columns, as rows.
-    Columns { bytes: TensorBytes, first: usize, stored: usize },
+    Columns { bytes: TensorData, first: usize, stored: usize },
 }
 
 impl Output {
@@ -56,29 +57,36 @@ impl Output {
     }
 
     /// The data, copied only where it is stored transposed.
-    pub(super) fn load(&self) -> Option<TensorBytes> {
+    pub(super) fn load(&self) -> std::result::Result<TensorBytes, RuntimeError> {
         match &self.data {
-            Data::Plain(bytes) => Some(bytes.clone()),
+            Data::Plain(bytes) => bytes.load(),
             Data::Columns { bytes, first, stored } => {
-                let [rows, cols] = self.shape[..] else { return None };
-                let size = self.elem?.size();
-                let mut out = vec![0u8; rows * cols * size];
-                for (c, line) in bytes.chunks_exact(stored * size).enumerate().take(cols) {
-                    for (r, value) in line.chunks_exact(size).skip(*first).take(rows).enumerate() {
-                        let to = (r * cols + c) * size;
-                        out.get_mut(to..to + size)?.copy_from_slice(value);
-                    }
-                }
-                let len = out.len();
-                TensorBytes::new(std::sync::Arc::new(out), 0..len)
+                self.turned(&bytes.load()?, *first, *stored).ok_or_else(|| self.short())
             }
         }
     }
 
-    /// What of the input was read for it.
-    pub(super) fn source(&self) -> &TensorBytes {
-        let (Data::Plain(bytes) | Data::Columns { bytes, .. }) = &self.data;
-        bytes
+    fn turned(&self, bytes: &[u8], first: usize, stored: usize) -> Option<TensorBytes> {
+        let [rows, cols] = self.shape[..] else { return None };
+        let size = self.elem?.size();
+        let mut out = vec![0u8; rows * cols * size];
+        for (c, line) in bytes.chunks_exact(stored * size).enumerate().take(cols) {
+            for (r, value) in line.chunks_exact(size).skip(first).take(rows).enumerate() {
+                let to = (r * cols + c) * size;
+                out.get_mut(to..to + size)?.copy_from_slice(value);
+            }
+        }
+        let len = out.len();
+        TensorBytes::new(std::sync::Arc::new(out), 0..len)
+    }
+
+    /// The error where the data does not fit the shape.
+    pub(super) fn short(&self) -> RuntimeError {
+        RuntimeError::Checkpoint(Refusal::new(
+            format!("tensor `{}`", self.name),
+            "its data does not fit its shape",
+            "copy or download the checkpoint again",
+        ))
     }
 }
 
@@ -231,7 +239,11 @@ mod tests {
             shape: vec![2, 2],
             target: None,
             fixed: None,
-            data: Data::Columns { bytes: TensorBytes::new(Arc::new(stored), 0..24).unwrap(), first: 1, stored: 3 },
+            data: Data::Columns {
+                bytes: TensorBytes::new(Arc::new(stored), 0..24).unwrap().into(),
+                first: 1,
+                stored: 3,
+            },
         };
         let loaded = output.load().unwrap();
         let values: Vec<f32> = loaded.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();

@@ -5,8 +5,6 @@ use std::path::Path;
 
 use patchhost_kernels::cast::CastReport;
 use patchhost_kernels::e4m3::contains_nan_code;
-use patchhost_runtime::checkpoint::Checkpoint;
-use patchhost_runtime::error::{Refusal, RuntimeError};
 use patchhost_runtime::hooks::{BlockQuant, Role, Scheme};
 use patchhost_runtime::quantize::{Input, Measure, Quantized, quantize};
 
@@ -86,8 +84,6 @@ pub type Progress<'a> = &'a dyn Fn(usize, usize, u64, u64, &str);
 pub struct Job<'a> {
     /// What becomes of each tensor.
     pub plan: &'a Plan,
-    /// Where the tensors come from.
-    pub checkpoint: &'a Checkpoint,
     /// Who gives the scales.
     pub quant: &'a dyn BlockQuant,
     /// The text of config.json.
@@ -147,7 +143,7 @@ pub fn write(job: &Job<'_>, folder: &Path, progress: Progress<'_>) -> Result<Rep
     Ok(Report { total, classes: classes.into_values().collect(), files })
 }
 
-/// Writes one entry, and gives back the memory of the pages that were read for it.
+/// Writes one entry.
 fn one(job: &Job<'_>, entry: &Entry, placed: &Placed, file: &mut StreamFile) -> Result<Option<CastReport>> {
     let output = &entry.output;
     match (&entry.fate, &placed.scale) {
@@ -158,34 +154,31 @@ fn one(job: &Job<'_>, entry: &Entry, placed: &Placed, file: &mut StreamFile) -> 
             fits(output, &scale.name, scale.len, scales.len())?;
             file.write_at(placed.weight.offset, &made.q)?;
             file.write_at(scale.offset, &scales)?;
-            job.checkpoint.release(output.source());
             Ok(Some(made.report))
         }
         _ => {
-            copy(job, output, placed, file)?;
+            copy(output, placed, file)?;
             Ok(None)
         }
     }
 }
 
-fn copy(job: &Job<'_>, output: &Output, placed: &Placed, file: &mut StreamFile) -> Result<()> {
-    let bytes = output.load().ok_or_else(|| short(output))?;
-    fits(output, &placed.weight.name, placed.weight.len, bytes.len())?;
-    let mut offset = placed.weight.offset;
-    for chunk in bytes.chunks(CHUNK) {
-        file.write_at(offset, chunk)?;
-        offset += chunk.len() as u64;
-        if matches!(output.data, Data::Plain(_)) {
-            job.checkpoint.release(chunk);
-        }
+fn copy(output: &Output, placed: &Placed, file: &mut StreamFile) -> Result<()> {
+    let data = match &output.data {
+        Data::Plain(data) => data.clone(),
+        Data::Columns { .. } => output.load()?.into(),
+    };
+    fits(output, &placed.weight.name, placed.weight.len, data.len())?;
+    for part in data.parts(CHUNK) {
+        let (start, bytes) = part?;
+        file.write_at(placed.weight.offset + start as u64, &bytes)?;
     }
-    job.checkpoint.release(output.source());
     Ok(())
 }
 
 fn to_fp8(output: &Output, scheme: &Scheme, quant: &dyn BlockQuant) -> Result<Quantized> {
-    let ([rows, cols], Some(elem)) = (&output.shape[..], output.elem) else { return Err(short(output).into()) };
-    let data = output.load().ok_or_else(|| short(output))?;
+    let ([rows, cols], Some(elem)) = (&output.shape[..], output.elem) else { return Err(output.short().into()) };
+    let data = output.load()?;
     let made =
         quantize(&Input { name: &output.name, data, elem, rows: *rows, cols: *cols }, scheme, quant, Measure::All)?;
     if contains_nan_code(&made.q) {
@@ -196,14 +189,6 @@ fn to_fp8(output: &Output, scheme: &Scheme, quant: &dyn BlockQuant) -> Result<Qu
         ));
     }
     Ok(made)
-}
-
-fn short(output: &Output) -> RuntimeError {
-    RuntimeError::Checkpoint(Refusal::new(
-        format!("tensor `{}`", output.name),
-        "its data does not fit its shape",
-        "copy or download the checkpoint again",
-    ))
 }
 
 /// What is written is what the header promised.

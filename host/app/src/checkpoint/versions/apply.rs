@@ -72,7 +72,7 @@ fn fits<'a>(checkpoint: &'a Checkpoint, delta: &Delta, tensor: &DeltaTensor) -> 
         if wanted != found {
             return Err(refuse(what(), format!("it is for {}, the base has {found}", wanted.escape_debug()), next));
         }
-        if *stamp != index::stamp(old, delta.checksum) {
+        if *stamp != index::stamp(old, delta.checksum)? {
             return Err(refuse(
                 what(),
                 format!("the base has other bytes there ({} of the version it was made from)", delta.checksum.name()),
@@ -87,7 +87,7 @@ fn one(delta: &Delta, tensor: &DeltaTensor, old: &CheckpointTensor) -> Result<Ch
     let what = || format!("tensor `{}` of version {}", tensor.name, delta.version);
     let new = delta
         .encoding
-        .decode(&old.data, &tensor.compressed)
+        .decode(&old.data.load()?, &tensor.compressed.load()?)
         .map_err(|why| corrupt(what(), format!("{} difference: {why}", delta.encoding.name()), AGAIN))?;
     if delta.checksum.of(&new) != tensor.result {
         let why = match tensor.base {

@@ -112,8 +112,13 @@ pub(super) fn text(metadata: Map<String, Value>, weight_map: &BTreeMap<String, S
 }
 
 /// Dtype, shape and checksum of a tensor, in one line.
-pub(super) fn stamp(tensor: &CheckpointTensor, checksum: Checksum) -> String {
-    format!("{} {}", layout(tensor), checksum.of(&tensor.data))
+pub(super) fn stamp(tensor: &CheckpointTensor, checksum: Checksum) -> Result<String> {
+    Ok(stamp_of(tensor, &tensor.data.load()?, checksum))
+}
+
+/// The same of bytes that are in memory.
+pub(super) fn stamp_of(tensor: &CheckpointTensor, bytes: &[u8], checksum: Checksum) -> String {
+    format!("{} {}", layout(tensor), checksum.of(bytes))
 }
 
 /// Dtype and shape: `BF16[64,32]`.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use patchhost_runtime::bytes::TensorBytes;
+use patchhost_runtime::bytes::TensorData;
 use patchhost_runtime::checkpoint::Checkpoint;
 use rayon::prelude::*;
 use safetensors::tensor::Dtype;
@@ -25,7 +25,7 @@ pub struct Full {
     pub version: Option<Version>,
 }
 
-/// What changed between two versions. Its files are mapped; nothing is decompressed yet.
+/// What changed between two versions. Its files are open; nothing of them is read yet but their headers.
 pub struct Delta {
     /// The version it leads to.
     pub version: Version,
@@ -42,7 +42,7 @@ pub struct Delta {
 pub(super) struct DeltaTensor {
     pub name: String,
     /// One zstd frame.
-    pub compressed: TensorBytes,
+    pub compressed: TensorData,
     /// Checksum of the new bytes.
     pub result: String,
     /// What the tensor is in the base: dtype, shape and checksum. Other writers do not say.
@@ -134,17 +134,17 @@ fn full(path: &Path, index: &Index, named: Option<Version>) -> Result<Full> {
     let checkpoint = Checkpoint::open(path)?;
     no_delta(path, &checkpoint)?;
     if let Some(checksum) = index.checksum {
-        let bad: Vec<Option<String>> = checkpoint
+        let bad: Vec<Result<Option<String>>> = checkpoint
             .tensors()
             .collect::<Vec<_>>()
             .into_par_iter()
             .map(|tensor| {
                 let good = checkpoint.metadata().get(&format!("{}{AT_FULL}", tensor.name))
-                    == Some(&index::stamp(tensor, checksum));
-                checkpoint.release(&tensor.data);
-                (!good).then(|| tensor.name.clone())
+                    == Some(&index::stamp(tensor, checksum)?);
+                Ok((!good).then(|| tensor.name.clone()))
             })
             .collect();
+        let bad = bad.into_iter().collect::<Result<Vec<_>>>()?;
         if let Some(name) = bad.into_iter().flatten().next() {
             return Err(corrupt(
                 format!("tensor `{name}` of `{}`", path.display()),

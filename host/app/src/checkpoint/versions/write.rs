@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use patchhost_runtime::bytes::{TensorBytes, TensorData};
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use rayon::prelude::*;
 use safetensors::tensor::Dtype;
@@ -77,20 +79,20 @@ pub fn write_full(
     let groups = fill(tensors.iter().map(|t| t.data.len() as u64), options.max_shard);
     let mut shards = Shards::new(folder.path());
     for group in groups {
-        let stamps: Vec<String> = group.par_iter().map(|i| index::stamp(tensors[*i], options.checksum)).collect();
+        let stamps: Vec<Result<String>> =
+            group.par_iter().map(|i| index::stamp(tensors[*i], options.checksum)).collect();
         let parts: Vec<Part<'_>> = group
             .iter()
             .map(|i| {
                 let t = tensors[*i];
-                Part { name: &t.name, dtype: t.stored, shape: t.shape.clone(), data: &t.data }
+                Part { name: &t.name, dtype: t.stored, shape: t.shape.clone(), data: t.data.clone() }
             })
             .collect();
         let mut metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
         for (part, stamp) in parts.iter().zip(stamps) {
-            metadata.insert(format!("{}{AT_FULL}", part.name), stamp);
+            metadata.insert(format!("{}{AT_FULL}", part.name), stamp?);
         }
         shards.add(&parts, &metadata)?;
-        parts.iter().for_each(|part| checkpoint.release(part.data));
     }
     if let Some(config) = beside.config {
         write_small(&folder.path().join("config.json"), config.as_bytes())?;
@@ -139,10 +141,6 @@ pub fn write_delta(
             }
             filled += len;
             waiting.push(encoded);
-        }
-        for i in batch {
-            base.release(&pairs[i].0.data);
-            new.release(&pairs[i].1.data);
         }
     }
     if !waiting.is_empty() {
@@ -216,15 +214,25 @@ struct Encoded<'a> {
     base: String,
 }
 
+impl<'a> Encoded<'a> {
+    /// As a tensor of a shard. Never `None`: the range is that of the buffer itself.
+    fn part(self) -> Option<Part<'a>> {
+        let len = self.compressed.len();
+        let data = TensorBytes::new(Arc::new(self.compressed), 0..len)?;
+        Some(Part { name: self.name, dtype: Dtype::U8, shape: vec![len], data: data.into() })
+    }
+}
+
 /// None if it did not change.
 fn encoded<'a>((old, new): Pair<'a>, encoding: Encoding, checksum: Checksum) -> Result<Option<Encoded<'a>>> {
-    if *old.data == *new.data {
+    let (before, after) = (old.data.load()?, new.data.load()?);
+    if *before == *after {
         return Ok(None);
     }
     let compressed = encoding
-        .encode(&old.data, &new.data)
+        .encode(&before, &after)
         .map_err(|why| unwritable(format!("tensor `{}`", new.name), why, "write a delta of encoding xor"))?;
-    let (result, base) = (checksum.of(&new.data), index::stamp(old, checksum));
+    let (result, base) = (checksum.of(&after), index::stamp_of(old, &before, checksum));
     Ok(Some(Encoded { name: &new.name, compressed, result, base }))
 }
 
@@ -234,13 +242,8 @@ fn flush(shards: &mut Shards, waiting: &mut Vec<Encoded<'_>>) -> Result<()> {
         metadata.insert(e.name.to_string(), e.result.clone());
         metadata.insert(format!("{}{AT_BASE}", e.name), e.base.clone());
     }
-    let parts: Vec<Part<'_>> = waiting
-        .iter()
-        .map(|e| Part { name: e.name, dtype: Dtype::U8, shape: vec![e.compressed.len()], data: &e.compressed })
-        .collect();
-    shards.add(&parts, &metadata)?;
-    waiting.clear();
-    Ok(())
+    let parts: Vec<Part<'_>> = std::mem::take(waiting).into_iter().filter_map(Encoded::part).collect();
+    shards.add(&parts, &metadata)
 }
 
 /// A tensor to write.
@@ -248,7 +251,7 @@ struct Part<'a> {
     name: &'a str,
     dtype: Dtype,
     shape: Vec<usize>,
-    data: &'a [u8],
+    data: TensorData,
 }
 
 /// Files that are written one after the other. How many there will be is known at the end; they get their names then.
@@ -290,10 +293,9 @@ impl Shards {
         let mut file = StreamFile::create(&self.place(self.files.len()), len)?;
         file.write_at(0, &head)?;
         for (part, offset) in parts.iter().zip(offsets) {
-            let mut at = offset;
-            for chunk in part.data.chunks(CHUNK) {
-                file.write_at(at, chunk)?;
-                at += chunk.len() as u64;
+            for chunk in part.data.parts(CHUNK) {
+                let (start, bytes) = chunk?;
+                file.write_at(offset + start as u64, &bytes)?;
             }
         }
         file.finish()?;

@@ -44,7 +44,7 @@ impl Buffers {
                 shape: t.shape.iter().map(|d| *d as u64).collect(),
                 sha256: sha256.clone(),
             };
-            let all: Vec<Arrival> = tensors.iter().zip(source.sums()).map(arrival).collect();
+            let all: Vec<Arrival> = tensors.iter().zip(source.sums()?).map(arrival).collect();
             let (first, mut watch) = observer.begin("buffers", None)?;
             for vote in [first, watch.tensors(&all)?, watch.finish(all.len() as u32)?] {
                 if let Vote::Veto(why) = vote {
@@ -57,7 +57,7 @@ impl Buffers {
             loader.resolve(&model(), &infos, &infos)?;
         }
         let Some(quant) = &hooks.quant else {
-            return Ok(tensors.iter().map(|t| (t.name.clone(), t.data.to_vec())).collect());
+            return tensors.iter().map(|t| Ok((t.name.clone(), t.data.load()?.to_vec()))).collect();
         };
         let reader = Consumer { engine: "buffers".into(), version: "2.1".into() };
         let decisions = quant.decide(&model(), &reader, &infos)?;
@@ -68,7 +68,7 @@ impl Buffers {
                 Ok((
                     t.name.clone(),
                     match decision {
-                        Decision::Keep(_) => t.data.to_vec(),
+                        Decision::Keep(_) => t.data.load()?.to_vec(),
                         Decision::Quantize(_) => {
                             let (rows, cols) = (t.shape[0], t.shape[1]);
                             let blocks = Blocks {
@@ -79,7 +79,8 @@ impl Buffers {
                                 block_cols: BLOCK,
                                 first_block: 0,
                             };
-                            let values = t.data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b).abs());
+                            let data = t.data.load()?;
+                            let values = data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b).abs());
                             let amax = values.fold(0.0, f32::max);
                             let scales = quant.scales(&blocks, &[amax])?;
                             scales.iter().flat_map(|s| s.to_le_bytes()).collect()

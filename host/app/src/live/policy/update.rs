@@ -49,6 +49,20 @@ impl<T: RefitTarget> Update<T> {
         Ok(self.arrivals.tensor(tensor)?)
     }
 
+    /// All that `take` brings of tensors with these names, or nothing of it.
+    pub fn together<'n>(
+        &mut self,
+        names: impl Iterator<Item = &'n str>,
+        take: impl FnOnce(&mut Arrivals) -> patchhost_runtime::error::Result<()>,
+    ) -> Result<(), LiveError> {
+        Ok(self.arrivals.together(names, take)?)
+    }
+
+    /// All its tensors together may take no more than `limit` bytes.
+    pub fn at_most(&mut self, limit: usize) {
+        self.arrivals.at_most(limit);
+    }
+
     /// What arrived until now.
     pub fn arrivals(&self) -> &Arrivals {
         &self.arrivals

@@ -18,6 +18,9 @@ pub struct Success {
     /// Requests that are paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_paused_requests: Option<usize>,
+    /// The update that began: requests can name it by this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update_id: Option<String>,
     /// What the weights are called now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_version: Option<String>,
@@ -57,7 +60,7 @@ impl<E: Into<ApiError>> From<E> for SgError {
 impl IntoResponse for SgError {
     fn into_response(self) -> Response {
         let status = match self.0.status().as_u16() {
-            401 | 403 | 404 | 409 | 413 | 415 | 429 | 500.. => self.0.status(),
+            401 | 403 | 404 | 408 | 409 | 413 | 415 | 429 | 500.. => self.0.status(),
             _ => StatusCode::BAD_REQUEST,
         };
         let body = Success { success: false, message: self.0.message(), ..Success::default() };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -17,7 +17,7 @@ use crate::serve::adapters::{LoadAdapter, NAME, UnloadAdapter, admit, from_folde
 use crate::serve::auth::RlControl;
 use crate::serve::error::ApiError;
 use crate::serve::fields::Ignored;
-use crate::serve::json::{Json, parse_watched};
+use crate::serve::json::{Json, of_value};
 use crate::serve::state::{App, blocking};
 use crate::serve::weights::{Content, Payload, pickle};
 
@@ -98,13 +98,15 @@ async fn load_lora_adapter_from_tensors(
     RlControl(actor): RlControl,
     State(app): State<Arc<App>>,
     ignored: Ignored,
-    payload: Payload,
+    request: Request,
 ) -> SgResult<Json<Loaded>> {
+    let mut payload = Payload::read(request, &app.rl).await?;
     let answer = blocking(&app, move |app| {
+        let _place = payload.place();
         let (name, config, pieces) = match payload.content {
             Content::Json(value) => {
                 pickle::refuse_fields(&value)?;
-                let body: LoadFromTensors = parse_watched(value.to_string().as_bytes(), &ignored)?;
+                let body: LoadFromTensors = of_value(value, &ignored)?;
                 let pieces = base64_pieces(&body.serialized_named_tensors, body.load_format.as_deref())?;
                 verify(&pieces, &body.expected_checksums)?;
                 (body.lora_name, body.config_dict.to_string(), pieces)

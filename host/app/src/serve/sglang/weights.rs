@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Uri};
 use patchhost_runtime::refit::Begin;
 use patchhost_runtime::scheduler::PauseMode;
 use serde::Deserialize;
@@ -19,11 +20,11 @@ use crate::patch::Actor;
 use crate::serve::auth::RlControl;
 use crate::serve::error::{ApiError, ApiResult};
 use crate::serve::fields::Ignored;
-use crate::serve::json::{Json, OptionalJson, parse_watched};
+use crate::serve::json::{Json, OptionalJson, of_value};
 use crate::serve::state::{App, blocking};
 use crate::serve::weights::{
-    Action, Checked, Content, Narrowing, Payload, Piece, Published, base64_bytes, begin_of, framed, pickle,
-    safetensors, version_text,
+    Action, Checked, Claim, Content, Dialect, Narrowing, Payload, Piece, Published, Updated, base64_bytes, begin_of,
+    framed, pickle, safetensors, version_text,
 };
 
 /// What both updates can be told.
@@ -55,6 +56,8 @@ pub struct UpdateOptions {
     /// What must come: {"tensors": {NAME: {"dtype", "shape", "sha256"}}}.
     #[schema(value_type = Option<Object>)]
     pub manifest: Option<Value>,
+    /// Which update, as begin answered it; at begin, an id of the client's own, which each request has to name then.
+    pub update_id: Option<String>,
     /// Which models of several: there is one.
     #[schema(value_type = Option<Object>)]
     pub selector: Option<Value>,
@@ -147,23 +150,28 @@ async fn update_weights_from_tensor(
     narrowing: Narrowing,
     State(app): State<Arc<App>>,
     ignored: Ignored,
-    payload: Payload,
+    request: Request,
 ) -> SgResult<Json<Success>> {
-    let answer = blocking(&app, move |app| from_tensor(app, payload, narrowing, &ignored, &actor)).await?;
+    let claim = Claim::of(Dialect::Sglang, request.uri(), request.headers())?;
+    app.rl.expects(&claim)?;
+    let payload = Payload::read(request, &app.rl).await?;
+    let answer = blocking(&app, move |app| from_tensor(app, claim, payload, narrowing, &ignored, &actor)).await?;
     Ok(Json(answer))
 }
 
 fn from_tensor(
     app: &Arc<App>,
-    payload: Payload,
+    claim: Claim,
+    mut payload: Payload,
     narrowing: Narrowing,
     ignored: &Ignored,
     actor: &Actor,
 ) -> ApiResult<Success> {
+    let _place = payload.place();
     let (pieces, mut options) = match payload.content {
         Content::Json(value) => {
             pickle::refuse_fields(&value)?;
-            let body: UpdateFromTensor = parse_watched(value.to_string().as_bytes(), ignored)?;
+            let body: UpdateFromTensor = of_value(value, ignored)?;
             (base64_pieces(&body.serialized_named_tensors, body.load_format.as_deref())?, body.options)
         }
         _ => {
@@ -176,20 +184,20 @@ fn from_tensor(
         }
     };
     options.allow_narrowing = narrowing.allowed(options.allow_narrowing);
+    let claim = claim.or(options.update_id.clone())?;
     let version = options.version()?;
     if options.abort_all_requests {
         app.scheduler.abort_all();
     }
-    if app.rl.is_open() {
-        if options.allow_narrowing {
-            app.rl.allow_narrowing();
+    match app.rl.take(options.begin(version)?, &claim, &pieces, actor)? {
+        Updated::Received(received) => {
+            let message =
+                format!("Received {} tensors; nothing is live before {}.", received.tensors, received.ends_with);
+            let (paused, id) = (Some(paused(app)), Some(received.update_id));
+            Ok(Success { num_paused_requests: paused, update_id: id, ..Success::good(message) })
         }
-        let received = app.rl.send(&pieces)?;
-        let message = format!("Received {} tensors; end the update to publish them.", received.tensors);
-        return Ok(Success { num_paused_requests: Some(paused(app)), ..Success::good(message) });
+        Updated::Published(published) => Ok(success(app, published)),
     }
-    let published = app.rl.whole(options.begin(version)?, &pieces, actor)?;
-    Ok(success(app, published))
 }
 
 /// The tensors of base64 texts.
@@ -260,18 +268,25 @@ async fn begin_weight_update(
     RlControl(actor): RlControl,
     narrowing: Narrowing,
     State(app): State<Arc<App>>,
+    uri: Uri,
+    headers: HeaderMap,
     OptionalJson(mut body): OptionalJson<UpdateOptions>,
 ) -> SgResult<Json<Success>> {
+    let claim = Claim::of(Dialect::Sglang, &uri, &headers)?.or(body.update_id.clone())?;
     body.allow_narrowing = narrowing.allowed(body.allow_narrowing);
     let begin = body.begin(body.version()?)?;
-    blocking(&app, move |app| {
+    let begun = blocking(&app, move |app| {
         if body.abort_all_requests {
             app.scheduler.abort_all();
         }
-        app.rl.begin(begin, false, &actor)
+        app.rl.begin(begin, &claim, &actor)
     })
     .await?;
-    Ok(Json(Success::good("Weight update begun.")))
+    let message = match begun.must_be_named {
+        true => "Weight update begun; each of its requests has to name its update_id.",
+        false => "Weight update begun.",
+    };
+    Ok(Json(Success { update_id: Some(begun.update_id), ..Success::good(message) }))
 }
 
 /// End an update: all of it is proved, and live in one step
@@ -284,16 +299,13 @@ async fn end_weight_update(
     _who: RlControl,
     narrowing: Narrowing,
     State(app): State<Arc<App>>,
+    uri: Uri,
+    headers: HeaderMap,
     OptionalJson(body): OptionalJson<UpdateOptions>,
 ) -> SgResult<Json<Success>> {
+    let claim = Claim::of(Dialect::Sglang, &uri, &headers)?.or(body.update_id.clone())?;
     let (version, narrow) = (body.version()?, narrowing.allowed(body.allow_narrowing));
-    let published = blocking(&app, move |app| {
-        if narrow {
-            app.rl.allow_narrowing();
-        }
-        app.rl.finish(version)
-    })
-    .await?;
+    let published = blocking(&app, move |app| app.rl.finish(&claim, version, narrow)).await?;
     Ok(Json(success(&app, published)))
 }
 

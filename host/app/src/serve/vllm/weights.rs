@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Uri};
 use patchhost_runtime::refit::Begin;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,7 +17,7 @@ use crate::serve::error::{ApiError, ApiResult, ErrorBody};
 use crate::serve::json::{Json, OptionalJson};
 use crate::serve::state::{App, blocking};
 use crate::serve::weights::{
-    ALLOW_NARROWING, Narrowing, Payload, Published, Received, UpdateInfo, begin_of, version_text,
+    ALLOW_NARROWING, Begun, Claim, Dialect, Narrowing, Payload, Published, UpdateInfo, Updated, begin_of, version_text,
 };
 
 /// Transports that need no group of processes: their tensors come in requests.
@@ -84,11 +85,23 @@ pub struct StartWeightUpdate {
     pub allow_narrowing: bool,
     /// The trainer's own step: swaps that wait for a step go by it.
     pub step: Option<u64>,
+    /// An id of the client's own; each request of the update has to name it then.
+    pub update_id: Option<String>,
+}
+
+/// What began.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StartAnswer {
+    /// In words.
+    pub message: &'static str,
+    /// Its id.
+    #[serde(flatten)]
+    pub begun: Begun,
 }
 
 /// Begin an update of the weights
 #[utoipa::path(post, path = "/start_weight_update", tag = "rl", request_body = Option<StartWeightUpdate>, responses(
-    (status = 200, description = "Send tensors", body = Message),
+    (status = 200, description = "Send tensors", body = StartAnswer),
     (status = 409, description = "Another update is open", body = ErrorBody),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
@@ -96,8 +109,11 @@ async fn start_weight_update(
     RlControl(actor): RlControl,
     narrowing: Narrowing,
     State(app): State<Arc<App>>,
+    uri: Uri,
+    headers: HeaderMap,
     OptionalJson(body): OptionalJson<StartWeightUpdate>,
-) -> ApiResult<Json<Message>> {
+) -> ApiResult<Json<StartAnswer>> {
+    let claim = Claim::of(Dialect::Vllm, &uri, &headers)?.or(body.update_id)?;
     if body.is_checkpoint_format == Some(false) {
         return Err(ApiError::unsupported(
             "is_checkpoint_format",
@@ -106,8 +122,8 @@ async fn start_weight_update(
     }
     let mut begin = begin_of(version_text(body.weight_version)?, body.manifest)?;
     (begin.allow_narrowing, begin.step) = (narrowing.allowed(body.allow_narrowing), body.step);
-    blocking(&app, move |app| app.rl.begin(begin, false, &actor)).await?;
-    Ok(Json(Message { message: "Weight update started".to_string() }))
+    let begun = blocking(&app, move |app| app.rl.begin(begin, &claim, &actor)).await?;
+    Ok(Json(StartAnswer { message: "Weight update started", begun }))
 }
 
 /// Body of `/update_weights` as JSON.
@@ -122,21 +138,11 @@ pub struct UpdateWeights {
     allow_narrowing: bool,
 }
 
-/// What came, or what was published.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(untagged)]
-pub enum Updated {
-    /// A part of an update that was begun.
-    Received(Received),
-    /// The whole update, which was not begun before.
-    Published(Published),
-}
-
 /// What happened to tensors.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct UpdateAnswer {
     /// In words.
-    pub message: &'static str,
+    pub message: String,
     /// In numbers.
     #[serde(flatten)]
     pub updated: Updated,
@@ -162,23 +168,26 @@ async fn update_weights(
     RlControl(actor): RlControl,
     narrowing: Narrowing,
     State(app): State<Arc<App>>,
-    payload: Payload,
+    request: Request,
 ) -> ApiResult<Json<UpdateAnswer>> {
+    let claim = Claim::of(Dialect::Vllm, request.uri(), request.headers())?;
+    app.rl.expects(&claim)?;
+    let mut payload = Payload::read(request, &app.rl).await?;
+    let claim = claim.or(payload.text("update_id"))?;
     let version = payload.text("weight_version");
     let narrow = narrowing.allowed(payload.flag(ALLOW_NARROWING, false));
     let updated = blocking(&app, move |app| {
+        let _place = payload.place();
         let pieces = payload.pieces(&app.roots)?;
-        if app.rl.is_open() {
-            if narrow {
-                app.rl.allow_narrowing();
-            }
-            return Ok(Updated::Received(app.rl.send(&pieces)?));
-        }
         let begin = Begin { allow_narrowing: narrow, ..begin_of(version, None)? };
-        app.rl.whole(begin, &pieces, &actor).map(Updated::Published)
+        app.rl.take(begin, &claim, &pieces, &actor)
     })
     .await?;
-    Ok(Json(UpdateAnswer { message: "Weights updated", updated }))
+    let message = match &updated {
+        Updated::Received(received) => format!("Received; nothing is live before {}", received.ends_with),
+        Updated::Published(_) => "Weights updated".to_string(),
+    };
+    Ok(Json(UpdateAnswer { message, updated }))
 }
 
 /// Body of `/finish_weight_update`.
@@ -189,6 +198,8 @@ pub struct FinishWeightUpdate {
     pub weight_version: Option<Value>,
     /// Take tensors that came less precise than the model is declared.
     pub allow_narrowing: bool,
+    /// Which update, as begin answered it.
+    pub update_id: Option<String>,
 }
 
 /// What was published.
@@ -212,26 +223,30 @@ async fn finish_weight_update(
     _who: RlControl,
     narrowing: Narrowing,
     State(app): State<Arc<App>>,
+    uri: Uri,
+    headers: HeaderMap,
     OptionalJson(body): OptionalJson<FinishWeightUpdate>,
 ) -> ApiResult<Json<FinishAnswer>> {
+    let claim = Claim::of(Dialect::Vllm, &uri, &headers)?.or(body.update_id)?;
     let (version, narrow) = (version_text(body.weight_version)?, narrowing.allowed(body.allow_narrowing));
-    let published = blocking(&app, move |app| {
-        if narrow {
-            app.rl.allow_narrowing();
-        }
-        app.rl.finish(version)
-    })
-    .await?;
+    let published = blocking(&app, move |app| app.rl.finish(&claim, version, narrow)).await?;
     Ok(Json(FinishAnswer { message: "Weight update finished", published }))
 }
 
 /// Give an update up: what came is forgotten
 #[utoipa::path(post, path = "/abort_weight_update", tag = "rl", responses(
     (status = 200, description = "It is forgotten, or none was open", body = Message),
+    (status = 409, description = "Another update than the one that is named is open", body = ErrorBody),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
-async fn abort_weight_update(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Message>> {
-    let was = blocking(&app, |app| Ok(app.rl.abort())).await?;
+async fn abort_weight_update(
+    _who: RlControl,
+    State(app): State<Arc<App>>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> ApiResult<Json<Message>> {
+    let claim = Claim::of(Dialect::Vllm, &uri, &headers)?;
+    let was = blocking(&app, move |app| app.rl.abort(&claim)).await?;
     let message = if was { "Weight update aborted" } else { "No weight update was open" };
     Ok(Json(Message { message: message.to_string() }))
 }

@@ -3,16 +3,20 @@
 
 use std::collections::HashMap;
 
-use axum::body::Bytes;
-use axum::extract::{FromRef, FromRequest, Query, Request};
+use axum::body::{Bytes, HttpBody as _};
+use axum::extract::{Query, Request};
 use axum::http::{HeaderMap, StatusCode, header};
+use patchhost_runtime::checkpoint::stated_size;
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::roots::Roots;
+use super::update::RlState;
 use super::{BucketEntry, BucketMeta, Piece, UpdateInfo, base64_bytes, bucket, framed, packed, pickle, safetensors};
 use crate::base::text::clean;
 use crate::serve::error::{ApiError, ApiResult};
-use crate::serve::json::{Limits, parse, read};
+use crate::serve::intake::{Limit, PATIENCE, Read, begins_as_json, read};
+use crate::serve::json::parse;
 
 /// A body that may hold tensors, with what the URL and the headers say about it.
 pub struct Payload {
@@ -22,6 +26,8 @@ pub struct Payload {
     pub content: Content,
     /// Most bytes that are read of a file which the body names.
     limit: usize,
+    /// Its place among the bodies in memory, until its tensors are where they belong.
+    held: Option<OwnedSemaphorePermit>,
 }
 
 /// The body itself, told apart by its content type.
@@ -38,47 +44,117 @@ pub enum Content {
     Raw(Vec<UpdateInfo>, Bytes),
 }
 
-impl<S: Send + Sync> FromRequest<S> for Payload
-where
-    Limits: FromRef<S>,
-{
-    type Rejection = ApiError;
+/// How a body is to be read, as its content type says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Json,
+    Bucket,
+    Bytes,
+}
 
-    async fn from_request(request: Request, state: &S) -> ApiResult<Self> {
+impl Kind {
+    fn of(headers: &HeaderMap) -> ApiResult<Self> {
+        let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let mime = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        match mime.as_str() {
+            "application/json" => Ok(Self::Json),
+            "application/x-bucket" => Ok(Self::Bucket),
+            "application/octet-stream" | "application/x-safetensors" | "application/vnd.safetensors" | "" => {
+                Ok(Self::Bytes)
+            }
+            other => Err(ApiError::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                "the request's content type",
+                format!("it is `{}`", clean(other, 100)),
+                "send application/json, application/x-safetensors (or octet-stream), or application/x-bucket",
+            )),
+        }
+    }
+}
+
+/// What the bytes are called in messages.
+const BODY: &str = "the request's body";
+/// So many bytes tell a pickle from a safetensors file.
+const HEAD: usize = 16;
+
+impl Payload {
+    /// Reads a body that may hold tensors, no more of it than the model can take. Bytes that cannot be what they should be
+    /// are refused when the first of them came.
+    pub async fn read(request: Request, rl: &RlState) -> ApiResult<Self> {
         let (parts, body) = request.into_parts();
         let query = Query::try_from_uri(&parts.uri).map(|Query(q)| q).map_err(|e| {
             ApiError::bad("the query of the URL", clean(&e.to_string(), 200), "write it as name=value&…")
         })?;
-        let limit = Limits::from_ref(state).weights;
-        let bytes = read(body, limit, "--max-weights-body").await?;
-        let content = content(&parts.headers, &query, bytes)?;
-        Ok(Self { query, content, limit })
+        let kind = Kind::of(&parts.headers)?;
+        let tensors = rl.bound();
+        // Base64 makes four bytes of three.
+        let all = tensors.saturating_add(tensors / 3 + 4);
+        let most = if kind == Kind::Json { all } else { tensors };
+        let next = match most > rl.max_body {
+            true => "send it in several requests, or start the server with a larger --max-weights-body",
+            false => "send the tensors of this model only, in several requests: more does not fit it",
+        };
+        let limit =
+            Limit { bytes: most.min(rl.max_body), all, room: &rl.uploads, patience: PATIENCE, next: next.to_string() };
+        let declared = body.size_hint().exact();
+        let is_file = kind == Kind::Bytes && !is_described(&parts.headers, &query);
+        let read = read(body, &limit, |came| match kind {
+            Kind::Json => begins_as_json(came),
+            Kind::Bytes if is_file => looks_like_a_file(came, declared, limit.bytes),
+            Kind::Bytes | Kind::Bucket if came.len() < HEAD => Ok(false),
+            Kind::Bytes | Kind::Bucket => Ok(pickle::refuse(BODY, came).map(|()| true)?),
+        });
+        let Read { bytes, held } = read.await?;
+        let content = content(kind, &parts.headers, &query, bytes)?;
+        Ok(Self { query, content, limit: limit.bytes, held })
+    }
+
+    /// Its place among the bodies in memory: others may come when this is dropped.
+    pub fn place(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.held.take()
     }
 }
 
-fn content(headers: &HeaderMap, query: &HashMap<String, String>, bytes: Bytes) -> ApiResult<Content> {
-    let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let mime = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+/// Whether the first bytes of a body are those of a safetensors file that fits.
+fn looks_like_a_file(came: &[u8], declared: Option<u64>, limit: usize) -> ApiResult<bool> {
+    if came.len() < HEAD {
+        return Ok(false);
+    }
+    pickle::refuse(BODY, came)?;
+    let Some(size) = stated_size(BODY, came)? else { return Ok(false) };
+    let next = "send all of what safetensors.torch.save gives, and nothing else";
+    match declared {
+        Some(declared) if declared != size => {
+            let why = format!("its header describes {size} bytes, and it has {declared}");
+            Err(ApiError::bad(BODY, why, next))
+        }
+        _ if size > limit as u64 => {
+            let why = format!("its header describes {size} bytes; this endpoint takes {limit} at most");
+            Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", BODY, why, next))
+        }
+        _ => Ok(true),
+    }
+}
+
+fn content(kind: Kind, headers: &HeaderMap, query: &HashMap<String, String>, bytes: Bytes) -> ApiResult<Content> {
     if bytes.is_empty() {
         return Ok(Content::Empty);
     }
-    match mime.as_str() {
-        "application/json" => parse(&bytes).map(Content::Json),
-        "application/x-bucket" => Ok(Content::Framed(bytes)),
-        "application/octet-stream" | "application/x-safetensors" | "application/vnd.safetensors" | "" => {
-            match described(headers, query, bytes.len())? {
-                Some(info) => Ok(Content::Raw(info, bytes)),
-                None => Ok(Content::Safetensors(bytes)),
-            }
-        }
-        other => Err(ApiError::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            "the request's content type",
-            format!("it is `{}`", clean(other, 100)),
-            "send application/json, application/x-safetensors (or octet-stream), or application/x-bucket",
-        )),
+    match kind {
+        Kind::Json => parse(&bytes).map(Content::Json),
+        Kind::Bucket => Ok(Content::Framed(bytes)),
+        Kind::Bytes => match described(headers, query, bytes.len())? {
+            Some(info) => Ok(Content::Raw(info, bytes)),
+            None => Ok(Content::Safetensors(bytes)),
+        },
     }
+}
+
+/// Whether the URL or a header says what raw bytes are.
+fn is_described(headers: &HeaderMap, query: &HashMap<String, String>) -> bool {
+    ["update_info", "bucket_meta", "name"].iter().any(|field| query.contains_key(*field))
+        || ["x-update-info", "x-bucket-meta"].iter().any(|name| headers.contains_key(*name))
 }
 
 /// What the URL or a header says about raw bytes: `update_info`, `bucket_meta` (JSON), or `name`, `dtype`, `shape` and
@@ -150,12 +226,12 @@ impl Payload {
     pub fn pieces(self, roots: &Roots) -> ApiResult<Vec<Piece>> {
         match self.content {
             Content::Empty => Err(ApiError::bad(
-                "the request's body",
+                BODY,
                 "it is empty, and this endpoint takes tensors",
                 "send safetensors bytes (Content-Type: application/octet-stream)",
             )),
-            Content::Safetensors(bytes) => Ok(safetensors("the request's body", bytes)?),
-            Content::Framed(bytes) => Ok(framed("the request's body", bytes)?),
+            Content::Safetensors(bytes) => Ok(safetensors(BODY, bytes)?),
+            Content::Framed(bytes) => Ok(framed(BODY, bytes)?),
             Content::Raw(infos, bytes) => {
                 let mut infos = infos.into_iter();
                 match (infos.next(), infos.next()) {

@@ -3,7 +3,9 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `update` | the open update: begin, send, finish, abort; what the live weights are called |
+//! | `update` | the open update: begin, send, finish, abort |
+//! | `open` | whose update that is: which requests belong to it |
+//! | `held` | what the live weights are called and hold |
 //! | `body` | the body of a request, with what the URL and the headers say about it |
 //! | `meta` | what a trainer says about bytes: `update_info`, `bucket_meta` |
 //! | `piece`, `dtype` | bytes taken apart into tensors and parts of tensors |
@@ -22,9 +24,11 @@
 
 mod body;
 mod dtype;
+mod held;
 mod inspect;
 mod meta;
 mod narrowing;
+mod open;
 pub mod pickle;
 mod piece;
 mod refused;
@@ -32,12 +36,14 @@ mod roots;
 mod update;
 
 pub use body::{Content, Payload};
+pub use held::{begin_of, version_name, version_text};
 pub use inspect::{Action, Checked};
 pub use meta::{BucketEntry, BucketMeta, UpdateInfo};
 pub use narrowing::{FIELD as ALLOW_NARROWING, Narrowing};
+pub use open::{Claim, Dialect};
 pub use piece::{Piece, base64_bytes, bucket, framed, packed, safetensors};
 pub use roots::Roots;
-pub use update::{Published, Received, RlState, begin_of, version_name, version_text};
+pub use update::{Begun, Published, Received, RlState, Updated};
 
 use patchhost_runtime::error::{Refusal, RuntimeError};
 

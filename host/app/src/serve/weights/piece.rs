@@ -5,7 +5,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use bytes::Bytes;
 use patchhost_runtime::assembly::ChunkHeader;
-use patchhost_runtime::bytes::TensorBytes;
+use patchhost_runtime::bytes::{TensorBytes, TensorData};
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor, MAX_HEADER};
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
@@ -32,7 +32,7 @@ pub struct Piece {
     /// Where `data` begins within the tensor, in bytes.
     pub offset: usize,
     /// The bytes that came: all of the tensor, or those from `offset` on.
-    pub data: TensorBytes,
+    pub data: TensorData,
 }
 
 impl Piece {
@@ -143,12 +143,28 @@ pub fn packed(info: &UpdateInfo, bytes: &Bytes) -> Result<Vec<Piece>, BodyError>
             "send the tensors one after the other, in the order of the names",
         ));
     }
-    entries.iter().map(|entry| cut(entry, bytes)).collect()
+    cut_all(&entries, bytes)
 }
 
 /// Raw bytes, each tensor where its entry says.
 pub fn bucket(meta: BucketMeta, bytes: &Bytes) -> Result<Vec<Piece>, BodyError> {
-    meta.entries()?.iter().map(|entry| cut(entry, bytes)).collect()
+    cut_all(&meta.entries()?, bytes)
+}
+
+/// Bytes that no entry names would stay in memory as long as those beside them, and nobody would count them.
+fn cut_all(entries: &[BucketEntry], bytes: &Bytes) -> Result<Vec<Piece>, BodyError> {
+    let pieces: Vec<Piece> = entries.iter().map(|entry| cut(entry, bytes)).collect::<Result<_, _>>()?;
+    let named = pieces.iter().fold(0usize, |sum, piece| sum.saturating_add(piece.data.len()));
+    if named >= bytes.len() / 2 {
+        return Ok(pieces);
+    }
+    let copied = |piece: Piece| {
+        let own = Bytes::copy_from_slice(&piece.data.load()?);
+        let len = own.len();
+        let data = TensorBytes::new(Arc::new(own), 0..len).map_or_else(|| piece.data.clone(), TensorData::from);
+        Ok(Piece { data, ..piece })
+    };
+    pieces.into_iter().map(copied).collect()
 }
 
 /// Eight bytes of length, JSON (`{"bucket_meta": …}` or vLLM's lists), raw bytes.
@@ -213,7 +229,8 @@ fn cut(entry: &BucketEntry, bytes: &Bytes) -> Result<Piece, BodyError> {
         malformed(shown(&entry.name), why, "check offset, dtype and shape")
     })?;
     let dtype = dtype::named(&entry.dtype).ok_or_else(|| unknown(entry))?;
-    Ok(Piece { name: entry.name.clone(), dtype, shape: entry.shape.clone(), offset: entry.tensor_offset, data })
+    let (name, shape) = (entry.name.clone(), entry.shape.clone());
+    Ok(Piece { name, dtype, shape, offset: entry.tensor_offset, data: data.into() })
 }
 
 fn size(entry: &BucketEntry) -> Result<usize, BodyError> {

@@ -66,6 +66,7 @@ impl From<LiveError> for ApiError {
 fn refit(error: RuntimeError) -> ApiError {
     let (code, refusal) = match error {
         RuntimeError::Refit(r) => ("refit_refused", r),
+        RuntimeError::Checkpoint(r) => ("checkpoint_refused", r),
         RuntimeError::NonFinite(r) => ("non_finite", r),
         RuntimeError::Contract(r) => ("scale_contract", r),
         RuntimeError::Hook(e) => {

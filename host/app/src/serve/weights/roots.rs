@@ -201,7 +201,9 @@ impl Pinned {
 
     /// The weights, read as `patchhost refit --from` reads them.
     pub fn load(&self, base: Option<Base<'_>>, target: Option<Version>) -> Result<Loaded, VersionError> {
-        Source::open(&self.path)?.load(base, target)
+        let loaded = Source::open(&self.path)?.load(base, target)?;
+        loaded.checkpoint.call_files(|label| self.plain(label));
+        Ok(loaded)
     }
 
     /// Whether it is a folder of versions.
@@ -211,7 +213,9 @@ impl Pinned {
 
     /// The tensors of a file, or of one file of the folder.
     pub fn checkpoint(&self, file: Option<&str>) -> Result<Checkpoint, RuntimeError> {
-        Checkpoint::open(&file.map_or_else(|| self.path.clone(), |f| self.path.join(f)))
+        let checkpoint = Checkpoint::open(&file.map_or_else(|| self.path.clone(), |f| self.path.join(f)))?;
+        checkpoint.call_files(|label| self.plain(label));
+        Ok(checkpoint)
     }
 
     /// A small text file of the folder.
@@ -220,7 +224,7 @@ impl Pinned {
         files::read_text(&self.path.join(file), limit).map_err(|e| bad(e.to_string()))
     }
 
-    /// A message of a reader, with the client's path in place of the private one.
+    /// A message of a reader, or the name of a file, with the client's path in place of the private one.
     pub fn plain(&self, message: &str) -> String {
         message
             .replace(&self.path.display().to_string(), &self.shown)
@@ -357,8 +361,8 @@ mod tests {
         let one = tmp.path().join("root/model/model.safetensors").display().to_string();
         for name in ["model", "./model", "model/../model", "model/model.safetensors", &whole, &one] {
             let loaded = roots.pin(name).unwrap_or_else(|e| panic!("{name}: {e}")).load(None, None).unwrap();
-            // The handles are closed; the map is not.
-            assert_eq!(loaded.checkpoint.get("w").unwrap().data[..], [1, 2, 3, 4], "{name}");
+            // The handles are closed; the checkpoint's own are not.
+            assert_eq!(loaded.checkpoint.get("w").unwrap().data.load().unwrap()[..], [1, 2, 3, 4], "{name}");
         }
     }
 

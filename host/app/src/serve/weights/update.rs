@@ -1,40 +1,35 @@
 //! An update of the weights, whatever the endpoint is called:
 //! pause → begin → chunks → finish → publish → forget prefixes → resume.
 //!
-//! One update is open at a time. Nothing of it touches the live weights before all of it came and was proved; whatever
-//! goes wrong, the old weights serve on.
+//! One update is open at a time, and `open.rs` says whose requests belong to it. Nothing of it touches the live weights
+//! before all of it came and was proved; whatever goes wrong, the old weights serve on.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 use axum::http::StatusCode;
-use patchhost_runtime::generate::TokenVersion;
-use patchhost_runtime::refit::{Begin, Manifest};
+use patchhost_runtime::checkpoint::Checkpoint;
+use patchhost_runtime::refit::Begin;
 use patchhost_runtime::scheduler::Scheduler;
-use patchhost_runtime::weights::WeightSet;
 use serde::Serialize;
-use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::Piece;
-use super::inspect::{self, Action, Checked};
-use super::refused::version_error;
-use super::roots::Pinned;
+use super::held::{Renamed, version_name};
+use super::open::{Claim, Dialect, Open, Refused, fresh_id};
 use crate::base::text::clean;
-use crate::checkpoint::versions::{Base, Version};
 use crate::live::{LiveModel, Refitted, Update};
 use crate::patch::Actor;
 use crate::serve::auth::RlAuth;
 use crate::serve::error::{ApiError, ApiResult};
-use crate::serve::metrics::{Metrics, WeightUpdate};
+use crate::serve::intake::Room;
+use crate::serve::metrics::Metrics;
 
-/// After so long without a chunk, whoever begins anew takes the place of an open update: its sender is gone.
-const ABANDONED: Duration = Duration::from_secs(600);
 /// Largest body of the endpoints that take weights, unless told otherwise.
 const MAX_BODY: usize = 2 << 30;
-/// Most bytes of the name of a version.
-const VERSION: usize = 200;
+/// Bytes of an update beside the model's: headers, scales, tensors that it does not know.
+const SLACK: usize = 4 << 20;
 
 /// What the endpoints for trainers share: who may use them, the update that is open, what the live weights are called.
 pub struct RlState {
@@ -42,34 +37,35 @@ pub struct RlState {
     pub auth: RlAuth,
     /// Largest body in bytes that holds weights or adapters.
     pub max_body: usize,
-    live: Arc<LiveModel>,
+    /// The memory for such bodies.
+    pub uploads: Room,
+    pub(super) live: Arc<LiveModel>,
     scheduler: Scheduler,
     metrics: Arc<Metrics>,
-    open: Mutex<Option<Open>>,
+    place: Mutex<Place>,
+    /// What an update can take in memory; known once weights were loaded.
+    bound: OnceLock<usize>,
     /// Another name of weights than they were published with.
-    renamed: Mutex<Option<Renamed>>,
+    pub(super) renamed: Mutex<Option<Renamed>>,
     /// Checksums that `compare` compares with.
-    baseline: Mutex<Option<BTreeMap<String, String>>>,
+    pub(super) baseline: Mutex<Option<BTreeMap<String, String>>>,
 }
 
-/// Weights that were called by another name.
-struct Renamed {
-    /// Id of the set of weights.
-    id: u64,
-    /// What they were published as.
-    label: String,
-    /// What they are called now.
-    name: String,
+/// The one update that can be open.
+#[derive(Default)]
+struct Place {
+    open: Option<Open>,
+    /// Who wanted to begin meanwhile, and may not have noticed that it was refused.
+    refused: Option<Refused>,
 }
 
-/// An update that has begun and not ended.
-struct Open {
-    update: Update,
-    /// It was opened by its first tensor (TRL has no call for it).
-    implicit: bool,
-    last: Instant,
-    /// In the metrics for as long as it is open.
-    _in_flight: WeightUpdate,
+/// An update that began.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Begun {
+    /// What requests can name it by: as the header `X-Update-Id`, or as `update_id` in the URL or body.
+    pub update_id: String,
+    /// Whether each of its requests has to: another sender was refused a moment ago, or the id is the client's own.
+    pub must_be_named: bool,
 }
 
 /// Weights that are live now.
@@ -105,7 +101,7 @@ pub struct Published {
 }
 
 /// What has come so far.
-#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Received {
     /// Tensors (or parts) of this request.
     pub tensors: usize,
@@ -113,9 +109,23 @@ pub struct Received {
     pub tensors_total: usize,
     /// Bytes of the update.
     pub bytes_total: u64,
+    /// The update that they are a part of.
+    pub update_id: String,
+    /// The call that ends it: nothing is live before.
+    pub ends_with: &'static str,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// What became of tensors.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Updated {
+    /// They are a part of an update that was begun. Nothing is live yet.
+    Received(Received),
+    /// They were a whole update, which is live.
+    Published(Published),
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -125,124 +135,255 @@ impl RlState {
         Self {
             auth: RlAuth::default(),
             max_body: MAX_BODY,
+            uploads: Room::default(),
             live,
             scheduler,
             metrics,
-            open: Mutex::default(),
+            place: Mutex::default(),
+            bound: OnceLock::new(),
             renamed: Mutex::default(),
             baseline: Mutex::default(),
         }
     }
 
-    /// Whether an update is open.
-    pub fn is_open(&self) -> bool {
-        lock(&self.open).is_some()
-    }
-
-    /// Whether an update is open that its first tensor began, and no call (TRL has none for it).
+    /// Whether TRL's update is open, which its first parameter began.
     pub fn is_implicit(&self) -> bool {
-        lock(&self.open).as_ref().is_some_and(|open| open.implicit)
+        lock(&self.place).open.as_ref().is_some_and(|open| open.dialect == Dialect::Trl)
     }
 
-    /// What weights are called: as the trainer named them last.
-    pub fn version_of(&self, weights: &WeightSet) -> String {
-        match &*lock(&self.renamed) {
-            Some(renamed) if renamed.id == weights.id() => renamed.name.clone(),
-            _ => weights.label().to_string(),
-        }
-    }
-
-    /// Calls the live weights by another name.
-    pub fn rename(&self, weights: &WeightSet, name: String) {
-        *lock(&self.renamed) = Some(Renamed { id: weights.id(), label: weights.label().to_string(), name });
-    }
-
-    /// Gives the weights in what an answer says about its tokens the name that the trainer gave them last.
-    pub fn name(&self, version: &mut TokenVersion) {
-        if let Some(renamed) = &*lock(&self.renamed)
-            && renamed.label == version.version
-        {
-            version.version.clone_from(&renamed.name);
-        }
-    }
-
-    /// Opens an update. `implicit`: no call asked for it, its first tensor did.
-    pub fn begin(&self, begin: Begin, implicit: bool, actor: &Actor) -> ApiResult<()> {
-        let mut open = lock(&self.open);
-        if let Some(old) = &*open {
-            if old.last.elapsed() < ABANDONED {
-                return Err(conflict(
-                    format!("update `{}`", begin.version.as_deref().unwrap_or("(unnamed)")),
-                    format!(
-                        "another update is open: {} tensors came, the last {} s ago; one at a time",
-                        old.update.arrivals().tensors(),
-                        old.last.elapsed().as_secs()
-                    ),
-                ));
-            }
-            *open = None;
-        }
-        let update = self.live.open_update(begin, actor)?;
-        let in_flight = self.metrics.weight_update("update");
-        *open = Some(Open { update, implicit, last: Instant::now(), _in_flight: in_flight });
-        Ok(())
-    }
-
-    /// Lets the open update bring tensors that are less precise than the model is declared.
-    pub fn allow_narrowing(&self) {
-        if let Some(open) = &mut *lock(&self.open) {
-            open.update.allow_narrowing();
-        }
-    }
-
-    /// Takes tensors into the open update.
-    pub fn send(&self, pieces: &[Piece]) -> ApiResult<Received> {
-        let _time = self.metrics.weight_update("receive");
-        let mut open = lock(&self.open);
-        let Some(open) = &mut *open else {
-            return Err(ApiError::new(
+    /// Refuses what cannot be a part of the open update, before its body is read.
+    pub fn expects(&self, claim: &Claim) -> ApiResult<()> {
+        let place = lock(&self.place);
+        match (&place.open, &claim.id) {
+            (Some(open), _) if !open.is_abandoned() => open.is_meant(claim),
+            (None, _) if self.live.is_updating() => Err(ApiError::new(
                 StatusCode::CONFLICT,
-                "no_update",
-                "these tensors",
-                "no update is open",
-                "begin one: POST /start_weight_update (vLLM) or /begin_weight_update (SGLang)",
-            ));
+                "conflict",
+                "this update",
+                "another is being published; one at a time",
+                "send it again in a moment",
+            )),
+            (_, _) if claim.dialect == Dialect::Trl => Ok(()),
+            (Some(open), Some(_)) => open.is_meant(claim),
+            (None, Some(id)) => Err(none_open(format!("a part of update `{id}`"))),
+            (_, None) => Ok(()),
+        }
+    }
+
+    /// Most bytes that the tensors of an update can have: those of the model in f32, which a sender may widen to, and a
+    /// little for what only its sender knows.
+    pub fn bound(&self) -> usize {
+        let compute = |checkpoint: &Checkpoint| {
+            let registry = self.live.engine().registry();
+            let elements = |shape: &[usize]| shape.iter().fold(1usize, |n, d| n.saturating_mul(*d));
+            let held = registry.params().iter().map(|p| elements(&p.shape()));
+            // What the file has beside them, and a trainer may send along: another tower, names that a patch places.
+            let known = |name: &str| registry.native(name).is_some() || registry.expert_names(name).is_some();
+            let others = checkpoint.tensors().filter(|t| !known(&t.name));
+            let all = held.chain(others.map(|t| elements(&t.shape))).fold(0usize, usize::saturating_add);
+            all.saturating_mul(4).saturating_add(SLACK)
         };
+        if let Some(bound) = self.bound.get() {
+            return *bound;
+        }
+        match self.live.source() {
+            Some((checkpoint, _)) => *self.bound.get_or_init(|| compute(&checkpoint)),
+            None => SLACK,
+        }
+    }
+
+    /// Opens an update.
+    pub fn begin(&self, begin: Begin, claim: &Claim, actor: &Actor) -> ApiResult<Begun> {
+        let mut place = lock(&self.place);
+        let place = &mut *place;
+        let version = begin.version.as_deref();
+        if let Some(open) = &place.open {
+            // A client that names its own update again has started over.
+            let again = open.named && claim.id.as_ref() == Some(&open.id);
+            if !(again || open.is_abandoned()) {
+                place.refused = Some(Refused::new(claim, version));
+                return Err(open.conflict(format!("update `{}`", version.unwrap_or("(unnamed)")), ""));
+            }
+            place.open = None;
+        }
+        if place.refused.as_ref().is_some_and(|refused| refused.is(claim, version) || !refused.counts()) {
+            place.refused = None;
+        }
+        let named = claim.id.is_some() || place.refused.is_some();
+        let open = self.opened(begin, claim, named, actor)?;
+        let begun = Begun { update_id: open.id.clone(), must_be_named: named };
+        place.open = Some(open);
+        Ok(begun)
+    }
+
+    fn opened(&self, begin: Begin, claim: &Claim, named: bool, actor: &Actor) -> ApiResult<Open> {
+        let version = begin.version.clone();
+        Ok(Open {
+            update: self.update(begin, actor)?,
+            dialect: claim.dialect,
+            id: claim.id.clone().unwrap_or_else(fresh_id),
+            named,
+            version,
+            begun: Instant::now(),
+            last: Instant::now(),
+            first: None,
+            _in_flight: self.metrics.weight_update("update"),
+        })
+    }
+
+    fn update(&self, begin: Begin, actor: &Actor) -> ApiResult<Update> {
+        let mut update = self.live.open_update(begin, actor)?;
+        update.at_most(self.bound());
+        Ok(update)
+    }
+
+    /// Tensors of a request that may be a part of the open update or a whole one. `begin` is how the whole one begins.
+    pub fn take(&self, begin: Begin, claim: &Claim, pieces: &[Piece], actor: &Actor) -> ApiResult<Updated> {
+        {
+            let mut place = lock(&self.place);
+            let place = &mut *place;
+            if let Some(open) = &mut place.open {
+                match is_whole(open, claim, &begin, pieces) {
+                    false => {
+                        open.is_meant(claim)?;
+                        if begin.allow_narrowing {
+                            open.update.allow_narrowing();
+                        }
+                        if let Some(version) = begin.version {
+                            open.version = Some(version.clone());
+                            open.update.rename(version);
+                        }
+                        return self.send(open, pieces).map(Updated::Received);
+                    }
+                    true if open.is_abandoned() => place.open = None,
+                    true => {
+                        return Err(
+                            open.conflict("this whole update".to_string(), "it is no part of the open one, and ")
+                        );
+                    }
+                }
+            } else if let Some(id) = &claim.id {
+                return Err(none_open(format!("a part of update `{id}`")));
+            }
+        }
+        self.whole(begin, pieces, actor).map(Updated::Published)
+    }
+
+    /// TRL's parameters: the first opens an update. When it comes again, its sender was started again, and so is the update.
+    pub fn parameter(&self, begin: Begin, claim: &Claim, pieces: &[Piece], actor: &Actor) -> ApiResult<Received> {
+        let mut place = lock(&self.place);
+        let place = &mut *place;
+        let first = pieces.first().map(|piece| (piece.name.clone(), piece.offset));
+        if let Some(open) = &mut place.open {
+            match open.is_meant(claim) {
+                Err(error) if !open.is_abandoned() => return Err(error),
+                // It gives way, or its sender starts over.
+                Err(_) => {}
+                Ok(()) if open.first.is_some() && open.first == first => {}
+                Ok(()) => {
+                    if begin.allow_narrowing {
+                        open.update.allow_narrowing();
+                    }
+                    let again = pieces.iter().any(|piece| open.update.arrivals().has(&piece.name));
+                    let sent = self.send(open, pieces);
+                    if sent.is_err() && again && open.dialect == Dialect::Trl {
+                        place.open = None;
+                        return Err(doubled(first));
+                    }
+                    return sent;
+                }
+            }
+            place.open = None;
+        }
+        let mut open = self.opened(begin, claim, claim.id.is_some(), actor)?;
+        open.first = first;
+        let received = self.send(&mut open, pieces)?;
+        place.open = Some(open);
+        Ok(received)
+    }
+
+    /// Takes tensors into an update: all of the request, or none.
+    fn send(&self, open: &mut Open, pieces: &[Piece]) -> ApiResult<Received> {
+        let _time = self.metrics.weight_update("receive");
         take(&mut open.update, pieces)?;
         open.last = Instant::now();
         let arrivals = open.update.arrivals();
-        Ok(Received { tensors: pieces.len(), tensors_total: arrivals.tensors(), bytes_total: arrivals.bytes() })
+        Ok(Received {
+            tensors: pieces.len(),
+            tensors_total: arrivals.tensors(),
+            bytes_total: arrivals.bytes(),
+            update_id: open.id.clone(),
+            ends_with: open.dialect.end(),
+        })
     }
 
     /// Ends the open update: it is published, or refused and forgotten.
-    pub fn finish(&self, version: Option<String>) -> ApiResult<Published> {
+    pub fn finish(&self, claim: &Claim, version: Option<String>, allow_narrowing: bool) -> ApiResult<Published> {
         let version = version_name(version)?;
-        let open = lock(&self.open).take();
-        let Some(mut open) = open else {
-            return Err(ApiError::new(
-                StatusCode::CONFLICT,
-                "no_update",
-                "the end of an update",
-                "no update is open",
-                "begin one and send its tensors first",
-            ));
+        let mut open = {
+            let mut place = lock(&self.place);
+            let place = &mut *place;
+            let Some(open) = &place.open else { return Err(none_open("the end of an update".to_string())) };
+            let what = || "the end of an update".to_string();
+            match &claim.id {
+                Some(id) if *id != open.id => return Err(open.other(what())),
+                None if claim.dialect != open.dialect => return Err(open.conflict(what(), "it is another's: ")),
+                None if open.named => {
+                    // Whoever it was, what came is no update that can be trusted, and its sender may be gone.
+                    let error = open.unnamed(what());
+                    place.open = None;
+                    return Err(error);
+                }
+                _ => {}
+            }
+            let Some(open) = place.open.take() else { return Err(none_open(what())) };
+            open
         };
         if let Some(version) = version {
             open.update.rename(version);
         }
+        if allow_narrowing {
+            open.update.allow_narrowing();
+        }
         let _time = self.metrics.weight_update("finish");
-        self.publish(open.update)
+        let named = open.named;
+        self.publish(open.update).inspect_err(|_| {
+            // Its sender was gone, most likely, and who was refused has ended it.
+            if !named {
+                lock(&self.place).refused = None;
+            }
+        })
     }
 
-    /// Forgets the open update; false if there was none.
-    pub fn abort(&self) -> bool {
-        lock(&self.open).take().is_some()
+    /// Forgets the open update; false if there was none. Everybody may begin then.
+    pub fn abort(&self, claim: &Claim) -> ApiResult<bool> {
+        let mut place = lock(&self.place);
+        let place = &mut *place;
+        if let (Some(id), Some(open)) = (&claim.id, &place.open)
+            && *id != open.id
+        {
+            return Err(open.other(format!("giving up update `{id}`")));
+        }
+        place.refused = None;
+        Ok(place.open.take().is_some())
     }
 
-    /// A whole update at once, as one request brings it; an update that is open stays so.
+    /// A whole update at once, as one request brings it. It is never a part of one that is open.
     pub fn whole(&self, begin: Begin, pieces: &[Piece], actor: &Actor) -> ApiResult<Published> {
         let _time = self.metrics.weight_update("update");
-        let mut update = self.live.open_update(begin, actor)?;
+        let mut update = {
+            let mut place = lock(&self.place);
+            let place = &mut *place;
+            match &place.open {
+                Some(open) if !open.is_abandoned() => {
+                    return Err(
+                        open.conflict(format!("update `{}`", begin.version.as_deref().unwrap_or("(unnamed)")), "")
+                    );
+                }
+                _ => place.open = None,
+            }
+            self.update(begin, actor)?
+        };
         take(&mut update, pieces)?;
         self.publish(update)
     }
@@ -253,104 +394,39 @@ impl RlState {
         self.scheduler.reset_prefix_cache();
         Ok(published(&done))
     }
-
-    /// The tensors of a file or folder in a root, and what they are called: as `version` says, else by their number where
-    /// they are a version. Of a folder of versions, `version` names one, and the newest is taken where it names none.
-    pub fn load(&self, pinned: &Pinned, version: Option<String>) -> ApiResult<(Vec<Piece>, Option<String>)> {
-        let source = self.live.source();
-        let base = source
-            .as_ref()
-            .map(|(checkpoint, held)| Base { checkpoint, version: held.as_deref().and_then(Version::parse) });
-        // Of anything but a folder of versions it is only a name.
-        let target = version.as_deref().and_then(Version::parse).filter(|_| pinned.is_series());
-        let loaded = pinned.load(base, target).map_err(|e| version_error(e, |text| pinned.plain(text)))?;
-        Ok((Piece::all(&loaded.checkpoint), version.or_else(|| loaded.version.map(|v| v.to_string()))))
-    }
-
-    /// Checksums of the live weights: given, remembered, or compared with those of `baseline` (or with the remembered).
-    pub fn check(&self, action: Action, baseline: Option<BTreeMap<String, String>>) -> ApiResult<Checked> {
-        let engine = self.live.engine();
-        let live = engine.live()?;
-        let now = inspect::checksums(engine, &live);
-        match action {
-            Action::Checksum => Ok(Checked::Checksums { checksums: now, digest: live.digest(engine.registry()) }),
-            Action::Reset => {
-                *lock(&self.baseline) = Some(now);
-                Ok(Checked::Status { status: "reset" })
-            }
-            Action::Compare => {
-                let baseline = match baseline {
-                    Some(given) => given,
-                    None => lock(&self.baseline).clone().ok_or_else(|| {
-                        ApiError::bad(
-                            "`compare`",
-                            "no baseline was given, and none was set",
-                            "give `baseline`, or ask for `reset` before the update",
-                        )
-                        .param("baseline")
-                    })?,
-                };
-                let mismatches = inspect::differences(&now, &baseline);
-                Ok(Checked::Compared { r#match: mismatches.is_empty(), mismatches })
-            }
-        }
-    }
-
-    /// Values of a live tensor as nested lists, by its name in the checkpoint or in the runtime, FP8 widened; only the first
-    /// `truncate` entries of its first dimension.
-    pub fn values(&self, name: &str, truncate: usize) -> ApiResult<Value> {
-        let engine = self.live.engine();
-        inspect::values(engine, &*engine.live()?, name, truncate)
-    }
 }
 
-/// A version as JSON has it: trainers send text, or the number of a step.
-pub fn version_text(value: Option<Value>) -> ApiResult<Option<String>> {
-    match value {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(Value::Number(n)) => Ok(Some(n.to_string())),
-        Some(_) => {
-            Err(ApiError::bad("`weight_version`", "it is neither text nor a number", "give one")
-                .param("weight_version"))
-        }
+/// Whether a request is an update by itself, and no part of the open one: it comes by another protocol, names the weights
+/// otherwise, promises all of them, or brings again all that came and more.
+fn is_whole(open: &Open, claim: &Claim, begin: &Begin, pieces: &[Piece]) -> bool {
+    if claim.id.is_some() {
+        return false;
     }
-}
-
-/// What weights may be called; an empty name is none.
-pub fn version_name(given: Option<String>) -> ApiResult<Option<String>> {
-    let Some(name) = given.filter(|n| !n.is_empty()) else { return Ok(None) };
-    if name.len() > VERSION || name.chars().any(char::is_control) {
-        return Err(ApiError::bad(
-            format!("weight version `{}`", clean(&name, 80)),
-            format!("a version is at most {VERSION} bytes, without control characters"),
-            "give a number, or a short name",
-        )
-        .param("weight_version"));
-    }
-    Ok(Some(name))
-}
-
-/// How an update begins: what the weights are called then, and what must come.
-pub fn begin_of(version: Option<String>, manifest: Option<Value>) -> ApiResult<Begin> {
-    let manifest: Option<Manifest> = match manifest.filter(|v| !v.is_null()) {
-        None => None,
-        Some(value) => Some(serde_json::from_value(value).map_err(|e| {
-            let next = "give {\"tensors\": {NAME: {\"dtype\": \"BF16\", \"shape\": [2, 3], \"sha256\": \"…\"}}}; each field may be absent";
-            ApiError::bad("`manifest`", clean(&e.to_string(), 300), next).param("manifest")
-        })?),
+    let renames = match (&begin.version, &open.version) {
+        (Some(given), Some(name)) => given != name,
+        // SGLang's clients name the weights with each bucket.
+        (Some(_), None) => claim.dialect != Dialect::Sglang,
+        (None, _) => false,
     };
-    Ok(Begin { version: version_name(version)?, manifest, ..Begin::default() })
+    let again = || {
+        let names: BTreeSet<&str> = pieces.iter().map(|p| p.name.as_str()).collect();
+        let came = open.update.arrivals();
+        let twice = names.iter().filter(|name| came.has(name)).count();
+        twice > 0 && twice == came.tensors() && names.len() > twice
+    };
+    claim.dialect != open.dialect || renames || begin.manifest.is_some() || again()
 }
 
+/// All pieces, or none of them.
 fn take(update: &mut Update, pieces: &[Piece]) -> ApiResult<()> {
-    for piece in pieces {
-        match piece.tensor() {
-            Some(tensor) => update.tensor(&tensor)?,
-            None => update.chunk(&piece.header(), &piece.data)?,
-        }
-    }
-    Ok(())
+    let names = pieces.iter().map(|piece| piece.name.as_str());
+    let taken = update.together(names, |arrivals| {
+        pieces.iter().try_for_each(|piece| match piece.tensor() {
+            Some(tensor) => arrivals.tensor(&tensor),
+            None => arrivals.chunk(&piece.header(), &piece.data.load()?),
+        })
+    });
+    Ok(taken?)
 }
 
 fn published(done: &Refitted) -> Published {
@@ -369,7 +445,20 @@ fn published(done: &Refitted) -> Published {
     }
 }
 
-fn conflict(what: String, why: String) -> ApiError {
-    let next = "finish it, or give it up with POST /abort_weight_update";
-    ApiError::new(StatusCode::CONFLICT, "conflict", what, why, next)
+fn none_open(what: String) -> ApiError {
+    let next =
+        "begin one and send its tensors first: POST /start_weight_update (vLLM) or /begin_weight_update (SGLang)";
+    ApiError::new(StatusCode::CONFLICT, "no_update", what, "no update is open", next)
+}
+
+/// A parameter came again that is not the first.
+fn doubled(first: Option<(String, usize)>) -> ApiError {
+    let name = first.map_or_else(String::new, |(name, _)| clean(&name, 200));
+    ApiError::new(
+        StatusCode::CONFLICT,
+        "conflict",
+        format!("parameter `{name}`"),
+        "it came a second time, so two senders are at work or one began again in the middle; what came is given up",
+        "let one trainer send all parameters, from the first on; POST /reset_prefix_cache/ ends the update",
+    )
 }

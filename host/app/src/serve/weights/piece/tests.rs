@@ -23,13 +23,13 @@ fn safetensors_are_taken_whole_and_in_parts() {
     let pieces = safetensors("body", file(&[("w", Dtype::BF16, &[2, 3], &data)], &[("format", "pt")])).unwrap();
     assert_eq!(pieces.len(), 1);
     let t = pieces[0].tensor().unwrap();
-    assert_eq!((t.stored, &t.shape[..], &t.data[..]), (Dtype::BF16, &[2, 3][..], &data[..]));
+    assert_eq!((t.stored, &t.shape[..], &t.data.load().unwrap()[..]), (Dtype::BF16, &[2, 3][..], &data[..]));
 
     let part = file(&[("w", Dtype::U8, &[5], &data[4..9])], &[("w@range", "BF16[2,3] 4")]);
     let pieces = safetensors("body", part).unwrap();
     assert!(pieces[0].tensor().is_none());
     assert_eq!((pieces[0].dtype, pieces[0].offset, &pieces[0].shape[..]), (Dtype::BF16, 4, &[2, 3][..]));
-    assert_eq!(pieces[0].data[..], data[4..9]);
+    assert_eq!(pieces[0].data.load().unwrap()[..], data[4..9]);
 }
 
 #[test]
@@ -54,14 +54,17 @@ fn packed_bytes_follow_the_lists() {
     let bytes = Bytes::from((0..20).collect::<Vec<u8>>());
     let lists = json!({"names": ["a", "b"], "dtype_names": ["bfloat16", "torch.float32"], "shapes": [[2, 3], [2]], "tensor_sizes": [12, 8]});
     let pieces = packed(&info(lists.clone()), &bytes).unwrap();
-    assert_eq!((&pieces[0].data[..], &pieces[1].data[..]), (&bytes[..12], &bytes[12..]));
+    assert_eq!(
+        (&pieces[0].data.load().unwrap()[..], &pieces[1].data.load().unwrap()[..]),
+        (&bytes[..12], &bytes[12..])
+    );
     assert!(packed(&info(lists.clone()), &bytes.slice(1..)).is_err(), "too few bytes");
     let mut wrong = lists.clone();
     wrong["tensor_sizes"] = json!([12, 9]);
     assert!(packed(&info(wrong), &bytes).is_err());
     let mut placed = lists.clone();
     placed["offsets"] = json!([8, 0]);
-    assert_eq!(packed(&info(placed), &bytes).unwrap()[1].data[..], bytes[..8]);
+    assert_eq!(packed(&info(placed), &bytes).unwrap()[1].data.load().unwrap()[..], bytes[..8]);
     let mut short = lists;
     short["offsets"] = json!([8]);
     assert!(packed(&info(short), &bytes).is_err());
@@ -72,7 +75,7 @@ fn a_bucket_is_cut_where_it_says() {
     let bytes = Bytes::from((0..20).collect::<Vec<u8>>());
     let meta = |v| serde_json::from_value::<BucketMeta>(v).unwrap();
     let entry = json!({"name": "w", "dtype": "bf16", "shape": [2, 3], "offset": 8});
-    assert_eq!(bucket(meta(json!([entry])), &bytes).unwrap()[0].data[..], bytes[8..20]);
+    assert_eq!(bucket(meta(json!([entry])), &bytes).unwrap()[0].data.load().unwrap()[..], bytes[8..20]);
     let part = json!([{"name": "w", "dtype": "bf16", "shape": [2, 3], "offset": 0, "nbytes": 6, "tensor_offset": 6}]);
     let pieces = bucket(meta(part), &bytes).unwrap();
     assert_eq!((pieces[0].offset, pieces[0].data.len()), (6, 6));
@@ -100,7 +103,7 @@ fn a_frame_is_read() {
         r#"{"bucket_meta": {"w": {"dtype": "float32", "shape": [1], "offset": 0}}}"#,
         r#"{"names": ["w"], "dtype_names": ["float32"], "shapes": [[1]]}"#,
     ] {
-        assert_eq!(framed("body", frame(text)).unwrap()[0].data[..], raw);
+        assert_eq!(framed("body", frame(text)).unwrap()[0].data.load().unwrap()[..], raw);
     }
     for text in ["", "[]", "[{},{}]", "{", "7", r#"{"bucket_meta": 7}"#, r#"{"names": ["w"]}"#] {
         assert!(framed("body", frame(text)).is_err(), "{text}");
