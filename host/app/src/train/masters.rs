@@ -55,8 +55,15 @@ impl Masters {
         for tensor in checkpoint.tensors() {
             let name = &tensor.name;
             if registry.native(name).is_none() && registry.expert_names(name).is_none() {
-                // A head that is the embedding is trained with it: a copy of what it was would differ after a step.
-                if !matches!(registry.spare(name), Some(Spare::TiedHead(_))) {
+                // A head that is the embedding is trained with it: a copy of what it was would differ after a step. One that
+                // differs already is sent, and refused.
+                let embedding = match registry.spare(name) {
+                    Some(Spare::TiedHead(embed)) => {
+                        registry.checkpoint_name_of(embed, 0).and_then(|n| checkpoint.get(n))
+                    }
+                    _ => None,
+                };
+                if !embedding.is_some_and(|e| e.stored == tensor.stored && e.data[..] == tensor.data[..]) {
                     made.others.push(tensor.clone());
                 }
                 continue;
