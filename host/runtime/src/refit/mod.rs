@@ -7,7 +7,9 @@
 mod arrivals;
 mod cast;
 mod planned;
+mod remarks;
 mod report;
+mod rules;
 mod staged;
 mod turn;
 mod watch;
@@ -19,7 +21,8 @@ use crate::activation::ActivationMode;
 use crate::hooks::{BlockQuant, Layout, LoaderMap, LogitsMask, RefitObserver};
 pub use arrivals::{Arrivals, Begin, Manifest, Promise, Source};
 pub use planned::{Planned, Progress, Setup, info};
-pub use report::{Outcome, RefitReport, TensorOutcome};
+pub use report::{Outcome, Placed, RefitReport, TensorOutcome};
+pub use rules::{Differs, NonFinite, RefitRules};
 pub use staged::StagedRefit;
 pub(crate) use turn::Turn;
 
@@ -38,6 +41,8 @@ pub struct RefitHooks {
     pub observers: Vec<Arc<dyn RefitObserver>>,
     /// Which token ids are never sampled; none: all may be.
     pub mask: Option<MaskHook>,
+    /// What the operator allows, whatever the patches say.
+    pub rules: RefitRules,
     /// Whose answers these are; the weights carry it.
     pub origin: Origin,
 }

@@ -106,12 +106,12 @@ impl RefitTarget for Buffers {
 
     fn attempt<'t>(&'t self, source: &Source, attempt: &Attempt<'_>) -> Result<Proved<Self::Staged<'t>>, RuntimeError> {
         let label = source.begin().version.clone().unwrap_or_else(|| "unnamed".into());
-        Ok(Proved { label, staged: self.make(source, attempt)? })
+        Ok(Proved { label, report: RefitReport::default(), sha256: None, staged: self.make(source, attempt)? })
     }
 
-    fn publish(&self, staged: Held) -> Result<Published<Self::Weights>, RuntimeError> {
+    fn publish(&self, staged: Held) -> Result<Self::Weights, RuntimeError> {
         *self.held.lock().expect("held") = staged.clone();
-        Ok(Published { report: RefitReport::default(), weights: staged, sha256: None })
+        Ok(staged)
     }
 
     fn compare(&self, source: &Source, _: &Generation, to: &Generation, rules: &ShadowPolicy) -> Compared<Self::Seen> {
