@@ -71,7 +71,7 @@ impl<'a> Planned<'a> {
     /// Asks the patches where tensors go, what becomes FP8 and which layout it gets, and checks the answers.
     pub fn new(setup: Setup<'a>, checkpoint: &'a Checkpoint, hooks: &RefitHooks) -> Result<Self> {
         let plan = Plan::new(&setup, checkpoint, hooks.loader.as_deref())?;
-        let mut remarks = remarks::placements(&plan, checkpoint, hooks)?;
+        let mut remarks: Vec<String> = remarks::placements(&plan, checkpoint, hooks)?.into_iter().collect();
         let decisions = decide(&setup, checkpoint, &plan, hooks)?;
         remarks.extend(remarks::edges(&decisions, checkpoint, hooks));
         let mut planned = Self { setup, checkpoint, plan, decisions, passes: Vec::new(), remarks };
