@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use patchhost::patch::{Actor, Ledger, LedgerOptions};
 use serde_json::{Value, json};
 
 use crate::http_client::{TOKEN, token_file};
@@ -75,7 +76,18 @@ fn a_refit_that_cannot_be_written_down_is_refused_and_the_gap_is_said() {
     let args = ["--ledger", &ledger.display().to_string(), "--admin-token-file", &token.display().to_string()]
         .map(str::to_owned);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let server = Limited::start(Some(6), &args);
+    // Instances need files of some size too, so the limit is not small and the ledger is nearly as large already.
+    const KIB: u32 = 8 << 10;
+    {
+        let (writer, _) = Ledger::open(&ledger, LedgerOptions::default()).unwrap();
+        let left = || u64::from(KIB) * 1024 - std::fs::metadata(&ledger).unwrap().len();
+        while left() > 8_000 {
+            let text = "x".repeat(usize::try_from(left() - 6_000).unwrap().min(1_000_000));
+            let Value::Object(fields) = json!({ "text": text }) else { unreachable!("an object") };
+            writer.append("test.filler", &Actor::cli(), fields).unwrap();
+        }
+    }
+    let server = Limited::start(Some(KIB), &args);
     let (good, other) = (file(&step(1), &[]), file(&step(2), &[]));
     let mut published = 0;
     while server.send("POST", "/update_weights", &good).0 == 200 {

@@ -22,23 +22,20 @@ fn mask(ranges: &[(u32, u32)]) -> Vec<u8> {
 #[test]
 fn a_mask_that_leaves_nothing_is_refused_and_one_that_leaves_one_is_remarked() {
     let tmp = tmp();
-    let json = patchhost(["run", "--prompt", "KING", "--max-tokens", "1", "--format", "json"]).good().json();
-    let tokenizer = patchhost::checkpoint::bundled::tokenizer().unwrap();
-    let (ids, hidden) = (tokenizer.vocabulary() as u32, json["masked_ids"].as_u64().unwrap() as u32);
-    assert!(ids > 2 && hidden > 0, "the bundled model has padding rows: {ids}, {hidden}");
+    let ids = patchhost::checkpoint::bundled::tokenizer().unwrap().vocabulary() as u32;
     let guest = tmp.path().join("mask.wasm");
     let path = guest.display().to_string();
     let run = |ranges: &[(u32, u32)]| {
         std::fs::write(&guest, mask(ranges)).unwrap();
         patchhost(["run", "--component", &path, "--prompt", "KING", "--max-tokens", "2"])
     };
-    // Only rows that are no ids are left.
+    // (That rows which are no ids do not count is a test of the runtime.)
     for none in [&[(0, ids)][..], &[(0, 1), (1, ids)]] {
-        let text = run(none).refused(1, tmp.path());
-        assert!(text.contains(&format!("it leaves none of the {ids} token ids")), "{text}");
+        let text = run(none).refused(3, tmp.path());
+        assert!(text.contains("nothing could be sampled"), "{text}");
     }
     let error = Server::try_start(&["--component", &path]).err().unwrap_or_else(|| panic!("it serves"));
-    assert!(error.contains("it leaves none of the"), "{error}");
+    assert!(error.contains("nothing could be sampled"), "{error}");
     let one = run(&[(0, 7), (8, ids)]).good();
     assert!(one.stdout.contains(&format!("leaves one token id of {ids}")), "{}", one.stdout);
     let some = run(&[(0, 7)]).good();

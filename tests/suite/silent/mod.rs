@@ -43,6 +43,17 @@ impl Row {
 
 /// A loader map that places the tensors of these rows (a later row wins) and leaves every other one to the host.
 pub fn loader(rows: &[Row]) -> Vec<u8> {
+    loader_with(rows, "")
+}
+
+/// The same for Llama only: its probe does not ask it about the bundled model, whose experts it would have to place.
+pub fn llama_loader(rows: &[Row]) -> Vec<u8> {
+    let target = r#"(data $own_architecture (i32.const 3072) "\08\0c\00\00\10\00\00\00LlamaForCausalLM")
+(data $target (i32.const 320) "\50\00\00\00\09\00\00\00\60\00\00\00\01\00\00\00\00\0c\00\00\01\00\00\00")"#;
+    loader_with(rows, target)
+}
+
+fn loader_with(rows: &[Row], more: &str) -> Vec<u8> {
     const STRINGS: usize = 4096;
     const TABLE: usize = 36_864;
     let (mut strings, mut table) = (Vec::new(), Vec::new());
@@ -60,7 +71,7 @@ pub fn loader(rows: &[Row]) -> Vec<u8> {
     assert!(STRINGS + strings.len() <= TABLE && TABLE + table.len() <= 65_536, "too many rows");
     let bytes = |bytes: &[u8]| bytes.iter().map(|b| format!("\\{b:02x}")).collect::<String>();
     let fields = format!(
-        r#"
+        r#"{more}
 (data $own_strings (i32.const {STRINGS}) "{strings}")
 (data $own_table (i32.const {TABLE}) "{table}")
 (global $calls (mut i32) (i32.const 0))

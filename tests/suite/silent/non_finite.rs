@@ -121,7 +121,7 @@ fn tiny_blocks_are_refused() {
         match good {
             true => drop(ran.good()),
             false => {
-                let text = ran.refused(4, tmp.path());
+                let text = ran.refused(3, tmp.path());
                 assert!(text.contains("each with a scale of 4 bytes; a block has at least 16"), "{text}");
             }
         }

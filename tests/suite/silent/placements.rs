@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Row, experts, loader, rig};
+use super::{Row, experts, llama_loader, loader, rig};
 use crate::live::me;
 use crate::support::{data, patchhost, tmp};
 
@@ -158,9 +158,9 @@ fn honest_loaders_are_not_remarked() {
 /// The probe, staging, the report of a refit and the ledger say it too.
 #[test]
 fn staging_and_the_ledger_say_what_goes_elsewhere() {
-    let live = rig("llama", &[("honest", &loader(&[]))], "");
+    let live = rig("llama", &[("honest", &llama_loader(&[]))], "");
     let (_, _, rows, _) = exchanges().swap_remove(0);
-    let candidate = || patchhost::patch::Candidate::from_bytes("k-for-v", loader(&rows)).unwrap();
+    let candidate = || patchhost::patch::Candidate::from_bytes("k-for-v", llama_loader(&rows)).unwrap();
     let staged = live.live.stage(candidate(), None, &[], &me()).unwrap();
     assert!(staged.remarks.iter().any(|remark| remark.contains("places 2 tensors elsewhere")), "{:?}", staged.remarks);
     assert_eq!(live.last("patch.staged")["remarks"][0], staged.remarks[0]);
@@ -169,7 +169,7 @@ fn staging_and_the_ledger_say_what_goes_elsewhere() {
     assert_eq!((&refit["placed_elsewhere"], &refit["remarks"][0]), (&2.into(), &staged.remarks[0].as_str().into()));
     assert_eq!(live.live.last_refit().unwrap().report.placed_elsewhere, 2);
     // Where the operator refuses them, it is not staged.
-    let strict = rig("llama", &[("honest", &loader(&[]))], "[loader]\ndiffers = \"refuse\"\n");
+    let strict = rig("llama", &[("honest", &llama_loader(&[]))], "[loader]\ndiffers = \"refuse\"\n");
     let error = strict.live.stage(candidate(), None, &[], &me()).unwrap_err().to_string();
     assert!(error.contains("elsewhere than the host's own map"), "{error}");
 }

@@ -3,7 +3,7 @@
 use patchhost::patch::{Candidate, SwapRequest, When};
 use patchhost_runtime::refit::Begin;
 
-use super::{Row, experts, loader, quantizer, rig};
+use super::{Row, experts, llama_loader, loader, quantizer, rig};
 use crate::hostile::wat;
 use crate::live::{Rig, me};
 
@@ -18,7 +18,7 @@ fn k_for_v(after: u32) -> Vec<u8> {
             })
         })
         .collect();
-    loader(&rows)
+    llama_loader(&rows)
 }
 
 fn refit(rig: &Rig) -> Result<(), String> {
@@ -52,10 +52,9 @@ fn a_loader_map_that_turns() {
     let rig = rig("llama", &[("turns", &k_for_v(4))], "");
     let said = ["`resolve`", "`model.layers.0.self_attn.k_proj.weight` was Native", "slot: V", "more changed"];
     turns(&rig, 3, &said);
-    // A swap `now` or a rollback would load again: the same.
-    let other = rig.stage("fp8_block", &[]);
-    let outcome = rig.live.swap(&SwapRequest { when: When::Now, ..SwapRequest::to(other) }, &me());
-    assert!(outcome.is_err(), "{outcome:?}");
+    // Who stages another patch beside it asks it too.
+    let error = rig.live.stage(crate::live::candidate("fp8_block"), None, &[], &me()).unwrap_err().to_string();
+    assert!(error.contains("first answer"), "{error}");
 }
 
 #[test]
@@ -125,7 +124,7 @@ fn a_quantizer_that_turns() {
 /// What a candidate said in its probe counts: it does not land with another answer.
 #[test]
 fn a_candidate_that_turns_after_its_probe() {
-    let honest = loader(&[]);
+    let honest = llama_loader(&[]);
     let rig = rig("llama", &[("honest", &honest)], "");
     let (bits, active) = (rig.bits(), rig.active());
     // How often staging asks is the host's business: the probe of the model is one question, the examination some more.
