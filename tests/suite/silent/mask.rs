@@ -11,8 +11,9 @@ fn mask(ranges: &[(u32, u32)]) -> Vec<u8> {
     let fields = format!(
         r#"(data $ranges (i32.const 4096) "{bytes}")
 (func $masked (param i32 i32 i32 i32 i32 i32 i32 i32) (param $rows i32) (param $vocabulary i32) (result i32)
-  (i32.store (i32.const 600) (i32.const 4096))
-  (i32.store (i32.const 604) (i32.const {}))
+  (i32.store (i32.const 600) (i32.const 0))
+  (i32.store (i32.const 604) (i32.const 4096))
+  (i32.store (i32.const 608) (i32.const {}))
   (i32.const 600))"#,
         ranges.len()
     );
