@@ -27,6 +27,10 @@ fn every_part_of_an_entry_is_sealed() {
         assert!(text.contains("its `seal` is not that of what stands there"), "{from}: {text}");
         let check = desk.run("lock --check");
         assert!(check.code == 1 && check.stdout.contains("BAD"), "{from}: {}", check.stdout);
+        if from.starts_with("name = ") {
+            // Under its own name there is no entry now: a grant would begin a new one.
+            continue;
+        }
         let grant = desk.run("grant fp8_block.wasm --clocks");
         assert_eq!(grant.code, 1, "{from}: {}{}", grant.stdout, grant.stderr);
         desk.accept(&refused);
@@ -91,7 +95,7 @@ fn revocations_do_not_go_away_without_a_word() {
             Some(text) => desk.write("patchhost.revoked", &text),
         }
         let lines = [
-            format!("quantize x y {SET}"),
+            format!("run --prompt x --max-tokens 1 {SET}"),
             "lock gpu_layout.wasm".to_owned(),
             "lock --check".to_owned(),
             "lock --remove fp8_block".to_owned(),
