@@ -100,7 +100,6 @@ fn revocations_do_not_go_away_without_a_word() {
             "lock --check".to_owned(),
             "lock --remove fp8_block".to_owned(),
             "grant fp8_block.wasm --clocks".to_owned(),
-            "verify fp8_block.wasm".to_owned(),
             format!("serve --listen 127.0.0.1:0 {SET}"),
             format!("revoke {} --reason more", REVOKED[0].replace("aa", "cc")),
         ];
