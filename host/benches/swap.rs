@@ -107,7 +107,7 @@ fn model_in(sandbox: &Sandbox) -> Arc<LiveModel> {
         start.attach(patch, Phase::EngineUp).expect("attached");
     }
     let vocabulary = u32::try_from(model::tokenizer().expect("bundled").vocabulary()).ok();
-    let hooks = HookOptions { activation: ActivationMode::Dynamic128, vocabulary };
+    let hooks = HookOptions { activation: ActivationMode::Dynamic128, vocabulary, ..HookOptions::default() };
     let options = LiveOptions { hooks, ..LiveOptions::default() };
     let live = LiveModel::new(engine, &start, sandbox.clone(), Rules::default(), Ledger::in_memory(), options);
     let live = Arc::new(live.expect("threads"));

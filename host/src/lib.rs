@@ -99,10 +99,9 @@ pub mod patch {
         Actor, AddressSpaceError, Admission, Admitted, Applicability, AttachError, Attached, Attachments, Attempt,
         Audited, Board, BoardStatus, Cache, CallStats, CanaryUnit, Candidate, Compared, Compiled, Description, Digest,
         Facts, Failure, Function, Generation, Grants, Hook, HookOptions, HostIdentity, Info, Ledger, LedgerError,
-        LedgerOptions, Limits, Mode, OnFailure, Origin, Patch, PatchSet, Phase, Proved, Published, RefitTarget,
-        Requested, Reviewing, Rules, Sandbox, SetError, ShadowPolicy, Site, Snapshot, Stage, StageError, SwapError,
-        SwapErrorKind, SwapRequest, Target, TargetError, TensorFinding, Terms, Trial, Verdict, When, bundled, ledger,
-        resolve,
+        LedgerOptions, Limits, Mode, OnFailure, Origin, Patch, PatchSet, Phase, Proved, RefitTarget, Requested,
+        Reviewing, Rules, Sandbox, SetError, ShadowPolicy, Site, Snapshot, Stage, StageError, SwapError, SwapErrorKind,
+        SwapRequest, Target, TargetError, TensorFinding, Terms, Trial, Verdict, When, bundled, ledger, resolve,
     };
 }
 

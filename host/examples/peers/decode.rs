@@ -38,7 +38,7 @@ impl Work {
         let engine = Engine::open(folder, EngineOptions::default())?;
         let checkpoint = Checkpoint::open(folder)?;
         let activation = if weight_only { ActivationMode::None } else { ActivationMode::Dynamic128 };
-        let hooks = patches.hooks(HookOptions { activation, vocabulary: None });
+        let hooks = patches.hooks(HookOptions { activation, ..HookOptions::default() });
         let report = engine.refit(&checkpoint, &hooks, &|_, _, _| {})?;
         let tokenizer = Tokenizer::open(folder)?;
         let about = json!({

@@ -197,6 +197,7 @@ fn quantize_unwritten<E>(
         };
         strip.cast(q, src.cols, ahead);
         report += strip.finish(&given, &stats.amax).map_err(fail)?;
+        report.non_finite += stats.nonfinite;
     }
     Ok(report)
 }

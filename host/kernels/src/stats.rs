@@ -27,6 +27,9 @@ pub struct PanelStats {
     pub sum_squares: Vec<f32>,
     /// Row and column in the matrix of the first NaN or infinity, in row-major order. NaN counts even if ignored.
     pub first_nonfinite: Option<(usize, usize)>,
+    /// How many values are NaN or infinite. NaN counts even if ignored. Counted only where an amax says that there is one, so
+    /// finite weights are not read a second time for it.
+    pub nonfinite: u64,
 }
 
 /// Statistics of the panel of rows `first_row .. first_row + panel_rows`, cut into blocks of `block_cols` columns (the
@@ -86,9 +89,9 @@ fn complete(isa: Isa, panel: Panel<'_>, mut amax: Vec<f32>, opts: &StatsOptions)
     }
     let mut sum_squares = if opts.moments { moments(isa, panel, round) } else { Vec::new() };
 
-    let mut first_nonfinite = None;
+    let (mut first_nonfinite, mut nonfinite) = (None, 0);
     if amax.iter().any(|amax| !amax.is_finite()) {
-        first_nonfinite = find_nonfinite(panel, round);
+        (first_nonfinite, nonfinite) = find_nonfinite(panel, round);
         if opts.ignore_nan {
             for (block, amax) in amax.iter_mut().enumerate() {
                 if amax.is_nan() {
@@ -101,7 +104,7 @@ fn complete(isa: Isa, panel: Panel<'_>, mut amax: Vec<f32>, opts: &StatsOptions)
             }
         }
     }
-    PanelStats { amax, sum_squares, first_nonfinite }
+    PanelStats { amax, sum_squares, first_nonfinite, nonfinite }
 }
 
 /// The rows and the cut that the kernels below work on.
@@ -202,13 +205,18 @@ impl<E: Element, const ROUND: bool> Kernel for Moments<'_, E, ROUND> {
     }
 }
 
-/// Row and column of the first element that is not finite. Only called when there is one.
-fn find_nonfinite(panel: Panel<'_>, round: bool) -> Option<(usize, usize)> {
-    let mut row = vec![0.0; panel.src.cols];
-    (panel.first_row..panel.first_row + panel.panel_rows).find_map(|r| {
+/// Row and column of the first element that is not finite, and how many are not. Only called when there is one.
+fn find_nonfinite(panel: Panel<'_>, round: bool) -> (Option<(usize, usize)>, u64) {
+    let mut row = vec![0.0f32; panel.src.cols];
+    let (mut first, mut count) = (None, 0);
+    for r in panel.first_row..panel.first_row + panel.panel_rows {
         panel.src.row_f32(r, round, &mut row);
-        row.iter().position(|x| !x.is_finite()).map(|c| (r, c))
-    })
+        for c in row.iter().enumerate().filter(|(_, x)| !x.is_finite()).map(|(c, _)| c) {
+            first.get_or_insert((r, c));
+            count += 1;
+        }
+    }
+    (first, count)
 }
 
 /// amax and sum of squares of one block with NaN taken for 0; slow, for the rare block that has one.

@@ -66,11 +66,14 @@ fn check(
     let src = Source::new(&bytes[1..], elem, rows, cols).unwrap();
     let wide: Vec<f32> = x.iter().map(|x| widen(*x, elem, opts.round_bf16)).collect();
     let (amax, sums) = reference(&wide, cols, first..first + count, block, opts.ignore_nan);
-    let nonfinite = (first * cols..(first + count) * cols).find(|i| !wide[*i].is_finite());
+    let mut nonfinite = (first * cols..(first + count) * cols).filter(|i| !wide[*i].is_finite());
+    let all = nonfinite.clone().count() as u64;
+    let nonfinite = nonfinite.next();
     for isa in Isa::available() {
         let got = panel_stats_with(isa, &src, first, count, block, &opts);
         assert_eq!(bits(&got.amax), bits(&amax), "{isa:?} {elem:?}");
         assert_eq!(got.first_nonfinite, nonfinite.map(|i| (i / cols, i % cols)), "{isa:?}");
+        assert_eq!(got.nonfinite, all, "{isa:?}");
         assert_eq!(bits(&got.sum_squares), if opts.moments { bits(&sums) } else { vec![] }, "{isa:?} {elem:?}");
     }
 }

@@ -222,10 +222,19 @@ impl Engine {
     /// What a refit would do with each tensor. Every hook is asked that a refit asks about the model and its tensors, and each
     /// answer is checked; nothing is made of it.
     pub fn explain(&self, checkpoint: &Checkpoint, hooks: &RefitHooks) -> Result<Vec<TensorOutcome>> {
+        self.explain_with_remarks(checkpoint, hooks).map(|(outcomes, _)| outcomes)
+    }
+
+    /// The same, with what a refit would remark.
+    pub fn explain_with_remarks(
+        &self,
+        checkpoint: &Checkpoint,
+        hooks: &RefitHooks,
+    ) -> Result<(Vec<TensorOutcome>, Vec<String>)> {
         let checkpoint = self.readable(checkpoint)?;
         let planned = Planned::new(self.setup(), &checkpoint, hooks)?;
-        planned.of_model(hooks)?;
-        Ok(planned.outcomes())
+        let of_model = planned.of_model(hooks)?;
+        Ok((planned.outcomes(), [planned.remarks(), &of_model.remarks].concat()))
     }
 
     /// Stages weights without publishing them: for comparisons.
@@ -305,5 +314,6 @@ impl Engine {
             seconds = report.seconds,
             "weights published"
         );
+        report.remarks.iter().for_each(|remark| tracing::warn!(version = report.version, "{remark}"));
     }
 }

@@ -53,7 +53,7 @@ pub enum Role {
 }
 
 /// One tensor, without its data.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct TensorInfo {
     /// Full name.
     pub name: String,

@@ -1,15 +1,20 @@
 //! The plan of a refit: which part of which runtime tensor each checkpoint tensor writes. Every placement that a patch
 //! gives is checked here: the target exists, the shape fits, nothing is written twice, everything is written.
 
+use std::collections::BTreeMap;
+
 use regex::Regex;
 
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::copies;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{HookError, LoaderMap, Placement, Role, Slot, TensorInfo};
-use crate::refit::Setup;
+use crate::refit::{Placed, Setup};
 use crate::registry::{ParamId, Registry, Spare};
 use crate::words::nearest;
+pub use host_map::Elsewhere;
+
+mod host_map;
 
 /// One part that a checkpoint tensor writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +53,10 @@ pub enum Action {
 pub struct Plan {
     /// The actions.
     pub actions: Vec<Action>,
+    /// The parts that a loader map named; none where it left the tensor to the host.
+    pub placed: Vec<Option<Placed>>,
+    /// What the loader map has elsewhere than the host's own map, by index of the tensor.
+    pub elsewhere: BTreeMap<usize, Elsewhere>,
     /// Tensors of experts that another rank holds.
     pub not_local: usize,
     /// What whoever loads this should know, though nothing is wrong.
@@ -116,8 +125,16 @@ impl Plan {
         let mut written: Vec<Vec<Option<usize>>> =
             registry.params().iter().map(|p| vec![None; p.part_count()]).collect();
         let mut actions = Vec::with_capacity(infos.len());
+        let (mut placed, mut elsewhere) = (vec![None; infos.len()], BTreeMap::new());
         let mut not_local = 0;
         for (i, (tensor, placement)) in checkpoint.tensors().zip(placements).enumerate() {
+            if let Some(differs) = host_map::differs(registry, tensor, &placement) {
+                elsewhere.insert(i, differs);
+            }
+            if let Placement::Place { slot, expert, transposed, .. } = &placement {
+                let expert = expert.map(|e| e as usize);
+                placed[i] = Some(Placed { slot: *slot, expert, transposed: *transposed });
+            }
             let action = match placement {
                 Placement::Ignore(reason) => Action::Ignore(reason),
                 Placement::Native => native(setup, tensor, loader)?,
@@ -140,7 +157,7 @@ impl Plan {
         }
         missing(setup, &written)?;
         let notes = copies::check(setup, checkpoint, &mut actions)?;
-        Ok(Self { actions, not_local, notes })
+        Ok(Self { actions, placed, elsewhere, not_local, notes })
     }
 }
 

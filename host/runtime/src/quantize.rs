@@ -12,6 +12,7 @@ use crate::bytes::TensorBytes;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{BlockQuant, Blocks, Edges, Elem, Needs, RowPanel, Scheme};
 use crate::pace::breathe;
+use crate::refit::NonFinite;
 
 /// A matrix to quantize.
 pub struct Input<'a> {
@@ -32,8 +33,19 @@ pub fn grid(rows: usize, cols: usize, scheme: &Scheme) -> (usize, usize) {
     (rows.div_ceil(scheme.block_rows), cols.div_ceil(scheme.block_cols))
 }
 
-/// Quantizes a matrix with the scales that `patch` gives.
+/// Quantizes a matrix with the scales that `patch` gives. What happens to values that are not finite is the scheme's word.
 pub fn quantize(input: &Input<'_>, scheme: &Scheme, patch: &dyn BlockQuant, measure: Measure) -> Result<Quantized> {
+    quantize_under(NonFinite::Allow, input, scheme, patch, measure)
+}
+
+/// The same under the operator's rule for values that are not finite, which comes before the scheme's.
+pub fn quantize_under(
+    rule: NonFinite,
+    input: &Input<'_>,
+    scheme: &Scheme,
+    patch: &dyn BlockQuant,
+    measure: Measure,
+) -> Result<Quantized> {
     let (rows, cols) = (input.rows, input.cols);
     let source = Source::new(&input.data, input.elem, rows, cols).map_err(|e| {
         RuntimeError::Checkpoint(Refusal::new(
@@ -42,7 +54,7 @@ pub fn quantize(input: &Input<'_>, scheme: &Scheme, patch: &dyn BlockQuant, meas
             "check the checkpoint",
         ))
     })?;
-    let job = Job { input, source, scheme, patch, grid_cols: grid(rows, cols, scheme).1 };
+    let job = Job { input, source, scheme, patch, rule, grid_cols: grid(rows, cols, scheme).1 };
     let spec = PanelSpec {
         block_rows: scheme.block_rows,
         block_cols: scheme.block_cols,
@@ -62,6 +74,7 @@ struct Job<'a> {
     source: Source<'a>,
     scheme: &'a Scheme,
     patch: &'a dyn BlockQuant,
+    rule: NonFinite,
     grid_cols: usize,
 }
 
@@ -72,7 +85,8 @@ impl Job<'_> {
         let Self { input, scheme, patch, .. } = *self;
         let first_row = at.panel * scheme.block_rows;
         let rows = scheme.block_rows.min(input.rows - first_row);
-        if stats.first_nonfinite.is_some() && scheme.cast.edges == Edges::Strict {
+        let refused = self.rule == NonFinite::Refuse || scheme.cast.edges == Edges::Strict;
+        if stats.first_nonfinite.is_some() && refused {
             return Err(self.not_finite(first_row, rows));
         }
         let blocks = Blocks {
@@ -104,20 +118,45 @@ impl Job<'_> {
 }
 
 fn not_finite(input: &Input<'_>, source: &Source<'_>, scheme: &Scheme, row: usize, col: usize) -> RuntimeError {
-    let mut values = vec![0.0; input.cols];
+    let mut values = vec![0.0f32; input.cols];
     source.row_f32(row, false, &mut values);
     let value = values.get(col).copied().unwrap_or(f32::NAN);
+    let mut count = 0;
+    for row in 0..input.rows {
+        source.row_f32(row, scheme.cast.round_bf16, &mut values);
+        count += values.iter().filter(|x| !x.is_finite()).count();
+    }
+    let (edges, next) = match scheme.cast.edges {
+        Edges::Strict => (
+            "the edge policy is `strict`".to_string(),
+            "repair the weight; to reproduce verl's behaviour instead, use --set edges=seed-torch (or seed-triton), and for a \
+             refit `[quant] non_finite = \"allow\"` in the policy file",
+        ),
+        other => (
+            format!("the scheme's edges are `{}`, and the operator's policy refuses such weights", edges_name(other)),
+            "repair the weight, or allow it in the policy file: `[quant] non_finite = \"allow\"`; the old weights, if any, keep \
+             serving",
+        ),
+    };
+    let (block_rows, block_cols) = (scheme.block_rows, scheme.block_cols);
+    let (down, across) = (row / block_rows, col / block_cols);
+    let more = if count > 1 { format!("; {count} of its values are not finite") } else { String::new() };
     RuntimeError::NonFinite(Refusal::new(
         format!("tensor `{}`", input.name),
         format!(
-            "the value at index [{row}, {col}] is {value} (block [{}, {}] of {}x{}); the edge policy is `strict`",
-            row / scheme.block_rows,
-            col / scheme.block_cols,
-            scheme.block_rows,
-            scheme.block_cols
+            "the value at index [{row}, {col}] is {value} (block [{down}, {across}] of {block_rows}x{block_cols}){more}; {edges}"
         ),
-        "repair the weight; to reproduce verl's behaviour instead, use --set edges=seed-torch (or seed-triton)",
+        next,
     ))
+}
+
+/// What a scheme's edges are called in settings and reports.
+pub fn edges_name(edges: Edges) -> &'static str {
+    match edges {
+        Edges::Strict => "strict",
+        Edges::PropagateNan => "propagate-nan",
+        Edges::IgnoreNan => "ignore-nan",
+    }
 }
 
 fn broken(input: &Input<'_>, patch: &dyn BlockQuant, panel: usize, v: &ContractViolation) -> RuntimeError {

@@ -172,6 +172,26 @@ impl Registry {
         self.expert_names.get(name).copied()
     }
 
+    /// Experts in one tensor (`….experts.gate_up_proj`, `….experts.3.gate_up_proj.weight`, `….experts.down_proj`): the host
+    /// loads none of them, and can say where a loader map should put them.
+    pub(crate) fn stacked_experts(&self, name: &str) -> Option<NativePlace> {
+        let (block, rest) = name.split_once(".experts.")?;
+        let rest = rest.strip_suffix(".weight").unwrap_or(rest);
+        let (expert, leaf) = match rest.split_once('.') {
+            Some((expert, leaf)) => (Some(expert.parse().ok()?), leaf),
+            None => (None, rest),
+        };
+        let (fused, slot) = match leaf {
+            "gate_up_proj" | "w13_weight" => ("w13_weight", Slot::W13),
+            "down_proj" | "w2_weight" => ("w2_weight", Slot::W2),
+            "gate_proj" => ("w13_weight", Slot::W1),
+            "up_proj" => ("w13_weight", Slot::W3),
+            _ => return None,
+        };
+        let param = self.find(&format!("{block}.experts.{fused}"))?;
+        Some(NativePlace { param, slot, expert })
+    }
+
     /// Why a checkpoint carries a name without need, where it does.
     pub fn spare(&self, name: &str) -> Option<Spare<'_>> {
         if let Some(ignored) = self.ignored.iter().find(|i| name.starts_with(&i.prefix)) {

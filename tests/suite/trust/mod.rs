@@ -4,6 +4,7 @@ mod errors;
 mod identity;
 mod live;
 mod provenance;
+mod seals;
 mod signing;
 mod verbs;
 mod writers;

@@ -3,7 +3,7 @@
 use patchhost_runtime::activation::ActivationMode;
 use patchhost_runtime::engine::EngineOptions;
 use patchhost_runtime::error::plain;
-use patchhost_runtime::refit::{Outcome, TensorOutcome};
+use patchhost_runtime::refit::{Outcome, Placed, TensorOutcome};
 
 use super::Call;
 use super::args::{Format, ModelArgs, PatchArgs};
@@ -41,13 +41,13 @@ pub fn run(mut args: Args, call: &Call) -> Result {
     }
     let model = Model::open(&args.model, EngineOptions::default())?;
     let patches = Patches::load(Load::new(&args.patches, &model.engine.info().architecture))?;
-    let outcomes = match args.reader {
-        None => model.engine.explain(&model.checkpoint, &patches.hooks(ActivationMode::None))?,
+    let (outcomes, remarks) = match args.reader {
+        None => model.engine.explain_with_remarks(&model.checkpoint, &patches.hooks(ActivationMode::None))?,
         Some(consumer) => {
             let reader = ReaderArgs { consumer, scale_format: None, allow_partial_blocks: args.allow_partial_blocks };
             let (plan, _) = reader.plan(&model, &patches, "explain --for")?;
             plan.warnings.iter().for_each(|w| errln!("warning: {w}"));
-            plan.entries.iter().map(Entry::outcome).collect()
+            (plan.entries.iter().map(Entry::outcome).collect(), Vec::new())
         }
     };
     if format == Format::Json {
@@ -57,10 +57,11 @@ pub fn run(mut args: Args, call: &Call) -> Result {
             "patch_set": patches.set().digest().to_string(),
             "patches": patches.ledger(),
             "tensors": outcomes,
+            "remarks": remarks,
         }));
     }
     outln!("model {} ({})", model.name, model.engine.info().architecture);
-    print_rows(&outcomes.iter().map(Row::of).collect::<Vec<_>>(), args.all);
+    print_rows(&outcomes.iter().map(|o| Row::of(o, args.all)).collect::<Vec<_>>(), args.all);
     let count = |verdict: fn(&Outcome) -> bool| outcomes.iter().filter(|o| verdict(&o.outcome)).count();
     let stored = match count(|o| matches!(o, Outcome::AsStored { .. })) {
         0 => String::new(),
@@ -72,6 +73,7 @@ pub fn run(mut args: Args, call: &Call) -> Result {
         count(|o| matches!(o, Outcome::Kept { .. })),
         count(|o| matches!(o, Outcome::Ignored { .. })),
     );
+    remarks.iter().for_each(|remark| outln!("remark: {remark}"));
     patches.print_ledger();
     Ok(())
 }
@@ -84,11 +86,33 @@ struct Row {
 }
 
 impl Row {
-    fn of(o: &TensorOutcome) -> Self {
+    /// Where a loader map put it is shown of all, or where the host's own map has another place.
+    fn of(o: &TensorOutcome, all: bool) -> Self {
         let (role, dtype) = (word(&o.role), word(&o.dtype));
-        let rest = format!("{role:13} {dtype:5} {:16} {}", format!("{:?}", o.shape), verdict(o));
+        let place = match (&o.placed, &o.host_map) {
+            (None, None) => String::new(),
+            (Some(_), None) if !all => String::new(),
+            (placed, host) => format!("; {}", place(o, placed.as_ref(), host.as_deref())),
+        };
+        let rest = format!("{role:13} {dtype:5} {:16} {}{place}", format!("{:?}", o.shape), verdict(o));
         Self { name: plain(o.name.clone()), rest }
     }
+}
+
+/// Where a loader map put a tensor, and where the host's own map would.
+fn place(o: &TensorOutcome, placed: Option<&Placed>, host: Option<&str>) -> String {
+    let mut text = match (placed, &o.target) {
+        (Some(Placed { slot, expert, transposed }), Some(target)) => {
+            let expert = expert.map(|e| format!(", expert {e}")).unwrap_or_default();
+            let transposed = if *transposed { ", transposed" } else { "" };
+            format!("placed in {}, slot {}{expert}{transposed}", plain(target.clone()), word(slot))
+        }
+        _ => "placed nowhere".to_string(),
+    };
+    if let Some(host) = host {
+        text.push_str(&format!("; the host's own map: {host}"));
+    }
+    text
 }
 
 /// A role or a dtype as JSON spells it.
@@ -117,9 +141,10 @@ fn print_rows(rows: &[Row], all: bool) {
 
 fn verdict(o: &TensorOutcome) -> String {
     match &o.outcome {
-        Outcome::Quantized { rule, profile, scale_name, scale_shape, block } => {
+        Outcome::Quantized { rule, profile, scale_name, scale_shape, block, edges } => {
             let short = scale_name.strip_prefix(&o.name).unwrap_or(scale_name);
-            format!("quantized {profile} {}x{}, scale {short} {scale_shape:?}: {rule}", block[0], block[1])
+            let edges = if *edges == "strict" { String::new() } else { format!(", edges {edges}") };
+            format!("quantized {profile} {}x{}, scale {short} {scale_shape:?}{edges}: {rule}", block[0], block[1])
         }
         Outcome::AsStored { scale_name, scale_shape, scale_dtype, block, .. } => {
             let short = scale_name.strip_prefix(&o.name).unwrap_or(scale_name);

@@ -100,6 +100,7 @@ impl LiveArgs {
             hooks: HookOptions {
                 activation: self.fp8_activation.into(),
                 vocabulary: u32::try_from(tokenizer.vocabulary()).ok(),
+                rules: loaded.policy().refit_rules(),
             },
             canary: needs.canary,
             reports: self.shadow_reports.clone(),
@@ -112,7 +113,7 @@ impl LiveArgs {
         let rules = if patches.isolate { policy.isolated().rules() } else { policy.rules() };
         let live = LiveModel::new(engine, loaded.attachments(), site, rules, ledger, options);
         let live = Arc::new(live.map_err(|e| HostError::system("the threads of the live model", e))?);
-        live.board().started(&Actor::cli());
+        live.board().started(&Actor::cli())?;
         let settings: crate::live::SettingsFor = Arc::new(loaded.settings_for());
         let watcher = match watches {
             false => None,

@@ -17,7 +17,7 @@ mod check;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The patch: a path, or the name of a bundled one
-    #[arg(value_name = "X.wasm", required_unless_present_any = ["check", "list", "remove"])]
+    #[arg(value_name = "X.wasm", required_unless_present_any = ["check", "list", "remove", "accept_revocations"])]
     component: Option<String>,
     /// A setting that it will run with: KEY=VALUE, in the order of the run; can be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -45,6 +45,9 @@ pub struct Args {
     /// Take an entry out
     #[arg(long, value_name = "NAME", conflicts_with = "component")]
     remove: Option<String>,
+    /// The file of revocations was changed on purpose: from now on the lock knows it as it stands
+    #[arg(long, conflicts_with_all = ["component", "check", "list", "remove"])]
+    accept_revocations: bool,
     #[command(flatten)]
     files: TrustFiles,
 }
@@ -56,6 +59,9 @@ pub fn run(args: Args, call: &Call) -> Result {
     }
     if args.list {
         return list(&args.files, format);
+    }
+    if args.accept_revocations {
+        return accept_revocations(&args.files, format);
     }
     if let Some(name) = &args.remove {
         return remove(&args.files, name, format);
@@ -176,10 +182,20 @@ fn print_entry(entry: &Entry) {
     }
 }
 
+fn accept_revocations(files: &TrustFiles, format: Format) -> Result {
+    let (path, _) = read(files)?;
+    let count = files.for_writing()?.accept_revocations()?.unwrap_or_default();
+    if format == Format::Json {
+        return json(&serde_json::json!({ "lock": path, "revocations": count }));
+    }
+    outln!("{path} knows {} now", super::output::plural(count, "revocation"));
+    Ok(())
+}
+
 fn remove(files: &TrustFiles, name: &str, format: Format) -> Result {
     let (path, _) = read(files)?;
     let gate = files.for_writing()?;
-    LockFile::update(gate.lock_path(), |lock| {
+    gate.update_lock(|lock| {
         let before = lock.patches.len();
         lock.patches.retain(|entry| entry.name != name);
         match lock.patches.len() < before {

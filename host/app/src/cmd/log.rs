@@ -65,12 +65,18 @@ fn verify(args: &VerifyArgs, format: Format) -> Result {
         return json(&serde_json::json!({ "good": true, "ledger": verified }));
     }
     let (records, files) = (plural(verified.records as usize, "record"), plural(verified.files, "file"));
+    let good = match verified.lost {
+        0 => "good".to_owned(),
+        lost => {
+            format!("good chain with gaps ({} missing)", plural(usize::try_from(lost).unwrap_or(usize::MAX), "event"))
+        }
+    };
     match (verified.first_seq, verified.head) {
         (Some(first), Some(head)) => {
-            outln!("good: {records}, seq {first} to {}, in {files}", head.seq);
+            outln!("{good}: {records}, seq {first} to {}, in {files}", head.seq);
             outln!("head: {}", head.hash);
         }
-        _ => outln!("good: {records} in {files}"),
+        _ => outln!("{good}: {records} in {files}"),
     }
     verified.notes.iter().for_each(|note| outln!("note: {note}"));
     Ok(())

@@ -341,7 +341,7 @@ fn refits_after_loader_loss(model: &Model, hooks: &RefitHooks, text: bool) -> Re
 }
 
 fn compare(model: &Model, hooks: &RefitHooks, live: &WeightSet, requests: &[Request]) -> Result<Mismatch> {
-    let plain = RefitHooks { loader: hooks.loader.clone(), ..RefitHooks::default() };
+    let plain = RefitHooks { loader: hooks.loader.clone(), rules: hooks.rules, ..RefitHooks::default() };
     let (reference, _) = model.engine.stage(&model.checkpoint, &plain, &|_, _, _| {})?;
     let logits = |weights: &WeightSet| -> Result<Vec<f32>> {
         let mut caches: Vec<_> =
@@ -380,6 +380,10 @@ pub(super) fn print_refit(r: &RefitReport) {
     for note in &r.notes {
         outln!("  note: {}", patchhost_runtime::error::plain(note.clone()));
     }
+    if r.non_finite > 0 {
+        outln!("  {} are NaN or infinite; the policy allows it", plural(r.non_finite as usize, "weight"));
+    }
+    r.remarks.iter().for_each(|remark| outln!("  remark: {remark}"));
 }
 
 fn print_speed(t: &Timing) {

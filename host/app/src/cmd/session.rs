@@ -192,14 +192,14 @@ impl Patches {
 
     /// What a refit asks: the hooks of the patches that apply.
     pub fn hooks(&self, activation: ActivationMode) -> RefitHooks {
-        self.set().hooks(HookOptions { activation, vocabulary: None })
+        self.set().hooks(HookOptions { activation, vocabulary: None, rules: self.policy.refit_rules() })
     }
 
     /// The same for a verb that samples text: these hooks also say which token ids are never sampled, which is a part of
     /// the weights.
     pub fn sampling_hooks(&self, activation: ActivationMode, tokenizer: &Tokenizer) -> RefitHooks {
         let vocabulary = u32::try_from(tokenizer.vocabulary()).ok();
-        self.set().hooks(HookOptions { activation, vocabulary })
+        self.set().hooks(HookOptions { activation, vocabulary, rules: self.policy.refit_rules() })
     }
 
     /// The patches as they were attached, with the reason of each that does not apply.

@@ -75,4 +75,13 @@ fn print(status: &Value) {
         outln!("degraded: {why}");
     }
     outln!("ledger: seq {}, {}", text(status, "/ledger/seq"), text(status, "/ledger/hash"));
+    if status.pointer("/ledger/ok") == Some(&Value::Bool(false)) {
+        outln!("ledger: FAILING, {}", text(status, "/ledger/why"));
+    }
+    if let Some(lost) = status.pointer("/ledger/lost").and_then(Value::as_u64).filter(|lost| *lost > 0) {
+        outln!("ledger: {lost} events could not be written");
+    }
+    for remark in list("/last_refit/report/remarks") {
+        outln!("remark: {}", remark.as_str().unwrap_or_default());
+    }
 }

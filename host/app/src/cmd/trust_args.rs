@@ -60,6 +60,9 @@ impl TrustArgs {
             gate.require_lock();
         }
         gate.check()?;
+        if let Some(remark) = gate.remark() {
+            errln!("note: {remark}");
+        }
         Ok((policy, Arc::new(gate)))
     }
 }

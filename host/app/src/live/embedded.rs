@@ -14,7 +14,7 @@ use super::shadow::{ShadowReport, Side};
 use crate::base::{Digest, Hook};
 use crate::compare::CompareError;
 use crate::patch::{
-    Attempt, Board, CanaryUnit, Compared, Description, Generation, HookOptions, Patch, Proved, Published, RefitTarget,
+    Attempt, Board, CanaryUnit, Compared, Description, Generation, HookOptions, Patch, Proved, RefitTarget,
     ShadowPolicy, TargetError, Verdict,
 };
 
@@ -71,17 +71,17 @@ impl RefitTarget for Embedded {
     fn attempt<'t>(&'t self, source: &Source, attempt: &Attempt<'_>) -> Result<Proved<StagedRefit<'t>>, RuntimeError> {
         let hooks = attempt.hooks(|generation| self.hooks(generation));
         let staged = self.engine.prepare(source, &hooks, attempt.progress)?;
-        Ok(Proved { label: staged.report().label.clone(), staged })
+        let report = staged.report().clone();
+        let sha256 = self.hash_weights.then(|| staged.weights().digest(self.engine.registry()));
+        Ok(Proved { label: report.label.clone(), report, sha256, staged })
     }
 
-    fn publish(&self, staged: StagedRefit<'_>) -> Result<Published<Arc<WeightSet>>, RuntimeError> {
-        let report = staged.publish();
-        let weights = self.engine.live()?;
-        let sha256 = self.hash_weights.then(|| weights.digest(self.engine.registry()));
-        Ok(Published { report, weights, sha256 })
+    fn publish(&self, staged: StagedRefit<'_>) -> Result<Arc<WeightSet>, RuntimeError> {
+        staged.publish();
+        self.engine.live()
     }
 
-    fn probe(&self, source: &Source, trial: &Generation, patch: &Arc<Patch>) -> Result<(), TargetError> {
+    fn probe(&self, source: &Source, trial: &Generation, patch: &Arc<Patch>) -> Result<Vec<String>, TargetError> {
         self.probe_on_model(source, trial, patch)
     }
 

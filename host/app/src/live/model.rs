@@ -15,7 +15,9 @@ use super::embedded::Embedded;
 use super::policy::{LastRefit, Live};
 use super::shadow::ShadowReport;
 use crate::base::Digest;
-use crate::patch::{Attachments, Board, BoardStatus, CanaryUnit, HookOptions, Ledger, Rules, Site, chosen};
+use crate::patch::{
+    Attachments, Board, BoardStatus, CanaryUnit, Head, Health, HookOptions, Ledger, Rules, Site, chosen,
+};
 use crate::trust::Gate;
 
 /// How a live model is made.
@@ -54,8 +56,19 @@ pub struct LiveStatus {
     pub canary: Option<(u8, Digest)>,
     /// The last comparison of a candidate in shadow or canary, without its tensors.
     pub shadow: Option<ShadowReport>,
-    /// Sequence number and hash of the last event of the ledger.
-    pub ledger: crate::patch::Head,
+    /// The last event of the ledger, and whether events can be written.
+    pub ledger: LedgerStatus,
+}
+
+/// A ledger, as the status shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct LedgerStatus {
+    /// Sequence number and hash of the last event.
+    #[serde(flatten)]
+    pub head: Head,
+    /// Whether the last event could be written, and how many could not.
+    #[serde(flatten)]
+    pub health: Health,
 }
 
 impl LiveModel {
@@ -128,7 +141,7 @@ impl LiveModel {
             last_refit: self.last.load().as_deref().cloned(),
             canary: self.target.canary.load().as_ref().map(|c| (c.percent, c.to)),
             shadow: self.target.shadow.load().as_deref().map(ShadowReport::summary),
-            ledger: self.ledger().head(),
+            ledger: LedgerStatus { head: self.ledger().head(), health: self.ledger().health() },
         }
     }
 }

@@ -24,21 +24,22 @@ const SCHEMES: usize = 8;
 const MOST_ELEMENTS: usize = 1 << 22;
 
 impl Embedded {
-    /// Refuses a patch whose answers a refit of this model would refuse.
+    /// Refuses a patch whose answers a refit of this model would refuse; gives what that refit would remark.
     pub(super) fn probe_on_model(
         &self,
         source: &Source,
         trial: &Generation,
         patch: &Arc<Patch>,
-    ) -> Result<(), TargetError> {
+    ) -> Result<Vec<String>, TargetError> {
         let hooks = trial.hooks(self.hooks);
         // Placements, decisions, layout passes and masks, for the real tensors.
-        self.engine.explain(source.checkpoint(), &hooks)?;
-        let (Some(quant), Some(_)) = (&hooks.quant, patch.block_quant()) else { return Ok(()) };
+        let (_, remarks) = self.engine.explain_with_remarks(source.checkpoint(), &hooks)?;
+        let (Some(quant), Some(_)) = (&hooks.quant, patch.block_quant()) else { return Ok(remarks) };
         let readable = self.engine.readable(source.checkpoint())?;
         let units = of_model(&self.engine.setup(), &readable, hooks.loader.as_deref())?;
         self.probe_scales(&units, &**quant)?;
-        self.probe_activation(quant)
+        self.probe_activation(quant)?;
+        Ok(remarks)
     }
 
     fn probe_scales(&self, units: &[Unit], quant: &dyn BlockQuant) -> Result<(), TargetError> {

@@ -115,8 +115,9 @@ fn placements(hook: &Arc<dyn LoaderMap>) -> Result<Found, String> {
     same("asked in another order", &tensors, &first, &back)?;
     // Targets, shapes, overlaps and coverage, as a refit checks them.
     let hooks = RefitHooks { loader: Some(hook.clone()), ..RefitHooks::default() };
-    engine.explain(&checkpoint, &hooks).map_err(text)?;
-    Ok(Found::asked(3 * tensors.len()))
+    let (_, remarks) = engine.explain_with_remarks(&checkpoint, &hooks).map_err(text)?;
+    let note = (!remarks.is_empty()).then(|| remarks.join("; "));
+    Ok(Found { note, ..Found::asked(3 * tensors.len()) })
 }
 
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, tensors: &[TensorInfo], a: &[T], b: &[T]) -> Result<(), String> {
@@ -178,7 +179,13 @@ fn mask(patch: &Patch, hook: &dyn LogitsMask) -> Result<Found, String> {
         return Err("asked again: other ids".to_owned());
     }
     let masked: u32 = first.iter().map(|range| range.end - range.start).sum();
-    Ok(Found { worst: Some(format!("{masked} of {ROWS} ids")), ..Found::asked(2) })
+    let of_tokenizer = first.iter().map(|range| range.end.min(VOCABULARY).saturating_sub(range.start.min(VOCABULARY)));
+    let note = match VOCABULARY - of_tokenizer.sum::<u32>() {
+        0 => return Err(format!("it leaves none of the {VOCABULARY} ids of the tokenizer: nothing could be sampled")),
+        1 => Some(format!("it leaves one id of {VOCABULARY}: every text would be that token again and again")),
+        _ => None,
+    };
+    Ok(Found { worst: Some(format!("{masked} of {ROWS} ids")), note, ..Found::asked(2) })
 }
 
 fn observed(hook: &dyn RefitObserver) -> Result<Found, String> {

@@ -6,7 +6,8 @@ use crate::base::Hook;
 use crate::native::{self, Reference};
 use crate::patch::Patch;
 use patchhost_kernels::profile::Profile;
-use patchhost_runtime::hooks::{BlockQuant, Decision, Needs, Role, Scheme, TensorInfo};
+use patchhost_runtime::hooks::{BlockQuant, Decision, Edges, Needs, Role, Scheme, TensorInfo};
+use patchhost_runtime::quantize::edges_name;
 use std::sync::Arc;
 
 const HOOK: Option<Hook> = Some(Hook::BlockQuant);
@@ -182,8 +183,15 @@ fn decisions(patch: &Patch, quant: &dyn BlockQuant, schemes: &mut Vec<Scheme>) -
             sensitive.push(tensor.name.as_str());
         }
     }
-    let note = (!sensitive.is_empty())
+    let sensitive = (!sensitive.is_empty())
         .then(|| format!("it quantizes {}: routers, norms, embeddings and the head lose most", list(&sensitive)));
+    let lax = schemes.iter().map(|scheme| scheme.cast.edges).find(|edges| *edges != Edges::Strict);
+    let lax = lax.map(|edges| {
+        let edges = edges_name(edges);
+        format!("its scheme has edges = {edges}: NaN and infinity pass where the operator's policy lets them")
+    });
+    let notes: Vec<String> = sensitive.into_iter().chain(lax).collect();
+    let note = (!notes.is_empty()).then(|| notes.join("; "));
     Ok(Found { note, ..Found::asked(asked) })
 }
 

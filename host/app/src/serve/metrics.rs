@@ -241,6 +241,9 @@ impl Collector for PatchCollector {
         }
         // The first record has the number 0.
         put(e, "patchhost_ledger_events", "Records of the ledger", &counter(self.0.ledger().head().seq + 1))?;
+        let health = self.0.ledger().health();
+        put(e, "patchhost_ledger_up", "1: the last event could be written", &gauge(usize::from(health.ok)))?;
+        put(e, "patchhost_ledger_lost_events", "Events that could not be written", &counter(health.lost))?;
         put(
             e,
             "patchhost_tainted",

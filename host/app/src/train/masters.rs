@@ -63,7 +63,11 @@ impl Masters {
                     }
                     _ => None,
                 };
-                if !embedding.is_some_and(|e| e.stored == tensor.stored && e.data[..] == tensor.data[..]) {
+                let same = match embedding.filter(|e| e.stored == tensor.stored) {
+                    Some(embedding) => embedding.data.load()?[..] == tensor.data.load()?[..],
+                    None => false,
+                };
+                if !same {
                     made.others.push(tensor.clone());
                 }
                 continue;

@@ -120,6 +120,9 @@ impl BlockQuant for QuantAdapter {
         let decided = answer.into_iter().zip(tensors).map(|(decision, tensor)| {
             let about = |why: String| format!("the decision about `{}`: {why}", text::clean(&tensor.name, 120));
             let decision = scheme::decision(decision).map_err(|why| fail(HookCause::BadOutput, about(why)))?;
+            if let Decision::Quantize(scheme) = &decision {
+                scheme::check_burden(scheme, tensor).map_err(|why| fail(HookCause::BadOutput, about(why)))?;
+            }
             if let Decision::Quantize(scheme) = &decision
                 && scheme.needs == Needs::Rows
                 && !self.hooks.contains(&Hook::BlockQuantRows)

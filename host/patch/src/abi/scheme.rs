@@ -4,7 +4,7 @@ use super::bindings::block_quant as wit;
 use super::model::REASON_BYTES;
 use crate::base::text;
 use patchhost_runtime::hooks::{
-    ActivationRule, CastRule, CastSpec, Contract, Decision, Edges, Floor, Needs, ScaleFormat, Scheme,
+    ActivationRule, CastRule, CastSpec, Contract, Decision, Edges, Floor, Needs, ScaleFormat, Scheme, TensorInfo,
 };
 
 const BLOCK_SIZE: std::ops::RangeInclusive<usize> = 1..=4096;
@@ -14,6 +14,10 @@ const PROFILE_BYTES: usize = 64;
 const MOST_EPS: f32 = 1e-3;
 const MOST_ZERO_BELOW: f32 = 1e-12;
 const MOST_CLIPPED: f32 = 0.05;
+
+/// A block has at least so many values, or a scale of 4 bytes would take more than a quarter of what its codes take: with
+/// blocks of 1x1 a quantized model would be larger than its bf16.
+const LEAST_VALUES: usize = 16;
 
 /// Texts of one decision at most.
 pub(super) const TEXT_BYTES: usize = REASON_BYTES + SUFFIX_BYTES + PROFILE_BYTES;
@@ -63,6 +67,23 @@ pub(crate) fn check(scheme: &Scheme) -> Result<(), String> {
     }
     floor(scheme.cast.floor)?;
     contract(scheme.cast.contract)
+}
+
+/// Whether the scales of a tensor stay small beside its codes. A matrix of a single block may have any size.
+pub(crate) fn check_burden(scheme: &Scheme, tensor: &TensorInfo) -> Result<(), String> {
+    let [.., rows, cols] = tensor.shape[..] else { return Ok(()) };
+    let (rows, cols) = (usize::try_from(rows).unwrap_or(usize::MAX), usize::try_from(cols).unwrap_or(usize::MAX));
+    let (down, across) = (scheme.block_rows.min(rows), scheme.block_cols.min(cols));
+    let single = down == rows && across == cols;
+    if single || down.saturating_mul(across) >= LEAST_VALUES {
+        return Ok(());
+    }
+    let (block_rows, block_cols) = (scheme.block_rows, scheme.block_cols);
+    Err(format!(
+        "blocks of {block_rows}x{block_cols} have {} values of a {rows}x{cols} matrix, each with a scale of 4 bytes; a block \
+         has at least {LEAST_VALUES}, so that scales take at most a quarter of the codes",
+        down.saturating_mul(across)
+    ))
 }
 
 fn raise(scheme: wit::Scheme) -> Scheme {
@@ -151,6 +172,26 @@ mod tests {
             round_bf16: true,
             profile: "amax".into(),
             rule: "mlp".into(),
+        }
+    }
+
+    #[test]
+    fn scales_stay_small_beside_the_codes() {
+        use patchhost_runtime::hooks::{Dtype, Role};
+        let with = |block: [usize; 2], shape: &[u64]| {
+            let scheme = Scheme { block_rows: block[0], block_cols: block[1], ..raise(scheme()) };
+            let tensor = TensorInfo { name: "t".into(), dtype: Dtype::Bf16, shape: shape.into(), role: Role::Mlp };
+            check_burden(&scheme, &tensor).is_ok()
+        };
+        for (block, shape) in
+            [([128, 128], &[64, 64][..]), ([1, 16], &[64, 64]), ([4, 4], &[8, 64, 64]), ([128, 128], &[1, 2])]
+        {
+            assert!(with(block, shape), "{block:?} {shape:?}");
+        }
+        for (block, shape) in
+            [([1, 1], &[64, 64][..]), ([1, 15], &[64, 64]), ([2, 4], &[64, 64]), ([1, 4096], &[64, 8])]
+        {
+            assert!(!with(block, shape), "{block:?} {shape:?}");
         }
     }
 

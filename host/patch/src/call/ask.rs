@@ -145,7 +145,7 @@ impl<A: Ask> BlockQuant for Asked<A> {
         for (decision, tensor) in decisions.iter().zip(tensors) {
             let Decision::Quantize(scheme) = decision else { continue };
             let about = |why: String| self.bad(function, &tensor.name, why);
-            scheme::check(scheme).map_err(about)?;
+            scheme::check(scheme).and_then(|()| scheme::check_burden(scheme, tensor)).map_err(about)?;
             if scheme.needs == Needs::Rows && !self.claimed.contains(&Hook::BlockQuantRows) {
                 return Err(about("it needs rows, but the patch does not export `block-quant-rows`".to_owned()));
             }

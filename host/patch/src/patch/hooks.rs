@@ -58,17 +58,20 @@ impl PatchSet {
         self.patches().iter().filter_map(|patch| patch.refit_observer()).collect()
     }
 
-    /// The hooks of a refit through this set.
+    /// The hooks of a refit through this set: what must not change from one refit to the next is held against what each patch
+    /// said first.
     pub fn hooks(&self, options: HookOptions) -> RefitHooks {
-        let HookOptions { activation, vocabulary } = options;
-        let mask = |vocabulary| Some(MaskHook { patch: self.logits_mask()?, vocabulary });
+        let HookOptions { activation, vocabulary, rules } = options;
+        let of = |hook| self.claims(hook);
+        let mask = |vocabulary| Some(MaskHook { patch: of(Hook::LogitsMask)?.steady_logits_mask()?, vocabulary });
         RefitHooks {
-            loader: self.loader_map(),
-            quant: self.block_quant(),
+            loader: of(Hook::LoaderMap).and_then(|patch| patch.steady_loader_map()),
+            quant: of(Hook::BlockQuant).and_then(|patch| patch.steady_block_quant()),
             activation,
-            layout: self.layout(),
+            layout: of(Hook::Layout).and_then(|patch| patch.steady_layout()),
             observers: self.observers(),
             mask: vocabulary.and_then(mask),
+            rules,
             origin: Origin { patches: self.digest().to_string(), pin: None },
         }
     }

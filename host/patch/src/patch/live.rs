@@ -1,7 +1,8 @@
 //! A patch that answers.
 
-use super::CallStats;
+use super::firsts::Firsts;
 use super::stage::With;
+use super::{CallStats, Site};
 use crate::abi::{Guest, Hooks, Info, Snapshot};
 use crate::audit::Report;
 use crate::base::{Digest, Grants, Hook};
@@ -17,6 +18,8 @@ pub struct Patch {
     home: Home,
     /// What it is asked through: its guest, or who answers for it.
     asked: Hooks,
+    /// What its generation said first.
+    firsts: Arc<Firsts>,
     digest: Digest,
     generation: Digest,
     hooks: Vec<Hook>,
@@ -60,13 +63,7 @@ impl Home {
 }
 
 impl Patch {
-    pub(super) fn new(
-        home: Home,
-        digest: Digest,
-        report: &Report,
-        with: With,
-        witness: Option<&Arc<dyn Witness>>,
-    ) -> Self {
+    pub(super) fn new(home: Home, digest: Digest, report: &Report, with: With, site: &Site) -> Self {
         let With { settings, limits, grants } = with;
         let generation = generation(&digest, &settings, &limits, &super::stage::granted(&report.imports, &grants));
         let hooks = report.hooks.clone();
@@ -83,8 +80,9 @@ impl Patch {
             grants: grants.lines(),
             state: report.has_state(),
         };
-        let asked = home.hooks(&hooks, witness.map(|witness| (witness, entry())));
-        Self { home, asked, digest, generation, hooks, settings, grants }
+        let asked = home.hooks(&hooks, site.witness().map(|witness| (witness, entry())));
+        let firsts = site.firsts().of(generation);
+        Self { home, asked, firsts, digest, generation, hooks, settings, grants }
     }
 
     /// What it says about itself.
@@ -147,6 +145,11 @@ impl Patch {
     /// state, and should not be swapped in.
     pub fn import_state(&self, snapshot: Snapshot) -> Result<(), HookError> {
         self.asked.memory.import_state(snapshot)
+    }
+
+    /// What its generation said first.
+    pub(super) fn firsts(&self) -> &Arc<Firsts> {
+        &self.firsts
     }
 
     /// The hooks that it is asked through.

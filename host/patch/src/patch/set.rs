@@ -3,6 +3,7 @@
 use super::Patch;
 use crate::base::{Code, Digest, Exit, Hook};
 use patchhost_runtime::activation::ActivationMode;
+use patchhost_runtime::refit::RefitRules;
 use std::sync::Arc;
 
 /// An ordered set of patches without conflicts.
@@ -18,6 +19,8 @@ pub struct HookOptions {
     pub activation: ActivationMode,
     /// One more than the tokenizer's largest id; none: nothing is sampled, and no mask is asked for.
     pub vocabulary: Option<u32>,
+    /// What the operator allows, whatever the patches say.
+    pub rules: RefitRules,
 }
 
 /// Two patches cannot be in one set.

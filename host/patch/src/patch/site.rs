@@ -1,5 +1,6 @@
 //! Where patches are started: in this process or in child processes, and who is told their calls.
 
+use super::firsts::FirstAnswers;
 use crate::call::Witness;
 use crate::isolate::Isolation;
 use crate::sandbox::Sandbox;
@@ -11,12 +12,14 @@ pub struct Site {
     sandbox: Sandbox,
     isolation: Option<Isolation>,
     witness: Option<Arc<dyn Witness>>,
+    /// What patches that were started here said first.
+    firsts: FirstAnswers,
 }
 
 impl From<Sandbox> for Site {
     /// In this process; nobody is told.
     fn from(sandbox: Sandbox) -> Self {
-        Self { sandbox, isolation: None, witness: None }
+        Self { sandbox, isolation: None, witness: None, firsts: FirstAnswers::default() }
     }
 }
 
@@ -53,7 +56,8 @@ impl Site {
 
     /// The same with an engine that compiles without optimization, and with nobody told.
     pub fn unoptimized(&self) -> wasmtime::Result<Self> {
-        Ok(Self { sandbox: self.sandbox.unoptimized()?, isolation: self.isolation.clone(), witness: None })
+        let (sandbox, isolation) = (self.sandbox.unoptimized()?, self.isolation.clone());
+        Ok(Self { sandbox, isolation, witness: None, firsts: FirstAnswers::default() })
     }
 
     /// The engine that compiles and runs in this process.
@@ -64,6 +68,11 @@ impl Site {
     /// The child processes that patches run in; none: they run in this process.
     pub fn isolation(&self) -> Option<&Isolation> {
         self.isolation.as_ref()
+    }
+
+    /// What patches that were started here said first.
+    pub(super) fn firsts(&self) -> &FirstAnswers {
+        &self.firsts
     }
 
     /// Who is told what patches are asked and answer.

@@ -166,7 +166,7 @@ impl Compiled {
                 return Err(StageError::Compile { name, why });
             }
         };
-        Ok(Arc::new(Patch::new(home, digest, &report, with, site.witness())))
+        Ok(Arc::new(Patch::new(home, digest, &report, with, &site)))
     }
 }
 

@@ -35,14 +35,16 @@ pub trait RefitTarget: Send + Sync {
     /// be asked again with other patches. An error of a patch must come as that patch gave it: the failure policy reads it.
     fn attempt<'t>(&'t self, source: &Source, attempt: &Attempt<'_>) -> Result<Proved<Self::Staged<'t>>, RuntimeError>;
 
-    /// Makes them live. The board and its ledger say so already: what can fail belongs into the attempt.
-    fn publish(&self, staged: Self::Staged<'_>) -> Result<Published<Self::Weights>, RuntimeError>;
+    /// Makes them live, and gives a handle on them. The board and its ledger say so already: what can fail belongs into the
+    /// attempt.
+    fn publish(&self, staged: Self::Staged<'_>) -> Result<Self::Weights, RuntimeError>;
 
-    /// Asks a candidate what a refit would ask, with the tensors of the last one, and keeps nothing.
-    fn probe(&self, source: &Source, trial: &Generation, patch: &Arc<Patch>) -> Result<(), TargetError> {
+    /// Asks a candidate what a refit would ask, with the tensors of the last one, and keeps nothing. Gives what somebody
+    /// should know of its answers.
+    fn probe(&self, source: &Source, trial: &Generation, patch: &Arc<Patch>) -> Result<Vec<String>, TargetError> {
         let _ = patch;
         let attempt = Attempt { generation: trial, mixed: None, observed: false, progress: &|_, _, _| {} };
-        Ok(self.attempt(source, &attempt).map(drop)?)
+        Ok(self.attempt(source, &attempt)?.report.remarks)
     }
 
     /// Makes weights of the same source through a candidate, apart from everything, and compares them with those that were
@@ -123,18 +125,12 @@ impl Attempt<'_> {
 pub struct Proved<S> {
     /// What the weights are called: the trainer's word, else the number of the publish.
     pub label: String,
-    /// The weights.
-    pub staged: S,
-}
-
-/// Weights that are live now.
-pub struct Published<W> {
     /// What was done.
     pub report: RefitReport,
-    /// A handle on them.
-    pub weights: W,
-    /// A digest of all of them for the ledger, where somebody asked for one.
+    /// A digest of all weights for the ledger, where somebody asked for one.
     pub sha256: Option<String>,
+    /// The weights.
+    pub staged: S,
 }
 
 /// What a comparison found.

@@ -93,6 +93,44 @@ impl Gate {
         self.locked.store(true, Ordering::Release);
     }
 
+    /// What somebody should know about the lock, although it holds.
+    pub fn remark(&self) -> Option<String> {
+        let (lock, _) = self.state().ok()?.lock?;
+        lock.is_unsealed().then(|| {
+            let path = self.places.lock.as_deref().unwrap_or(Path::new(LOCK_FILE));
+            let what = crate::base::file::shown("lock file", path);
+            format!(
+                "{what} was written by patchhost 0.1: it has no seals, so a review note changed by hand or a missing file of \
+                 revocations is not noticed; the next `patchhost lock`, `grant` or `revoke` seals it"
+            )
+        })
+    }
+
+    /// Changes the lock: only with the revocations that it knows, and it knows those that there are afterwards.
+    pub fn update_lock<T>(&self, change: impl FnOnce(&mut LockFile) -> Result<T, TrustError>) -> Result<T, TrustError> {
+        LockFile::update(self.lock_path(), |lock| {
+            let path = self.revocations_path();
+            let all = Revocations::read(&path)?.all;
+            not_lifted(lock, &all, &path)?;
+            let result = change(lock)?;
+            lock.knows(&all);
+            Ok(result)
+        })
+    }
+
+    /// Takes the file of revocations as it stands for what the lock knows: somebody lifted one on purpose. Gives how many
+    /// there are; none: there is no lock.
+    pub fn accept_revocations(&self) -> Result<Option<usize>, TrustError> {
+        if LockFile::read(self.lock_path())?.is_none() {
+            return Ok(None);
+        }
+        LockFile::update(self.lock_path(), |lock| {
+            let all = Revocations::read(&self.revocations_path())?.all;
+            lock.knows(&all);
+            Ok(Some(all.len()))
+        })
+    }
+
     /// Reads lock and revocations, so that what is wrong with them is said before anything is loaded.
     pub fn check(&self) -> Result<(), TrustError> {
         self.state().map(|_| ())
@@ -124,14 +162,19 @@ impl Gate {
 
     /// What stands in the files now.
     pub(super) fn state(&self) -> Result<State, TrustError> {
-        let mut revoked = self.policy.revoked.clone();
-        if let Some(path) = &self.places.revocations {
-            revoked.extend(Revocations::read(path)?.all);
-        }
+        // The lock first: a revocation that comes meanwhile is one more than the lock knows, never one less.
         let lock = match &self.places.lock {
             None => None,
             Some(path) => LockFile::read(path)?,
         };
+        let mut revoked = self.policy.revoked.clone();
+        if let Some(path) = &self.places.revocations {
+            let file = Revocations::read(path)?.all;
+            if let Some((lock, _)) = &lock {
+                not_lifted(lock, &file, path)?;
+            }
+            revoked.extend(file);
+        }
         if lock.is_some() {
             self.require_lock();
         } else if self.is_locked() {
@@ -147,6 +190,19 @@ impl Gate {
             "only locked patches may be loaded here (--locked, --lock, require_lock, or it was there before), and there is no such file",
             "lock each patch with `patchhost lock X.wasm`, or bring the file back",
         )
+    }
+}
+
+/// Refuses revocations that are fewer or others than the lock knows: a file that is gone would lift them all without a word.
+pub(super) fn not_lifted(lock: &LockFile, all: &[Revocation], path: &Path) -> Result<(), TrustError> {
+    match lock.lifted(all) {
+        None => Ok(()),
+        Some(why) => Err(TrustError::refused(
+            crate::base::file::shown("revocations", path),
+            why,
+            "restore the file from your version control; or, if a revocation is lifted on purpose, say so: \
+             `patchhost lock --accept-revocations`",
+        )),
     }
 }
 

@@ -185,13 +185,18 @@ impl Gate {
             grants: grants.clone(),
             ..entry.clone()
         };
-        if !entry.grants.is_none() && with(&entry.limits, &Grants::default()).is_untouched() {
+        if !entry.grants.is_none() && with(&entry.limits, &Grants::default()).fits() {
             return format!(
                 "it was locked without grants, and now has {}",
                 clean(&entry.grants.lines().join(", "), 300)
             );
         }
-        if with(&self.limits, &entry.grants).is_untouched() {
+        if entry.fits() {
+            return "its `seal` is not that of what stands there: its name, file, versions, audit, review or signatures were \
+                    changed by hand"
+                .to_owned();
+        }
+        if with(&self.limits, &entry.grants).fits() {
             return format!(
                 "it was locked with the policy's limits, and now has {} of its own",
                 clean(&entry.limits_set.join(", "), 300)

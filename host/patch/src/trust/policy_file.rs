@@ -5,6 +5,7 @@ use super::TrustPolicy;
 use crate::audit::AuditPolicy;
 use crate::base::{Code, Digest, Exit, Hook, explain};
 use crate::patch::{FailurePolicy, HookPolicy, Limits, OnFailure, Rules, ShadowPolicy, SwapPolicy, has_native};
+use patchhost_runtime::refit::{Differs, NonFinite, RefitRules};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,6 +33,32 @@ pub struct Policy {
     pub trust: TrustPolicy,
     /// What a patch may use, where the lock gives it no limits of its own.
     pub limits: Limits,
+    /// Weights that are NaN or infinite.
+    #[serde(skip_serializing_if = "is_default")]
+    pub quant: QuantPolicy,
+    /// Where a loader map may put tensors.
+    #[serde(skip_serializing_if = "is_default")]
+    pub loader: LoaderPolicy,
+}
+
+/// `[quant]`: what holds whatever a patch's scheme says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QuantPolicy {
+    /// What becomes of a refit with weights that are NaN or infinite.
+    pub non_finite: NonFinite,
+}
+
+/// `[loader]`: what holds whatever a loader map says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoaderPolicy {
+    /// What becomes of placements that differ from the host's own map.
+    pub differs: Differs,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A policy file was refused.
@@ -80,6 +107,11 @@ impl Policy {
         Rules { hooks, failure, shadow, swap, file: Some(self.digest()) }
     }
 
+    /// The part that every refit keeps to.
+    pub fn refit_rules(&self) -> RefitRules {
+        RefitRules { non_finite: self.quant.non_finite, differs: self.loader.differs }
+    }
+
     /// The digest of all that it says, defaults included: what the ledger and the lock call it.
     pub fn digest(&self) -> Digest {
         Digest::of(serde_json::json!(self).to_string().as_bytes())
@@ -114,6 +146,15 @@ mod tests {
     }
 
     #[test]
+    fn the_operator_speaks_about_refits() {
+        assert_eq!(Policy::default().refit_rules(), RefitRules::default());
+        let policy = Policy::parse("[quant]\nnon_finite = \"allow\"\n[loader]\ndiffers = \"refuse\"\n").unwrap();
+        let rules = RefitRules { non_finite: NonFinite::Allow, differs: Differs::Refuse };
+        assert_eq!(policy.refit_rules(), rules);
+        assert_ne!(policy.digest(), Policy::default().digest());
+    }
+
+    #[test]
     fn what_the_file_says_stays_when_isolated() {
         let policy = Policy::parse("[hooks.layout]\non_failure = \"closed\"\n").unwrap().isolated();
         assert_eq!(policy.rules().on_failure(Hook::BlockQuant), OnFailure::Native);
@@ -132,6 +173,9 @@ mod tests {
             ("[shadow]\nmax_snr_loss_db = nan\n", "max_snr_loss_db"),
             ("[swap]\nretain = 0\n", "swap.retain"),
             ("surprise = 1\n", "surprise"),
+            ("[quant]\nnon_finite = \"maybe\"\n", "maybe"),
+            ("[quant]\nnonfinite = \"allow\"\n", "nonfinite"),
+            ("[loader]\ndiffers = true\n", "differs"),
         ];
         for (text, named) in bad {
             let why = Policy::parse(text).unwrap_err();

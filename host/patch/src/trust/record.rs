@@ -1,7 +1,7 @@
 //! Writing a decision down: audit and start a component, and put what was found and decided into the lock.
 
 use super::gate::State;
-use super::lock::{AuditRecord, Change, Entry, LockFile, Review, Setting, changes, config_digest};
+use super::lock::{AuditRecord, Change, Entry, Review, Setting, changes, config_digest};
 use super::{Gate, Judgement, LOCK_FILE, TrustError, limits};
 use crate::audit::trust_rules::{DOWNGRADE, found};
 use crate::audit::{AuditOptions, Severity};
@@ -129,7 +129,7 @@ impl Gate {
             let name = decision.name.clone().unwrap_or_else(|| candidate.stem());
             let old = state.lock.as_ref().and_then(|(lock, _)| lock.get(&name)).cloned();
             let (entry, judgement, findings) = self.make(&state, candidate, &name, old.as_ref(), decision, sandbox)?;
-            let put = LockFile::update(self.lock_path(), |lock| {
+            let put = self.update_lock(|lock| {
                 // Somebody else may have decided about it meanwhile: then everything is looked at again.
                 let unchanged = lock.get(&name) == old.as_ref();
                 if unchanged {
@@ -201,6 +201,7 @@ impl Gate {
             size,
             generation,
             config: config_digest(&settings),
+            seal: None,
             version,
             interface: VERSION.to_owned(),
             hooks: hooks(&patch),
@@ -215,7 +216,7 @@ impl Gate {
             review: self.review_of(decision, same, &digest),
             signatures: judgement.signatures.clone(),
         };
-        Ok((entry, judgement, report.findings))
+        Ok((entry.sealed(), judgement, report.findings))
     }
 
     /// Revocations and signatures as for every component, and the audit with these grants; the lock is not asked, since what

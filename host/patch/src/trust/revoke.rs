@@ -1,5 +1,6 @@
 //! Taking trust back: a revocation is written first, then what it makes void leaves the lock.
 
+use super::gate::not_lifted;
 use super::{Gate, LockFile, REVOKED_FILE, Revocation, Revocations, Revoked, TrustError};
 use crate::base::Day;
 use crate::base::Digest;
@@ -54,14 +55,24 @@ impl Gate {
         let date = Some(Day::of(self.now()));
         let new: Vec<Revocation> =
             what.iter().map(|what| Revocation { what: *what, reason: clean(reason, 1_000), date }).collect();
+        // Before anything is added: to a file that lost some, one more would hide it.
+        let lock = LockFile::read(self.lock_path())?;
+        if let Some((lock, _)) = &lock {
+            not_lifted(lock, &Revocations::read(&path)?.all, &path)?;
+        }
         let fresh = Revocations::add(&path, &new)?;
         let mut removed = Vec::new();
-        if LockFile::read(self.lock_path())?.is_some() {
-            LockFile::update(self.lock_path(), |lock| {
+        if lock.is_some() {
+            self.update_lock(|lock| {
                 lock.patches.retain_mut(|entry| {
                     let digests = [Revoked::Digest(entry.digest), Revoked::Digest(entry.generation)];
-                    let signed = !entry.signatures.is_empty();
+                    let (signed, untouched) = (entry.signatures.len(), entry.is_untouched());
                     entry.signatures.retain(|signature| !what.contains(&Revoked::Key(signature.key)));
+                    // What somebody changed by hand stays as wrong as it was.
+                    if entry.signatures.len() < signed && untouched && entry.seal.is_some() {
+                        *entry = entry.clone().sealed();
+                    }
+                    let signed = signed > 0;
                     let void =
                         digests.iter().any(|digest| what.contains(digest)) || signed && entry.signatures.is_empty();
                     if void {

@@ -26,8 +26,7 @@ fn in_f64(product: &mut Product<'_, Part>) {
             part.matrix.row(row, part.cols, weights);
             x.chunks_exact(part.cols).map(|x| dot(x, weights)).collect()
         };
-        let columns: Vec<Vec<f64>> =
-            (0..part.rows).into_par_iter().map_init(|| vec![0.0; part.cols], column).collect();
+        let columns: Vec<Vec<f64>> = (0..part.rows).into_par_iter().map_init(|| vec![0.0; part.cols], column).collect();
         for (row, column) in columns.iter().enumerate() {
             let at = first + row;
             let bias = f64::from(product.bias.map_or(0.0, |b| b[at]));

@@ -8,7 +8,7 @@ use patchhost_kernels::linear::ScaleOrder;
 use rayon::prelude::*;
 
 use super::declared::rounded;
-use super::{RefitHooks, Setup};
+use super::{NonFinite, RefitHooks, Setup};
 use crate::bytes::{TensorBytes, TensorData};
 use crate::checkpoint::CheckpointTensor;
 use crate::error::{Refusal, Result, RuntimeError};
@@ -16,7 +16,7 @@ use crate::fp8::BlockScale;
 use crate::hooks::{BlockQuant, Decision, Edges, Elem, LayoutPass, ScaleFormat, Scheme};
 use crate::layout;
 use crate::plan::{Action, Dest};
-use crate::quantize::{Input, Measure, Quantized, quantize};
+use crate::quantize::{Input, Measure, Quantized, quantize_under};
 use crate::weights::{Matrix, Part};
 
 /// The parts that one tensor became.
@@ -42,10 +42,28 @@ impl Job<'_> {
     }
 
     fn quantize(&self, input: &Input<'_>, dest: &Dest, scheme: &Scheme, quant: &dyn BlockQuant) -> Result<Quantized> {
-        if self.ue8m0(dest) && scheme.cast.format != ScaleFormat::Ue8m0 {
-            return quantize(input, &layout::scheme(scheme), &layout::Pow2::new(quant, scheme), Measure::Sample);
-        }
-        quantize(input, scheme, quant, Measure::Sample)
+        let rule = self.hooks.rules.non_finite;
+        let made = match self.ue8m0(dest) && scheme.cast.format != ScaleFormat::Ue8m0 {
+            true => {
+                let (scheme, quant) = (layout::scheme(scheme), layout::Pow2::new(quant, scheme));
+                quantize_under(rule, input, &scheme, &quant, Measure::Sample)
+            }
+            false => quantize_under(rule, input, scheme, quant, Measure::Sample),
+        };
+        // The index counts within the matrix that was quantized: of a stacked tensor, say which.
+        made.map_err(|error| match error {
+            RuntimeError::NonFinite(refusal) if self.is_piecewise() => {
+                let decl = &self.setup.registry.params()[dest.param];
+                let what = format!("{} ({} of `{}`)", refusal.what, decl.part_label(dest.part), decl.name);
+                RuntimeError::NonFinite(Refusal { what, ..refusal })
+            }
+            other => other,
+        })
+    }
+
+    /// Whether the tensor goes into more than one matrix, or is turned on its way.
+    fn is_piecewise(&self) -> bool {
+        matches!(self.action, Action::Load { dests, transposed, .. } if dests.len() > 1 || transposed.is_some())
     }
 
     /// Reads, asks for scales, casts, and packs what no layout pass needs row-major: it lies in a cache now.
@@ -93,7 +111,8 @@ impl Job<'_> {
                     "the value at index {:?} is {value}, beyond the {to:?} that it is declared in",
                     at(dest, i)
                 );
-                nonfinite(tensor, why)
+                let next = "repair the weight; the old weights, if any, keep serving";
+                RuntimeError::NonFinite(Refusal::new(format!("tensor `{}`", tensor.name), why, next))
             })?;
             let elem = to;
             let matrix = match (decision, &hooks.quant) {
@@ -119,11 +138,11 @@ impl Job<'_> {
                 }
                 _ => {
                     if let Some((i, value)) = first_nonfinite(&bytes, elem) {
-                        let index = at(dest, i);
-                        let why = format!(
-                            "the value at index {index:?} is {value}; a model with such weights cannot be served"
-                        );
-                        return Err(nonfinite(tensor, why));
+                        let count = nonfinite(&bytes, elem);
+                        if hooks.rules.non_finite == NonFinite::Refuse {
+                            return Err(self.not_finite(dest, i, value, count));
+                        }
+                        staged.report.non_finite += count;
                     }
                     Matrix::copied(elem, &bytes)
                 }
@@ -132,17 +151,45 @@ impl Job<'_> {
         }
         Ok(staged)
     }
+
+    /// Names the first value of a tensor that is kept as it is.
+    fn not_finite(&self, dest: &Dest, n: usize, value: f32, count: u64) -> RuntimeError {
+        let index = at(dest, n);
+        let more = if count > 1 { format!(", and {count} of its values are not finite") } else { String::new() };
+        RuntimeError::NonFinite(Refusal::new(
+            format!("tensor `{}`", self.tensor.name),
+            format!("the value at index {index:?} is {value}{more}; a model with such weights cannot be served"),
+            "repair the weight; the old weights, if any, keep serving. `[quant] non_finite = \"allow\"` in the policy file \
+             publishes it as it is",
+        ))
+    }
+}
+
+/// How many values are NaN or infinite. Asked only where there is one.
+fn nonfinite(bytes: &[u8], elem: Elem) -> u64 {
+    let count = match elem {
+        Elem::F32 => bytes.as_chunks::<4>().0.iter().filter(|b| not_finite_32(b)).count(),
+        Elem::Bf16 => bytes.as_chunks::<2>().0.iter().filter(|b| not_finite_bf16(b)).count(),
+        Elem::F16 => bytes.as_chunks::<2>().0.iter().filter(|b| not_finite_f16(b)).count(),
+    };
+    count as u64
+}
+
+// All bits of the exponent are set.
+fn not_finite_32(b: &[u8; 4]) -> bool {
+    u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000
+}
+fn not_finite_bf16(b: &[u8; 2]) -> bool {
+    u16::from_le_bytes(*b) & 0x7f80 == 0x7f80
+}
+fn not_finite_f16(b: &[u8; 2]) -> bool {
+    u16::from_le_bytes(*b) & 0x7c00 == 0x7c00
 }
 
 /// Where the n-th element of a part stands in its tensor.
 fn at(dest: &Dest, n: usize) -> Vec<usize> {
     let i = dest.offset + n;
     if dest.cols > 1 { vec![i / dest.cols, i % dest.cols] } else { vec![i] }
-}
-
-fn nonfinite(tensor: &CheckpointTensor, why: String) -> RuntimeError {
-    let next = "repair the weight; the old weights, if any, keep serving";
-    RuntimeError::NonFinite(Refusal::new(format!("tensor `{}`", tensor.name), why, next))
 }
 
 /// The first value that is NaN or infinite.
@@ -154,11 +201,10 @@ fn first_nonfinite(bytes: &[u8], elem: Elem) -> Option<(usize, f32)> {
             pieces.enumerate().find_first(|(_, values)| values.iter().fold(false, |found, b| found | bad(b)))?;
         Some(piece * PIECE + values.iter().position(bad)?)
     }
-    // All bits of the exponent are set.
     let at = match elem {
-        Elem::F32 => find(bytes, |b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000),
-        Elem::Bf16 => find(bytes, |b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80),
-        Elem::F16 => find(bytes, |b| u16::from_le_bytes(*b) & 0x7c00 == 0x7c00),
+        Elem::F32 => find(bytes, not_finite_32),
+        Elem::Bf16 => find(bytes, not_finite_bf16),
+        Elem::F16 => find(bytes, not_finite_f16),
     }?;
     let value = match elem {
         Elem::F32 => bytes.as_chunks::<4>().0.get(at).map(|b| f32::from_le_bytes(*b)),

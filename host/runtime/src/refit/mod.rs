@@ -8,7 +8,9 @@ mod arrivals;
 mod cast;
 pub(crate) mod declared;
 mod planned;
+mod remarks;
 mod report;
+mod rules;
 mod staged;
 mod turn;
 mod watch;
@@ -21,7 +23,8 @@ use crate::hooks::{BlockQuant, Layout, LoaderMap, LogitsMask, RefitObserver};
 pub use arrivals::{Arrivals, Begin, Manifest, Promise, Source};
 pub use declared::rounded;
 pub use planned::{Planned, Progress, Setup, info};
-pub use report::{Outcome, RefitReport, TensorOutcome};
+pub use report::{Outcome, Placed, RefitReport, TensorOutcome};
+pub use rules::{Differs, NonFinite, RefitRules};
 pub use staged::StagedRefit;
 pub(crate) use turn::Turn;
 
@@ -40,6 +43,8 @@ pub struct RefitHooks {
     pub observers: Vec<Arc<dyn RefitObserver>>,
     /// Which token ids are never sampled; none: all may be.
     pub mask: Option<MaskHook>,
+    /// What the operator allows, whatever the patches say.
+    pub rules: RefitRules,
     /// Whose answers these are; the weights carry it.
     pub origin: Origin,
 }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::cast::{Job, Staged};
 use super::declared::{Declared, OfConfig, dtype};
 use super::report::{Outcome, RefitReport, TensorOutcome};
-use super::{MaskHook, RefitHooks};
+use super::{MaskHook, RefitHooks, remarks};
 use crate::activation::{Activation, ActivationMode};
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::copies::TiedHead;
@@ -17,7 +17,7 @@ use crate::error::{Refusal, Result, RuntimeError};
 use crate::hooks::{Consumer, Decision, Dtype, Elem, LayoutPass, ModelInfo, Role, Scheme, TensorInfo};
 use crate::layout;
 use crate::plan::{Action, AllowUnknown, Dest, ExpertLoaders, Plan};
-use crate::quantize::grid;
+use crate::quantize::{edges_name, grid};
 use crate::registry::{ParamDecl, Registry};
 use crate::weights::{Ingredients, Matrix, Part, WeightSet};
 
@@ -56,6 +56,8 @@ pub struct Planned<'a> {
     decisions: Vec<Option<Decision>>,
     /// One list per runtime tensor.
     passes: Vec<Vec<LayoutPass>>,
+    /// What somebody should know of the answers.
+    remarks: Vec<String>,
 }
 
 /// Who reads what the runtime publishes: it does, itself.
@@ -67,16 +69,25 @@ fn reader() -> Consumer {
 pub(crate) struct OfModel {
     /// Token ids that are never sampled: ascending, disjoint.
     masked: Vec<Range<u32>>,
+    /// What somebody should know of the answers.
+    pub(crate) remarks: Vec<String>,
 }
 
 impl<'a> Planned<'a> {
     /// Asks the patches where tensors go, what becomes FP8 and which layout it gets, and checks the answers.
     pub fn new(setup: Setup<'a>, checkpoint: &'a Checkpoint, hooks: &RefitHooks) -> Result<Self> {
         let plan = Plan::new(&setup, checkpoint, hooks.loader.as_deref())?;
+        let mut remarks: Vec<String> = remarks::placements(&plan, checkpoint, hooks)?.into_iter().collect();
         let decisions = decide(&setup, checkpoint, &plan, hooks)?;
-        let mut planned = Self { setup, checkpoint, plan, decisions, passes: Vec::new() };
+        remarks.extend(remarks::edges(&decisions, checkpoint, hooks));
+        let mut planned = Self { setup, checkpoint, plan, decisions, passes: Vec::new(), remarks };
         planned.passes = planned.layout(hooks)?;
         Ok(planned)
+    }
+
+    /// What somebody should know of the answers about the tensors, although they are followed.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// The passes of each runtime tensor, checked.
@@ -126,8 +137,8 @@ impl<'a> Planned<'a> {
 
     /// What becomes of each checkpoint tensor, in the checkpoint's order.
     pub fn outcomes(&self) -> Vec<TensorOutcome> {
-        let all = self.checkpoint.tensors().zip(&self.plan.actions).zip(&self.decisions);
-        all.map(|((tensor, action), decision)| {
+        let all = self.checkpoint.tensors().zip(&self.plan.actions).zip(&self.decisions).enumerate();
+        all.map(|(i, ((tensor, action), decision))| {
             let (role, target) = match action {
                 Action::Load { role, dests, .. } => {
                     (*role, dests.first().map(|d| self.setup.registry.params()[d.param].name.clone()))
@@ -145,6 +156,7 @@ impl<'a> Planned<'a> {
                     scale_name: format!("{}{}", tensor.name, scheme.scale_suffix),
                     scale_shape: scale_shape(&tensor.shape, dests, scheme),
                     block: [scheme.block_rows, scheme.block_cols],
+                    edges: edges_name(scheme.cast.edges),
                 },
                 (_, Some(Decision::Keep(reason))) if let Some(scale) = &tensor.scale => Outcome::AsStored {
                     reason: reason.clone(),
@@ -156,7 +168,9 @@ impl<'a> Planned<'a> {
                 (_, Some(Decision::Keep(reason))) => Outcome::Kept { reason: reason.clone() },
                 (_, None) => Outcome::Kept { reason: String::new() },
             };
-            TensorOutcome { name: t.name, dtype: t.dtype, shape: t.shape, role, target, outcome }
+            let placed = self.plan.placed[i];
+            let host_map = self.plan.elsewhere.get(&i).map(|elsewhere| elsewhere.host.clone());
+            TensorOutcome { name: t.name, dtype: t.dtype, shape: t.shape, role, target, placed, host_map, outcome }
         })
         .collect()
     }
@@ -171,7 +185,7 @@ impl<'a> Planned<'a> {
     ) -> Result<(WeightSet, RefitReport)> {
         let started = std::time::Instant::now();
         let activation = self.activation(hooks)?;
-        let OfModel { masked } = self.of_model(hooks)?;
+        let OfModel { masked, remarks } = self.of_model(hooks)?;
         let total = self.decisions.iter().flatten().count();
         let done = AtomicUsize::new(0);
         // The first tensor that failed. Later ones are skipped, earlier ones are not: the error must not depend on timing.
@@ -227,6 +241,9 @@ impl<'a> Planned<'a> {
         }
         report.saturated = sums.saturated;
         report.flushed = sums.flushed;
+        report.non_finite = sums.non_finite;
+        report.placed_elsewhere = self.plan.elsewhere.len();
+        report.remarks = self.remarks.iter().cloned().chain(remarks).collect();
         report.relative_rmse = (sums.squared_sum > 0.0).then(|| (sums.squared_error / sums.squared_sum).sqrt());
         let made = Ingredients {
             version,
@@ -256,11 +273,12 @@ impl<'a> Planned<'a> {
 
     /// Asks what a refit asks about the model as a whole, besides its tensors.
     pub(crate) fn of_model(&self, hooks: &RefitHooks) -> Result<OfModel> {
-        let masked = match &hooks.mask {
-            Some(MaskHook { patch, vocabulary }) => patch.masked(self.setup.model, self.setup.vocab, *vocabulary)?,
-            None => Vec::new(),
+        let Some(MaskHook { patch, vocabulary }) = &hooks.mask else {
+            return Ok(OfModel { masked: Vec::new(), remarks: Vec::new() });
         };
-        Ok(OfModel { masked })
+        let masked = patch.masked(self.setup.model, self.setup.vocab, *vocabulary)?;
+        let remarks = remarks::mask(patch.name(), &masked, self.setup.vocab.min(*vocabulary))?;
+        Ok(OfModel { masked, remarks })
     }
 
     /// The plan already proved that each part has exactly one writer; this proves that each writer wrote. Experts that

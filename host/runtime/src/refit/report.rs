@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::hooks::{Dtype, LayoutPass, Role};
+use crate::hooks::{Dtype, LayoutPass, Role, Slot};
 
 /// What became of one checkpoint tensor.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -17,8 +17,25 @@ pub struct TensorOutcome {
     pub role: Role,
     /// Runtime tensor, where it is loaded.
     pub target: Option<String>,
+    /// The part of it that a loader map named; none where the host's own map placed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placed: Option<Placed>,
+    /// Where the host's own map would put it, where that is another place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_map: Option<String>,
     /// Kept, quantized or ignored.
     pub outcome: Outcome,
+}
+
+/// The part of a runtime tensor that a loader map named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Placed {
+    /// Which part.
+    pub slot: Slot,
+    /// Of which expert; none: of all, or of a tensor without experts.
+    pub expert: Option<usize>,
+    /// The last two dimensions are swapped in the checkpoint.
+    pub transposed: bool,
 }
 
 /// Kept, quantized or ignored, and why.
@@ -60,6 +77,8 @@ pub enum Outcome {
         scale_shape: Vec<usize>,
         /// Block rows and columns.
         block: [usize; 2],
+        /// What the scheme does with NaN and infinity: `strict`, `propagate-nan`, `ignore-nan`.
+        edges: &'static str,
     },
 }
 
@@ -95,6 +114,13 @@ pub struct RefitReport {
     pub saturated: u64,
     /// Values other than zero that became zero.
     pub flushed: u64,
+    /// Weights of the source that are NaN or infinite; 0 unless the operator's policy lets them pass.
+    pub non_finite: u64,
+    /// Checkpoint tensors that a loader map placed elsewhere than the host's own map would.
+    pub placed_elsewhere: usize,
+    /// What somebody should know of the patches' answers, although they were followed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
     /// Elements of the quantized tensors.
     pub quantized_elements: u64,
     /// What whoever sent the tensors should know: what was rounded, narrowed, or ignored though it says something else.

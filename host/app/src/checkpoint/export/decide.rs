@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use patchhost_runtime::hooks::{BlockQuant, Decision, Dtype, ModelInfo, Role, ScaleFormat, Scheme, TensorInfo};
-use patchhost_runtime::quantize::grid;
+use patchhost_runtime::quantize::{edges_name, grid};
 use patchhost_runtime::refit::{Outcome, TensorOutcome};
 use safetensors::tensor::Dtype as Stored;
 
@@ -57,6 +57,8 @@ impl Entry {
             shape: self.output.shape.iter().map(|d| *d as u64).collect(),
             role: self.output.role,
             target: self.output.target.clone(),
+            placed: None,
+            host_map: None,
             outcome: match &self.fate {
                 Fate::Keep(reason) => Outcome::Kept { reason: reason.clone() },
                 Fate::Quantize { scheme, scale_name, scale_shape } => Outcome::Quantized {
@@ -65,6 +67,7 @@ impl Entry {
                     scale_name: scale_name.clone(),
                     scale_shape: scale_shape.to_vec(),
                     block: [scheme.block_rows, scheme.block_cols],
+                    edges: edges_name(scheme.cast.edges),
                 },
             },
         }

@@ -129,6 +129,7 @@ impl Side {
             loader: patches.set().loader_map(),
             quant: Some(quant),
             activation: args.fp8_activation.into(),
+            rules: patches.policy().refit_rules(),
             ..RefitHooks::default()
         };
         Ok(Self { info, hooks, patches: Some(patches) })

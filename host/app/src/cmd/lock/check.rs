@@ -25,6 +25,10 @@ struct Row {
 pub(super) fn run(files: &TrustFiles, format: Format) -> Result {
     let (path, lock) = read(files)?;
     let gate = files.for_writing()?;
+    gate.check()?;
+    if let Some(remark) = gate.remark() {
+        errln!("note: {remark}");
+    }
     let base = gate.lock_path().parent().map(Path::to_path_buf).unwrap_or_default();
     let mut rows = Vec::new();
     for entry in &lock.patches {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use patchhost_runtime::error::{Refusal, RuntimeError};
 use patchhost_runtime::hooks::HookCause;
-use patchhost_runtime::refit::{Progress, Source};
+use patchhost_runtime::refit::{Progress, RefitReport, Source};
 use serde_json::json;
 
 use super::LiveError;
@@ -32,6 +32,8 @@ pub(super) struct Job<'a, T> {
 pub(super) struct Attempted<S> {
     pub(super) staged: S,
     pub(super) label: String,
+    pub(super) report: RefitReport,
+    pub(super) sha256: Option<String>,
     pub(super) patch_set: Digest,
 }
 
@@ -51,8 +53,8 @@ impl<'a, T: RefitTarget> Job<'a, T> {
     ) -> Result<Attempted<T::Staged<'a>>, LiveError> {
         let observed = self.run == Run::Observed;
         let attempt = Attempt { generation, mixed, observed, progress: self.progress };
-        let Proved { label, staged } = self.target.attempt(self.source, &attempt)?;
-        Ok(Attempted { staged, label, patch_set: attempt.patch_set() })
+        let Proved { label, report, sha256, staged } = self.target.attempt(self.source, &attempt)?;
+        Ok(Attempted { staged, label, report, sha256, patch_set: attempt.patch_set() })
     }
 
     /// Through the active set; where a patch of it fails, through what the policy says.

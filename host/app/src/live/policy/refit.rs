@@ -1,17 +1,18 @@
 //! One refit: through the set that the board says, with the policy for patches that fail, and the candidates that land
 //! or take part.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::refit::{Begin, Progress, RefitReport, Source};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::fallback::{Job, Made};
+use super::fallback::{Attempted, Job, Made};
 use super::{LastRefit, Live, LiveError, Turn};
 use crate::base::Digest;
-use crate::patch::{Actor, Generation, Published, RefitAt, RefitTarget};
+use crate::patch::{Actor, Generation, RefitAt, RefitTarget};
 
 /// What a refit did.
 pub struct Refitted<W> {
@@ -159,26 +160,21 @@ impl<T: RefitTarget> Live<T> {
             None => job.with_policy(&plan)?,
         };
         let Made { attempt, generation, degraded } = made;
-        let swap = match (&plan.landing, &reversed) {
-            (Some(landing), None) => {
-                let from = plan.active.digest();
-                self.board.land(landing, at, &attempt.label)?;
-                self.target.canary_ends();
-                Some(Swapped { from, to: landing.to.digest() })
-            }
-            (Some(landing), Some(why)) => {
-                self.board.reverse(&landing.to.digest(), at, why);
-                None
-            }
-            _ => None,
-        };
-        let (patch_set, label) = (attempt.patch_set, attempt.label);
-        let Published { report, weights, sha256 } = self.target.publish(attempt.staged)?;
-        if plan.beside.is_none() {
+        if let (Some(landing), Some(why)) = (&plan.landing, &reversed) {
+            self.board.reverse(&landing.to.digest(), at, why);
+        }
+        let Attempted { staged, label, report, sha256, patch_set } = attempt;
+        let last = LastRefit { refit: at.refit, step: at.step, patch_set, degraded: degraded.clone(), report };
+        // Before anything is live: a refit that cannot be written down is refused.
+        let landing = plan.landing.as_ref().filter(|_| reversed.is_none());
+        let (fields, seen) = self.record_of(turn, at, &last, sha256, &generation);
+        self.board.publishes(landing, at, &label, fields, actor)?;
+        turn.calls = seen;
+        let swap = landing.map(|landing| Swapped { from: plan.active.digest(), to: landing.to.digest() });
+        if swap.is_some() || plan.beside.is_none() {
             self.target.canary_ends();
         }
-        let last = LastRefit { refit: at.refit, step: at.step, patch_set, degraded: degraded.clone(), report };
-        self.write_down(turn, at, &last, sha256, &generation, actor);
+        let weights = self.target.publish(staged)?;
         let report = last.report.clone();
         self.last.store(Some(Arc::new(last)));
         if let Some(beside) = &plan.beside {
@@ -188,18 +184,17 @@ impl<T: RefitTarget> Live<T> {
         Ok(Refitted { refit, step, report, weights, patch_set, generation, swap, reversed, degraded })
     }
 
-    /// The record of a refit, with how often each patch was called for it.
-    fn write_down(
+    /// The record of a refit, with how often each patch was called for it; and the counts that the next one goes by.
+    fn record_of(
         &self,
-        turn: &mut Turn,
+        turn: &Turn,
         at: RefitAt,
         LastRefit { patch_set, degraded, report, .. }: &LastRefit,
         sha256: Option<String>,
         generation: &Generation,
-        actor: &Actor,
-    ) {
+    ) -> (Value, BTreeMap<Digest, (u64, u64)>) {
         let mut calls = Vec::new();
-        let mut seen = std::collections::BTreeMap::new();
+        let mut seen = BTreeMap::new();
         for patch in generation.set().patches() {
             let stats = patch.stats();
             let now = (stats.hook_calls(), stats.functions.values().map(|f| f.fuel_total).sum::<u64>());
@@ -210,18 +205,18 @@ impl<T: RefitTarget> Live<T> {
             }));
             seen.insert(patch.generation(), now);
         }
-        turn.calls = seen;
-        let mut fields = at.with_step(json!({
+        let mut fields = json!({
             "refit": at.refit, "version": report.label, "patch_set": patch_set, "degraded": degraded,
             "quantized": report.quantized, "kept": report.kept, "saturated": report.saturated,
-            "flushed": report.flushed, "observers": report.observers, "weights_sha256": sha256, "calls": calls,
-        }));
+            "flushed": report.flushed, "non_finite": report.non_finite, "placed_elsewhere": report.placed_elsewhere,
+            "remarks": report.remarks, "observers": report.observers, "weights_sha256": sha256, "calls": calls,
+        });
         // A trainer that was started again from an earlier checkpoint.
         if let (Some(step), Some(before)) = (at.step, turn.step)
             && step < before
         {
             fields["step_before"] = json!(before);
         }
-        self.board.event("refit", actor, fields);
+        (fields, seen)
     }
 }

@@ -26,6 +26,16 @@ pub struct Staged {
     pub applicability: Applicability,
     /// It was staged, active or retained before: nothing was done.
     pub already: bool,
+    /// What somebody should know of its answers, although they are allowed.
+    pub remarks: Vec<String>,
+}
+
+/// A candidate that passed the stages, on its way to the board.
+struct Passed {
+    patch: Arc<Patch>,
+    already: bool,
+    facts: Facts,
+    remarks: Vec<String>,
 }
 
 impl<T: RefitTarget> Live<T> {
@@ -40,8 +50,8 @@ impl<T: RefitTarget> Live<T> {
         let (name, sha256) = (candidate.name().to_owned(), *candidate.digest());
         let result = self.through_stages(candidate, expected, settings);
         match result {
-            Ok((patch, already, facts)) => {
-                let fresh = self.board.staged(&patch, &facts, actor)?;
+            Ok(Passed { patch, already, facts, remarks }) => {
+                let fresh = self.board.staged(&patch, &facts, &remarks, actor)?;
                 Ok(Staged {
                     name: patch.info().name.clone(),
                     version: patch.info().version.clone(),
@@ -49,6 +59,7 @@ impl<T: RefitTarget> Live<T> {
                     generation: patch.generation(),
                     applicability: patch.applies_to(&self.target.describe()),
                     already: already || !fresh,
+                    remarks,
                 })
             }
             Err(error) => {
@@ -68,7 +79,7 @@ impl<T: RefitTarget> Live<T> {
         candidate: Candidate,
         expected: Option<Digest>,
         settings: &[(String, String)],
-    ) -> Result<(Arc<Patch>, bool, Facts), LiveError> {
+    ) -> Result<Passed, LiveError> {
         if let Some(why) = self.board.quarantined(candidate.digest()) {
             let what = format!("patch `{}` ({})", candidate.name(), candidate.digest());
             let why = format!("it is in quarantine: {why}");
@@ -80,24 +91,28 @@ impl<T: RefitTarget> Live<T> {
         let facts = audited.facts().clone();
         // Going back to what is still instantiated compiles nothing.
         if let Some(known) = self.board.known(&audited.generation()) {
-            return Ok((known, true, facts));
+            return Ok(Passed { patch: known, already: true, facts, remarks: Vec::new() });
         }
         let compiled = self.pools.stage(|| audited.compile(&self.site))?;
         // Not in the pool: with `--isolate` this starts the child that will answer.
         let patch = compiled.ready()?;
-        if patch.applies_to(&self.target.describe()) == Applicability::Applies {
-            self.pools.stage(|| self.probe(&patch))?;
-        }
-        Ok((patch, false, facts))
+        let remarks = match patch.applies_to(&self.target.describe()) {
+            Applicability::Applies => self.pools.stage(|| self.probe(&patch))?,
+            Applicability::NotApplicable { .. } => Vec::new(),
+        };
+        Ok(Passed { patch, already: false, facts, remarks })
     }
 
-    /// Refuses a patch whose answers a refit would refuse, or that is wrong on what its own profile and contract say.
-    fn probe(&self, patch: &Arc<Patch>) -> Result<(), LiveError> {
+    /// Refuses a patch whose answers a refit would refuse, or that is wrong on what its own profile and contract say. Gives
+    /// what somebody should know of its answers.
+    fn probe(&self, patch: &Arc<Patch>) -> Result<Vec<String>, LiveError> {
+        let mut remarks = Vec::new();
         // Before the first load there is nothing to ask about; that load asks everything.
         if let Some(source) = self.source.load_full() {
             let trial = Generation::trial(probe_set(&self.board.active(), patch)?);
-            self.target.probe(&source, &trial, patch)?;
+            remarks = self.target.probe(&source, &trial, patch)?;
         }
-        probe::before_activation(patch).map(|_| ()).map_err(LiveError::Probe)
+        probe::before_activation(patch).map_err(LiveError::Probe)?;
+        Ok(remarks)
     }
 }

@@ -28,7 +28,8 @@ impl<T: RefitTarget> Live<T> {
     /// Asks for a swap. With [`When::Now`] the weights are loaded again at once, from where they came.
     pub fn swap(&self, request: &SwapRequest, actor: &Actor) -> Result<SwapOutcome, LiveError> {
         self.heed_revocations();
-        let allowed = self.has_canary(request.mode).and_then(|()| self.not_revoked(&request.to));
+        let files = || self.files_hold(&format!("swap to {}", request.to));
+        let allowed = self.has_canary(request.mode).and_then(|()| files()).and_then(|()| self.not_revoked(&request.to));
         let asked = allowed.and_then(|()| self.board.request(request, actor));
         let requested = asked.inspect_err(|error| {
             let why = crate::base::text::clean(&error.why, 600);
@@ -40,6 +41,7 @@ impl<T: RefitTarget> Live<T> {
     /// Goes back to the set before.
     pub fn rollback(&self, when: When, reason: Option<String>, actor: &Actor) -> Result<SwapOutcome, LiveError> {
         self.heed_revocations();
+        self.files_hold("rollback")?;
         let requested = self.board.rollback(when, reason, actor)?;
         self.target.canary_ends();
         self.settle(requested, when, actor)
@@ -91,6 +93,14 @@ impl<T: RefitTarget> Live<T> {
                 tracing::error!(%error, "a revoked patch is not in quarantine");
             }
         }
+    }
+
+    /// Lock and revocations can be read and fit together: a file of revocations that is gone must not let back in what it
+    /// kept out.
+    fn files_hold(&self, what: &str) -> Result<(), SwapError> {
+        self.gate.check().map_err(|error| {
+            SwapError::new(SwapErrorKind::Forbidden, what, format!("{}: {}", error.what, error.why), error.next)
+        })
     }
 
     /// A generation can be revoked without its component: these settings, limits and grants.

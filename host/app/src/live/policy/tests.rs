@@ -15,8 +15,8 @@ use serde_json::Value;
 use super::*;
 use crate::patch::{
     Actor, Attachments, Attempt, CanaryUnit, Candidate, Compared, Description, Generation, HookOptions, HostIdentity,
-    Mode, OnFailure, Patch, Phase, Proved, Published, Reviewing, Rules, Sandbox, ShadowPolicy, SwapRequest,
-    TensorFinding, Terms, Verdict, When, resolve,
+    Mode, OnFailure, Patch, Phase, Proved, Reviewing, Rules, Sandbox, ShadowPolicy, SwapRequest, TensorFinding, Terms,
+    Verdict, When, resolve,
 };
 
 static SANDBOX: LazyLock<Sandbox> = LazyLock::new(|| Sandbox::new(2).expect("an engine"));
@@ -107,12 +107,12 @@ impl RefitTarget for Buffers {
 
     fn attempt<'t>(&'t self, source: &Source, attempt: &Attempt<'_>) -> Result<Proved<Self::Staged<'t>>, RuntimeError> {
         let label = source.begin().version.clone().unwrap_or_else(|| "unnamed".into());
-        Ok(Proved { label, staged: self.make(source, attempt)? })
+        Ok(Proved { label, report: RefitReport::default(), sha256: None, staged: self.make(source, attempt)? })
     }
 
-    fn publish(&self, staged: Held) -> Result<Published<Self::Weights>, RuntimeError> {
+    fn publish(&self, staged: Held) -> Result<Self::Weights, RuntimeError> {
         *self.held.lock().expect("held") = staged.clone();
-        Ok(Published { report: RefitReport::default(), weights: staged, sha256: None })
+        Ok(staged)
     }
 
     fn compare(&self, source: &Source, _: &Generation, to: &Generation, rules: &ShadowPolicy) -> Compared<Self::Seen> {

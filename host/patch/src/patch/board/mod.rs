@@ -9,7 +9,7 @@ mod refit;
 mod requests;
 mod status;
 
-use super::{Actor, Applicability, Attachments, Description, Digest, Generation, Ledger, Patch, Rules};
+use super::{Actor, Applicability, Attachments, Description, Digest, Event, Generation, Ledger, Patch, Rules};
 use failures::Failures;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -225,42 +225,58 @@ impl Board {
     }
 
     /// Writes an event. A change that cannot be written down is not made: callers that can still refuse do.
-    fn record(&self, event: &str, actor: &Actor, fields: Value) -> Result<(), SwapError> {
-        let fields = match fields {
-            Value::Object(fields) => fields,
-            other => Map::from_iter([("value".to_owned(), other)]),
-        };
-        self.ledger.append(event, actor, fields).map(|_| ()).map_err(|e| {
+    fn record(&self, event: &'static str, actor: &Actor, fields: Value) -> Result<(), SwapError> {
+        self.record_all(&[ledger_event(event, actor, fields)])
+    }
+
+    /// The same for several events: all of them are written, or none.
+    fn record_all(&self, events: &[Event]) -> Result<(), SwapError> {
+        self.ledger.append_all(events).map(drop).map_err(|e| {
+            let names: Vec<String> = events.iter().map(|event| format!("`{}`", event.name)).collect();
             SwapError::new(
                 SwapErrorKind::Ledger,
-                format!("event `{event}`"),
+                format!("event {}", names.join(" and ")),
                 format!("the ledger cannot be written: {}", crate::base::text::clean(&e.to_string(), 400)),
                 "free the disk or name another --ledger; nothing was changed",
             )
         })
     }
 
-    /// The same where nothing can be refused any more.
-    fn note(&self, event: &str, actor: &Actor, fields: Value) {
-        if let Err(error) = self.record(event, actor, fields) {
+    /// The same where nothing can be refused any more: what cannot be written leaves a gap that the ledger reports.
+    fn note(&self, event: &'static str, actor: &Actor, fields: Value) {
+        let Event { name, actor, fields } = ledger_event(event, actor, fields);
+        if let Err(error) = self.ledger.note(name, &actor, fields) {
             tracing::error!(%error, event, "an event is missing in the ledger");
         }
     }
 
-    /// Notes what a run starts with.
-    pub fn started(&self, actor: &Actor) {
+    /// Writes what a run starts with; one that cannot be written down does not start.
+    pub fn started(&self, actor: &Actor) -> Result<(), SwapError> {
         let active = self.active();
         let fields = json!({
             "architecture": self.to.architecture, "active": active.digest(), "patches": members(&active),
             "policy": self.rules.file, "patchhost": env!("CARGO_PKG_VERSION"),
         });
-        self.note("host.started", actor, fields);
+        self.record("host.started", actor, fields)
     }
 
     /// Notes an event of somebody who shares the ledger.
-    pub fn event(&self, event: &str, actor: &Actor, fields: Value) {
+    pub fn event(&self, event: &'static str, actor: &Actor, fields: Value) {
         self.note(event, actor, fields);
     }
+
+    /// Writes an event of somebody who shares the ledger, before what it is about happens: an error stops that.
+    pub fn before(&self, event: &'static str, actor: &Actor, fields: Value) -> Result<(), SwapError> {
+        self.record(event, actor, fields)
+    }
+}
+
+fn ledger_event(name: &'static str, actor: &Actor, fields: Value) -> Event {
+    let fields = match fields {
+        Value::Object(fields) => fields,
+        other => Map::from_iter([("value".to_owned(), other)]),
+    };
+    Event { name, actor: actor.clone(), fields }
 }
 
 impl Inner {

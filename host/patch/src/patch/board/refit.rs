@@ -2,7 +2,7 @@
 
 use super::{Board, Draining, Mode, Transition, When};
 use crate::base::Digest;
-use crate::patch::{Actor, Generation};
+use crate::patch::{Actor, Event, Generation};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -91,9 +91,24 @@ impl Board {
         RefitPlan { active: inner.active.clone(), before: inner.retained.front().cloned(), landing, beside }
     }
 
-    /// The candidate made weights, which are about to be published: it is the active set from here on. Written to the
-    /// ledger before anything changes; where that fails nothing does.
-    pub fn land(&self, landing: &Landing, at: RefitAt, label: &str) -> Result<(), super::SwapError> {
+    /// Weights are about to be published: writes the refit to the ledger, whose `fields` say what it is. Where that fails
+    /// nothing changes, and the weights must not be published. A candidate that made them is the active set from here on.
+    pub fn publishes(
+        &self,
+        landing: Option<&Landing>,
+        at: RefitAt,
+        label: &str,
+        fields: Value,
+        actor: &Actor,
+    ) -> Result<(), super::SwapError> {
+        let refit = super::ledger_event("refit", actor, at.with_step(fields));
+        match landing {
+            None => self.record_all(&[refit]),
+            Some(landing) => self.land(landing, at, label, refit),
+        }
+    }
+
+    fn land(&self, landing: &Landing, at: RefitAt, label: &str, refit: Event) -> Result<(), super::SwapError> {
         let mut inner = self.lock();
         let from = inner.active.digest();
         let event = if landing.rollback { "swap.rolled_back" } else { "swap.landed" };
@@ -102,7 +117,7 @@ impl Board {
             "requested_by": landing.by.to_string(), "reason": landing.reason,
             "patches": super::members(&landing.to),
         });
-        self.record(event, &landing.by, at.with_step(fields))?;
+        self.record_all(&[super::ledger_event(event, &landing.by, at.with_step(fields)), refit])?;
         let old = std::mem::replace(&mut inner.active, landing.to.clone());
         inner.retained.retain(|g| g.digest() != landing.to.digest());
         // After a rollback the set that was left is no candidate for the next rollback: two in a row go further back.

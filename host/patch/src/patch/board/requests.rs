@@ -14,8 +14,15 @@ use std::time::Instant;
 use SwapErrorKind::{Conflict, Forbidden, Invalid, NotFound};
 
 impl Board {
-    /// Takes in a patch that passed every stage. The same generation again changes nothing; false says so.
-    pub fn staged(&self, patch: &Arc<Patch>, trust: &Facts, actor: &Actor) -> Result<bool, SwapError> {
+    /// Takes in a patch that passed every stage; `remarks`: what its probe said that somebody should know. The same generation
+    /// again changes nothing; false says so.
+    pub fn staged(
+        &self,
+        patch: &Arc<Patch>,
+        trust: &Facts,
+        remarks: &[String],
+        actor: &Actor,
+    ) -> Result<bool, SwapError> {
         let applicability = patch.applies_to(&self.to);
         let mut inner = self.lock();
         if let Some(known) = inner.staged.iter_mut().find(|s| s.patch.generation() == patch.generation()) {
@@ -25,7 +32,7 @@ impl Board {
         let fields = json!({
             "name": patch.info().name, "version": patch.info().version, "sha256": patch.digest(),
             "generation": patch.generation(), "hooks": patch.hooks(), "applicability": applicability,
-            "trust": trust,
+            "trust": trust, "remarks": remarks,
         });
         self.record("patch.staged", actor, fields)?;
         let (by, at) = (actor.clone(), Instant::now());

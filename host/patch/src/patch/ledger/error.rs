@@ -85,7 +85,7 @@ impl LedgerError {
         }
     }
 
-    fn why(&self) -> String {
+    pub(super) fn why(&self) -> String {
         match self {
             Self::Io { source, .. } => source.to_string(),
             Self::Busy { holder, .. } => format!("{holder} has it open; two writers would break the chain"),

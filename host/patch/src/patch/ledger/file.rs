@@ -2,6 +2,7 @@
 
 use super::LedgerError;
 use super::chain::{Broken, Chain, Head};
+use super::gap::Gap;
 use super::read::{Lines, Piece};
 use super::record::Entry;
 use super::segments::{Segments, beside, folder};
@@ -10,6 +11,13 @@ use std::collections::VecDeque;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+
+/// Suffix of the lock file.
+pub(super) const LOCK_SUFFIX: &str = ".lock";
+/// Bytes of its first line, which names the holder.
+const HOLDER_BYTES: usize = 64;
+/// Bytes of its second line, which says what could not be written.
+const LOST_BYTES: usize = 128;
 
 /// When a record is put on the disk before `append` returns. A record that was written and not synced survives the
 /// death of the process, not that of the machine.
@@ -72,6 +80,8 @@ pub(super) struct Found {
     pub(super) torn: Option<Torn>,
     /// The segment that an empty file goes on from.
     pub(super) previous: Option<PathBuf>,
+    /// What an earlier process could not write.
+    pub(super) gap: Option<Gap>,
 }
 
 /// The one writer of a ledger file.
@@ -83,14 +93,17 @@ pub(super) struct LedgerFile {
     /// A write failed: what is beyond `good` is ours.
     dirty: bool,
     options: LedgerOptions,
-    /// Held as long as this writer lives; the kernel gives it back when the process dies.
-    _lock: File,
+    /// Held as long as this writer lives; the kernel gives it back when the process dies. Has what could not be written.
+    lock: File,
+    /// How many bytes the disk still takes, in tests.
+    #[cfg(test)]
+    pub(super) room: Option<usize>,
 }
 
 impl LedgerFile {
     /// Locks the ledger, reads what is there, and moves a torn end out of the way.
     pub(super) fn open(path: &Path, options: LedgerOptions, keep_recent: usize) -> Result<(Self, Found), LedgerError> {
-        let lock = lock(path)?;
+        let (lock, gap) = lock(path)?;
         let io = |doing, source| LedgerError::Io { doing, path: path.to_path_buf(), source };
         let segments = Segments::of(path).map_err(|e| io("opening the ledger", e))?;
         let file = append_to(path).map_err(|e| io("opening the ledger", e))?;
@@ -98,7 +111,17 @@ impl LedgerFile {
             return Err(LedgerError::NotALedger { path: path.to_path_buf(), why: "it is not a plain file".to_owned() });
         }
         let (mut found, good) = scan(path, keep_recent)?;
-        let mut this = Self { path: path.to_path_buf(), file, good, dirty: false, options, _lock: lock };
+        found.gap = gap;
+        let mut this = Self {
+            path: path.to_path_buf(),
+            file,
+            good,
+            dirty: false,
+            options,
+            lock,
+            #[cfg(test)]
+            room: None,
+        };
         found.torn = this.cut_torn().map_err(|e| io("moving the torn end of", e))?;
         if found.records == 0
             && let Some(previous) = segments.closed().last()
@@ -112,11 +135,11 @@ impl LedgerFile {
         Ok((this, found))
     }
 
-    /// Writes one line. Where that fails, nothing of it stays in the file.
-    pub(super) fn write(&mut self, line: &[u8], event: &str) -> Result<(), LedgerError> {
+    /// Writes whole lines, of these events. Where that fails, nothing of them stays in the file.
+    pub(super) fn write(&mut self, lines: &[u8], events: &[&str]) -> Result<(), LedgerError> {
         self.still_ours()?;
         let io = |source| LedgerError::Io { doing: "writing the ledger", path: self.path.clone(), source };
-        let written = (&self.file).write_all(line).and_then(|()| match self.syncs(event) {
+        let written = self.put(lines).and_then(|()| match events.iter().any(|event| self.syncs(event)) {
             true => self.file.sync_data(),
             false => Ok(()),
         });
@@ -125,8 +148,28 @@ impl LedgerFile {
             self.dirty = self.file.set_len(self.good).is_err();
             return Err(io(error));
         }
-        self.good += line.len() as u64;
+        self.good += lines.len() as u64;
         Ok(())
+    }
+
+    fn put(&self, lines: &[u8]) -> std::io::Result<()> {
+        #[cfg(test)]
+        if let Some(room) = self.room.filter(|room| *room < lines.len()) {
+            (&self.file).write_all(&lines[..room])?;
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        (&self.file).write_all(lines)
+    }
+
+    /// Keeps a line about what could not be written, or forgets it. The bytes are there since the ledger was opened, so a full
+    /// disk takes them.
+    pub(super) fn keep_beside(&self, line: &str) -> std::io::Result<()> {
+        let mut place = vec![b' '; LOST_BYTES - 1];
+        place.push(b'\n');
+        line.bytes().zip(&mut place).for_each(|(byte, at)| *at = byte);
+        (&self.lock).seek(SeekFrom::Start(HOLDER_BYTES as u64))?;
+        (&self.lock).write_all(&place)?;
+        self.lock.sync_data()
     }
 
     /// Whether the file has grown to its limit.
@@ -208,10 +251,15 @@ impl LedgerFile {
                 Err(error) => return Err(error),
             }
         };
-        let mut from = File::open(&self.path)?;
-        from.seek(SeekFrom::Start(self.good))?;
-        let bytes = std::io::copy(&mut from, &mut to)?;
-        to.sync_all()?;
+        let copied = File::open(&self.path).and_then(|mut from| {
+            from.seek(SeekFrom::Start(self.good))?;
+            let bytes = std::io::copy(&mut from, &mut to)?;
+            to.sync_all().map(|()| bytes)
+        });
+        let bytes = copied.inspect_err(|_| {
+            // A full disk: an empty file for each try would be no help.
+            let _ = std::fs::remove_file(&moved_to);
+        })?;
         self.file.set_len(self.good)?;
         self.file.sync_data()?;
         Ok(Some(Torn { bytes, moved_to }))
@@ -242,22 +290,20 @@ fn scan(path: &Path, keep_recent: usize) -> Result<(Found, u64), LedgerError> {
             recent.pop_front();
         }
     }
-    Ok((Found { head: chain.head(), records: chain.records(), recent, torn: None, previous: None }, good))
+    let (head, records) = (chain.head(), chain.records());
+    Ok((Found { head, records, recent, torn: None, previous: None, gap: None }, good))
 }
 
-/// Takes the lock of a ledger, or says who has it.
-fn lock(path: &Path) -> Result<File, LedgerError> {
-    let lock_path = beside(path, ".lock");
+/// Takes the lock of a ledger, or says who has it. Gives what an earlier holder could not write, too.
+fn lock(path: &Path) -> Result<(File, Option<Gap>), LedgerError> {
+    let lock_path = beside(path, LOCK_SUFFIX);
     let io = |source| LedgerError::Io { doing: "locking the ledger", path: lock_path.clone(), source };
     // Not truncated: until the lock is ours, what stands in it is the holder's.
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path).map_err(io)?;
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path).map_err(io)?;
+    let (holder, lost) = lock_lines(&file).map_err(io)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            // Only for the message: a lock file that says nothing is no reason for another error.
-            let _ = file.take(64).read_to_string(&mut holder);
             let holder = match text::clean(holder.trim(), 64) {
                 empty if empty.is_empty() => "another process".to_owned(),
                 holder => holder,
@@ -266,8 +312,29 @@ fn lock(path: &Path) -> Result<File, LedgerError> {
         }
         Err(TryLockError::Error(error)) => return Err(io(error)),
     }
-    file.set_len(0).and_then(|()| writeln!(file, "process {}", std::process::id())).map_err(io)?;
-    Ok(file)
+    let holder = format!("{:<width$}\n", format!("process {}", std::process::id()), width = HOLDER_BYTES - 1);
+    let mut place = holder.into_bytes();
+    if lost.is_none() {
+        place.extend([b' '; LOST_BYTES - 1]);
+        place.push(b'\n');
+    }
+    // Synced, so that the bytes have their place on the disk before it is full.
+    (&file).seek(SeekFrom::Start(0)).and_then(|_| (&file).write_all(&place)).map_err(io)?;
+    file.sync_data().map_err(io)?;
+    Ok((file, lost))
+}
+
+/// What stands in the lock file of a ledger: its holder, and what that could not write.
+pub(super) fn lock_lines(file: &File) -> std::io::Result<(String, Option<Gap>)> {
+    let mut text = String::new();
+    let mut from = file;
+    from.seek(SeekFrom::Start(0))?;
+    // Only for messages: a lock file that says nothing, or no text, is no reason for another error.
+    if from.take((HOLDER_BYTES + LOST_BYTES) as u64).read_to_string(&mut text).is_err() {
+        text.clear();
+    }
+    let (holder, lost) = text.split_once('\n').unwrap_or((&text, ""));
+    Ok((holder.to_owned(), Gap::of_line(lost)))
 }
 
 fn append_to(path: &Path) -> std::io::Result<File> {

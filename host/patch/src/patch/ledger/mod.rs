@@ -23,11 +23,17 @@
 //!
 //! **A crash.** A record is one `write`, and is on the disk (`fdatasync`) before the call returns. What a killed process
 //! leaves is at most a last line without its line feed. The next writer moves it to `FILE.torn.N` and goes on.
+//!
+//! **A full disk.** A record that cannot be written whole is cut off again, and what it was about does not happen: a refit is not
+//! published, a patch is not staged. Events about what happened all the same (a refusal, a failure of a patch) are counted;
+//! the next record that can be written comes after a `ledger.gap`, which says how many are missing, of which kinds, since when and why.
+//! Until then `FILE.lock` has the count, for a process that dies meanwhile. `verify` reports both.
 
 mod actor;
 mod chain;
 mod error;
 mod file;
+mod gap;
 mod handle;
 mod read;
 mod record;
@@ -37,7 +43,8 @@ pub use actor::Actor;
 pub use chain::{Broken, Head};
 pub use error::LedgerError;
 pub use file::{LedgerOptions, Opened, Sync, Torn};
-pub use handle::Ledger;
+pub use gap::Health;
+pub use handle::{Event, Ledger};
 pub use read::{Shown, Verified, show, verify};
 pub use record::{Entry, RESERVED};
 pub use segments::Segments;

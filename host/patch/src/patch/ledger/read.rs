@@ -2,9 +2,9 @@
 //! like a torn last line.
 
 use super::chain::{Broken, Chain, Head};
-use super::record::{self, Entry, LINE_BYTES};
+use super::record::{self, Entry, GAP, LINE_BYTES};
 use super::{LedgerError, Segments};
-use crate::base::Digest;
+use crate::base::{Digest, text};
 use patchhost_runtime::files;
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -25,7 +25,9 @@ pub struct Verified {
     pub first_seq: Option<u64>,
     /// The last record.
     pub head: Option<Head>,
-    /// What is worth knowing and not wrong: a torn last line, older segments that are not here.
+    /// Events that could not be written, as gap records (and a writer that cannot write now) say.
+    pub lost: u64,
+    /// What is worth knowing and not wrong with the chain: gaps, a torn last line, older segments that are not here.
     pub notes: Vec<String>,
 }
 
@@ -88,7 +90,7 @@ pub fn verify(path: &Path, head: Option<&Digest>) -> Result<Verified, LedgerErro
 
 fn check(segments: &Segments, expected: Option<&Digest>) -> Result<Verified, LedgerError> {
     let files = segments.files();
-    let (mut chain, mut notes, mut head_seen) = (Chain::default(), Vec::new(), false);
+    let (mut chain, mut notes, mut head_seen, mut lost) = (Chain::default(), Vec::new(), false, 0);
     for (at, path) in files.iter().enumerate() {
         let io = |source| LedgerError::Io { doing: "reading", path: path.to_path_buf(), source };
         let mut lines = Lines::new(files::open(path).map_err(io)?);
@@ -115,11 +117,20 @@ fn check(segments: &Segments, expected: Option<&Digest>) -> Result<Verified, Led
                 doing: "verifying the ledger",
                 at: Broken { file: name(path), line: number, seq: chain.next(), why },
             })?;
-            head_seen |= entry.is_some_and(|entry| Some(&entry.hash) == expected);
+            head_seen |= entry.as_ref().is_some_and(|entry| Some(&entry.hash) == expected);
+            if let Some(gap) = entry.filter(|entry| entry.event == GAP) {
+                let count = gap.fields.get("lost").and_then(serde_json::Value::as_u64).unwrap_or(1);
+                lost += count;
+                notes.push(of_gap(&gap, count));
+            }
         }
     }
     if let Some(first) = chain.first().filter(|first| *first > 0) {
         notes.insert(0, format!("starts at seq {first}, older segments are not here"));
+    }
+    if let Some(count) = segments.unsaid() {
+        lost += count;
+        notes.push(format!("gap at the end: {count} events could not be written, and the ledger does not say so yet"));
     }
     if chain.records() == 0 {
         notes.push("there is no record in it".to_owned());
@@ -129,7 +140,23 @@ fn check(segments: &Segments, expected: Option<&Digest>) -> Result<Verified, Led
         return Err(LedgerError::Head { expected: expected.to_string(), found });
     }
     let (records, first_seq, head) = (chain.records(), chain.first(), chain.head());
-    Ok(Verified { files: files.len(), records, first_seq, head, notes })
+    Ok(Verified { files: files.len(), records, first_seq, head, lost, notes })
+}
+
+/// A gap record in words.
+fn of_gap(gap: &Entry, count: u64) -> String {
+    let field = |name: &str| match gap.fields.get(name) {
+        Some(serde_json::Value::String(text)) => text.clone(),
+        other => other.map(ToString::to_string).unwrap_or_default(),
+    };
+    let said = |name: &str| text::clean(&field(name), 400);
+    format!(
+        "gap at seq {}: {count} events could not be written ({}), since {}: {}",
+        gap.seq,
+        said("events"),
+        said("since"),
+        said("why")
+    )
 }
 
 /// A torn line is the beginning of a record. A whole record with something other than a line feed after it is an edit.
@@ -199,5 +226,5 @@ fn of_event(event: &str, wanted: &str) -> bool {
 
 fn name(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default();
-    crate::base::text::clean(&name.to_string_lossy(), 200)
+    text::clean(&name.to_string_lossy(), 200)
 }

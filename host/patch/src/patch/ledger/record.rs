@@ -28,6 +28,9 @@ pub(super) const GENESIS: &str = "ledger.genesis";
 /// The first record of every later file of a ledger.
 pub(super) const CONTINUED: &str = "ledger.continued";
 
+/// Says that events before it are missing, because they could not be written.
+pub(super) const GAP: &str = "ledger.gap";
+
 /// A record as it stands in the ledger.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Entry {

@@ -1,6 +1,7 @@
 //! The files of one ledger: `FILE.000001`, `FILE.000002`, …, and `FILE`, which is being written.
 
 use super::LedgerError;
+use super::file::{LOCK_SUFFIX, lock_lines};
 use super::record::{self, CONTINUED, GENESIS};
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -81,6 +82,18 @@ impl Segments {
     pub(super) fn files(&self) -> Vec<&Path> {
         let current = (!self.single && self.current.is_file()).then_some(self.current.as_path());
         self.closed().chain(current).collect()
+    }
+
+    /// How many events the writer could not write and could not say so in the ledger yet.
+    pub(super) fn unsaid(&self) -> Option<u64> {
+        if self.single {
+            return None;
+        }
+        let lock = std::fs::File::open(beside(&self.current, LOCK_SUFFIX)).ok()?;
+        if !lock.metadata().is_ok_and(|meta| meta.is_file()) {
+            return None;
+        }
+        lock_lines(&lock).ok()?.1.map(|gap| gap.lost())
     }
 
     /// Name of the file that the next closed segment gets.

@@ -203,3 +203,85 @@ fn keep_removes_the_oldest() {
     let single = verify(&path.with_file_name("ledger.jsonl.000005"), None).expect("good");
     assert_eq!((single.files, single.records, single.first_seq), (1, 2, Some(7)));
 }
+
+#[test]
+fn what_a_full_disk_loses_is_said() {
+    let (_tmp, path) = folder();
+    let (ledger, _) = open(&path);
+    append(&ledger, 0);
+    let whole = std::fs::read(&path).expect("readable");
+    // The disk takes a part of a line: nothing of it stays, whoever asks is told, and what could be stopped is no gap.
+    ledger.disk_takes(Some(10));
+    for _ in 0..2 {
+        let error = ledger.append("refit", &Actor::cli(), Map::new()).expect_err("a full disk");
+        assert!(matches!(error, LedgerError::Io { .. }), "{error}");
+    }
+    assert_eq!(std::fs::read(&path).expect("readable"), whole);
+    let health = ledger.health();
+    assert!(
+        !health.ok && health.lost == 0 && health.why.as_ref().is_some_and(|why| why.contains("storage")),
+        "{health:?}"
+    );
+    // What happened all the same is counted, and said beside the ledger while it cannot be said in it.
+    for _ in 0..3 {
+        ledger.note("refit.refused", &Actor::cli(), Map::new()).expect_err("a full disk");
+    }
+    ledger.note("swap.refused", &Actor::cli(), Map::new()).expect_err("a full disk");
+    assert_eq!(ledger.health().lost, 4);
+    let verified = verify(&path, None).expect("whole");
+    assert_eq!((verified.records, verified.lost), (2, 4), "{verified:?}");
+    assert!(verified.notes[0].starts_with("gap at the end: 4 events"), "{verified:?}");
+    // The disk has room: one write holds the gap and the event.
+    ledger.disk_takes(None);
+    let next = append(&ledger, 1);
+    assert_eq!((next.seq, next.event.as_str()), (3, "test.event"));
+    assert_eq!(ledger.health(), Health { ok: true, why: None, lost: 4 });
+    let gap = &ledger.recent(2)[0];
+    assert_eq!((gap.event.as_str(), &gap.fields["lost"]), ("ledger.gap", &json!(4)));
+    assert_eq!(gap.fields["events"], json!({ "refit.refused": 3, "swap.refused": 1 }));
+    append(&ledger, 2);
+    let verified = verify(&path, None).expect("whole");
+    assert_eq!((verified.records, verified.lost, verified.notes.len()), (5, 4, 1), "{verified:?}");
+    assert!(verified.notes[0].contains("gap at seq 2: 4 events could not be written"), "{verified:?}");
+}
+
+#[test]
+fn a_gap_outlives_the_process_that_could_not_say_it() {
+    let (_tmp, path) = folder();
+    let (ledger, _) = open(&path);
+    ledger.disk_takes(Some(0));
+    for _ in 0..2 {
+        ledger.note("refit.refused", &Actor::cli(), Map::new()).expect_err("a full disk");
+    }
+    // It ends while the disk is full; nothing of a record could be written at its end either.
+    drop(ledger);
+    assert_eq!(verify(&path, None).expect("whole").lost, 2);
+    let (ledger, opened) = open(&path);
+    assert_eq!(opened.records, 1);
+    append(&ledger, 0);
+    let verified = verify(&path, None).expect("whole");
+    assert_eq!((verified.records, verified.lost), (3, 2), "{verified:?}");
+    drop(ledger);
+    let (ledger, _) = open(&path);
+    append(&ledger, 1);
+    assert_eq!(verify(&path, None).expect("whole").lost, 2, "it is said once");
+}
+
+#[test]
+fn several_records_are_written_together_or_not_at_all() {
+    let (_tmp, path) = folder();
+    let (ledger, _) = open(&path);
+    let event = |name| Event { name, actor: Actor::cli(), fields: Map::new() };
+    let whole = std::fs::read(&path).expect("readable");
+    // Room for the first line and a part of the second.
+    ledger.disk_takes(Some(300));
+    ledger.append_all(&[event("swap.landed"), event("refit")]).expect_err("a full disk");
+    assert_eq!(std::fs::read(&path).expect("readable"), whole);
+    ledger.disk_takes(None);
+    let added = ledger.append_all(&[event("swap.landed"), event("refit")]).expect("appended");
+    assert_eq!(
+        added.iter().map(|entry| (entry.seq, entry.event.as_str())).collect::<Vec<_>>(),
+        [(1, "swap.landed"), (2, "refit")]
+    );
+    assert_eq!(verify(&path, None).expect("whole").records, 3);
+}

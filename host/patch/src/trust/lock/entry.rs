@@ -24,6 +24,9 @@ pub struct Entry {
     pub generation: Digest,
     /// Digest of the settings.
     pub config: Digest,
+    /// Digest of everything else that stands in this entry, the review too; none in locks of version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<Digest>,
     /// The version that the patch gives itself.
     pub version: String,
     /// Version of the interface that it was built for.
@@ -104,7 +107,24 @@ impl Entry {
 
     /// Whether it is as it was locked.
     pub fn is_untouched(&self) -> bool {
+        self.fits() && self.seal.is_none_or(|seal| seal == self.seal_now())
+    }
+
+    /// Whether what runs is what was locked: component, settings, limits and grants.
+    pub(crate) fn fits(&self) -> bool {
         self.identity() == self.generation && config_digest(&self.pairs()) == self.config
+    }
+
+    /// The digest of what stands here now: as JSON, in the order of the fields above, without the seal itself.
+    pub(crate) fn seal_now(&self) -> Digest {
+        let bare = Self { seal: None, ..self.clone() };
+        Digest::of(serde_json::json!(["patchhost lock entry 2", bare]).to_string().as_bytes())
+    }
+
+    /// The same with a seal over all of it.
+    #[must_use]
+    pub(crate) fn sealed(self) -> Self {
+        Self { seal: Some(self.seal_now()), ..self }
     }
 }
 

@@ -126,7 +126,7 @@ fn a_lock_says_what_is_wrong_with_it() {
     let text = std::fs::read_to_string(rig.path(LOCK_FILE)).unwrap();
     let entry = &text[text.find("[[patch]]").unwrap()..];
     for (text, why) in [
-        (text.replace("version = 1\n", "version = 2\n"), "its version is 2"),
+        (text.replacen("version = 2\n", "version = 3\n", 1), "its version is 3"),
         (text.replace("size = ", "sise = "), "unknown field `sise`"),
         (text.replace("size = ", "sise = "), "did you mean `size`"),
         (text.replace("memory_bytes = ", "memory_byte = "), "did you mean `memory_bytes`"),

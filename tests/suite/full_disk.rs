@@ -1,0 +1,148 @@
+//! A ledger that cannot grow: refits are refused before anything is live, whoever asks is told, and what is missing is said.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use patchhost::patch::{Actor, Ledger, LedgerOptions};
+use serde_json::{Value, json};
+
+use crate::http_client::{TOKEN, token_file};
+use crate::http_rl::{file, step};
+use crate::support::{binary, patchhost, tmp};
+
+/// A server that may write files of so many KiB; it gets an error beyond, and no signal.
+struct Limited {
+    child: Child,
+    url: String,
+}
+
+impl Limited {
+    fn start(kib: Option<u32>, args: &[&str]) -> Self {
+        let limit = kib.map(|kib| format!("ulimit -S -f {kib}; ")).unwrap_or_default();
+        let script = format!("trap '' XFSZ; {limit}exec \"$0\" serve --format json --listen 127.0.0.1:0 \"$@\"");
+        let mut child = Command::new("bash")
+            .args(["-c", &script])
+            .arg(binary())
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let ready: Value = serde_json::from_str(&line).unwrap_or_default();
+        let Some(url) = ready["listen"][0].as_str() else {
+            let mut errors = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+            panic!("it did not start: {line}{errors}");
+        };
+        Self { url: url.to_string(), child }
+    }
+
+    fn send(&self, method: &str, path: &str, body: &[u8]) -> (u16, String) {
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let (url, bearer) = (format!("{}{path}", self.url), format!("Bearer {TOKEN}"));
+        let mut response = match method {
+            "GET" => agent.get(&url).header("Authorization", &bearer).call().unwrap(),
+            _ => {
+                let request = agent.post(&url).header("Content-Type", "application/octet-stream");
+                request.send(body).unwrap()
+            }
+        };
+        (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
+    }
+
+    fn status(&self) -> Value {
+        serde_json::from_str(&self.send("GET", "/admin/v1/status", b"").1).unwrap()
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn verify(ledger: &Path) -> Value {
+    patchhost(["log", "verify", &ledger.display().to_string(), "--format", "json"]).good().json()
+}
+
+#[test]
+fn a_refit_that_cannot_be_written_down_is_refused_and_the_gap_is_said() {
+    let tmp = tmp();
+    let (ledger, token) = (tmp.path().join("ledger.jsonl"), token_file(tmp.path(), TOKEN));
+    let args = ["--ledger", &ledger.display().to_string(), "--admin-token-file", &token.display().to_string()]
+        .map(str::to_owned);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    // Instances need files of some size too, so the limit is not small and the ledger is nearly as large already.
+    const KIB: u32 = 8 << 10;
+    {
+        let (writer, _) = Ledger::open(&ledger, LedgerOptions::default()).unwrap();
+        let left = || u64::from(KIB) * 1024 - std::fs::metadata(&ledger).unwrap().len();
+        while left() > 8_000 {
+            let text = "x".repeat(usize::try_from(left() - 6_000).unwrap().min(1_000_000));
+            let Value::Object(fields) = json!({ "text": text }) else { unreachable!("an object") };
+            writer.append("test.filler", &Actor::cli(), fields).unwrap();
+        }
+    }
+    let server = Limited::start(Some(KIB), &args);
+    let (good, other) = (file(&step(1), &[]), file(&step(2), &[]));
+    let mut published = 0;
+    while server.send("POST", "/update_weights", &good).0 == 200 {
+        published += 1;
+        assert!(published < 50, "the ledger grows beyond its limit");
+    }
+    let before = server.status();
+    assert_eq!(before["last_refit"]["refit"], json!(published + 1));
+    // Refused, as often as it is tried; the weights of before serve.
+    for _ in 0..3 {
+        let (status, text) = server.send("POST", "/update_weights", &other);
+        assert_eq!(status, 503, "{text}");
+        assert!(text.contains("event `refit`") && text.contains("the ledger cannot be written"), "{text}");
+    }
+    let status = server.status();
+    assert_eq!((&status["weight_version"], &status["last_refit"]), (&before["weight_version"], &before["last_refit"]));
+    assert_eq!(status["ledger"]["ok"], false, "{status}");
+    assert!(status["ledger"]["why"].as_str().unwrap().contains("large"), "{status}");
+    // The refusals themselves are what could not be stopped: one for each refit that was refused.
+    assert_eq!(status["ledger"]["lost"], 4, "{status}");
+    let metrics = server.send("GET", "/metrics", b"").1;
+    assert!(
+        metrics.contains("patchhost_ledger_up 0") && metrics.contains("patchhost_ledger_lost_events_total 4"),
+        "{metrics}"
+    );
+    let verified = verify(&ledger);
+    assert_eq!(verified["ledger"]["lost"], 4, "{verified}");
+    assert!(verified["ledger"]["notes"][0].as_str().unwrap().starts_with("gap at the end: 4 events"), "{verified}");
+    let shown = patchhost(["log", "verify", &ledger.display().to_string()]).good();
+    assert!(shown.stdout.starts_with("good chain with gaps (4 events missing)"), "{}", shown.stdout);
+    // It is killed while nothing can be written. The next one says what is missing, and goes on.
+    drop(server);
+    let server = Limited::start(None, &args);
+    assert_eq!(server.send("POST", "/update_weights", &other).0, 200);
+    let status = server.status();
+    assert_eq!((&status["ledger"]["ok"], &status["ledger"]["lost"]), (&json!(true), &json!(0)), "{status}");
+    let verified = verify(&ledger);
+    assert_eq!(verified["ledger"]["lost"], 4, "{verified}");
+    let gap = verified["ledger"]["notes"][0].as_str().unwrap();
+    assert!(gap.starts_with("gap at seq ") && gap.contains("4 events could not be written"), "{gap}");
+    let refits =
+        patchhost(["log", "show", &ledger.display().to_string(), "--event", "refit", "--format", "json"]).good().json();
+    let refits = refits["records"].as_array().unwrap().iter().filter(|r| r["event"] == "refit").count();
+    // Every set of weights that was live: the loads of two processes, and the updates.
+    assert_eq!(refits, 2 + published + 1);
+}
+
+#[test]
+fn a_run_that_cannot_be_written_down_does_not_start() {
+    let tmp = tmp();
+    let ledger = tmp.path().join("ledger.jsonl");
+    let script =
+        format!("trap '' XFSZ; ulimit -S -f 0; exec \"$0\" serve --listen 127.0.0.1:0 --ledger {}", ledger.display());
+    // The lock file beside it is the first thing that has no room.
+    let out = Command::new("bash").args(["-c", &script]).arg(binary()).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && text.contains("\n  why: ") && text.contains("ledger"), "{text}");
+}
