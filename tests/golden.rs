@@ -34,7 +34,7 @@ fn run(quant: &dyn BlockQuant, tensor: &CheckpointTensor) -> Result<Quantized, R
     let Decision::Quantize(scheme) = &decisions[0] else { panic!("{} was kept: {decisions:?}", tensor.name) };
     let input = Input {
         name: &tensor.name,
-        data: tensor.data.clone(),
+        data: tensor.data.load().unwrap(),
         elem: tensor.elem().unwrap(),
         rows: tensor.shape[0],
         cols: tensor.shape[1],
@@ -51,8 +51,8 @@ fn compare(vectors: &Checkpoint, input: &str, mode: &str, got: &Quantized) {
     let q = vectors.get(&format!("{input}/{mode}/weight")).unwrap();
     let s = vectors.get(&format!("{input}/{mode}/scale_inv")).unwrap();
     let scales: Vec<u8> = got.scales.iter().flat_map(|s| s.to_le_bytes()).collect();
-    assert_eq!(scales, s.data.to_vec(), "{input}/{mode}: scales");
-    let differ = got.q.iter().zip(q.data.iter()).filter(|(a, b)| a != b).count();
+    assert_eq!(scales, s.data.load().unwrap().to_vec(), "{input}/{mode}: scales");
+    let differ = got.q.iter().zip(q.data.load().unwrap().iter()).filter(|(a, b)| a != b).count();
     assert_eq!((got.q.len(), differ), (q.data.len(), 0), "{input}/{mode}: weights");
 }
 
