@@ -70,7 +70,7 @@ impl Folder {
             let (name, bytes) = &mut files[at];
             let parsed = serde_json::from_slice::<Value>(bytes).ok();
             match parsed {
-                Some(mut value) if rng.random_bool(0.8) => {
+                Some(mut value) if value.is_object() && rng.random_bool(0.8) => {
                     match *name {
                         "tokenizer.json" if rng.random_bool(0.7) => steps(&mut rng, &mut value),
                         "tokenizer_config.json" if rng.random_bool(0.9) => {
@@ -196,8 +196,11 @@ fn steps(rng: &mut StdRng, tokenizer: &mut Value) {
             "stride": number(rng) });
     }
     if rng.random_bool(0.2) {
-        tokenizer["model"]["unk_token"] = text(rng).into();
-        tokenizer["model"]["byte_fallback"] = rng.random_bool(0.5).into();
+        let (unknown, bytes) = (text(rng), rng.random_bool(0.5));
+        if let Some(model) = tokenizer.get_mut("model").and_then(Value::as_object_mut) {
+            model.insert("unk_token".into(), unknown.into());
+            model.insert("byte_fallback".into(), bytes.into());
+        }
     }
 }
 
