@@ -287,7 +287,7 @@ fn adapter(engine: &Engine, folder: &Path) -> Result<(), String> {
     let mut builder = AdapterBuilder::new("a", text);
     for t in tensors.tensors() {
         let header = ChunkHeader { name: &t.name, dtype: t.stored, shape: &t.shape, offset: 0 };
-        builder.chunk(&header, &t.data).map_err(|e| e.to_string())?;
+        builder.chunk(&header, &t.data.load().map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
     }
     let patch = crate::lora::lora_patch("lora_tensors", &[]);
     engine.load_adapter(builder, patch.as_ref()).map(|_| ()).map_err(|e| e.to_string())

@@ -72,11 +72,12 @@ fn a_loader_map_that_waits_for_another_dtype() {
     let rig = rig("llama", &[("turns", &k_for_v(1))], "");
     let bits = rig.bits();
     let wider = rig.checkpoint.tensors().map(|t| {
-        let values = t.data.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32());
+        let bytes = t.data.load().expect("its bytes");
+        let values = bytes.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32());
         let bytes: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
         let len = bytes.len();
         let data = patchhost_runtime::bytes::TensorBytes::new(std::sync::Arc::new(bytes), 0..len).unwrap();
-        patchhost_runtime::checkpoint::CheckpointTensor { stored: safetensors::Dtype::F32, data, ..t.clone() }
+        patchhost_runtime::checkpoint::CheckpointTensor { stored: safetensors::Dtype::F32, data: data.into(), ..t.clone() }
     });
     let wider = patchhost_runtime::checkpoint::Checkpoint::from_tensors(wider).unwrap();
     let error = rig.live.refit(wider, Begin::default(), &me(), &|_, _, _| {}).map(drop).unwrap_err().to_string();
