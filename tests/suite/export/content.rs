@@ -183,7 +183,7 @@ fn tensors_that_are_not_served_are_copied() {
     );
     edit_tensors(&model, |t| t.push(extra.clone()));
     let out = tmp.path().join("out");
-    export(Some(&model), &out, "deepseek", &[]).good();
+    export(Some(&model), &out, "deepseek", &["--allow-unquantized"]).good();
     assert_eq!(tensors(&out)[&extra.0], extra);
     let reason = outcome(&explain(&model, "deepseek", &[]), &extra.0)["reason"].as_str().unwrap().to_string();
     assert!(reason.contains("recomputed from config.json"), "{reason}");

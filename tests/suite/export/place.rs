@@ -9,7 +9,7 @@ fn nothing_is_overwritten_that_should_stay() {
     let model = copy_model("llama", tmp.path());
     let before = files(&model);
     std::fs::create_dir(at("empty")).unwrap();
-    export(Some(&model), &at("empty"), "transformers", &[]).good();
+    export(Some(&model), &at("empty"), "transformers", &["--allow-unquantized"]).good();
     std::fs::write(at("file"), "x").unwrap();
     std::fs::create_dir(at("photos")).unwrap();
     std::fs::write(at("photos/cat.jpg"), "cat").unwrap();
@@ -46,7 +46,7 @@ fn force_replaces_a_model_by_another_as_a_whole() {
     let tmp = tmp();
     let out = tmp.path().join("out");
     export(None, &out, "vllm@0.11", &["--max-shard-size", "1MB"]).good();
-    export(Some(&data("oracle").join("llama")), &out, "sglang", &["--force"]).good();
+    export(Some(&data("oracle").join("llama")), &out, "sglang", &["--force", "--allow-unquantized"]).good();
     assert_eq!(names(&out), ["config.json", "generation_config.json", "model.safetensors"]);
     assert_eq!(names(tmp.path()), ["out"]);
 }
@@ -63,7 +63,7 @@ fn bad_arguments_are_refused_before_anything_is_written() {
         ("vllm", &["--check-tp", "1,zero"]),
         ("vllm", &["--check-tp", "2,2"]),
         ("vllm", &["--check-tp", ""]),
-        ("vllm", &["--max-shard-size", "1", "--set", "keep=*"]),
+        ("vllm", &["--max-shard-size", "1", "--set", "keep=*", "--allow-unquantized"]),
     ] {
         let ran = export(None, &out, reader, extra);
         if ran.code == 0 {

@@ -77,7 +77,11 @@ fn a_loader_map_that_waits_for_another_dtype() {
         let bytes: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
         let len = bytes.len();
         let data = patchhost_runtime::bytes::TensorBytes::new(std::sync::Arc::new(bytes), 0..len).unwrap();
-        patchhost_runtime::checkpoint::CheckpointTensor { stored: safetensors::Dtype::F32, data: data.into(), ..t.clone() }
+        patchhost_runtime::checkpoint::CheckpointTensor {
+            stored: safetensors::Dtype::F32,
+            data: data.into(),
+            ..t.clone()
+        }
     });
     let wider = patchhost_runtime::checkpoint::Checkpoint::from_tensors(wider).unwrap();
     let error = rig.live.refit(wider, Begin::default(), &me(), &|_, _, _| {}).map(drop).unwrap_err().to_string();

@@ -175,7 +175,7 @@ mod tests {
             ("surprise = 1\n", "surprise"),
             ("[quant]\nnon_finite = \"maybe\"\n", "maybe"),
             ("[quant]\nnonfinite = \"allow\"\n", "nonfinite"),
-            ("[loader]\ndiffers = true\n", "differs"),
+            ("[loader]\ndiffers = true\n", "line 2"),
         ];
         for (text, named) in bad {
             let why = Policy::parse(text).unwrap_err();

@@ -196,6 +196,11 @@ fn versions_go_up_and_reviews_are_asked_for() {
     assert_eq!(entry.review.as_ref().unwrap().who, "me");
     rig.admit("fp8_block", &[]).unwrap();
     // The review is about bytes, and it grows old.
-    rig.edit(LOCK_FILE, "date = \"2026-11-28\"", "date = \"2026-10-28\"");
-    assert!(super::error(rig.admit("fp8_block", &[])).contains("older than 30 days"));
+    let later = rig.gate().at(|| humantime::parse_rfc3339("2026-12-30T12:00:00Z").unwrap());
+    let none: [(&str, &str); 0] = [];
+    let admitted = rig.candidate("fp8_block").admit(&later, &Terms::settings(none)).and_then(Admitted::audit);
+    assert!(admitted.map(drop).unwrap_err().to_string().contains("older than 30 days"));
+    // Nor can it be made younger by hand.
+    rig.edit(LOCK_FILE, "date = \"2026-11-28\"", "date = \"2026-12-28\"");
+    assert!(super::error(rig.admit("fp8_block", &[])).contains("by hand"));
 }
