@@ -180,8 +180,11 @@ fn uploads_that_nobody_asked_for_take_no_memory() {
     let each = if std::env::var_os("PATCHHOST_CAMPAIGN").is_some() { 64 } else { 4 };
     for args in [&["--rl-token-file", token.to_str().unwrap(), "--rl", "token"][..], &[]] {
         let server = Server::start(args);
-        let paths = paths(&server);
+        let mut paths = paths(&server);
         assert!(paths.len() > 40, "{paths:?}");
+        if each < 64 {
+            paths = paths.into_iter().skip(1).step_by(7).chain(["/update_weights".to_string()]).collect();
+        }
         let flood = |rounds: usize| {
             std::thread::scope(|scope| {
                 for thread in 0..8 {
