@@ -149,7 +149,7 @@ fn a_body_that_is_json_and_no_object_is_refused_at_every_route() {
     let running = json!({ "prompt": "KING HENRY.\n", "max_tokens": 4, "temperature": 0 });
     let before = server.post("/v1/completions", &running).good()["choices"][0]["text"].clone();
     for path in posts(&server) {
-        let path = path.replace('{', "").replace('}', "");
+        let path = path.replace(['{', '}'], "");
         for body in ["[]", "[null, null]", "[\"abort\"]", " \n [1]", "null", "1", "-0.5", "\"x\"", "true", "false"] {
             let answer = server.post_raw(&path, "application/json", body.as_bytes());
             let object = server.post_raw(&path, "application/json", b"{}");

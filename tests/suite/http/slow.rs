@@ -68,7 +68,7 @@ fn requests_that_are_given_up_leave_nothing_behind() {
     let server = Server::start(&["--max-num-seqs", "4"]);
     let request = |i: usize| {
         let body = json!({ "prompt": format!("KING HENRY {i}.\n"), "max_tokens": 300, "ignore_eos": true,
-            "stream": i % 3 > 0, "n": 1 + i % 2 });
+            "stream": !i.is_multiple_of(3), "n": 1 + i % 2 });
         let body = body.to_string();
         let head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length:";
         format!("{head} {}\r\n\r\n{body}", body.len())

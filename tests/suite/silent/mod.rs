@@ -142,7 +142,7 @@ pub fn rig(model: &str, components: &[(&str, &[u8])], policy: &str) -> Rig {
     let site = patchhost::patch::Site::from(&sandbox);
     let mut start = Attachments::new(Description::patchhost(&engine.info().architecture));
     for (name, bytes) in components {
-        let candidate = Candidate::from_bytes(*name, bytes.to_vec()).unwrap();
+        let candidate = Candidate::from_bytes(name, bytes.to_vec()).unwrap();
         let patch = Reviewing::default().start(candidate, &Terms::default(), &site).unwrap();
         start.attach(patch, Phase::EngineUp).unwrap();
     }

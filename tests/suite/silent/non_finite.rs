@@ -50,7 +50,7 @@ fn no_scheme_lets_them_pass() {
             assert!(text.contains(name) && text.contains("index ["), "{text}");
             let quantized = name.contains("_proj");
             assert_eq!(text.contains("block ["), quantized, "{text}");
-            assert_eq!(text.contains("non_finite = \"allow\""), true, "{text}");
+            assert!(text.contains("non_finite = \"allow\""), "{text}");
         }
         let two = {
             let mut tensors = step(1);

@@ -173,7 +173,7 @@ impl Known {
         let (above, name) = split(place);
         let guess = name.len() >= SHORTEST_GUESS;
         let beside: Vec<&str> = self.places.iter().map(|p| split(p)).filter(|p| p.0 == above).map(|p| p.1).collect();
-        let near = || nearest(name, beside.into_iter()).filter(|_| guess);
+        let near = || nearest(name, beside).filter(|_| guess);
         if let Some(near) = near() {
             return Some(if above.is_empty() { near.to_string() } else { format!("{above}.{near}") });
         }

@@ -250,11 +250,11 @@ mod tests {
         let kept = Kept::default();
         let q = Digest::of(b"question");
         let (a, b) = (tensor("a", &[1]), tensor("b", &[1]));
-        kept.hold(q, &[a.clone()], &[1]).unwrap();
+        kept.hold(q, std::slice::from_ref(&a), &[1]).unwrap();
         // Another tensor comes with it, in another order; another shape is another question.
         kept.hold(q, &[b.clone(), a.clone()], &[2, 1]).unwrap();
         kept.hold(q, &[tensor("a", &[2])], &[9]).unwrap();
-        kept.hold(Digest::of(b"other"), &[a.clone()], &[9]).unwrap();
+        kept.hold(Digest::of(b"other"), std::slice::from_ref(&a), &[9]).unwrap();
         let why = kept.hold(q, &[tensor("new", &[]), a.clone(), b.clone()], &[7, 3, 3]).unwrap_err();
         assert_eq!(why, "its first answer about `a` was 1, and now it is 3; and 1 more changed");
         // What was refused is not kept.
