@@ -1,68 +1,25 @@
 //! A ledger that cannot grow: refits are refused before anything is live, whoever asks is told, and what is missing is said.
 
-use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use patchhost::patch::{Actor, Ledger, LedgerOptions};
 use serde_json::{Value, json};
 
-use crate::http_client::{TOKEN, token_file};
+use crate::http_client::{Answer, Server, TOKEN, token_file};
 use crate::http_rl::{file, step};
 use crate::support::{binary, patchhost, tmp};
 
 /// A server that may write files of so many KiB; it gets an error beyond, and no signal.
-struct Limited {
-    child: Child,
-    url: String,
+fn limited(kib: Option<u32>, args: &[&str]) -> Server {
+    let limit = kib.map(|kib| format!("ulimit -S -f {kib}; ")).unwrap_or_default();
+    let script = format!("trap '' XFSZ; {limit}exec \"$0\" serve --format json --listen 127.0.0.1:0 \"$@\"");
+    Server::of(Command::new("bash").args(["-c", &script]).arg(binary()).args(args))
+        .unwrap_or_else(|e| panic!("it did not start: {e}"))
 }
 
-impl Limited {
-    fn start(kib: Option<u32>, args: &[&str]) -> Self {
-        let limit = kib.map(|kib| format!("ulimit -S -f {kib}; ")).unwrap_or_default();
-        let script = format!("trap '' XFSZ; {limit}exec \"$0\" serve --format json --listen 127.0.0.1:0 \"$@\"");
-        let mut child = Command::new("bash")
-            .args(["-c", &script])
-            .arg(binary())
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let ready: Value = serde_json::from_str(&line).unwrap_or_default();
-        let Some(url) = ready["listen"][0].as_str() else {
-            let mut errors = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
-            panic!("it did not start: {line}{errors}");
-        };
-        Self { url: url.to_string(), child }
-    }
-
-    fn send(&self, method: &str, path: &str, body: &[u8]) -> (u16, String) {
-        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-        let (url, bearer) = (format!("{}{path}", self.url), format!("Bearer {TOKEN}"));
-        let mut response = match method {
-            "GET" => agent.get(&url).header("Authorization", &bearer).call().unwrap(),
-            _ => {
-                let request = agent.post(&url).header("Content-Type", "application/octet-stream");
-                request.send(body).unwrap()
-            }
-        };
-        (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
-    }
-
-    fn status(&self) -> Value {
-        serde_json::from_str(&self.send("GET", "/admin/v1/status", b"").1).unwrap()
-    }
-}
-
-impl Drop for Limited {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn status_of(server: &Server) -> Value {
+    server.as_admin("GET", "/admin/v1/status", &Value::Null).good()
 }
 
 fn verify(ledger: &Path) -> Value {
@@ -87,28 +44,28 @@ fn a_refit_that_cannot_be_written_down_is_refused_and_the_gap_is_said() {
             writer.append("test.filler", &Actor::cli(), fields).unwrap();
         }
     }
-    let server = Limited::start(Some(KIB), &args);
+    let server = limited(Some(KIB), &args);
     let (good, other) = (file(&step(1), &[]), file(&step(2), &[]));
     let mut published = 0;
-    while server.send("POST", "/update_weights", &good).0 == 200 {
+    while server.bytes("/update_weights", &good).status == 200 {
         published += 1;
         assert!(published < 50, "the ledger grows beyond its limit");
     }
-    let before = server.status();
+    let before = status_of(&server);
     assert_eq!(before["last_refit"]["refit"], json!(published + 1));
     // Refused, as often as it is tried; the weights of before serve.
     for _ in 0..3 {
-        let (status, text) = server.send("POST", "/update_weights", &other);
+        let Answer { status, text } = server.bytes("/update_weights", &other);
         assert_eq!(status, 503, "{text}");
         assert!(text.contains("event `refit`") && text.contains("the ledger cannot be written"), "{text}");
     }
-    let status = server.status();
+    let status = status_of(&server);
     assert_eq!((&status["weight_version"], &status["last_refit"]), (&before["weight_version"], &before["last_refit"]));
     assert_eq!(status["ledger"]["ok"], false, "{status}");
     assert!(status["ledger"]["why"].as_str().unwrap().contains("large"), "{status}");
     // The refusals themselves are what could not be stopped: one for each refit that was refused.
     assert_eq!(status["ledger"]["lost"], 4, "{status}");
-    let metrics = server.send("GET", "/metrics", b"").1;
+    let metrics = server.get("/metrics").text;
     assert!(
         metrics.contains("patchhost_ledger_up 0") && metrics.contains("patchhost_ledger_lost_events_total 4"),
         "{metrics}"
@@ -120,9 +77,9 @@ fn a_refit_that_cannot_be_written_down_is_refused_and_the_gap_is_said() {
     assert!(shown.stdout.starts_with("good chain with gaps (4 events missing)"), "{}", shown.stdout);
     // It is killed while nothing can be written. The next one says what is missing, and goes on.
     drop(server);
-    let server = Limited::start(None, &args);
-    assert_eq!(server.send("POST", "/update_weights", &other).0, 200);
-    let status = server.status();
+    let server = limited(None, &args);
+    assert_eq!(server.bytes("/update_weights", &other).status, 200);
+    let status = status_of(&server);
     assert_eq!((&status["ledger"]["ok"], &status["ledger"]["lost"]), (&json!(true), &json!(0)), "{status}");
     let verified = verify(&ledger);
     assert_eq!(verified["ledger"]["lost"], 4, "{verified}");

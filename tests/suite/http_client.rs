@@ -69,14 +69,17 @@ impl Server {
 
     /// The same; what it said where it did not start.
     pub fn try_start(args: &[&str]) -> Result<Self, String> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_patchhost-under-test"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_patchhost-under-test"));
+        command
             .args(["serve", "--format", "json"])
             .args(if args.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] })
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .args(args);
+        Self::of(&mut command)
+    }
+
+    /// What a command of the test's own starts.
+    pub fn of(command: &mut Command) -> Result<Self, String> {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let ready: Value = serde_json::from_str(&line).unwrap_or_default();

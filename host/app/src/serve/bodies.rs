@@ -1,5 +1,5 @@
-//! What a body must be before a handler sees it, for every route alike: a JSON object, or nothing. serde would take a list for a
-//! struct, field by field, and `[]` for one without any: a request that aborts everything.
+//! What no handler looks at: parameters of the URL that its route does not have, and a body where none is needed. Bodies that
+//! handlers want are read by themselves, through [`super::intake`].
 //!
 //! What a route takes stands in the OpenAPI document, which follows from the handlers: a new route is held to it too.
 
@@ -62,8 +62,8 @@ impl Route {
     }
 }
 
-/// Refuses a body that is JSON and no object, and notes what is ignored: parameters of the URL that the route does not have,
-/// and what is in a body where none is needed.
+/// Notes what is ignored: parameters of the URL that the route does not have, and what is in a body where none is needed. Such a
+/// body is refused if it is no JSON object.
 pub async fn check(
     Extension(routes): Extension<Arc<Routes>>,
     path: Option<MatchedPath>,
@@ -93,8 +93,7 @@ async fn checked(route: &Route, request: Request) -> Result<Request, ApiError> {
     }
     let body = match route.takes {
         Takes::Nothing => needless(route, &ignored, body).await?,
-        // Its handler reads it, with `begins_as_json` where it is JSON.
-        Takes::Bytes | Takes::Json => body,
+        Takes::Json | Takes::Bytes => body,
     };
     Ok(Request::from_parts(parts, body))
 }

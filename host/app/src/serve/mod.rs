@@ -15,7 +15,7 @@
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/models` |
 //! | `vllm`, `sglang`, `trl` | what RL trainers use: pauses, weights, adapters, tokens in and out |
 //! | `tokenize`, `health`, `admin` | `/tokenize`, `/detokenize`; liveness, status, metrics; which patches run |
-//! | `router`, `bodies` | routes, layers, the OpenAPI document; what it says about bodies, held |
+//! | `router`, `bodies` | routes, layers, the OpenAPI document; what of a request no route takes |
 //! | `listen`, `connections`, `patience` | ports and sockets, connections on them, slow clients |
 
 mod adapters;
