@@ -23,7 +23,7 @@ fn status_of(server: &Server) -> Value {
 }
 
 fn verify(ledger: &Path) -> Value {
-    patchhost(["log", "verify", &ledger.display().to_string(), "--format", "json"]).good().json()
+    patchhost(["log", "verify", &ledger.display().to_string(), "--allow-gaps", "--format", "json"]).good().json()
 }
 
 #[test]
@@ -73,7 +73,9 @@ fn a_refit_that_cannot_be_written_down_is_refused_and_the_gap_is_said() {
     let verified = verify(&ledger);
     assert_eq!(verified["ledger"]["lost"], 4, "{verified}");
     assert!(verified["ledger"]["notes"][0].as_str().unwrap().starts_with("gap at the end: 4 events"), "{verified}");
-    let shown = patchhost(["log", "verify", &ledger.display().to_string()]).good();
+    let shown = patchhost(["log", "verify", &ledger.display().to_string()]);
+    assert_eq!(shown.code, 1, "{}", shown.stderr);
+    assert!(shown.stderr.contains("4 events could not be written to it") && shown.stderr.contains("--allow-gaps"));
     assert!(shown.stdout.starts_with("good chain with gaps (4 events missing)"), "{}", shown.stdout);
     // It is killed while nothing can be written. The next one says what is missing, and goes on.
     drop(server);

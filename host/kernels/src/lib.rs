@@ -33,7 +33,7 @@ pub mod error;
 pub mod heads;
 pub mod isa;
 pub mod linear;
-mod pages;
+pub mod pages;
 pub mod panel;
 pub mod profile;
 pub mod rows;

@@ -1,5 +1,5 @@
-//! Large pages for large buffers: a fresh matrix of 64 MiB is 16,384 page faults in small ones, several times the work of
-//! quantizing it.
+//! Pages of memory. Large ones for large buffers: a fresh matrix of 64 MiB is 16,384 page faults in small ones, several times
+//! the work of quantizing it. And those that nobody uses any more, for the system.
 
 use std::mem::MaybeUninit;
 
@@ -28,9 +28,48 @@ pub(crate) fn prefer_large<T>(memory: &mut [MaybeUninit<T>]) {
     let _ = (memory, LEAST);
 }
 
+/// Gives the system back what was freed and the allocator keeps: after a burst of requests glibc holds on to memory that lies
+/// between what is still used. Takes milliseconds, during which other threads may wait for the allocator. Does nothing where
+/// the allocator is not glibc's.
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu", not(miri)))]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> i32;
+        }
+        // SAFETY: it takes any number and touches only what nobody has; whether it found something is not of interest.
+        unsafe { malloc_trim(0) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Of this process, in bytes.
+    #[cfg(all(target_os = "linux", target_env = "gnu", not(miri)))]
+    fn resident() -> usize {
+        let status = std::fs::read_to_string("/proc/self/status").expect("a status");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line");
+        1024 * line.split_whitespace().nth(1).and_then(|n| n.parse::<usize>().ok()).expect("a number")
+    }
+
+    #[test]
+    #[cfg(all(target_os = "linux", target_env = "gnu", not(miri)))]
+    fn what_was_freed_goes_back() {
+        // Small pieces, of which every 64th stays: the others lie between what is used.
+        let mut pieces: Vec<Option<Vec<u8>>> = (0..1 << 18).map(|_| Some(vec![1; 1024])).collect();
+        let full = resident();
+        for (i, piece) in pieces.iter_mut().enumerate() {
+            if i % 64 != 0 {
+                *piece = None;
+            }
+        }
+        give_back();
+        let left = resident();
+        assert!(left + (32 << 20) < full, "{full} bytes were resident, and now {left}");
+        assert!(pieces.iter().flatten().all(|piece| piece[0] == 1));
+    }
 
     #[test]
     fn the_hint_changes_nothing() {

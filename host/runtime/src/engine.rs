@@ -130,7 +130,7 @@ impl Engine {
                 "give a Hugging Face model folder: config.json, tokenizer.json and *.safetensors",
             ))
         })?;
-        Self::new(&text, options)
+        Self::new(&text, options).map_err(|e| e.of_config(&path))
     }
 
     /// What patches are told about the model.

@@ -1,5 +1,7 @@
 //! Errors of the runtime. Each says what was refused, why, and what to do next.
 
+use std::path::Path;
+
 use patchhost_kernels::environment::EnvironmentError;
 
 use crate::hooks::HookError;
@@ -87,6 +89,21 @@ impl From<EnvironmentError> for RuntimeError {
 }
 
 impl RuntimeError {
+    /// The same error with the path of the config.json that it speaks of.
+    pub(crate) fn of_config(self, path: &Path) -> Self {
+        match self {
+            Self::Config(Refusal { what, why, next }) => {
+                let path = format!("`{}`", path.display());
+                let what = match what.contains("config.json") {
+                    true => what.replacen("config.json", &path, 1),
+                    false => format!("{path}: {what}"),
+                };
+                Self::Config(Refusal::new(what, why, next))
+            }
+            other => other,
+        }
+    }
+
     /// The same error once more: a step that fails ends several sequences.
     #[cfg(feature = "text")]
     pub(crate) fn again(&self) -> Self {

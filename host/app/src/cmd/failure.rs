@@ -44,10 +44,13 @@ impl Failure {
 
     /// The verb printed findings of the audit that refuse `what`.
     pub(super) fn findings(what: &str) -> Self {
-        let text = format!(
-            "refused: {what}\n  why: findings that refuse, listed above\n  next: mend what they name; \
-             `patchhost audit --explain ID` says more"
-        );
+        let next = "mend what they name; `patchhost audit --explain ID` says more";
+        Self::found(what, "findings that refuse, listed above", next)
+    }
+
+    /// The verb printed what it found; with `--format json` its one object says that it is refused.
+    pub(super) fn found(what: &str, why: &str, next: &str) -> Self {
+        let text = format!("refused: {what}\n  why: {why}\n  next: {next}");
         Self { code: Code::Refused, said: Said::InJson, text, details: serde_json::Map::new() }
     }
 

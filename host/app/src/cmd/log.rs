@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::Call;
 use super::args::Format;
-use super::failure::Result;
+use super::failure::{Failure, Result};
 use super::output::{json, plural};
 use crate::base::Digest;
 use crate::base::text;
@@ -26,7 +26,7 @@ enum What {
     Show(ShowArgs),
 }
 
-/// Verify the chain through all its files; exit 1 names the first record that is wrong
+/// Verify the chain through all its files; exit 1 names the first record that is wrong, or what could not be written
 #[derive(Debug, clap::Args)]
 struct VerifyArgs {
     /// The ledger file, one of its closed segments, or the folder that holds one ledger
@@ -35,6 +35,9 @@ struct VerifyArgs {
     /// The hash of a record that must be in the ledger, kept from before: shows whether its end was cut off
     #[arg(long, value_name = "DIGEST")]
     head: Option<Digest>,
+    /// Exit 0 also where the ledger says that events are missing, because they could not be written (a full disk)
+    #[arg(long)]
+    allow_gaps: bool,
 }
 
 /// Show records, also those of a ledger that is torn or broken
@@ -61,15 +64,23 @@ pub fn run(args: Args, call: &Call) -> Result {
 
 fn verify(args: &VerifyArgs, format: Format) -> Result {
     let verified = ledger::verify(&args.path, args.head.as_ref())?;
+    let missing = plural(usize::try_from(verified.lost).unwrap_or(usize::MAX), "event");
+    let outcome = match verified.lost == 0 || args.allow_gaps {
+        true => Ok(()),
+        false => Err(Failure::found(
+            &format!("`{}`", text::clean(&args.path.to_string_lossy(), 500)),
+            &format!("its chain is good, but {missing} could not be written to it and are missing"),
+            "make room on its disk; what is lost cannot be had back; --allow-gaps takes it as it is",
+        )),
+    };
     if format == Format::Json {
-        return json(&serde_json::json!({ "good": true, "ledger": verified }));
+        json(&serde_json::json!({ "good": outcome.is_ok(), "ledger": verified }))?;
+        return outcome;
     }
     let (records, files) = (plural(verified.records as usize, "record"), plural(verified.files, "file"));
     let good = match verified.lost {
         0 => "good".to_owned(),
-        lost => {
-            format!("good chain with gaps ({} missing)", plural(usize::try_from(lost).unwrap_or(usize::MAX), "event"))
-        }
+        _ => format!("good chain with gaps ({missing} missing)"),
     };
     match (verified.first_seq, verified.head) {
         (Some(first), Some(head)) => {
@@ -79,7 +90,7 @@ fn verify(args: &VerifyArgs, format: Format) -> Result {
         _ => outln!("{good}: {records} in {files}"),
     }
     verified.notes.iter().for_each(|note| outln!("note: {note}"));
-    Ok(())
+    outcome
 }
 
 fn show(args: &ShowArgs, format: Format) -> Result {

@@ -92,8 +92,10 @@ impl Connection {
                 request.extensions_mut().insert(peer);
             }
             let answer = router.clone().oneshot(request);
+            let app = &app;
             async move {
                 let answer = answer.await?;
+                app.answered.notify_one();
                 Ok::<_, Infallible>(answer.map(|body| place.answer(body)))
             }
         });

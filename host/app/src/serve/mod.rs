@@ -17,6 +17,7 @@
 //! | `tokenize`, `health`, `admin` | `/tokenize`, `/detokenize`; liveness, status, metrics; which patches run |
 //! | `router`, `bodies` | routes, layers, the OpenAPI document; what of a request no route takes |
 //! | `listen`, `connections`, `patience` | ports and sockets, connections on them, slow clients |
+//! | `heap` | memory that goes back to the system after requests |
 
 mod adapters;
 mod admin;
@@ -28,6 +29,7 @@ mod control;
 mod error;
 mod fields;
 mod health;
+mod heap;
 mod intake;
 mod json;
 mod listen;
@@ -72,7 +74,9 @@ pub async fn run(listeners: Vec<Listener>, app: Arc<App>, shutdown: impl Future<
         let router = router::router(&app, listener.via);
         servers.spawn(connections::accept(listener, router, Arc::clone(&app)));
     }
+    let heap = tokio::spawn(heap::keep_small(Arc::clone(&app)));
     shutdown.await;
+    heap.abort();
     app.drain();
     tracing::info!("draining");
     let all = async { while servers.join_next().await.is_some() {} };

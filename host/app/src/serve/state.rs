@@ -10,7 +10,7 @@ use axum::extract::FromRef;
 use patchhost_runtime::lora::Adapter;
 use patchhost_runtime::scheduler::{LogprobsMode, Scheduler};
 use patchhost_runtime::tokenizer::Tokenizer;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::auth::{AdminAuth, RlAuth};
 use super::error::{ApiError, ApiResult};
@@ -93,6 +93,8 @@ pub struct App {
     pub started: u64,
     /// The memory for bodies without weights.
     pub bodies: Room,
+    /// A request was answered.
+    pub answered: Notify,
     draining: watch::Sender<bool>,
     sleeping: AtomicBool,
     asleep: Mutex<BTreeSet<Memory>>,
@@ -122,6 +124,7 @@ impl App {
             rl,
             started: unix_seconds(),
             bodies: Room::default(),
+            answered: Notify::new(),
             draining: watch::Sender::new(false),
             sleeping: AtomicBool::new(false),
             asleep: Mutex::default(),

@@ -13,7 +13,7 @@ use crate::kv::{LayerShape, RecurrentState};
 use crate::registry::DeltaNetParams;
 
 /// Epsilon of the L2 norm of queries and keys.
-const L2_EPS: f32 = 1e-6;
+const L2_EPS: f64 = 1e-6;
 
 /// What a sequence remembers in such a layer.
 pub(super) fn memory(d: &DeltaNet) -> LayerShape {
@@ -157,30 +157,34 @@ fn one_head(d: &DeltaNet, small: &Small<'_>, t: &Token<'_>, head: usize, state: 
     let decay = (-small.a[head] * softplus(gates[ratio + within] + small.dt_bias[head])).exp();
     let scale = 1.0 / (d.key_dim as f32).sqrt();
 
-    let mut memory = vec![0.0; d.value_dim];
+    // The sums are f64: in f32, what their order is worth grows from token to token.
+    let mut memory = vec![0.0f64; d.value_dim];
     for (row, k) in state.chunks_exact_mut(d.value_dim).zip(&k) {
         for (s, m) in row.iter_mut().zip(&mut memory) {
             *s *= decay;
-            *m += *s * k;
+            *m += f64::from(*s) * f64::from(*k);
         }
     }
-    let mut out = vec![0.0; d.value_dim];
+    let correction: Vec<f32> = v.iter().zip(&memory).map(|(v, m)| (f64::from(*v) - m) as f32 * beta).collect();
+    let mut out = vec![0.0f64; d.value_dim];
     for (row, (k, q)) in state.chunks_exact_mut(d.value_dim).zip(k.iter().zip(&q)) {
-        for (i, s) in row.iter_mut().enumerate() {
-            *s += k * ((v[i] - memory[i]) * beta);
-            out[i] += *s * (q * scale);
+        let q = f64::from(q * scale);
+        for ((s, c), o) in row.iter_mut().zip(&correction).zip(&mut out) {
+            *s += k * c;
+            *o += f64::from(*s) * q;
         }
     }
-    let mean = out.iter().map(|o| o * o).sum::<f32>() / d.value_dim as f32;
-    let inverse = 1.0 / (mean + small.eps).sqrt();
+    let mean = out.iter().map(|o| o * o).sum::<f64>() / d.value_dim as f64;
+    let inverse = 1.0 / (mean + f64::from(small.eps)).sqrt();
     let start = key_head * (2 * d.key_dim + 2 * values_per_key(d)) + 2 * d.key_dim + values_per_key(d);
     let z = &t.qkvz[start + within * d.value_dim..start + (within + 1) * d.value_dim];
-    out.iter().zip(small.norm).zip(z).map(|((o, w), z)| w * (o * inverse) * silu(*z)).collect()
+    out.iter().zip(small.norm).zip(z).map(|((o, w), z)| w * (o * inverse) as f32 * silu(*z)).collect()
 }
 
 fn normalized(x: &[f32]) -> Vec<f32> {
-    let inverse = 1.0 / (x.iter().map(|v| v * v).sum::<f32>() + L2_EPS).sqrt();
-    x.iter().map(|v| v * inverse).collect()
+    let squares: f64 = x.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+    let inverse = 1.0 / (squares + L2_EPS).sqrt();
+    x.iter().map(|v| (f64::from(*v) * inverse) as f32).collect()
 }
 
 fn silu(x: f32) -> f32 {

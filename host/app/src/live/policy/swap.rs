@@ -120,7 +120,10 @@ impl<T: RefitTarget> Live<T> {
     fn settle(&self, requested: Requested, when: When, actor: &Actor) -> Result<SwapOutcome, LiveError> {
         let pending = matches!(requested, Requested::Pending { .. });
         let done = match (pending, when) {
-            (true, When::Now) => self.refit_again(actor)?,
+            (true, When::Now) => self.refit_again(actor).inspect_err(|_| {
+                // Who is refused now must not find it live after the next refit.
+                self.cancel("it was asked for now, and the weights could not be loaded again", actor);
+            })?,
             _ => None,
         };
         let (landed, reversed) = done.map(|done| (done.swap, done.reversed)).unwrap_or_default();

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex};
 
 use patchhost_runtime::bytes::TensorBytes;
@@ -31,10 +32,15 @@ struct Buffers {
     canary: Option<CanaryUnit>,
     /// The candidate's buffers, for requests of a canary.
     other: Mutex<Option<(u8, Held)>>,
+    /// The tensors cannot be read any more.
+    gone: AtomicBool,
 }
 
 impl Buffers {
     fn make(&self, source: &Source, attempt: &Attempt<'_>) -> Result<Held, RuntimeError> {
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(RuntimeError::Checkpoint(Refusal::new("these buffers", "they changed meanwhile", "-")));
+        }
         let hooks = attempt.hooks(|generation| generation.hooks(HookOptions::default()));
         let tensors: Vec<&CheckpointTensor> = source.checkpoint().tensors().collect();
         for observer in &hooks.observers {
@@ -197,7 +203,7 @@ fn live(patches: &[Arc<Patch>], rules: Rules, canary: Option<CanaryUnit>) -> Liv
 
 fn live_in(host: HostIdentity, patches: &[Arc<Patch>], rules: Rules, canary: Option<CanaryUnit>) -> Live<Buffers> {
     let to = Description { host, architecture: "Qwen3MoeForCausalLM".into() };
-    let target = Buffers { to, held: Mutex::default(), canary, other: Mutex::default() };
+    let target = Buffers { to, held: Mutex::default(), canary, other: Mutex::default(), gone: AtomicBool::new(false) };
     let mut start = Attachments::new(target.describe());
     for patch in patches {
         start.attach(patch.clone(), Phase::EngineUp).expect("attached");
@@ -240,6 +246,30 @@ fn a_swap_lands_with_a_refit_or_at_once_and_goes_back() {
     assert_ne!(live.target().held(), before);
     assert!(live.rollback(When::Now, None, &me()).expect("a rollback").landed.is_some());
     assert_eq!(live.target().held(), before);
+}
+
+#[test]
+fn what_is_refused_now_does_not_land_later() {
+    let live = live(&[started("fp8_block", &[])], Rules::default(), None);
+    let (before, active) = (live.target().held(), live.board().active().digest());
+    let settings: Vec<_> = POW2.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let other = live
+        .stage(resolve("fp8_block").expect("bundled"), None, &settings, &me())
+        .unwrap_or_else(|error| panic!("{error}"));
+    let now = SwapRequest { when: When::Now, ..SwapRequest::to(other.generation) };
+    live.target().gone.store(true, Ordering::Relaxed);
+    assert!(live.swap(&now, &me()).expect_err("refused").to_string().contains("they changed meanwhile"));
+    live.target().gone.store(false, Ordering::Relaxed);
+    assert!(live.again(None).expect("a refit").swap.is_none());
+    assert_eq!((live.target().held(), live.board().active().digest()), (before, active));
+    // The same for a way back.
+    assert!(live.swap(&now, &me()).expect("asked").landed.is_some());
+    let swapped = live.target().held();
+    live.target().gone.store(true, Ordering::Relaxed);
+    assert!(live.rollback(When::Now, None, &me()).is_err());
+    live.target().gone.store(false, Ordering::Relaxed);
+    assert!(live.again(None).expect("a refit").swap.is_none());
+    assert_eq!(live.target().held(), swapped);
 }
 
 #[test]
