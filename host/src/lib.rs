@@ -81,8 +81,8 @@ pub mod isolate {
 pub mod live {
     #[doc(inline)]
     pub use patchhost_app::live::{
-        CanaryUnit, LastRefit, Live, LiveError, LiveModel, LiveOptions, LiveStatus, Refitted, Seen, SettingsFor,
-        ShadowReport, Staged, SwapOutcome, Swapped, TensorFinding, Update, WatchError, Watcher,
+        CanaryUnit, LastRefit, Live, LiveError, LiveModel, LiveOptions, LiveStatus, Prepared, Refitted, Seen,
+        SettingsFor, ShadowReport, Staged, SwapOutcome, Swapped, TensorFinding, Update, WatchError, Watcher,
     };
 }
 

@@ -74,6 +74,13 @@ fn every_verb_refuses_it_and_help_does_not() {
     }
     let json = with("PATCHHOST_THREADS", OsStr::new("-1"), &["patches", "--format", "json"]);
     assert_eq!((json.code, json.json()["exit"].as_u64()), (2, Some(2)));
+    let json = json.json();
+    let names: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(names, ["error", "exit", "what", "why", "next"]);
+    let part = |name: &str| json[name].as_str().unwrap();
+    let (what, why, next) = (part("what"), part("why"), part("next"));
+    assert_eq!(what, "the environment variable PATCHHOST_THREADS=\"-1\"");
+    assert_eq!(part("error"), format!("refused: {what}\n  why: {why}\n  next: {next}"));
     with("PATCHHOST_THREADS", OsStr::new("-1"), &["--help"]).good();
     with("PATCHHOST_THREADS", OsStr::new("2"), &["patches"]).good();
     with("PATCHHOST_ISA", OsStr::new("portable"), &["patches"]).good();

@@ -299,6 +299,11 @@ fn the_command_line_speaks_to_both_doors() {
     over_tcp(&["swap", "--cancel"]).good();
     let refused = over_tcp(&["swap", &"0".repeat(64)]).refused(2, tmp.path());
     assert!(refused.contains("no staged or retained patch"), "{refused}");
+    // The server's text, taken apart again.
+    let refused = over_tcp(&["swap", &"0".repeat(64), "--format", "json"]).json();
+    let [what, why, next] = ["what", "why", "next"].map(|name| refused[name].as_str().unwrap());
+    assert!(why.contains("no staged or retained patch"), "{refused}");
+    assert_eq!(refused["error"], format!("refused: {what}\n  why: {why}\n  next: {next}"));
     patchhost(["status"]).refused(2, tmp.path());
     let nobody = format!("unix:{}", text(&tmp.path().join("none.sock")));
     patchhost(["status", "--admin", &nobody]).refused(2, tmp.path());

@@ -34,6 +34,7 @@ mod serving;
 mod silent;
 mod soak;
 mod state;
+mod strided;
 mod supply;
 mod support;
 mod train;

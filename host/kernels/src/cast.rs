@@ -106,6 +106,18 @@ pub fn cast_panel_with(
     strip.finish(given, amax)
 }
 
+/// Proves one number that a patch gave for blocks of this amax, without a block: as far as amax decides (a clip contract also
+/// counts values, which only a cast can). The violation's block column is 0.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn prove(spec: &CastSpec, amax: f32, given: f32) -> Result<(), ContractViolation> {
+    match crate::contract::check(spec, amax, given) {
+        Ok(_) => Ok(()),
+        Err((scale, what)) => Err(ContractViolation { block_col: 0, amax, given, scale, what }),
+    }
+}
+
 /// `out = decode(q) * scale`, one f32 multiplication per value (then nothing: the caller rounds to its own type).
 /// `q` and `out` are `rows x cols`, row-major; `scales` is `ceil(rows / block_rows) x ceil(cols / block_cols)`. The NaN
 /// codes give NaN.

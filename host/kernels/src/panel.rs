@@ -116,45 +116,81 @@ pub fn quantize_matrix<E: Send>(
     broken: impl Fn(usize, ContractViolation) -> E + Sync,
 ) -> Result<QuantizedMatrix, E> {
     assert!(spec.block_rows > 0 && spec.block_cols > 0, "blocks have at least one row and column");
-    let (isa, codes) = (Isa::detect(), src.rows * src.cols);
-    let (grid_rows, grid_cols) = (src.rows.div_ceil(spec.block_rows), src.cols.div_ceil(spec.block_cols));
+    let codes = src.rows * src.cols;
     let mut q: Vec<u8> = Vec::with_capacity(codes);
     prefer_large(q.spare_capacity_mut());
     // NaN: what nobody writes cannot pass for a scale.
-    let mut scales = vec![f32::from_bits(u32::MAX); grid_rows * grid_cols];
-    let mut report = CastReport::default();
-    if codes > 0 {
-        let run = (grid_rows / rayon::current_num_threads()).clamp(1, RUN);
-        // The first run of panels that failed. Later ones are skipped, earlier ones are not: the error must not depend
-        // on timing.
-        let failed = AtomicUsize::new(usize::MAX);
-        let results: Vec<Option<Result<CastReport, E>>> = q.spare_capacity_mut()[..codes]
-            .par_chunks_mut(run.saturating_mul(spec.block_rows).saturating_mul(src.cols))
-            .zip(scales.par_chunks_mut(run * grid_cols))
-            .enumerate()
-            .map(|(i, (q, scales))| {
-                if i > failed.load(Ordering::Relaxed) {
-                    return None;
-                }
-                let result =
-                    quantize_unwritten(isa, src, i * run, spec, &mut |at, stats| ask(at, stats), &broken, q, scales);
-                if result.is_err() {
-                    failed.fetch_min(i, Ordering::Relaxed);
-                }
-                Some(result)
-            })
-            .collect();
-        let mut runs = 0;
-        for result in results.into_iter().flatten() {
-            report += result?;
-            runs += 1;
-        }
-        assert_eq!(runs, grid_rows.div_ceil(run), "every run of panels was cast");
-    }
-    // SAFETY: the capacity is at least `codes`. Every chunk of them went through `quantize_unwritten` without an error,
-    // which then has cast every row of every strip of the chunk's panels, and these tile it (`Cut`).
+    let blocks = src.rows.div_ceil(spec.block_rows) * src.cols.div_ceil(spec.block_cols);
+    let mut scales = vec![f32::from_bits(u32::MAX); blocks];
+    let report = on_all_threads(src, spec, &ask, &broken, &mut q.spare_capacity_mut()[..codes], &mut scales)?;
+    // SAFETY: the capacity is at least `codes`, and without an error each of them was written.
     unsafe { q.set_len(codes) };
     Ok(QuantizedMatrix { q, scales, report })
+}
+
+/// The same into memory of the caller: `q` takes `rows * cols` codes, `scales` one number for each block.
+///
+/// # Errors
+/// As [`quantize_matrix`]; `q` and `scales` are then undefined and must not be used.
+///
+/// # Panics
+/// If a block size is 0, or a slice has another length than said above.
+pub fn quantize_matrix_into<E: Send>(
+    src: &Source<'_>,
+    spec: &PanelSpec<'_>,
+    ask: impl Fn(StripAt, &PanelStats) -> Result<Vec<f32>, E> + Sync,
+    broken: impl Fn(usize, ContractViolation) -> E + Sync,
+    q: &mut [u8],
+    scales: &mut [f32],
+) -> Result<CastReport, E> {
+    on_all_threads(src, spec, &ask, &broken, as_unwritten(q), scales)
+}
+
+/// Without an error, every code and every scale was written: every chunk of them went through `quantize_unwritten`, which
+/// has cast every row of every strip of the chunk's panels, and these tile it (`Cut`).
+fn on_all_threads<E: Send>(
+    src: &Source<'_>,
+    spec: &PanelSpec<'_>,
+    ask: &(impl Fn(StripAt, &PanelStats) -> Result<Vec<f32>, E> + Sync),
+    broken: &(impl Fn(usize, ContractViolation) -> E + Sync),
+    q: &mut [MaybeUninit<u8>],
+    scales: &mut [f32],
+) -> Result<CastReport, E> {
+    assert!(spec.block_rows > 0 && spec.block_cols > 0, "blocks have at least one row and column");
+    let (isa, codes) = (Isa::detect(), src.rows * src.cols);
+    let (grid_rows, grid_cols) = (src.rows.div_ceil(spec.block_rows), src.cols.div_ceil(spec.block_cols));
+    assert!(q.len() == codes && scales.len() == grid_rows * grid_cols, "one code per value, one scale per block");
+    let mut report = CastReport::default();
+    if codes == 0 {
+        return Ok(report);
+    }
+    let run = (grid_rows / rayon::current_num_threads()).clamp(1, RUN);
+    // The first run of panels that failed. Later ones are skipped, earlier ones are not: the error must not depend
+    // on timing.
+    let failed = AtomicUsize::new(usize::MAX);
+    let results: Vec<Option<Result<CastReport, E>>> = q
+        .par_chunks_mut(run.saturating_mul(spec.block_rows).saturating_mul(src.cols))
+        .zip(scales.par_chunks_mut(run * grid_cols))
+        .enumerate()
+        .map(|(i, (q, scales))| {
+            if i > failed.load(Ordering::Relaxed) {
+                return None;
+            }
+            let result =
+                quantize_unwritten(isa, src, i * run, spec, &mut |at, stats| ask(at, stats), broken, q, scales);
+            if result.is_err() {
+                failed.fetch_min(i, Ordering::Relaxed);
+            }
+            Some(result)
+        })
+        .collect();
+    let mut runs = 0;
+    for result in results.into_iter().flatten() {
+        report += result?;
+        runs += 1;
+    }
+    assert_eq!(runs, grid_rows.div_ceil(run), "every run of panels was cast");
+    Ok(report)
 }
 
 /// [`quantize_panels`]: without an error, every code and every scale was written.

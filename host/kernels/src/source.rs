@@ -39,6 +39,27 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// The same for rows that begin `stride` elements apart: a view into a wider matrix. `bytes` ends with the last row.
+    ///
+    /// # Errors
+    /// [`KernelError::Length`] if `stride` is less than `cols`, or there are fewer or more bytes than
+    /// `((rows - 1) * stride + cols) * elem.size()` (0 where there are no elements); [`KernelError::Overflow`] if that does not
+    /// fit a `usize`.
+    pub fn strided(bytes: &'a [u8], elem: Elem, rows: usize, cols: usize, stride: usize) -> Result<Self, KernelError> {
+        let elements = match rows.checked_sub(1) {
+            Some(before) if cols > 0 => before.checked_mul(stride).and_then(|n| n.checked_add(cols)),
+            _ => Some(0),
+        };
+        let expected = elements.and_then(|n| n.checked_mul(elem.size()));
+        match expected {
+            None => Err(KernelError::Overflow { rows, cols, elem }),
+            Some(expected) if expected != bytes.len() || (stride < cols && rows > 1) => {
+                Err(KernelError::Length { rows, cols, elem, expected, actual: bytes.len() })
+            }
+            Some(_) => Ok(Source { bytes, elem, rows, cols, stride, first_col: 0 }),
+        }
+    }
+
     /// `cols` columns from `first` as a matrix of their own; the bytes stay where they are.
     ///
     /// # Panics

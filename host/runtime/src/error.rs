@@ -23,6 +23,12 @@ impl Refusal {
     pub fn new(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
         Self { what: plain(what.into()), why: plain(why.into()), next: plain(next.into()) }
     }
+
+    /// About a bug of this program, in the words of whoever found it.
+    pub fn internal(what: &str) -> Self {
+        let (why, next) = ("a bug of this program".to_owned(), "please report this".to_owned());
+        Self { what: format!("internal: {what}"), why, next }
+    }
 }
 
 /// Longest part of a refusal, in bytes.
@@ -78,7 +84,7 @@ pub enum RuntimeError {
     #[error(transparent)]
     Hook(#[from] HookError),
     /// A panic was caught: a bug of this program.
-    #[error("internal: {0}\n  why: a bug of this program\n  next: please report this")]
+    #[error("{}", Refusal::internal(.0))]
     Internal(String),
 }
 

@@ -79,6 +79,15 @@ impl TokenizerFiles {
     }
 }
 
+/// No token has more bytes of text than this many, in any vocabulary in use.
+const MOST_BYTES_PER_TOKEN: usize = 512;
+
+/// Whether a text of so many bytes could fit into so many positions. Asked before a text is tokenized: that takes some hundred
+/// times its size, and a chat template can write ten megabytes for one word.
+pub fn fits(bytes: usize, positions: usize) -> bool {
+    bytes <= positions.saturating_mul(MOST_BYTES_PER_TOKEN)
+}
+
 impl Tokenizer {
     /// From a model folder, tried ([`Tokenizer::exercise`]). A file that is made to need much memory does; a program that can
     /// start itself again tries a folder in a child first.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
+use patchhost_runtime::error::Refusal;
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::base::file::{Access, write_whole};
@@ -14,7 +15,7 @@ use crate::base::{Code, Exit};
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The folder cannot be written, the disk is full, …
-    #[error("`{path}` was not written\n  why: {source}\n  next: check the folder, its permissions and free space")]
+    #[error("{}", self.parts())]
     Io {
         /// The target.
         path: String,
@@ -22,7 +23,7 @@ pub enum WriteError {
         source: std::io::Error,
     },
     /// Tensors and their bytes do not fit together: a bug of the caller.
-    #[error("`{path}` was not written\n  why: {source}\n  next: please report this")]
+    #[error("{}", self.parts())]
     Format {
         /// The target.
         path: String,
@@ -37,6 +38,14 @@ impl Exit for WriteError {
             Self::Io { source, .. } => Code::of_io(source),
             Self::Format { .. } => Code::Host,
         }
+    }
+
+    fn parts(&self) -> Refusal {
+        let (path, why, next) = match self {
+            Self::Io { path, source } => (path, source.to_string(), "check the folder, its permissions and free space"),
+            Self::Format { path, source } => (path, source.to_string(), "please report this"),
+        };
+        Refusal { what: format!("`{path}` was not written"), why, next: next.to_owned() }
     }
 }
 

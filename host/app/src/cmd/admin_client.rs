@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use patchhost_runtime::error::Refusal;
 use serde_json::Value;
 
 use super::environment::variable;
@@ -55,6 +56,20 @@ impl Exit for Refused {
             400 | 401 | 404 | 413 | 415 => Code::Usage,
             _ => Code::Refused,
         }
+    }
+
+    fn parts(&self) -> Refusal {
+        // The answer has one text for all three: here it came over a socket, and nothing else tells them apart.
+        let text = self.message.strip_prefix("refused: ").unwrap_or(&self.message);
+        let parts = text.split_once("\n  why: ").and_then(|(what, rest)| {
+            let (why, next) = rest.split_once("\n  next: ")?;
+            Some((what.to_owned(), why.to_owned(), next.to_owned()))
+        });
+        let (what, why, next) = parts.unwrap_or_else(|| {
+            let what = format!("this request (the server answered {})", self.status);
+            (what, text.to_owned(), "look at the log of the server".to_owned())
+        });
+        Refusal { what, why, next }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::process::ExitCode;
 
-use patchhost_runtime::error::plain;
+use patchhost_runtime::error::{Refusal, plain};
 
 use super::args::Format;
 use crate::base::{Code, Exit};
@@ -18,7 +18,8 @@ pub struct Failure {
     code: Code,
     said: Said,
     text: String,
-    details: serde_json::Map<String, serde_json::Value>,
+    /// What `--format json` shows beside the text and the exit code.
+    fields: serde_json::Map<String, serde_json::Value>,
 }
 
 /// How much of a failure the verb has printed itself.
@@ -32,14 +33,17 @@ enum Said {
 
 impl<E: Exit> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self { code: error.exit(), said: Said::Nothing, text: error.to_string(), details: error.details() }
+        let Refusal { what, why, next } = error.parts();
+        let parts = [("what", what), ("why", why), ("next", next)].map(|(name, part)| (name.to_owned(), part.into()));
+        let fields = parts.into_iter().chain(error.details()).collect();
+        Self { code: error.exit(), said: Said::Nothing, text: error.to_string(), fields }
     }
 }
 
 impl Failure {
     /// The verb printed everything: only the exit code is left.
     pub(super) fn said(code: Code) -> Self {
-        Self { code, said: Said::Everything, text: String::new(), details: serde_json::Map::new() }
+        Self { code, said: Said::Everything, text: String::new(), fields: serde_json::Map::new() }
     }
 
     /// The verb printed findings of the audit that refuse `what`.
@@ -51,7 +55,7 @@ impl Failure {
     /// The verb printed what it found; with `--format json` its one object says that it is refused.
     pub(super) fn found(what: &str, why: &str, next: &str) -> Self {
         let text = format!("refused: {what}\n  why: {why}\n  next: {next}");
-        Self { code: Code::Refused, said: Said::InJson, text, details: serde_json::Map::new() }
+        Self { code: Code::Refused, said: Said::InJson, text, fields: serde_json::Map::new() }
     }
 
     /// Prints the error (with `--format json` on standard output, else as text on standard error) and gives its exit code.
@@ -61,7 +65,7 @@ impl Failure {
             (_, Format::Text) => errln!("error: {}", self.text),
             (Said::Nothing, Format::Json) => {
                 let mut object = serde_json::json!({ "error": self.text, "exit": self.code as u8 });
-                for (name, value) in self.details {
+                for (name, value) in self.fields {
                     object[name] = value;
                 }
                 outln!("{object}");
@@ -96,6 +100,10 @@ impl Exit for UsageError {
     fn exit(&self) -> Code {
         Code::Usage
     }
+
+    fn parts(&self) -> Refusal {
+        Refusal { what: self.what.clone(), why: self.why.clone(), next: self.next.clone() }
+    }
 }
 
 /// The machine or this program failed: neither the arguments nor a patch are to blame.
@@ -126,5 +134,9 @@ impl HostError {
 impl Exit for HostError {
     fn exit(&self) -> Code {
         Code::Host
+    }
+
+    fn parts(&self) -> Refusal {
+        Refusal { what: self.what.clone(), why: self.why.clone(), next: self.next.to_owned() }
     }
 }

@@ -11,7 +11,7 @@ use patchhost_runtime::metrics::{Mismatch, mismatch};
 use patchhost_runtime::model::{Rows, Sequence};
 use patchhost_runtime::refit::{RefitHooks, RefitReport};
 use patchhost_runtime::sampling::SamplingParams;
-use patchhost_runtime::tokenizer::{Message, Tokenizer};
+use patchhost_runtime::tokenizer::{Message, Tokenizer, fits};
 use patchhost_runtime::weights::WeightSet;
 
 use super::Call;
@@ -288,11 +288,20 @@ fn requests(
     let limit = model.engine.model().max_positions();
     let mut requests = Vec::new();
     for text in texts {
-        let prompt = if tokenizer.has_template() && !args.raw {
-            tokenizer.encode_chat(&[Message { role: "user".into(), content: text.clone() }])?
-        } else {
-            tokenizer.encode(text)?
+        let too_long = |has: String| {
+            let why = format!("the model has {limit} positions");
+            UsageError::new(format!("a prompt of {has}"), why, "shorten the prompt")
         };
+        let rendered = match tokenizer.has_template() && !args.raw {
+            true => Some(tokenizer.render(&[Message { role: "user".into(), content: text.clone() }])?),
+            false => None,
+        };
+        let text = rendered.as_ref().unwrap_or(text);
+        if !fits(text.len(), limit) {
+            return Err(too_long(format!("{} bytes", text.len())).into());
+        }
+        // A template writes the special tokens itself.
+        let prompt = tokenizer.encode_with(text, rendered.is_none())?;
         if prompt.is_empty() {
             return Err(UsageError::new(
                 "an empty prompt",
@@ -302,12 +311,7 @@ fn requests(
             .into());
         }
         if prompt.len() >= limit {
-            return Err(UsageError::new(
-                format!("a prompt of {} tokens", prompt.len()),
-                format!("the model has {limit} positions"),
-                "shorten the prompt",
-            )
-            .into());
+            return Err(too_long(format!("{} tokens", prompt.len())).into());
         }
         requests.push(Request {
             prompt,

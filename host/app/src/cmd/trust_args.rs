@@ -2,9 +2,9 @@
 
 use super::failure::{Result, UsageError};
 use crate::base::{Dir, DirMode};
-use crate::trust::{Gate, GrantChange, POLICY_FILE, Places, Policy};
+use crate::trust::{Gate, GrantChange, Places, Policy};
 use clap::{Args, ValueEnum};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Which policy and which lock hold.
@@ -33,15 +33,7 @@ pub struct TrustArgs {
 impl TrustFiles {
     /// Reads the policy, and says where the lock lies.
     pub fn read(&self) -> Result<(Policy, Places)> {
-        let found = Path::new(POLICY_FILE);
-        let file = match &self.policy {
-            Some(path) => Some(path.as_path()),
-            // A link to nowhere is meant to be a policy too.
-            None => found.symlink_metadata().is_ok().then_some(found),
-        };
-        let policy = file.map(Policy::read).transpose()?.unwrap_or_default();
-        let places = Places::of(&policy.trust, file, self.lock.as_deref());
-        Ok((policy, Places { policy: self.policy.clone(), ..places }))
+        Ok(Policy::found(self.policy.as_deref(), self.lock.as_deref())?)
     }
 
     /// A gate for verbs that write the lock.

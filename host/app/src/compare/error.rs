@@ -26,6 +26,13 @@ impl Exit for CompareError {
             Self::Runtime(e) => e.exit(),
         }
     }
+
+    fn parts(&self) -> Refusal {
+        match self {
+            Self::Usage(refusal) | Self::Refused(refusal) => refusal.clone(),
+            Self::Runtime(e) => e.parts(),
+        }
+    }
 }
 
 /// Shorthand of these modules.

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use notify_debouncer_mini::notify::{RecommendedWatcher, RecursiveMode};
 use notify_debouncer_mini::{DebounceEventResult, Debouncer, new_debouncer};
+use patchhost_runtime::error::Refusal;
 use serde_json::json;
 
 use super::{LiveError, LiveModel};
@@ -47,7 +48,7 @@ pub struct Seen {
 
 /// A path cannot be watched.
 #[derive(Debug, thiserror::Error)]
-#[error("refused: --watch {path}\n  why: {why}\n  next: give a component file or a folder of them that exists")]
+#[error("refused: {}", self.parts())]
 pub struct WatchError {
     path: String,
     why: String,
@@ -56,6 +57,14 @@ pub struct WatchError {
 impl Exit for WatchError {
     fn exit(&self) -> Code {
         Code::Usage
+    }
+
+    fn parts(&self) -> Refusal {
+        Refusal {
+            what: format!("--watch {}", self.path),
+            why: self.why.clone(),
+            next: "give a component file or a folder of them that exists".to_owned(),
+        }
     }
 }
 

@@ -101,7 +101,7 @@ const BUNDLED: &str = "Qwen3MoeForCausalLM";
 fn placements(hook: &Arc<dyn LoaderMap>) -> Result<Found, String> {
     let text = |e: patchhost_runtime::error::RuntimeError| e.to_string();
     let engine = Engine::new(bundled::CONFIG, EngineOptions::default()).map_err(text)?;
-    let checkpoint = bundled::checkpoint().map_err(text)?;
+    let checkpoint = bundled::outline().map_err(text)?;
     let registry: Vec<TensorInfo> = engine.registry().params().iter().map(|param| param.info()).collect();
     let mut tensors: Vec<TensorInfo> =
         checkpoint.tensors().map(|t| info(t, patchhost_runtime::hooks::Role::Other)).collect();

@@ -42,6 +42,15 @@ impl Exit for TrainError {
             Self::Write(e) => e.exit(),
         }
     }
+
+    fn parts(&self) -> Refusal {
+        match self {
+            Self::Usage(refusal) | Self::Refused(refusal) => refusal.clone(),
+            Self::Runtime(e) => e.parts(),
+            Self::Live(e) => e.parts(),
+            Self::Write(e) => e.parts(),
+        }
+    }
 }
 
 /// Shorthand of these modules.

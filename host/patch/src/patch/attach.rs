@@ -7,6 +7,7 @@
 use super::{Applicability, Description, Patch, PatchSet, SetError};
 use crate::base::{Code, Digest, Exit};
 use patchhost_runtime::engine::Engine;
+use patchhost_runtime::error::Refusal;
 use serde::Serialize;
 use std::fmt;
 use std::sync::Arc;
@@ -72,10 +73,7 @@ pub enum Attached {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AttachError {
     /// Not in this phase.
-    #[error(
-        "refused: patch `{patch}` (wrong-phase)\n  why: it needs the phase {needs}, the engine is {is}\n  next: {next}",
-        next = if *is == Phase::Built { "make the engine first, then attach its patches" } else { "wait until the refit ended" }
-    )]
+    #[error("refused: {}", self.parts())]
     WrongPhase {
         /// Name of the patch.
         patch: String,
@@ -92,6 +90,23 @@ pub enum AttachError {
 impl Exit for AttachError {
     fn exit(&self) -> Code {
         Code::Refused
+    }
+
+    fn parts(&self) -> Refusal {
+        match self {
+            Self::WrongPhase { patch, needs, is } => {
+                let next = match is {
+                    Phase::Built => "make the engine first, then attach its patches",
+                    _ => "wait until the refit ended",
+                };
+                Refusal {
+                    what: format!("patch `{patch}` (wrong-phase)"),
+                    why: format!("it needs the phase {needs}, the engine is {is}"),
+                    next: next.to_owned(),
+                }
+            }
+            Self::Conflict(e) => e.parts(),
+        }
     }
 }
 

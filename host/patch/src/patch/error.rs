@@ -2,6 +2,7 @@
 
 use crate::audit::{Report, Severity};
 use crate::base::{Code, Digest, Exit};
+use patchhost_runtime::error::Refusal;
 use patchhost_runtime::hooks::HookCause;
 use serde::Serialize;
 use std::fmt;
@@ -36,7 +37,7 @@ impl fmt::Display for Stage {
 
 /// A patch was refused. Nothing that was live has changed.
 #[derive(Debug, thiserror::Error)]
-#[error("refused: {what}\n  why: {why}\n  next: {next}", what = self.what(), why = self.why(), next = self.next())]
+#[error("refused: {}", self.parts())]
 pub enum StageError {
     /// Neither a file nor a bundled patch.
     NotFound {
@@ -228,5 +229,9 @@ impl Exit for StageError {
             | Self::Audit { .. }
             | Self::Compile { .. } => Code::Refused,
         }
+    }
+
+    fn parts(&self) -> Refusal {
+        Refusal { what: self.what(), why: self.why(), next: self.next() }
     }
 }

@@ -3,6 +3,7 @@
 use super::Patch;
 use crate::base::{Code, Digest, Exit, Hook};
 use patchhost_runtime::activation::ActivationMode;
+use patchhost_runtime::error::Refusal;
 use patchhost_runtime::refit::RefitRules;
 use std::sync::Arc;
 
@@ -27,10 +28,7 @@ pub struct HookOptions {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SetError {
     /// Both claim one hook.
-    #[error(
-        "refused: patch `{second}`\n  why: hook {hook} is already claimed by patch `{first}`\n  next: leave one of the \
-         two out"
-    )]
+    #[error("refused: {}", self.parts())]
     Conflict {
         hook: Hook,
         /// The patch that is in the set.
@@ -43,6 +41,15 @@ pub enum SetError {
 impl Exit for SetError {
     fn exit(&self) -> Code {
         Code::Refused
+    }
+
+    fn parts(&self) -> Refusal {
+        let Self::Conflict { hook, first, second } = self;
+        Refusal {
+            what: format!("patch `{second}`"),
+            why: format!("hook {hook} is already claimed by patch `{first}`"),
+            next: "leave one of the two out".to_owned(),
+        }
     }
 }
 

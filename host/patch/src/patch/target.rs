@@ -15,7 +15,7 @@ use crate::base::{Digest, Hook};
 /// Something with weights that refits replace. One refit at a time comes to it.
 pub trait RefitTarget: Send + Sync {
     /// Weights that one attempt made: complete and proved, and not yet live. Dropping them leaves what serves as it is.
-    type Staged<'t>
+    type Staged<'t>: Send
     where
         Self: 't;
     /// A handle on the weights that serve after a publish.
@@ -60,6 +60,12 @@ pub trait RefitTarget: Send + Sync {
     /// The verdict on a comparison is known: here reports are kept, and the candidate's weights taken for a canary, or those
     /// of an earlier one let go. Gives the file of the report, where one was written.
     fn judged(&self, verdict: &Verdict, seen: Self::Seen) -> Option<String>;
+
+    /// Whether the tensors of a refit are kept until the next one: for swaps `now`, and to probe candidates with. Not where
+    /// they lie in memory that somebody else writes to.
+    fn retains(&self) -> bool {
+        true
+    }
 
     /// What a canary divides here; none: this target has no canary, and asking for one is refused.
     fn canary(&self) -> Option<CanaryUnit> {

@@ -3,14 +3,15 @@
 use crate::base::text;
 use crate::base::{Code, Exit, Hook};
 use crate::patch::StageError;
+use patchhost_runtime::error::Refusal;
 use std::io;
 use std::path::{Path, PathBuf};
 
 /// A recording could not be made or read. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
+#[error("refused: {}", self.parts())]
 pub enum RecordingError {
     /// The file to record to could not be made.
-    #[error("refused: recording to `{}`\n  why: {source}\n  next: {}", path.display(), advice(source))]
     Create {
         /// The file.
         path: PathBuf,
@@ -18,11 +19,6 @@ pub enum RecordingError {
         source: io::Error,
     },
     /// The limit leaves no room for anything.
-    #[error(
-        "refused: recording to `{}`\n  why: {limit} bytes at most are not enough for the head of a recording ({least})\n  \
-         next: give a larger --record-max-bytes, or none for 256 MiB",
-        path.display()
-    )]
     Limit {
         /// The file.
         path: PathBuf,
@@ -32,7 +28,6 @@ pub enum RecordingError {
         least: u64,
     },
     /// The file cannot be read.
-    #[error("refused: recording `{}`\n  why: {source}\n  next: check the path and its permissions", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -40,7 +35,6 @@ pub enum RecordingError {
         source: io::Error,
     },
     /// The file is something else, or of another version.
-    #[error("refused: recording `{}`\n  why: {why}\n  next: give a file that `--record` wrote", path.display())]
     NotARecording {
         /// The file.
         path: PathBuf,
@@ -48,11 +42,6 @@ pub enum RecordingError {
         why: String,
     },
     /// A frame is not what was written.
-    #[error(
-        "refused: recording `{}`\n  why: frame {frame} at byte {at}: {why}\n  next: copy the file again from where it was \
-         recorded; nothing of it was replayed",
-        path.display()
-    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -64,7 +53,6 @@ pub enum RecordingError {
         why: String,
     },
     /// No patch to ask.
-    #[error("refused: replay of `{patch}`\n  why: {why}\n  next: {next}")]
     NoPatch {
         /// Its name in the recording.
         patch: String,
@@ -74,10 +62,6 @@ pub enum RecordingError {
         next: String,
     },
     /// The component that is to answer has other hooks.
-    #[error(
-        "refused: replay of `{patch}`\n  why: the recording holds calls of {hook}, which `{component}` does not claim\n  \
-         next: give a component that claims {hook}"
-    )]
     NoHook {
         /// Its name in the recording.
         patch: String,
@@ -107,6 +91,39 @@ impl Exit for RecordingError {
             | Self::NotARecording { .. }
             | Self::Damaged { .. } => Code::Usage,
         }
+    }
+
+    fn parts(&self) -> Refusal {
+        let recording = |path: &Path| format!("recording `{}`", path.display());
+        let recording_to = |path: &Path| format!("recording to `{}`", path.display());
+        let replay = |patch: &str| format!("replay of `{patch}`");
+        let (what, why, next) = match self {
+            Self::Create { path, source } => (recording_to(path), source.to_string(), advice(source).to_owned()),
+            Self::Limit { path, limit, least } => (
+                recording_to(path),
+                format!("{limit} bytes at most are not enough for the head of a recording ({least})"),
+                "give a larger --record-max-bytes, or none for 256 MiB".to_owned(),
+            ),
+            Self::Unreadable { path, source } => {
+                (recording(path), source.to_string(), "check the path and its permissions".to_owned())
+            }
+            Self::NotARecording { path, why } => {
+                (recording(path), why.clone(), "give a file that `--record` wrote".to_owned())
+            }
+            Self::Damaged { path, frame, at, why } => (
+                recording(path),
+                format!("frame {frame} at byte {at}: {why}"),
+                "copy the file again from where it was recorded; nothing of it was replayed".to_owned(),
+            ),
+            Self::NoPatch { patch, why, next } => (replay(patch), why.clone(), next.clone()),
+            Self::NoHook { patch, component, hook } => (
+                replay(patch),
+                format!("the recording holds calls of {hook}, which `{component}` does not claim"),
+                format!("give a component that claims {hook}"),
+            ),
+            Self::Stage(e) => return e.parts(),
+        };
+        Refusal { what, why, next }
     }
 }
 

@@ -2,17 +2,14 @@
 //! not have as much (`ulimit -v`) learns it here, not from an `mmap` that fails.
 
 use crate::base::{Code, Exit};
+use patchhost_runtime::error::Refusal;
 
 /// What one linear memory reserves: all that 32 bits can address, so that no access needs a check, and its guard region.
 const MEMORY_BYTES: u64 = (4 << 30) + (32 << 20);
 
 /// The address space that this process may have is too small for the sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "refused: a sandbox\n  why: this process may have {limit} bytes of address space (ulimit -v {}), and the sandbox reserves \
-     {needed}: {memories} memories of 4 GiB, so that no access of a patch needs a check (reserved, not used: physical memory is \
-     another matter)\n  next: {NEXT}", limit / 1024
-)]
+#[error("refused: {}", self.parts())]
 pub struct AddressSpaceError {
     /// Bytes that the process may have.
     pub limit: u64,
@@ -28,6 +25,16 @@ const NEXT: &str = "remove the limit of address space (ulimit -v unlimited; prli
 impl Exit for AddressSpaceError {
     fn exit(&self) -> Code {
         Code::Host
+    }
+
+    fn parts(&self) -> Refusal {
+        let Self { limit, needed, memories } = self;
+        let why = format!(
+            "this process may have {limit} bytes of address space (ulimit -v {}), and the sandbox reserves {needed}: {memories} \
+             memories of 4 GiB, so that no access of a patch needs a check (reserved, not used: physical memory is another matter)",
+            limit / 1024
+        );
+        Refusal { what: "a sandbox".to_owned(), why, next: NEXT.to_owned() }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::base::file::{FileError, FileErrorKind};
 use crate::base::{Code, Exit};
+use patchhost_runtime::error::Refusal;
 
 /// Whose turn it is after a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,10 @@ impl Exit for TrustError {
             TrustErrorKind::Refused => Code::Refused,
             TrustErrorKind::Host => Code::Host,
         }
+    }
+
+    fn parts(&self) -> Refusal {
+        Refusal { what: self.what.clone(), why: self.why.clone(), next: self.next.clone() }
     }
 }
 

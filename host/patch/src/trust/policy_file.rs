@@ -1,10 +1,11 @@
 //! The `--policy` file (TOML): the rules that the board follows, whom to trust, what the audit asks for, and what a patch
 //! may use. Nothing is guessed: what the file does not say has a default, and unknown keys are errors.
 
-use super::TrustPolicy;
+use super::{Places, TrustPolicy};
 use crate::audit::AuditPolicy;
 use crate::base::{Code, Digest, Exit, Hook, explain};
 use crate::patch::{FailurePolicy, HookPolicy, Limits, OnFailure, Rules, ShadowPolicy, SwapPolicy, has_native};
+use patchhost_runtime::error::Refusal;
 use patchhost_runtime::refit::{Differs, NonFinite, RefitRules};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -63,7 +64,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 /// A policy file was refused.
 #[derive(Debug, thiserror::Error)]
-#[error("refused: policy file `{path}`\n  why: {why}\n  next: {next}")]
+#[error("refused: {}", self.parts())]
 pub struct PolicyError {
     path: String,
     why: String,
@@ -74,9 +75,25 @@ impl Exit for PolicyError {
     fn exit(&self) -> Code {
         Code::Usage
     }
+
+    fn parts(&self) -> Refusal {
+        let what = format!("policy file `{}`", self.path);
+        Refusal { what, why: self.why.clone(), next: self.next.clone() }
+    }
 }
 
 impl Policy {
+    /// The policy that somebody named, else that of the working directory, else the defaults; and where lock and revocations
+    /// lie by it. `lock`: a lock file that somebody named.
+    pub fn found(policy: Option<&Path>, lock: Option<&Path>) -> Result<(Self, Places), PolicyError> {
+        let here = Path::new(POLICY_FILE);
+        // A link to nowhere is meant to be a policy too.
+        let file = policy.or_else(|| here.symlink_metadata().is_ok().then_some(here));
+        let read = file.map(Self::read).transpose()?.unwrap_or_default();
+        let places = Places::of(&read.trust, file, lock);
+        Ok((read, Places { policy: policy.map(Path::to_path_buf), ..places }))
+    }
+
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Self, PolicyError> {
         let shown = crate::base::text::clean(&path.display().to_string(), 200);

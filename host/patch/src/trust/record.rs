@@ -7,6 +7,7 @@ use crate::audit::trust_rules::{DOWNGRADE, found};
 use crate::audit::{AuditOptions, Severity};
 use crate::base::{Code, Day, Digest, Dir, Exit, Grants, VERSION, Wasi, text::clean};
 use crate::patch::{Audited, Candidate, Limits, Patch, Reviewing, Sandbox, StageError, Terms};
+use patchhost_runtime::error::Refusal;
 use semver::Version;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -80,6 +81,13 @@ impl Exit for RecordError {
         match self {
             Self::Stage(e) => e.exit(),
             Self::Trust(e) => e.exit(),
+        }
+    }
+
+    fn parts(&self) -> Refusal {
+        match self {
+            Self::Stage(e) => e.parts(),
+            Self::Trust(e) => e.parts(),
         }
     }
 }

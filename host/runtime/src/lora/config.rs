@@ -134,6 +134,10 @@ impl Config {
             }
         };
         let scaling = if rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
+        if !(scaling as f32).is_finite() {
+            let why = format!("`lora_alpha` is {alpha:e} and `r` is {rank}: their scaling does not fit an f32");
+            return Err(refuse_config(why));
+        }
         let targets = Targets::read(fields.get("target_modules"));
         let exclude = Targets::read(fields.get("exclude_modules"));
         Ok(Self { rank, scaling: scaling as f32, targets, exclude, layers: layers(fields)? })
@@ -324,6 +328,8 @@ mod tests {
             ("r", json!(0)),
             ("r", json!(true)),
             ("lora_alpha", json!("8")),
+            ("lora_alpha", json!(1e300)),
+            ("lora_alpha", json!(-4e39)),
             ("some_field_of_tomorrow", json!({ "scale": 2 })),
             ("UPPER\u{1b}[2J", json!(1)),
         ] {

@@ -165,8 +165,8 @@ impl Job<'_> {
     }
 }
 
-/// How many values are NaN or infinite. Asked only where there is one.
-fn nonfinite(bytes: &[u8], elem: Elem) -> u64 {
+/// How many values of `bytes` (little-endian elements of `elem`) are NaN or infinite.
+pub fn nonfinite(bytes: &[u8], elem: Elem) -> u64 {
     let count = match elem {
         Elem::F32 => bytes.as_chunks::<4>().0.iter().filter(|b| not_finite_32(b)).count(),
         Elem::Bf16 => bytes.as_chunks::<2>().0.iter().filter(|b| not_finite_bf16(b)).count(),
@@ -192,8 +192,8 @@ fn at(dest: &Dest, n: usize) -> Vec<usize> {
     if dest.cols > 1 { vec![i / dest.cols, i % dest.cols] } else { vec![i] }
 }
 
-/// The first value that is NaN or infinite.
-fn first_nonfinite(bytes: &[u8], elem: Elem) -> Option<(usize, f32)> {
+/// Index and value of the first element of `bytes` (little-endian elements of `elem`) that is NaN or infinite.
+pub fn first_nonfinite(bytes: &[u8], elem: Elem) -> Option<(usize, f32)> {
     // Pieces without an exit inside, so that the compiler turns them into vector code.
     fn find<const N: usize>(bytes: &[u8], bad: impl Fn(&[u8; N]) -> bool + Sync) -> Option<usize> {
         let pieces = bytes.as_chunks::<N>().0.par_chunks(PIECE);

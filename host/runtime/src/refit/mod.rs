@@ -21,12 +21,14 @@ use std::sync::Arc;
 use crate::activation::ActivationMode;
 use crate::hooks::{BlockQuant, Layout, LoaderMap, LogitsMask, RefitObserver};
 pub use arrivals::{Arrivals, Begin, Manifest, Promise, Source};
+pub use cast::{first_nonfinite, nonfinite};
 pub use declared::rounded;
 pub use planned::{Planned, Progress, Setup, info};
 pub use report::{Outcome, Placed, RefitReport, TensorOutcome};
 pub use rules::{Differs, NonFinite, RefitRules};
 pub use staged::StagedRefit;
 pub(crate) use turn::Turn;
+pub use watch::observe;
 
 /// The patches of one refit: one set for all of it.
 #[derive(Clone, Default)]

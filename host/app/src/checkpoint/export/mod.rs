@@ -51,6 +51,14 @@ impl Exit for ExportError {
             Self::Write(e) => e.exit(),
         }
     }
+
+    fn parts(&self) -> Refusal {
+        match self {
+            Self::Usage(refusal) | Self::Refused(refusal) => refusal.clone(),
+            Self::Runtime(e) => e.parts(),
+            Self::Write(e) => e.parts(),
+        }
+    }
 }
 
 /// Shorthand of these modules.

@@ -43,6 +43,19 @@ impl Exit for VersionError {
             Self::Write(e) => e.exit(),
         }
     }
+
+    fn parts(&self) -> Refusal {
+        match self {
+            Self::Source(refusal)
+            | Self::Incomplete(refusal)
+            | Self::Format(refusal)
+            | Self::Base(refusal)
+            | Self::Corrupt(refusal)
+            | Self::Unwritable(refusal) => refusal.clone(),
+            Self::Runtime(e) => e.parts(),
+            Self::Write(e) => e.parts(),
+        }
+    }
 }
 
 /// Shorthand of these modules.

@@ -35,6 +35,15 @@ impl Exit for LiveError {
             Self::Busy(_) => Code::Refused,
         }
     }
+
+    fn parts(&self) -> Refusal {
+        match self {
+            Self::Runtime(e) => e.parts(),
+            Self::Stage(e) => e.parts(),
+            Self::Swap(e) => e.parts(),
+            Self::Probe(refusal) | Self::Busy(refusal) => refusal.clone(),
+        }
+    }
 }
 
 impl From<TargetError> for LiveError {

@@ -19,8 +19,8 @@ use crate::patch::{
 const MOST_FALLBACKS: usize = 8;
 
 /// A refit with everything it needs; can be attempted through several generations.
-pub(super) struct Job<'a, T> {
-    pub(super) target: &'a T,
+pub(super) struct Job<'t, 'a, T> {
+    pub(super) target: &'t T,
     pub(super) board: &'a Board,
     pub(super) source: &'a Source,
     pub(super) at: RefitAt,
@@ -44,13 +44,13 @@ pub(super) struct Made<S> {
     pub(super) degraded: Option<String>,
 }
 
-impl<'a, T: RefitTarget> Job<'a, T> {
+impl<'t, T: RefitTarget> Job<'t, '_, T> {
     /// One whole attempt.
     pub(super) fn attempt(
         &self,
         generation: &Generation,
         mixed: Option<(&Generation, u8)>,
-    ) -> Result<Attempted<T::Staged<'a>>, LiveError> {
+    ) -> Result<Attempted<T::Staged<'t>>, LiveError> {
         let observed = self.run == Run::Observed;
         let attempt = Attempt { generation, mixed, observed, progress: self.progress };
         let Proved { label, report, sha256, staged } = self.target.attempt(self.source, &attempt)?;
@@ -58,7 +58,7 @@ impl<'a, T: RefitTarget> Job<'a, T> {
     }
 
     /// Through the active set; where a patch of it fails, through what the policy says.
-    pub(super) fn with_policy(&self, plan: &RefitPlan) -> Result<Made<T::Staged<'a>>, LiveError> {
+    pub(super) fn with_policy(&self, plan: &RefitPlan) -> Result<Made<T::Staged<'t>>, LiveError> {
         let board = self.board;
         let mut generation = plan.active.clone();
         let mut degraded: Option<String> = None;

@@ -27,7 +27,7 @@ use crate::patch::{Board, Ledger, RefitTarget, Site};
 use crate::trust::Gate;
 pub use error::LiveError;
 use priority::Pools;
-pub use refit::{Refitted, Swapped};
+pub use refit::{Prepared, Refitted, Swapped};
 pub use stage::Staged;
 pub use swap::SwapOutcome;
 pub use update::Update;

@@ -2,7 +2,7 @@
 //! or take part.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::refit::{Begin, Progress, RefitReport, Source};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::fallback::{Attempted, Job, Made};
 use super::{LastRefit, Live, LiveError, Turn};
 use crate::base::Digest;
-use crate::patch::{Actor, Generation, RefitAt, RefitTarget};
+use crate::patch::{Actor, Generation, Landing, RefitAt, RefitPlan, RefitTarget};
 
 /// What a refit did.
 pub struct Refitted<W> {
@@ -52,6 +52,78 @@ pub(super) enum Run {
     Observed,
     /// Not shown to them: a first load, or one of what they accepted before.
     Unobserved,
+}
+
+/// What the board's sets made of a refit.
+struct ThroughBoard<S> {
+    plan: RefitPlan,
+    made: Made<S>,
+    reversed: Option<String>,
+}
+
+/// A refit that is proved and not yet live. Dropping it is giving it up: what serves serves on.
+pub struct Prepared<'l, T: RefitTarget> {
+    live: &'l Live<T>,
+    turn: MutexGuard<'l, Turn>,
+    source: Source,
+    at: RefitAt,
+    actor: Actor,
+    proved: ThroughBoard<T::Staged<'l>>,
+}
+
+impl<'l, T: RefitTarget> Prepared<'l, T> {
+    /// The weights.
+    pub fn staged(&self) -> &T::Staged<'l> {
+        &self.proved.made.attempt.staged
+    }
+
+    /// What was done to make them.
+    pub fn report(&self) -> &RefitReport {
+        &self.proved.made.attempt.report
+    }
+
+    /// The set that made them, and the swap that lands with them.
+    pub fn patches(&self) -> (Digest, Option<Swapped>) {
+        let swap = self.landing().map(|landing| self.swapped(&landing.to));
+        (self.proved.made.attempt.patch_set, swap)
+    }
+
+    /// Writes it down, and makes it live.
+    pub fn commit(self) -> Result<Refitted<T::Weights>, LiveError> {
+        let Self { live, mut turn, source, at, actor, proved } = self;
+        let now = &mut *turn;
+        let result = live.pools.refit(|| live.publish(now, &source, at, &actor, proved));
+        drop(turn);
+        match result {
+            Ok(refitted) => {
+                if live.target.retains() {
+                    live.source.store(Some(Arc::new(source)));
+                }
+                live.board.drain();
+                Ok(refitted)
+            }
+            Err(error) => {
+                live.refused(&source, at, &actor, &error);
+                live.board.drain();
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives it up, and writes down why.
+    pub fn abandon(self, why: &str) {
+        let why = crate::base::text::clean(why, 1000);
+        let fields = json!({ "refit": self.at.refit, "version": self.source.begin().version, "why": why });
+        self.live.board.event("refit.abandoned", &self.actor, self.at.with_step(fields));
+    }
+
+    fn landing(&self) -> Option<&Landing> {
+        self.proved.plan.landing.as_ref().filter(|_| self.proved.reversed.is_none())
+    }
+
+    fn swapped(&self, to: &Generation) -> Swapped {
+        Swapped { from: self.proved.plan.active.digest(), to: to.digest() }
+    }
 }
 
 impl<T: RefitTarget> Live<T> {
@@ -106,6 +178,12 @@ impl<T: RefitTarget> Live<T> {
         self.run(source.renamed(version), Run::Unobserved, actor, &|_, _, _| {}).map(Some)
     }
 
+    /// The first half of a refit: everything that can be refused is, and nothing that serves is touched. Until the result is
+    /// committed or dropped, every other refit, and every swap and rollback `now`, waits.
+    pub fn prepare(&self, source: Source, actor: &Actor, progress: Progress<'_>) -> Result<Prepared<'_, T>, LiveError> {
+        self.prepare_run(source, Run::Observed, actor, progress)
+    }
+
     fn run(
         &self,
         source: Source,
@@ -113,35 +191,38 @@ impl<T: RefitTarget> Live<T> {
         actor: &Actor,
         progress: Progress<'_>,
     ) -> Result<Refitted<T::Weights>, LiveError> {
-        let mut guard = self.turn();
-        self.heed_revocations();
-        let turn = &mut *guard;
-        let at = RefitAt { refit: turn.refits + 1, step: source.begin().step };
-        let job = Job { target: &self.target, board: &self.board, source: &source, at, run, progress };
-        let result = self.pools.refit(|| self.through_board(turn, &job, actor));
-        match &result {
-            Ok(_) => {
-                turn.refits = at.refit;
-                turn.step = at.step.or(turn.step);
-                self.source.store(Some(Arc::new(source)));
-            }
-            Err(error) => {
-                let why = crate::base::text::clean(&error.to_string().replace('\n', " "), 1000);
-                let fields = json!({ "refit": at.refit, "version": source.begin().version, "why": why });
-                self.board.event("refit.refused", actor, at.with_step(fields));
-            }
-        }
-        drop(guard);
-        self.board.drain();
-        result
+        self.prepare_run(source, run, actor, progress)?.commit()
     }
 
-    fn through_board(
+    fn prepare_run(
         &self,
-        turn: &mut Turn,
-        job: &Job<'_, T>,
+        source: Source,
+        run: Run,
         actor: &Actor,
-    ) -> Result<Refitted<T::Weights>, LiveError> {
+        progress: Progress<'_>,
+    ) -> Result<Prepared<'_, T>, LiveError> {
+        let turn = self.turn();
+        self.heed_revocations();
+        let at = RefitAt { refit: turn.refits + 1, step: source.begin().step };
+        let job = Job { target: &self.target, board: &self.board, source: &source, at, run, progress };
+        match self.pools.refit(|| self.through_board(&job)) {
+            Ok(proved) => Ok(Prepared { live: self, turn, source, at, actor: actor.clone(), proved }),
+            Err(error) => {
+                self.refused(&source, at, actor, &error);
+                drop(turn);
+                self.board.drain();
+                Err(error)
+            }
+        }
+    }
+
+    fn refused(&self, source: &Source, at: RefitAt, actor: &Actor, error: &LiveError) {
+        let why = crate::base::text::clean(&error.to_string().replace('\n', " "), 1000);
+        let fields = json!({ "refit": at.refit, "version": source.begin().version, "why": why });
+        self.board.event("refit.refused", actor, at.with_step(fields));
+    }
+
+    fn through_board<'t>(&'t self, job: &Job<'t, '_, T>) -> Result<ThroughBoard<T::Staged<'t>>, LiveError> {
         let at = job.at;
         // Before anybody is asked: what was promised and did not come is no patch's fault.
         job.source.check()?;
@@ -159,10 +240,23 @@ impl<T: RefitTarget> Live<T> {
             // Where the active set cannot load these weights either, they are at fault and not the candidate.
             None => job.with_policy(&plan)?,
         };
-        let Made { attempt, generation, degraded } = made;
         if let (Some(landing), Some(why)) = (&plan.landing, &reversed) {
             self.board.reverse(&landing.to.digest(), at, why);
         }
+        Ok(ThroughBoard { plan, made, reversed })
+    }
+
+    /// The second half of a refit: it is written down, and then live.
+    fn publish(
+        &self,
+        turn: &mut Turn,
+        source: &Source,
+        at: RefitAt,
+        actor: &Actor,
+        proved: ThroughBoard<T::Staged<'_>>,
+    ) -> Result<Refitted<T::Weights>, LiveError> {
+        let ThroughBoard { plan, made, reversed } = proved;
+        let Made { attempt, generation, degraded } = made;
         let Attempted { staged, label, report, sha256, patch_set } = attempt;
         let last = LastRefit { refit: at.refit, step: at.step, patch_set, degraded: degraded.clone(), report };
         // Before anything is live: a refit that cannot be written down is refused.
@@ -175,10 +269,12 @@ impl<T: RefitTarget> Live<T> {
             self.target.canary_ends();
         }
         let weights = self.target.publish(staged)?;
+        turn.refits = at.refit;
+        turn.step = at.step.or(turn.step);
         let report = last.report.clone();
         self.last.store(Some(Arc::new(last)));
         if let Some(beside) = &plan.beside {
-            self.beside(&plan, beside, job.source, at, &label);
+            self.beside(&plan, beside, source, at, &label);
         }
         let (refit, step) = (at.refit, at.step);
         Ok(Refitted { refit, step, report, weights, patch_set, generation, swap, reversed, degraded })

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use patchhost_runtime::refit::Source;
 use serde::Serialize;
 
 use super::{Live, LiveError};
@@ -47,8 +48,20 @@ impl<T: RefitTarget> Live<T> {
         settings: &[(String, String)],
         actor: &Actor,
     ) -> Result<Staged, LiveError> {
+        self.stage_with(candidate, expected, settings, self.source.load_full().as_deref(), actor)
+    }
+
+    /// The same, probed with these tensors; none: it is asked nothing about tensors before its first refit.
+    pub fn stage_with(
+        &self,
+        candidate: Candidate,
+        expected: Option<Digest>,
+        settings: &[(String, String)],
+        source: Option<&Source>,
+        actor: &Actor,
+    ) -> Result<Staged, LiveError> {
         let (name, sha256) = (candidate.name().to_owned(), *candidate.digest());
-        let result = self.through_stages(candidate, expected, settings);
+        let result = self.through_stages(candidate, expected, settings, source);
         match result {
             Ok(Passed { patch, already, facts, remarks }) => {
                 let fresh = self.board.staged(&patch, &facts, &remarks, actor)?;
@@ -79,6 +92,7 @@ impl<T: RefitTarget> Live<T> {
         candidate: Candidate,
         expected: Option<Digest>,
         settings: &[(String, String)],
+        source: Option<&Source>,
     ) -> Result<Passed, LiveError> {
         if let Some(why) = self.board.quarantined(candidate.digest()) {
             let what = format!("patch `{}` ({})", candidate.name(), candidate.digest());
@@ -97,7 +111,7 @@ impl<T: RefitTarget> Live<T> {
         // Not in the pool: with `--isolate` this starts the child that will answer.
         let patch = compiled.ready()?;
         let remarks = match patch.applies_to(&self.target.describe()) {
-            Applicability::Applies => self.pools.stage(|| self.probe(&patch))?,
+            Applicability::Applies => self.pools.stage(|| self.probe(&patch, source))?,
             Applicability::NotApplicable { .. } => Vec::new(),
         };
         Ok(Passed { patch, already: false, facts, remarks })
@@ -105,12 +119,12 @@ impl<T: RefitTarget> Live<T> {
 
     /// Refuses a patch whose answers a refit would refuse, or that is wrong on what its own profile and contract say. Gives
     /// what somebody should know of its answers.
-    fn probe(&self, patch: &Arc<Patch>) -> Result<Vec<String>, LiveError> {
+    fn probe(&self, patch: &Arc<Patch>, source: Option<&Source>) -> Result<Vec<String>, LiveError> {
         let mut remarks = Vec::new();
         // Before the first load there is nothing to ask about; that load asks everything.
-        if let Some(source) = self.source.load_full() {
+        if let Some(source) = source {
             let trial = Generation::trial(probe_set(&self.board.active(), patch)?);
-            remarks = self.target.probe(&source, &trial, patch)?;
+            remarks = self.target.probe(source, &trial, patch)?;
         }
         probe::before_activation(patch).map_err(LiveError::Probe)?;
         Ok(remarks)

@@ -273,6 +273,31 @@ fn what_is_refused_now_does_not_land_later() {
 }
 
 #[test]
+fn what_is_prepared_is_live_when_it_is_committed() {
+    let live = live(&[started("fp8_block", &[])], Rules::default(), None);
+    let before = live.target().held();
+    live.bring("fp8_block", POW2, Mode::Live, When::Refit);
+    let source = |step| {
+        let begin = Begin { step: Some(step), ..Begin::default() };
+        live.target().arrivals(begin).whole(source(1.0)).expect("whole")
+    };
+    // Dropped, and given up with a reason: nothing landed, and the next one is free to begin.
+    drop(live.prepare(source(1), &me(), &|_, _, _| {}).unwrap_or_else(|error| panic!("{error}")));
+    let prepared = live.prepare(source(2), &me(), &|_, _, _| {}).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!((prepared.staged().len(), prepared.patches().1.is_some()), (2, true));
+    assert_eq!(live.target().held(), before);
+    prepared.abandon("the trainer went away");
+    assert_eq!((live.target().held(), live.last_refit().map(|last| last.refit)), (before.clone(), Some(1)));
+    assert_eq!(live.last_event("refit.abandoned")["why"], "the trainer went away");
+    let prepared = live.prepare(source(3), &me(), &|_, _, _| {}).unwrap_or_else(|error| panic!("{error}"));
+    let (made_by, swap) = prepared.patches();
+    let done = prepared.commit().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!((done.refit, done.step, done.patch_set), (2, Some(3), made_by));
+    assert_eq!(done.swap.map(|swap| swap.to), swap.map(|swap| swap.to));
+    assert_ne!(live.target().held(), before);
+}
+
+#[test]
 fn a_patch_for_another_engine_is_shown_and_not_asked() {
     let live = live(&[started("gpu_layout", &[]), started("fp8_block", &[])], Rules::default(), None);
     let not = live.board().status().not_applicable;

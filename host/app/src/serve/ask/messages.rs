@@ -183,8 +183,10 @@ impl Conversation<'_> {
         }
         let tokenizer = Arc::clone(&app.tokenizer);
         let (generation, more) = (self.add_generation_prompt, self.more);
+        let of = Arc::clone(app);
         tokio::task::spawn_blocking(move || {
             let text = tokenizer.render_with(&messages, generation, &more)?;
+            check_bytes(&of, text.len())?;
             Ok(tokenizer.encode_with(&text, specials)?)
         })
         .await

@@ -6,12 +6,10 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use patchhost_runtime::tokenizer::fits;
+
 use crate::serve::error::{ApiError, ApiResult};
 use crate::serve::state::App;
-
-/// No token has more bytes of text than this many, in any vocabulary in use: a text that is longer than the context by
-/// this factor is refused before it is tokenized.
-const MOST_BYTES_PER_TOKEN: usize = 512;
 
 /// A prompt, or several.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -74,10 +72,10 @@ async fn encode(app: &Arc<App>, texts: Vec<String>, specials: bool) -> ApiResult
 /// Refuses a text that no tokenizer could fit into the context.
 pub fn check_bytes(app: &App, bytes: usize) -> ApiResult<()> {
     let positions = app.live.engine().model().max_positions();
-    if bytes > positions.saturating_mul(MOST_BYTES_PER_TOKEN) {
-        return Err(too_long(format!("a prompt of {bytes} bytes"), positions));
+    match fits(bytes, positions) {
+        true => Ok(()),
+        false => Err(too_long(format!("a prompt of {bytes} bytes"), positions)),
     }
-    Ok(())
 }
 
 /// Refuses a prompt that is empty, too long for the model, or has tokens that the model does not know.

@@ -1,6 +1,7 @@
 //! Why a change was not made.
 
 use crate::base::{Code, Exit};
+use patchhost_runtime::error::Refusal;
 
 /// Kinds of refusals, for exit codes and HTTP status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,5 +43,9 @@ impl Exit for SwapError {
             SwapErrorKind::NotFound | SwapErrorKind::Invalid => Code::Usage,
             SwapErrorKind::Ledger => Code::Host,
         }
+    }
+
+    fn parts(&self) -> Refusal {
+        Refusal { what: self.what.clone(), why: self.why.clone(), next: self.next.clone() }
     }
 }

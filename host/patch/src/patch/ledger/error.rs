@@ -2,11 +2,12 @@
 
 use super::Broken;
 use crate::base::{Code, Exit};
+use patchhost_runtime::error::Refusal;
 use std::path::PathBuf;
 
 /// What went wrong. The file is as it was.
 #[derive(Debug, thiserror::Error)]
-#[error("refused: {what}\n  why: {why}\n  next: {next}", what = self.what(), why = self.why(), next = self.next())]
+#[error("refused: {}", self.parts())]
 pub enum LedgerError {
     /// The disk.
     Io {
@@ -123,6 +124,10 @@ impl Exit for LedgerError {
             Self::Io { source, .. } => Code::of_io(source),
             Self::Changed { .. } | Self::Reserved { .. } | Self::TooLarge { .. } | Self::TooDeep { .. } => Code::Host,
         }
+    }
+
+    fn parts(&self) -> Refusal {
+        Refusal { what: self.what(), why: self.why(), next: self.next().to_owned() }
     }
 
     fn details(&self) -> serde_json::Map<String, serde_json::Value> {
