@@ -5,7 +5,7 @@ use std::sync::Arc;
 use patchhost::patch::{Patch, Reviewing, Sandbox, Terms, resolve};
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{BlockQuant, Consumer, Decision, Dtype, Elem, ModelInfo, Role, Scheme, TensorInfo};
-use patchhost_runtime::quantize::{Input, Measure, Strides, grid, quantize, quantize_into};
+use patchhost_runtime::quantize::{Input, Measure, On, Strides, grid, quantize, quantize_into};
 use patchhost_runtime::refit::NonFinite;
 
 use crate::support::{bf16_bytes, normal};
@@ -71,13 +71,15 @@ fn any_strides_give_the_bytes_of_a_plain_copy() {
             ] {
                 let data = lent(laid_out(&values, rows, cols, strides));
                 let input = Input { name: NAME, data, elem: Elem::Bf16, rows, cols };
-                let (mut q, mut scales) = (vec![9u8; rows * cols], vec![9f32; grid_rows * grid_cols]);
-                let rule = NonFinite::Refuse;
-                let report = quantize_into(rule, &input, strides, &scheme, &*quant, Measure::All, &mut q, &mut scales);
-                let report = report.unwrap_or_else(|e| panic!("{name} {rows}x{cols} {strides:?}: {e}"));
-                assert_eq!(q, expected.q, "{name} {rows}x{cols} {strides:?}");
-                assert_eq!(scales, expected.scales, "{name} {rows}x{cols} {strides:?}");
-                assert_eq!(report.flushed, expected.report.flushed);
+                for on in [On::Pool, On::Caller] {
+                    let (mut q, mut scales) = (vec![9u8; rows * cols], vec![9f32; grid_rows * grid_cols]);
+                    let (rule, all) = (NonFinite::Refuse, Measure::All);
+                    let report = quantize_into(rule, &input, strides, &scheme, &*quant, all, on, &mut q, &mut scales);
+                    let report = report.unwrap_or_else(|e| panic!("{name} {rows}x{cols} {strides:?}: {e}"));
+                    assert_eq!(q, expected.q, "{name} {rows}x{cols} {strides:?} {on:?}");
+                    assert_eq!(scales, expected.scales, "{name} {rows}x{cols} {strides:?} {on:?}");
+                    assert_eq!(report.flushed, expected.report.flushed);
+                }
             }
         }
     }
@@ -95,8 +97,8 @@ fn what_is_not_finite_is_named_by_its_own_row() {
         let data = lent(laid_out(&values, rows, cols, strides));
         let input = Input { name: NAME, data, elem: Elem::Bf16, rows, cols };
         let (mut q, mut scales) = (vec![0u8; rows * cols], vec![0f32; 3]);
-        let rule = NonFinite::Refuse;
-        let error = quantize_into(rule, &input, strides, &scheme, &*quant, Measure::Nothing, &mut q, &mut scales);
+        let (rule, nothing) = (NonFinite::Refuse, Measure::Nothing);
+        let error = quantize_into(rule, &input, strides, &scheme, &*quant, nothing, On::Pool, &mut q, &mut scales);
         let error = error.unwrap_err().to_string();
         assert!(error.contains("index [290, 17] is NaN (block [2, 0]"), "{error}");
     }
@@ -110,12 +112,12 @@ fn memory_that_is_too_short_is_refused() {
     let input = Input { name: NAME, data: lent(vec![0; 31]), elem: Elem::Bf16, rows: 4, cols: 4 };
     for strides in [Strides { row: 4, col: 1 }, Strides { row: 1, col: 4 }, Strides { row: 9, col: 2 }] {
         let (mut q, mut scales) = (vec![0u8; 16], vec![0f32; 1]);
-        let rule = NonFinite::Refuse;
-        let made = quantize_into(rule, &input, strides, &scheme, &*quant, Measure::Nothing, &mut q, &mut scales);
+        let (rule, nothing, on) = (NonFinite::Refuse, Measure::Nothing, On::Pool);
+        let made = quantize_into(rule, &input, strides, &scheme, &*quant, nothing, on, &mut q, &mut scales);
         assert!(made.is_err(), "{strides:?}");
         // Nor is memory for the answer that has another size.
-        let whole = Input { data: lent(vec![0; 64]), ..input };
-        let made = quantize_into(rule, &whole, strides, &scheme, &*quant, Measure::Nothing, &mut q[1..], &mut scales);
+        let whole = Input { name: NAME, data: lent(vec![0; 64]), elem: Elem::Bf16, rows: 4, cols: 4 };
+        let made = quantize_into(rule, &whole, strides, &scheme, &*quant, nothing, on, &mut q[1..], &mut scales);
         assert!(made.unwrap_err().to_string().contains("room for 15 codes"), "{strides:?}");
     }
 }

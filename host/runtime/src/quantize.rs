@@ -62,6 +62,15 @@ pub struct Strides {
     pub col: usize,
 }
 
+/// Who does the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum On {
+    /// The calling thread alone: nobody is woken for a small matrix.
+    Caller,
+    /// The threads of the rayon pool that the caller is in.
+    Pool,
+}
+
 /// The same for a matrix of any strides, into memory of the caller: `q` takes `rows * cols` codes and `scales` one stored scale
 /// for each block, both row-major. A matrix whose columns do not lie side by side is gathered panel by panel (one row of blocks
 /// for each thread), never as a whole. On an error what lies in `q` and `scales` is undefined.
@@ -72,6 +81,7 @@ pub fn quantize_into(
     scheme: &Scheme,
     patch: &dyn BlockQuant,
     measure: Measure,
+    on: On,
     q: &mut [u8],
     scales: &mut [f32],
 ) -> Result<CastReport> {
@@ -90,7 +100,11 @@ pub fn quantize_into(
             .map_err(|e| unreadable(input, e.to_string()))?;
         let job = Job { input, source, scheme, patch, rule, part: Part::whole(input) };
         let (ask, broken) = (|at, stats: &_| job.ask(at, stats), |panel, v| job.broken(panel, &v));
-        return quantize_matrix_into(&source, &spec(scheme, measure), ask, broken, q, scales);
+        return match on {
+            On::Pool => quantize_matrix_into(&source, &spec(scheme, measure), ask, broken, q, scales),
+            On::Caller if q.is_empty() => Ok(CastReport::default()),
+            On::Caller => quantize_panels(&source, 0, &spec(scheme, measure), ask, broken, q, scales),
+        };
     }
     if q.is_empty() {
         return Ok(CastReport::default());
@@ -113,12 +127,11 @@ pub fn quantize_into(
         let (ask, broken) = (|at, stats: &_| job.ask(at, stats), |panel, v| job.broken(panel, &v));
         quantize_panels(&source, 0, &spec(scheme, measure), ask, broken, q, scales)
     };
-    let panels: Vec<Result<CastReport>> = q
-        .par_chunks_mut(scheme.block_rows.saturating_mul(cols))
-        .zip(scales.par_chunks_mut(grid_cols))
-        .enumerate()
-        .map(panel)
-        .collect();
+    let each = scheme.block_rows.saturating_mul(cols);
+    let panels: Vec<Result<CastReport>> = match on {
+        On::Pool => q.par_chunks_mut(each).zip(scales.par_chunks_mut(grid_cols)).enumerate().map(panel).collect(),
+        On::Caller => q.chunks_mut(each).zip(scales.chunks_mut(grid_cols)).enumerate().map(panel).collect(),
+    };
     let mut report = CastReport::default();
     for panel in panels {
         report += panel?;
