@@ -1,13 +1,12 @@
 //! Pages of memory. Large ones for large buffers: a fresh matrix of 64 MiB is 16,384 page faults in small ones, several times
 //! the work of quantizing it. And those that nobody uses any more, for the system.
 
-use std::mem::MaybeUninit;
-
 /// Smaller buffers are not worth a call; the allocator keeps them anyway.
 const LEAST: usize = 8 << 20;
 
-/// Asks the system to back memory that is about to be written with large pages. Only a hint: nothing depends on it.
-pub(crate) fn prefer_large<T>(memory: &mut [MaybeUninit<T>]) {
+/// Asks the system to back memory that is about to be written with large pages, where it is 8 MiB or more. Only a hint: nothing
+/// depends on it.
+pub fn prefer_large<T>(memory: &mut [T]) {
     #[cfg(all(target_os = "linux", target_pointer_width = "64", not(miri)))]
     {
         // std has no such call, and the crate needs no other part of libc.

@@ -3,6 +3,7 @@
 
 pub use patchhost_kernels::cast::Measure;
 use patchhost_kernels::cast::{CastReport, ContractViolation};
+use patchhost_kernels::pages::prefer_large;
 pub use patchhost_kernels::panel::QuantizedMatrix as Quantized;
 use patchhost_kernels::panel::{PanelSpec, StripAt, quantize_matrix, quantize_matrix_into, quantize_panels};
 use patchhost_kernels::source::Source;
@@ -93,6 +94,7 @@ pub fn quantize_into(
             format!("room for {} codes and {} scales is not its size", q.len(), scales.len()),
         ));
     }
+    prefer_large(q);
     let side_by_side = strides.col == 1 || cols <= 1;
     // Rows are lent as they lie, one behind the other.
     if side_by_side && (strides.row >= cols || rows <= 1) && (scheme.needs != Needs::Rows || strides.row == cols) {
