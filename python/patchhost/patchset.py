@@ -17,6 +17,7 @@ from .errors import Refused, TensorError, UsageError
 from .roles import role_of
 from .spec import PatchSpec
 
+_MOST_DECIDED = 1 << 17
 _CODES = ("float8_e4m3fn", "uint8")
 
 
@@ -63,7 +64,7 @@ class PatchSet:
     as what it was loaded from; unpickling loads again, and raises `Refused` where the digest is another one.
     """
 
-    __slots__ = ("_args", "_native", "_pid", "_tables", "digest", "specs")
+    __slots__ = ("_args", "_decided", "_native", "_pid", "_tables", "digest", "specs")
 
     specs: tuple[PatchSpec, ...]
     digest: str
@@ -71,6 +72,7 @@ class PatchSet:
     _pid: int
     _args: dict[str, Any]
     _tables: list[tuple[Scheme, Any]]
+    _decided: dict[tuple[str, str, tuple[int, ...]], Scheme | None]
 
     def __init__(self) -> None:
         raise UsageError(
@@ -131,7 +133,7 @@ class PatchSet:
         )
         self = object.__new__(cls)
         self.specs, self.digest = made, native.digest
-        self._native, self._pid, self._args, self._tables = native, os.getpid(), args, []
+        self._native, self._pid, self._args, self._tables, self._decided = native, os.getpid(), args, [], {}
         _someone_applies(self.patches)
         return self
 
@@ -244,13 +246,11 @@ class PatchSet:
 
         weight: [rows, cols] or [n, rows, cols], bfloat16, float16 or float32, any strides. out, scale_out: memory for
         the codes (float8_e4m3fn, or uint8) and scales (float32), contiguous; new where left out. scheme: instead of
-        asking the patch. measure: the squared error of `nothing`, a `sample` or `all` values.
+        asking the patch, which is asked once about each name, dtype and shape. measure: the squared error of `nothing`, a `sample` or `all` values.
 
         Raises `TensorError`, `NonFiniteError`, `ContractError`, `PatchError`. After an error `out` holds anything.
         """
-        if scheme is None:
-            ((_, scheme),) = self.native.decide([info(name, weight)])
-        if scheme is None:
+        if scheme is None and (scheme := self._scheme_of(name, weight)) is None:
             return None
         _checks.scheme(scheme)
         if measure not in ("nothing", "sample", "all"):
@@ -274,6 +274,19 @@ class PatchSet:
         if 0 not in shape:
             report = self.native.quantize(name, raw, scheme, codes, scales, measure)
         return Quantized(out, scale_out, name + scheme.scale_suffix, scheme, *report)
+
+    def _scheme_of(self, name: str, weight: Any) -> Scheme | None:
+        """What the patch decided about the tensor. Its first answer counts: the host holds every later one against it."""
+        check_process(self._pid, "this PatchSet")
+        asked = info(name, weight)
+        key = (asked[0], asked[1], tuple(asked[2]))
+        try:
+            return self._decided[key]
+        except KeyError:
+            ((_, scheme),) = self.native.decide([asked])
+        if len(self._decided) < _MOST_DECIDED:
+            self._decided[key] = scheme
+        return scheme
 
     def quantize_stream(
         self, tensors: Mapping[str, Any] | Iterable[tuple[str, Any]], *, batch: int = MOST_TENSORS
