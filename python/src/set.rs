@@ -158,11 +158,15 @@ impl NativeSet {
     ) -> PyResult<(u64, u64, u64, f64, f64)> {
         let loaded = &self.loaded;
         let raw = on(py, || Raw::new(name, source))?;
-        let measure = match measure {
-            "all" => Measure::All,
-            "sample" => Measure::Sample,
-            _ => Measure::Nothing,
-        };
+        let measure = on(py, || match measure {
+            "all" => Ok(Measure::All),
+            "sample" => Ok(Measure::Sample),
+            "nothing" => Ok(Measure::Nothing),
+            other => {
+                let next = "give `nothing`, `sample` or `all`";
+                Err(Raised::usage("the measure of a cast", format!("it is {other:?}"), next))
+            }
+        })?;
         let report = off(py, move || {
             let quant = loaded.quant("quantize")?;
             let place = Place::here()?;
@@ -209,9 +213,11 @@ impl NativeSet {
         let loaded = &self.loaded;
         off(py, || {
             same_process("this PatchSet", loaded.pid)?;
-            let mask = loaded.attachments.set().logits_mask();
+            // As a refit asks it: held against what it said first.
+            let options = HookOptions { vocabulary: Some(vocabulary), rules: loaded.rules, ..HookOptions::default() };
+            let mask = loaded.attachments.set().hooks(options).mask;
             let mask = mask.ok_or_else(|| loaded.no_patch("masked", "logits-mask"))?;
-            let ranges = mask.masked(&loaded.model, rows, vocabulary)?;
+            let ranges = mask.patch.masked(&loaded.model, rows, vocabulary)?;
             Ok(ranges.into_iter().map(|range| (range.start, range.end)).collect())
         })
     }
