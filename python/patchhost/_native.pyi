@@ -143,6 +143,8 @@ class NativeRefit:
         """Everything arrived, in the right type and shape, finite, decided, quantized and proved. JSON of the report."""
     def outputs(self) -> list[tuple[str, str, list[int], int, Any]]:
         """(name, dtype, shape, address, owner) in the order of arrival; a quantized tensor is followed by its scale."""
+    def blocks(self) -> list[tuple[str, str, int, int]]:
+        """For each scale among the outputs: its name, the tensor that it is of, rows and columns of a block."""
     def commit(self) -> str:
         """Written to the ledger, and live from now on; a swap that was to land has landed. JSON."""
     def abandon(self, why: str) -> None:

@@ -283,6 +283,12 @@ class RefitTransaction:
             self._handed = (self._handed or 0) + 1
             yield name, tensor
 
+    def blocks(self) -> dict[str, tuple[str, tuple[int, int]]]:
+        """For each scale that `prove` made: its name, with the tensor that it is of and the (rows, columns) of a
+        block. Proves first where nothing did."""
+        self.prove()
+        return {scale: (name, (rows, cols)) for scale, name, rows, cols in self._native.blocks()}
+
     def commit(self) -> dict[str, Any]:
         """Writes the refit to the ledger and makes it live; a swap that was to land has landed. Gives the program's
         report.

@@ -181,6 +181,21 @@ impl NativeRefit {
         }
     }
 
+    fn blocks(&self, py: Python<'_>) -> PyResult<Vec<(String, String, usize, usize)>> {
+        let made = self.here().and_then(|()| match &self.state().0 {
+            State::Proved { outputs, .. } => Ok(Arc::clone(outputs)),
+            State::Arriving(_) => Err(wrong("blocks", "is not proved yet", "call prove() first")),
+            State::Over(how) => Err(wrong("blocks", how, "begin another refit")),
+        });
+        let outputs = made.map_err(|e| raise(py, e))?;
+        let scales = outputs.iter().flat_map(|(tensor, made)| made.iter().map(move |output| (tensor, output)));
+        Ok(scales
+            .filter_map(|(tensor, output)| {
+                output.block.map(|(rows, cols)| (output.name.clone(), tensor.clone(), rows, cols))
+            })
+            .collect())
+    }
+
     fn outputs(&self, py: Python<'_>) -> PyResult<Vec<(String, &'static str, Vec<usize>, usize, Held)>> {
         let made = self.here().and_then(|()| match &self.state().0 {
             State::Proved { outputs, order, .. } => Ok((Arc::clone(outputs), order.clone())),

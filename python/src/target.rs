@@ -33,6 +33,8 @@ pub struct Output {
     pub stored: Stored,
     pub shape: Vec<usize>,
     pub bytes: TensorBytes,
+    /// Of scales: the rows and columns of a block.
+    pub block: Option<(usize, usize)>,
 }
 
 /// What one attempt made: of each tensor of the source, in the order of its names, itself or its codes and scales.
@@ -194,7 +196,7 @@ impl Tensors {
                 _ => {
                     report.kept += 1;
                     casts.non_finite += finite(tensor, &bytes, stored, hooks.rules.non_finite)?;
-                    vec![Output { name: tensor.name.clone(), stored, shape: tensor.shape.clone(), bytes }]
+                    vec![Output { name: tensor.name.clone(), stored, shape: tensor.shape.clone(), bytes, block: None }]
                 }
             };
             report.bytes_after += made.iter().map(|output| output.bytes.len() as u64).sum::<u64>();
@@ -388,13 +390,14 @@ fn quantized(
         grid.insert(0, count);
     }
     let scales: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
-    let output = |name: String, stored, shape, bytes: Vec<u8>| {
+    let output = |name: String, stored, shape, bytes: Vec<u8>, block| {
         let len = bytes.len();
         let bytes = TensorBytes::new(Arc::new(bytes), 0..len).ok_or_else(|| refuse("-".to_owned()))?;
-        Ok::<_, RuntimeError>(Output { name, stored, shape, bytes })
+        Ok::<_, RuntimeError>(Output { name, stored, shape, bytes, block })
     };
-    let weight = output(tensor.name.clone(), Stored::F8_E4M3, tensor.shape.clone(), codes)?;
-    let scale = output(format!("{}{}", tensor.name, scheme.scale_suffix), Stored::F32, grid, scales)?;
+    let weight = output(tensor.name.clone(), Stored::F8_E4M3, tensor.shape.clone(), codes, None)?;
+    let block = Some((scheme.block_rows, scheme.block_cols));
+    let scale = output(format!("{}{}", tensor.name, scheme.scale_suffix), Stored::F32, grid, scales, block)?;
     Ok((vec![weight, scale], report))
 }
 
