@@ -12,6 +12,7 @@ mod bindings {
 
 use bindings::exports::patchhost::patch::identity::{self, Info, Target};
 use bindings::exports::patchhost::patch::lora::{self, Model, Plan, Tensor};
+use kit::engines::{PATCHHOST, VLLM};
 use std::sync::OnceLock;
 
 /// The largest rank of an adapter (vLLM's `max_lora_rank`).
@@ -30,8 +31,14 @@ impl identity::Guest for LoraTensors {
                 .into(),
             upstream: Some("volcengine/verl: vllm/utils.py, VLLMHijack and TensorLoRARequest".into()),
             remove_when: Some("the engine takes adapters as tensors itself".into()),
-            // Not vLLM, which now takes an adapter's folder in memory (`load_inplace`) and places its tensors itself.
-            targets: vec![Target { engine: "patchhost".into(), versions: ">=0.1, <0.2".into(), architectures: vec![] }],
+            // In vLLM it admits the adapter; vLLM then loads a folder in memory (`load_inplace`) and places it itself.
+            targets: [PATCHHOST, VLLM]
+                .map(|(engine, versions)| Target {
+                    engine: engine.into(),
+                    versions: versions.into(),
+                    architectures: vec![],
+                })
+                .into(),
         }
     }
 
