@@ -29,7 +29,7 @@ _OTHERS = frozenset(
     "ADMIN BUILD_PROGRAM CACHE ISA LOG PROGRAM REPAIR_RELOADS SEED SERVER SGLANG_MODEL THREADS TOKEN_FILE".split()
 )
 "variables of patchhost that are no settings of a plug-in"
-_REPAIRS = ("auto", "off")
+_WORDS = {"repair": ("auto", "off"), "readback": ("full", "off")}
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Settings:
     require: a plug-in that is not there, or that did not load, is an error before the first step.
     digest: whether an update's tensors are digested for the ledger.
     repair: `auto` mends layers that an engine does not reload right; `off` refuses such a model.
+    readback: `full` compares what the engine's layers hold after a load with the stream; `off` does not.
     actor: who is named in the ledger.
     sender_timeout: seconds that a worker waits for the next part of an update whose sender says nothing; 0: for ever.
     """
@@ -58,6 +59,7 @@ class Settings:
     require: bool = False
     digest: bool = True
     repair: str = "auto"
+    readback: str = "full"
     actor: str = "trainer"
     sender_timeout: int = 1800
 
@@ -155,8 +157,8 @@ def _checked(name: str, value: Any, where: str) -> Any:
         wanted = "true or false (in a variable: 1 or 0)"
     elif name in _TEXTS and (not isinstance(value, str) or not value or "\0" in value):
         wanted = "a text that is not empty"
-    elif name == "repair" and value not in _REPAIRS:
-        wanted = " or ".join(f"`{word}`" for word in _REPAIRS)
+    elif name in _WORDS and value not in _WORDS[name]:
+        wanted = " or ".join(f"`{word}`" for word in _WORDS[name])
     elif name in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int) or value < _NUMBERS[name]):
         wanted = f"a whole number, {_NUMBERS[name]} or more"
     elif name == "patches" and not isinstance(value, (str, list, tuple, Mapping)):

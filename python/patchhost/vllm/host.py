@@ -36,7 +36,7 @@ class Host:
         self.settings = settings(vllm_config) if given is None else given
         config = vllm_config.model_config.hf_config
         with set_current_vllm_config(vllm_config):
-            self.live = LiveModel(model, vllm_config, repair=self.settings.repair)
+            self.live = LiveModel(model, vllm_config, repair=self.settings.repair, readback=self.settings.readback)
         self.rank, self.world = _rank()
         size = int(vllm_config.parallel_config.world_size)
         # vLLM's executor reads the workers' answers in order and stops at the first error; those behind it stay in their

@@ -188,6 +188,17 @@ def main(model: str, scratch: str) -> dict[str, Any]:
     save_file({name: tensor for name, tensor in weights.items() if name != NORM}, f"{scratch}/lost.safetensors")
     found["wrapped lost"] = said(lambda: send({"inner": {"file": f"{scratch}/lost.safetensors"}}))
 
+    # A tied head whose layer keeps a packed copy of the weight, as layers on CPUs with oneDNN or AMX do.
+    send({"path": f"{scratch}/other.safetensors"})
+    other = answers()
+    send({"path": path})
+    head = live.model.lm_head
+    packed = head.weight.detach().clone()
+    head.cpu_linear = lambda x, weight, bias: torch.nn.functional.linear(x, packed, bias)
+    send({"path": f"{scratch}/other.safetensors"})
+    found["head with a copy"] = answers() == other != first
+    send({"path": path})
+
     # Roles and config.json.
     asked = ("model.embed_tokens.weight", "model.layers.0.input_layernorm.weight", "model.layers.0.mlp.experts.3.up_proj.weight",
              "model.layers.0.mlp.gate.weight", "model.layers.0.self_attn.q_proj.weight", "model.norm.weight")  # fmt: skip
