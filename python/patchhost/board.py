@@ -193,7 +193,18 @@ class RefitTransaction:
     stays. Tensors are read where they are until the refit ends: they must not change meanwhile.
     """
 
-    __slots__ = ("_given", "_handed", "_native", "_pid", "_progress", "_receipt", "_report", "_state", "_total", "_turn")
+    __slots__ = (
+        "_given",
+        "_handed",
+        "_native",
+        "_pid",
+        "_progress",
+        "_receipt",
+        "_report",
+        "_state",
+        "_total",
+        "_turn",
+    )
 
     def __init__(self, native: NativeRefit, pid: int, progress: Progress | None) -> None:
         self._native, self._pid, self._progress = native, pid, progress

@@ -1,4 +1,4 @@
-"""`Receipt`: what one refit did, to be kept, sent to another process, and compared with that of another rank or step."""
+"""`Receipt`: what one refit did. It can be kept, sent to another process, and compared with that of another rank."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _MOST_BYTES = 512 << 20
 class Receipt:
     """What one refit did: counts, and (of `board.refit(..., digest=True)`) SHA-256 digests of every tensor.
 
-    A refit gives it after its commit, as `refit.receipt`. It never changes, and it can be pickled. Its seal, a digest of
-    all that it says, also stands in the ledger's record of the refit. A receipt that was changed is refused when it is
-    read.
+    A refit gives it after its commit, as `refit.receipt`. It never changes, and it can be pickled. Its seal, a digest
+    of all that it says, also stands in the ledger's record of the refit. A receipt that was changed is refused when it
+    is read.
 
     Two ranks that have the same `root_before` got the same tensors; with the same `root_after`, their engines got the
     same weights. `difference` names what differs.
@@ -33,7 +33,9 @@ class Receipt:
 
     def __init__(self) -> None:
         why = "it is made by a refit, or read from JSON"
-        raise UsageError("Receipt()", why, "use refit.receipt after the commit, Receipt.load(path) or Receipt.from_json(text)")
+        raise UsageError(
+            "Receipt()", why, "use refit.receipt after the commit, Receipt.load(path) or Receipt.from_json(text)"
+        )
 
     @classmethod
     def _made(cls, text: str) -> Receipt:
@@ -101,8 +103,8 @@ class Receipt:
 
     @property
     def tensors(self) -> list[dict[str, Any]]:
-        """Each tensor that came: `name`, `dtype`, `shape`, `before` (the SHA-256 of its bytes), `after` (a list of what was
-        handed on for it: `name`, `dtype`, `shape`, `sha256`), `kept`, `blocks`, `saturated`. Dtypes are words of
+        """Each tensor that came: `name`, `dtype`, `shape`, `before` (the SHA-256 of its bytes), `after` (a list of what
+        was handed on for it: `name`, `dtype`, `shape`, `sha256`), `kept`, `blocks`, `saturated`. Dtypes are words of
         safetensors. Empty without `digest=True`."""
         return [dict(tensor) for tensor in self._value.get("tensors") or ()]
 
@@ -124,8 +126,8 @@ class Receipt:
         return {prefix + name: float(value) for name, value in found.items() if value is not None}
 
     def difference(self, other: Receipt) -> list[str]:
-        """What differs between two refits (of two ranks, or two steps), one readable line for each tensor; `[]` where they
-        agree. `first` in a line is this receipt, `second` is the other.
+        """What differs between two refits (of two ranks, or two steps), one readable line for each tensor; `[]` where
+        they agree. `first` in a line is this receipt, `second` is the other.
 
         Refit numbers, steps, versions, manifests and times may differ. Where one of the two has no digests, a line says
         that the bytes cannot be compared."""
@@ -144,8 +146,8 @@ class Receipt:
         return cls._read(text, "a receipt")
 
     def save(self, path: Path) -> None:
-        """Writes the receipt to a file, whole or not at all; a file that is there is replaced. The program compares such
-        files: `patchhost log receipts A.json B.json`."""
+        """Writes the receipt to a file, whole or not at all; a file that is there is replaced. The program compares
+        such files: `patchhost log receipts A.json B.json`."""
         path = _path(path)
         folder, temporary = os.path.dirname(os.path.abspath(path)), None
         try:
@@ -157,12 +159,14 @@ class Receipt:
             if temporary is not None and os.path.exists(temporary):
                 os.unlink(temporary)
             why = error.strerror or str(error)
-            raise HostError(f"to write the receipt `{path}`", why, "give a path in a folder that can be written") from error
+            raise HostError(
+                f"to write the receipt `{path}`", why, "give a path in a folder that can be written"
+            ) from error
 
     @classmethod
     def load(cls, path: Path) -> Receipt:
-        """Reads a file that `save` wrote. Raises `Refused` where it was changed, `UsageError` where it is no receipt, and
-        `HostError` where it cannot be read."""
+        """Reads a file that `save` wrote. Raises `Refused` where it was changed, `UsageError` where it is no receipt,
+        and `HostError` where it cannot be read."""
         path = _path(path)
         what = f"receipt `{path}`"
         try:
@@ -172,7 +176,9 @@ class Receipt:
         except OSError as error:
             raise HostError(what, error.strerror or str(error), "give a file that can be read") from error
         except UnicodeDecodeError as error:
-            raise UsageError(what, f"it is not UTF-8: byte {error.start} is wrong", "give what Receipt.save wrote") from error
+            raise UsageError(
+                what, f"it is not UTF-8: byte {error.start} is wrong", "give what Receipt.save wrote"
+            ) from error
         if len(content) > _MOST_BYTES:
             why = f"it has more than the {_MOST_BYTES} bytes that are read"
             raise UsageError(what, why, "give what Receipt.save wrote")

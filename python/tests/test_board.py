@@ -96,7 +96,11 @@ COARSE = PatchSpec("fp8_block", settings={"scale_format": "ue8m0"})
     ("rules", "candidate", "says"),
     [
         ("max_snr_loss_db = 0.01", COARSE, "dB against the live set, allowed is 0.01"),
-        ("max_saturated = 0.0\nmax_snr_loss_db = 99.0", PatchSpec("fp8_block_mse"), "more of its values saturate, allowed is 0"),
+        (
+            "max_saturated = 0.0\nmax_snr_loss_db = 99.0",
+            PatchSpec("fp8_block_mse"),
+            "more of its values saturate, allowed is 0",
+        ),
         ("max_bytes_changed = 0.001\nmax_snr_loss_db = 99.0", COARSE, "of its bytes differ, allowed is 0.001"),
         ("max_scales_changed = 0.5\nmax_snr_loss_db = 99.0", COARSE, "of its scales differ, allowed is 0.5"),
         ("max_scale_ulp = 3\nmax_snr_loss_db = 99.0", COARSE, "ulp, allowed is 3"),
@@ -123,7 +127,9 @@ def test_a_shadow_is_judged_by_every_rule_of_the_policy(tmp_path, rules, candida
     report = board.report()
     assert report["findings"] == [] and report["clean_refits"] == 1 and board.status()["transition"]
     [row] = report["compared"]["tensors"]
-    assert row["name"] == Q and row["bytes_changed"] > 0 and row["live"]["snr_db"] > 20 and row["candidate"]["snr_db"] > 20
+    assert (
+        row["name"] == Q and row["bytes_changed"] > 0 and row["live"]["snr_db"] > 20 and row["candidate"]["snr_db"] > 20
+    )
 
 
 def test_words_are_checked(board):
