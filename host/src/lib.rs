@@ -51,8 +51,8 @@ pub mod cmd {
 pub mod compare {
     #[doc(inline)]
     pub use patchhost_app::compare::{
-        Class, CompareError, Only, State, Subset, TensorRow, Totals, Trainer, Unit, compare_unit, decide, layer_of,
-        of_file, of_model, rollout_corr, token_logprobs, totals,
+        Class, CompareError, Only, Pair, State, Subset, TensorRow, Totals, Trainer, Unit, compare_unit, decide, judge,
+        layer_of, of_file, of_model, rollout_corr, token_logprobs, totals,
     };
 }
 
@@ -98,10 +98,11 @@ pub mod patch {
     pub use patchhost_patch::patch::{
         Actor, AddressSpaceError, Admission, Admitted, Applicability, AttachError, Attached, Attachments, Attempt,
         Audited, Board, BoardStatus, Cache, CallStats, CanaryUnit, Candidate, Compared, Compiled, Description, Digest,
-        Facts, Failure, Function, Generation, Grants, Hook, HookOptions, HostIdentity, Info, Ledger, LedgerError,
-        LedgerOptions, Limits, Mode, OnFailure, Origin, Patch, PatchSet, Phase, Proved, RefitTarget, Requested,
-        Reviewing, Rules, Sandbox, SetError, ShadowPolicy, Site, Snapshot, Stage, StageError, SwapError, SwapErrorKind,
-        SwapRequest, Target, TargetError, TensorFinding, Terms, Trial, Verdict, When, bundled, ledger, resolve,
+        Digests, Facts, Failure, Function, Generation, Grants, Handed, Hook, HookOptions, HostIdentity, Info, Ledger,
+        LedgerError, LedgerOptions, Limits, Mode, NotADigest, OnFailure, Origin, Patch, PatchSet, Phase, Proved,
+        Receipt, ReceiptError, RefitTarget, Requested, Reviewing, Rules, Sandbox, SetError, ShadowPolicy, Site,
+        Snapshot, Stage, StageError, SwapError, SwapErrorKind, SwapRequest, Target, TargetError, TensorFinding,
+        TensorReceipt, Terms, Trial, Verdict, When, bundled, ledger, resolve,
     };
 }
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .board import Board, RefitTransaction, Staged
     from .ledger import Ledger
     from .patchset import Decision, PatchSet, Quantized
+    from .receipt import Receipt
     from .review import AuditReport, Finding, audit, lock, probe, sign, verify, verify_refit
     from .roles import role_of
     from .spec import PatchSpec
@@ -58,6 +59,7 @@ _WHERE = {
     "Decision": "patchset",
     "PatchSet": "patchset",
     "Quantized": "patchset",
+    "Receipt": "receipt",
     "AuditReport": "review",
     "Finding": "review",
     "audit": "review",
@@ -89,6 +91,7 @@ __all__ = [
     "PatchSet",
     "PatchSpec",
     "Quantized",
+    "Receipt",
     "RefitError",
     "RefitTransaction",
     "Refused",

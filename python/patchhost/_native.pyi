@@ -105,6 +105,12 @@ def dequantize(
 ) -> None:
     """codes × scale, rounded to `dtype`, row-major."""
 
+def read_receipt(json: str, what: str) -> str:
+    """Reads a receipt and gives it as JSON in one line. Refuses one that was changed; `what`: how errors call it."""
+
+def receipt_difference(first: str, second: str) -> list[str]:
+    """How two receipts differ, in lines for people; empty where they agree."""
+
 @final
 class NativeBoard:
     """The live set of one model, with the probe, the failure policy, shadow, canary and the ledger of the program."""
@@ -130,8 +136,8 @@ class NativeBoard:
         self, step: int | None, version: str | None, manifest: str | None, duplicates: str, allow_narrowing: bool, digest: bool
     ) -> NativeRefit:
         """Begins a refit. One at a time: another begin raises until this one ended. `manifest`: JSON {tensors: {name:
-        {dtype, shape, sha256}}}, dtypes in the words of safetensors. `duplicates`: `refuse` or `last`. `digest`: the ledger gets a SHA-256 of everything
-        that is handed on."""
+        {dtype, shape, sha256}}}, dtypes in the words of safetensors. `duplicates`: `refuse` or `last`. `digest`: the receipt has a
+        SHA-256 of every tensor, and the ledger one of everything that is handed on."""
 
 @final
 class NativeRefit:
@@ -146,6 +152,7 @@ class NativeRefit:
     def blocks(self) -> list[tuple[str, str, int, int]]:
         """For each scale among the outputs: its name, the tensor that it is of, rows and columns of a block."""
     def commit(self) -> str:
-        """Written to the ledger, and live from now on; a swap that was to land has landed. JSON."""
+        """Written to the ledger, and live from now on; a swap that was to land has landed. JSON; `receipt` in it is the
+        whole receipt."""
     def abandon(self, why: str) -> None:
         """Forgets it; what was live stays. Does nothing after commit."""

@@ -15,6 +15,7 @@ from ._streams import check_process, pairs
 from .errors import RefitError, TensorError, UsageError
 from .ledger import Ledger
 from .patchset import PatchSet
+from .receipt import Receipt
 from .roles import role_of
 from .spec import PatchSpec
 
@@ -167,8 +168,8 @@ class Board:
         what must arrive, `{"tensors": {name: {"dtype": "BF16", "shape": […], "sha256": "…"}}}`. duplicates: a name that
         comes twice is refused (`refuse`), or the last one counts (`last`). allow_narrowing: take tensors that are less
         precise than those of the first refit. progress: called with (name of a tensor, done, of how many); what it
-        raises ends the refit. digest: the ledger gets a SHA-256 of everything that is handed on, which costs a pass
-        over all bytes.
+        raises ends the refit. digest: the receipt gets a SHA-256 of everything that comes and that is handed on, and the
+        ledger gets one digest of all of it; this costs a pass over all bytes.
 
         The first refit declares the names, shapes and dtypes of the model: later ones must bring the same. Raises
         `SwapError` where another refit is open.
@@ -192,13 +193,25 @@ class RefitTransaction:
     stays. Tensors are read where they are until the refit ends: they must not change meanwhile.
     """
 
-    __slots__ = ("_given", "_handed", "_native", "_pid", "_progress", "_report", "_state", "_total", "_turn")
+    __slots__ = (
+        "_given",
+        "_handed",
+        "_native",
+        "_pid",
+        "_progress",
+        "_receipt",
+        "_report",
+        "_state",
+        "_total",
+        "_turn",
+    )
 
     def __init__(self, native: NativeRefit, pid: int, progress: Progress | None) -> None:
         self._native, self._pid, self._progress = native, pid, progress
         self._given: dict[str, _tensors.Raw] = {}
         self._state = "open"
         self._report: dict[str, Any] | None = None
+        self._receipt: Receipt | None = None
         self._handed: int | None = None
         self._total = self._turn = 0
 
@@ -305,6 +318,7 @@ class RefitTransaction:
         self._state = "committing"
         with self._ending():
             answer = _object(self._native.commit())
+        self._receipt = Receipt._made(json.dumps(answer.pop("receipt"), ensure_ascii=False, separators=(",", ":")))
         self._end("committed")
         return answer
 
@@ -322,6 +336,12 @@ class RefitTransaction:
     def report(self) -> dict[str, Any] | None:
         """What `prove` gave; `None` before."""
         return self._report
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What the refit did, to be kept and compared: counts, and with `digest=True` the SHA-256 of every tensor. `None`
+        before the commit."""
+        return self._receipt
 
     @property
     def state(self) -> str:

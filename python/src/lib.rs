@@ -3,7 +3,9 @@
 
 mod board;
 mod errors;
+mod make;
 mod place;
+mod receipt;
 mod refit;
 mod scheme;
 mod set;
@@ -24,5 +26,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(place::start, m)?)?;
     m.add_function(wrap_pyfunction!(place::threads, m)?)?;
     m.add_function(wrap_pyfunction!(place::bundled, m)?)?;
+    m.add_function(wrap_pyfunction!(receipt::read_receipt, m)?)?;
+    m.add_function(wrap_pyfunction!(receipt::receipt_difference, m)?)?;
     m.add_function(wrap_pyfunction!(tensors::dequantize, m)?)
 }

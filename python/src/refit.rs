@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 
 use crate::board::{Shared, tensor};
 use crate::errors::{Raised, Result, caught, off, raise};
+use crate::make::{Output, Outputs};
 use crate::place::same_process;
-use crate::target::Outputs;
+
 use crate::tensors::{Raw, RawTuple};
 use crate::words::{self, name_of};
 
@@ -188,7 +189,7 @@ impl NativeRefit {
             State::Over(how) => Err(wrong("blocks", how, "begin another refit")),
         });
         let outputs = made.map_err(|e| raise(py, e))?;
-        let scales = outputs.iter().flat_map(|(tensor, made)| made.iter().map(move |output| (tensor, output)));
+        let scales = outputs.iter().flat_map(|made| made.outputs.iter().map(move |output| (&made.name, output)));
         Ok(scales
             .filter_map(|(tensor, output)| {
                 output.block.map(|(rows, cols)| (output.name.clone(), tensor.clone(), rows, cols))
@@ -203,8 +204,8 @@ impl NativeRefit {
             State::Over(how) => Err(wrong("outputs", how, "begin another refit")),
         });
         let (outputs, order) = made.map_err(|e| raise(py, e))?;
-        let by_name: HashMap<&str, &Vec<crate::target::Output>> =
-            outputs.iter().map(|(name, made)| (name.as_str(), made)).collect();
+        let by_name: HashMap<&str, &Vec<Output>> =
+            outputs.iter().map(|made| (made.name.as_str(), &made.outputs)).collect();
         let in_order = order.iter().filter_map(|name| by_name.get(name.as_str())).flat_map(|made| made.iter());
         Ok(in_order
             .map(|output| {
@@ -320,7 +321,7 @@ fn run(shared: &Shared, source: Source, say: &Sender<Said>, told: &Receiver<Told
     let (patch_set, swap) = prepared.patches();
     let mut report = serde_json::to_value(prepared.report()).unwrap_or_default();
     (report["patch_set"], report["swap"]) = (json!(patch_set), json!(swap));
-    let outputs = Arc::clone(&prepared.staged().0);
+    let outputs = Arc::clone(&prepared.staged().outputs);
     if say.send(Said::Proved(Ok((report, outputs)))).is_err() {
         prepared.abandon("nobody waits for it any more");
         return;
@@ -332,7 +333,7 @@ fn run(shared: &Shared, source: Source, say: &Sender<Said>, told: &Receiver<Told
                 Ok(json!({
                     "refit": refitted.refit, "step": refitted.step, "version": refitted.report.label,
                     "patch_set": refitted.patch_set, "swap": refitted.swap, "reversed": refitted.reversed,
-                    "degraded": refitted.degraded, "report": refitted.report,
+                    "degraded": refitted.degraded, "report": refitted.report, "receipt": refitted.receipt,
                 }))
             });
             let _ = say.send(Said::Committed(done));

@@ -6,42 +6,32 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use patchhost::compare::{CompareError, Pair, State, TensorRow, Unit, totals};
 use patchhost::live::CanaryUnit;
 use patchhost::patch::{
-    Attempt, Compared, Description, Generation, HookOptions, Proved, RefitTarget, ShadowPolicy, TensorFinding, Verdict,
+    Attempt, Compared, Description, Digests, Generation, HookOptions, Proved, RefitTarget, ShadowPolicy, TensorFinding,
+    Verdict,
 };
 use patchhost_kernels::cast::CastReport;
-use patchhost_kernels::e4m3::contains_nan_code;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::checkpoint::CheckpointTensor;
 use patchhost_runtime::error::{Refusal, RuntimeError};
-use patchhost_runtime::hooks::{Consumer, Decision, Elem, ModelInfo, Role, Scheme, TensorInfo};
-use patchhost_runtime::quantize::{Input, Measure, On, Strides, grid, quantize_into};
-use patchhost_runtime::refit::{
-    NonFinite, Progress, RefitHooks, RefitReport, RefitRules, Source, first_nonfinite, info, nonfinite, observe,
-    rounded,
-};
-use rayon::prelude::*;
+use patchhost_runtime::hooks::{Consumer, Decision, Elem, ModelInfo, Role, TensorInfo};
+use patchhost_runtime::refit::{Progress, RefitHooks, RefitReport, RefitRules, Source, info, observe, rounded};
 use safetensors::Dtype as Stored;
 use serde_json::{Value, json};
 
-type Done<T> = Result<T, RuntimeError>;
-
-/// A tensor that is handed on.
-pub struct Output {
-    pub name: String,
-    pub stored: Stored,
-    pub shape: Vec<usize>,
-    pub bytes: TensorBytes,
-    /// Of scales: the rows and columns of a block.
-    pub block: Option<(usize, usize)>,
-}
-
-/// What one attempt made: of each tensor of the source, in the order of its names, itself or its codes and scales.
-pub type Outputs = Arc<Vec<(String, Vec<Output>)>>;
+use crate::make::{Done, Made, Output, Outputs, digest, elem, finite, precision, quantized, receipts, stored_of};
 
 /// Names, types and shapes of the first refit: every later one must bring the same.
 type Declared = BTreeMap<String, (Stored, Vec<usize>)>;
+
+/// A refit that is proved.
+pub struct Ready {
+    pub outputs: Outputs,
+    declared: Declared,
+    report: RefitReport,
+}
 
 /// The tensors of one model in an engine of somebody else.
 pub struct Tensors {
@@ -51,6 +41,8 @@ pub struct Tensors {
     pub rules: RefitRules,
     declared: Mutex<Option<Declared>>,
     roles: Mutex<BTreeMap<String, Role>>,
+    /// What the last refit did.
+    live: Mutex<Option<RefitReport>>,
     report: Mutex<Option<Value>>,
     /// Somebody waits no longer for the refit that is made.
     pub stop: AtomicBool,
@@ -68,6 +60,7 @@ impl Tensors {
             rules,
             declared: Mutex::default(),
             roles: Mutex::default(),
+            live: Mutex::default(),
             report: Mutex::default(),
             stop: AtomicBool::new(false),
             hash: AtomicBool::new(false),
@@ -85,9 +78,12 @@ impl Tensors {
         lock(&self.report).clone()
     }
 
+    fn role_of(&self, name: &str) -> Role {
+        lock(&self.roles).get(name).copied().unwrap_or(Role::Other)
+    }
+
     fn infos(&self, tensors: &[&CheckpointTensor]) -> Vec<TensorInfo> {
-        let roles = lock(&self.roles);
-        tensors.iter().map(|t| info(t, roles.get(&t.name).copied().unwrap_or(Role::Other))).collect()
+        tensors.iter().map(|t| info(t, self.role_of(&t.name))).collect()
     }
 
     /// Refuses what is missing, unknown, misshapen or narrowed against the first refit.
@@ -132,18 +128,20 @@ impl Tensors {
     /// The bytes of a tensor in the type that it is declared in.
     fn declared_bytes(&self, tensor: &CheckpointTensor) -> Done<(TensorBytes, Stored)> {
         let bytes = tensor.data.load()?;
-        let to = lock(&self.declared).as_ref().and_then(|d| d.get(&tensor.name)).map(|(stored, _)| *stored);
-        let (Some(from), Some(to)) = (elem(tensor.stored), to.and_then(elem)) else {
+        let (Some(from), Some(to)) = (elem(tensor.stored), self.rounded_to(tensor)) else {
             return Ok((bytes, tensor.stored));
         };
-        if precision(tensor.stored) <= precision(stored_of(to)) {
-            return Ok((bytes, tensor.stored));
-        }
         let cast = rounded(&bytes, from, to).map_err(|(i, value)| {
             let why = format!("the value at index {i} is {value}, beyond the {to:?} that it is declared in");
             RuntimeError::NonFinite(Refusal::new(format!("tensor `{}`", tensor.name), why, "repair the weight"))
         })?;
         Ok((cast, stored_of(to)))
+    }
+
+    /// The type that its elements are rounded to, where it came more precise than it is declared.
+    fn rounded_to(&self, tensor: &CheckpointTensor) -> Option<Elem> {
+        let declared = lock(&self.declared).as_ref().and_then(|d| d.get(&tensor.name)).map(|(stored, _)| *stored);
+        declared.filter(|stored| precision(tensor.stored) > precision(*stored)).and_then(elem)
     }
 
     fn make(&self, source: &Source, hooks: &RefitHooks, progress: Progress<'_>) -> Done<(Outputs, RefitReport)> {
@@ -177,7 +175,7 @@ impl Tensors {
             progress(at, total, &tensor.name);
             let (bytes, stored) = self.declared_bytes(tensor)?;
             report.bytes_before += bytes.len() as u64;
-            let made = match (decision, &hooks.quant) {
+            let (outputs_of, cast) = match (decision, &hooks.quant) {
                 (Decision::Quantize(scheme), Some(quant)) => {
                     if names.contains_key(format!("{}{}", tensor.name, scheme.scale_suffix).as_str()) {
                         return Err(RuntimeError::Refit(Refusal::new(
@@ -191,22 +189,70 @@ impl Tensors {
                     let (made, cast) =
                         quantized(tensor, bytes, stored, scheme, quant.as_ref(), hooks.rules.non_finite)?;
                     casts += cast;
-                    made
+                    (made, Some(cast))
                 }
                 _ => {
                     report.kept += 1;
                     casts.non_finite += finite(tensor, &bytes, stored, hooks.rules.non_finite)?;
-                    vec![Output { name: tensor.name.clone(), stored, shape: tensor.shape.clone(), bytes, block: None }]
+                    (
+                        vec![Output {
+                            name: tensor.name.clone(),
+                            stored,
+                            shape: tensor.shape.clone(),
+                            bytes,
+                            block: None,
+                        }],
+                        None,
+                    )
                 }
             };
-            report.bytes_after += made.iter().map(|output| output.bytes.len() as u64).sum::<u64>();
-            outputs.push((tensor.name.clone(), made));
+            report.bytes_after += outputs_of.iter().map(|output| output.bytes.len() as u64).sum::<u64>();
+            let unchanged = cast.is_none() && stored == tensor.stored;
+            outputs.push(Made { name: tensor.name.clone(), outputs: outputs_of, cast, unchanged });
         }
         progress(total, total, "");
+        report.blocks_proved = casts.proved;
         (report.saturated, report.flushed, report.non_finite) = (casts.saturated, casts.flushed, casts.non_finite);
         report.seconds = began.elapsed().as_secs_f64();
         report.relative_rmse = (casts.squared_sum > 0.0).then(|| (casts.squared_error / casts.squared_sum).sqrt());
         Ok((Arc::new(outputs), report))
+    }
+
+    /// Proves what the candidate makes of the source as a refit would, and compares it with the live set tensor by tensor.
+    fn compare_into(
+        &self,
+        source: &Source,
+        active: &Generation,
+        to: &Generation,
+        rules: &ShadowPolicy,
+        into: &mut Compared<Value>,
+    ) -> Result<(), CompareError> {
+        let (live, mut candidate) = (active.hooks(self.options()), to.hooks(self.options()));
+        // Observers watch the live refit; shown a second one, they might count it.
+        candidate.observers.clear();
+        let (_, made) = self.make(source, &candidate, &|_, _, _| {})?;
+        let unit = |t: &CheckpointTensor| Unit::of_tensor(t, self.role_of(&t.name), self.rounded_to(t));
+        let units: Vec<Unit> = source.checkpoint().tensors().map(unit).collect();
+        let pair = Pair {
+            model: &self.model,
+            reader: &self.reader,
+            live: live.quant.as_deref(),
+            candidate: candidate.quant.as_deref(),
+            to: to.digest(),
+            rules,
+        };
+        let mut rows = Vec::new();
+        let compared = pair.compare(&units, |row, findings| {
+            into.differing_tensors += usize::from(row.differs());
+            into.findings.extend(findings);
+            rows.push(row);
+            Ok(())
+        });
+        into.seen = json!({
+            "tensors": rows.iter().filter(|row| row.differs()).map(shown).collect::<Vec<_>>(),
+            "totals": totals(&rows), "live": *lock(&self.live), "candidate": made,
+        });
+        compared
     }
 
     fn options(&self) -> HookOptions {
@@ -215,7 +261,7 @@ impl Tensors {
 }
 
 impl RefitTarget for Tensors {
-    type Staged<'t> = (Outputs, Declared);
+    type Staged<'t> = Ready;
     type Weights = Outputs;
     type Seen = Value;
 
@@ -232,41 +278,27 @@ impl RefitTarget for Tensors {
         report.label.clone_from(&label);
         report.version = *lock(&self.numbers) + 1;
         let declared = source.checkpoint().tensors().map(|t| (t.name.clone(), (t.stored, t.shape.clone()))).collect();
+        let receipts = self.hash.load(Ordering::Relaxed).then(|| receipts(source, &outputs)).transpose()?;
         Ok(Proved {
             label,
-            report,
-            sha256: self.hash.load(Ordering::Relaxed).then(|| digest(&outputs)),
-            staged: (outputs, declared),
+            report: report.clone(),
+            sha256: receipts.as_deref().map(digest),
+            digests: receipts.map(Digests::of_tensors),
+            staged: Ready { outputs, declared, report },
         })
     }
 
-    fn publish(&self, (outputs, declared): Self::Staged<'_>) -> Done<Outputs> {
+    fn publish(&self, Ready { outputs, declared, report }: Ready) -> Done<Outputs> {
         lock(&self.declared).get_or_insert(declared);
         *lock(&self.numbers) += 1;
+        *lock(&self.live) = Some(report);
         Ok(outputs)
     }
 
     fn compare(&self, source: &Source, active: &Generation, to: &Generation, rules: &ShadowPolicy) -> Compared<Value> {
         let mut compared = Compared { findings: Vec::new(), differing_tensors: 0, seen: Value::Null };
-        let made = |generation: &Generation| {
-            let mut hooks = generation.hooks(self.options());
-            hooks.observers.clear();
-            self.make(source, &hooks, &|_, _, _| {})
-        };
-        match (made(active), made(to)) {
-            (Ok((live, of_live)), Ok((candidate, of_candidate))) => {
-                let mut rows = Vec::new();
-                for ((name, a), (_, b)) in live.iter().zip(candidate.iter()) {
-                    let row = compare_one(name, a, b);
-                    if row.differs {
-                        compared.differing_tensors += 1;
-                        compared.findings.extend(row.judge(rules));
-                        rows.push(row.json());
-                    }
-                }
-                compared.seen = json!({ "tensors": rows, "live": of_live, "candidate": of_candidate });
-            }
-            (Err(error), _) | (_, Err(error)) => compared.findings.push(TensorFinding::failed(error)),
+        if let Err(error) = self.compare_into(source, active, to, rules, &mut compared) {
+            compared.findings.push(TensorFinding::failed(error));
         }
         compared
     }
@@ -291,172 +323,16 @@ impl RefitTarget for Tensors {
     }
 }
 
-/// How two sets made one tensor.
-struct Row {
-    name: String,
-    differs: bool,
-    /// Bytes of the codes that differ, and all of them; scales likewise. None: only one of them quantizes it.
-    bytes: Option<(usize, usize)>,
-    scales: Option<(usize, usize, u32)>,
-}
-
-fn compare_one(name: &str, a: &[Output], b: &[Output]) -> Row {
-    let same = |a: &Output, b: &Output| a.stored == b.stored && a.shape == b.shape;
-    let comparable = a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b));
-    if !comparable {
-        return Row { name: name.to_owned(), differs: true, bytes: None, scales: None };
-    }
-    let count =
-        |a: &Output, b: &Output| (a.bytes.iter().zip(b.bytes.iter()).filter(|(a, b)| a != b).count(), a.bytes.len());
-    let bytes = a.first().zip(b.first()).map(|(a, b)| count(a, b));
-    let scales = a.get(1).zip(b.get(1)).map(|(a, b)| {
-        let pairs = a.bytes.as_chunks::<4>().0.iter().zip(b.bytes.as_chunks::<4>().0);
-        let ulps = pairs.map(|(a, b)| u32::from_le_bytes(*a).abs_diff(u32::from_le_bytes(*b)));
-        ulps.fold((0, a.bytes.len() / 4, 0), |(n, all, most), ulp| (n + usize::from(ulp != 0), all, most.max(ulp)))
-    });
-    let differs = bytes.is_some_and(|(n, _)| n > 0) || scales.is_some_and(|(n, ..)| n > 0);
-    Row { name: name.to_owned(), differs, bytes, scales }
-}
-
-impl Row {
-    /// What the rules do not allow.
-    fn judge(&self, rules: &ShadowPolicy) -> Vec<TensorFinding> {
-        let mut findings = Vec::new();
-        let mut find = |what: String| findings.push(TensorFinding { tensor: self.name.clone(), what });
-        if let Some((n, all)) = self.bytes {
-            let share = n as f64 / all.max(1) as f64;
-            if share > rules.max_bytes_changed {
-                find(format!("{share:.6} of its bytes differ, allowed is {}", rules.max_bytes_changed));
-            }
-        }
-        if let Some((n, all, ulp)) = self.scales {
-            let share = n as f64 / all.max(1) as f64;
-            if share > rules.max_scales_changed {
-                find(format!("{share:.6} of its scales differ, allowed is {}", rules.max_scales_changed));
-            }
-            if let Some(most) = rules.max_scale_ulp.filter(|most| u64::from(ulp) > *most) {
-                find(format!("a scale differs by {ulp} ulp, allowed is {most}"));
-            }
-        }
-        findings
-    }
-
-    fn json(&self) -> Value {
-        json!({
-            "name": self.name,
-            "bytes_changed": self.bytes.map(|(n, _)| n), "bytes": self.bytes.map(|(_, all)| all),
-            "scales_changed": self.scales.map(|(n, ..)| n), "scales": self.scales.map(|(_, all, _)| all),
-            "max_scale_ulp": self.scales.map(|(.., ulp)| ulp), "only_one_quantizes": self.bytes.is_none(),
-        })
-    }
-}
-
-fn quantized(
-    tensor: &CheckpointTensor,
-    bytes: TensorBytes,
-    stored: Stored,
-    scheme: &Scheme,
-    quant: &dyn patchhost_runtime::hooks::BlockQuant,
-    rule: NonFinite,
-) -> Done<(Vec<Output>, CastReport)> {
-    let refuse = |why: String| {
-        let next = "use a patch that keeps it, or send it as a matrix";
-        RuntimeError::Refit(Refusal::new(format!("tensor `{}`", tensor.name), why, next))
-    };
-    let elem = elem(stored).ok_or_else(|| refuse(format!("the patch quantizes it, and it is {stored:?}")))?;
-    let (count, rows, cols) = match tensor.shape[..] {
-        [rows, cols] => (1, rows, cols),
-        [count, rows, cols] => (count, rows, cols),
-        _ => return Err(refuse(format!("the patch quantizes it, and it has {} dimensions", tensor.shape.len()))),
-    };
-    let (grid_rows, grid_cols) = grid(rows, cols, scheme);
-    let (mut codes, mut scales) = (vec![0u8; count * rows * cols], vec![0f32; count * grid_rows * grid_cols]);
-    let (each, per, size) = (rows * cols, grid_rows * grid_cols, rows * cols * elem.size());
-    let mut report = CastReport::default();
-    for i in 0..count {
-        let data = bytes.slice(i * size..(i + 1) * size).ok_or_else(|| refuse("its data is short".to_owned()))?;
-        let input = Input { name: &tensor.name, data, elem, rows, cols };
-        let strides = Strides { row: cols, col: 1 };
-        let (q, s) = (&mut codes[i * each..][..each], &mut scales[i * per..][..per]);
-        report += quantize_into(rule, &input, strides, scheme, quant, Measure::Sample, On::Pool, q, s)?;
-    }
-    if contains_nan_code(&codes) {
-        let why = "its FP8 codes hold NaN under the chosen edge policy; a model with NaN weights cannot be served";
-        let next = "repair the weight (edges=strict names it)";
-        return Err(RuntimeError::NonFinite(Refusal::new(format!("tensor `{}`", tensor.name), why, next)));
-    }
-    let mut grid = vec![grid_rows, grid_cols];
-    if tensor.shape.len() == 3 {
-        grid.insert(0, count);
-    }
-    let scales: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
-    let output = |name: String, stored, shape, bytes: Vec<u8>, block| {
-        let len = bytes.len();
-        let bytes = TensorBytes::new(Arc::new(bytes), 0..len).ok_or_else(|| refuse("-".to_owned()))?;
-        Ok::<_, RuntimeError>(Output { name, stored, shape, bytes, block })
-    };
-    let weight = output(tensor.name.clone(), Stored::F8_E4M3, tensor.shape.clone(), codes, None)?;
-    let block = Some((scheme.block_rows, scheme.block_cols));
-    let scale = output(format!("{}{}", tensor.name, scheme.scale_suffix), Stored::F32, grid, scales, block)?;
-    Ok((vec![weight, scale], report))
-}
-
-/// Refuses values that are not finite, or counts them.
-fn finite(tensor: &CheckpointTensor, bytes: &TensorBytes, stored: Stored, rule: NonFinite) -> Done<u64> {
-    let Some(elem) = elem(stored) else { return Ok(0) };
-    let Some((at, value)) = first_nonfinite(bytes, elem) else { return Ok(0) };
-    let count = nonfinite(bytes, elem);
-    if rule == NonFinite::Allow {
-        return Ok(count);
-    }
-    let cols = tensor.shape.last().copied().unwrap_or(1).max(1);
-    let more = if count > 1 { format!(", and {count} of its values are not finite") } else { String::new() };
-    let index = if tensor.shape.len() > 1 { vec![at / cols, at % cols] } else { vec![at] };
-    Err(RuntimeError::NonFinite(Refusal::new(
-        format!("tensor `{}`", tensor.name),
-        format!("the value at index {index:?} is {value}{more}; a model with such weights cannot be served"),
-        "repair the weight; `[quant] non_finite = \"allow\"` in the policy file lets it pass",
-    )))
-}
-
-/// SHA-256 over name, type, shape and SHA-256 of each tensor, in the order of the names.
-fn digest(outputs: &Outputs) -> String {
-    let all: Vec<&Output> = outputs.iter().flat_map(|(_, made)| made).collect();
-    let parts: Vec<String> = all.par_iter().map(|output| patchhost::base::Digest::of(&output.bytes).hex()).collect();
-    let lines: String = all
-        .iter()
-        .zip(parts)
-        .map(|(output, sum)| format!("{} {:?} {:?} {sum}\n", output.name, output.stored, output.shape))
-        .collect();
-    patchhost::base::Digest::of(lines.as_bytes()).hex()
-}
-
-/// Significant bits of a float; 0 for what is none.
-fn precision(stored: Stored) -> u32 {
-    match stored {
-        Stored::F64 => 53,
-        Stored::F32 => 24,
-        Stored::F16 => 11,
-        Stored::BF16 => 8,
-        _ => 0,
-    }
-}
-
-fn elem(stored: Stored) -> Option<Elem> {
-    match stored {
-        Stored::F32 => Some(Elem::F32),
-        Stored::F16 => Some(Elem::F16),
-        Stored::BF16 => Some(Elem::Bf16),
-        _ => None,
-    }
-}
-
-fn stored_of(elem: Elem) -> Stored {
-    match elem {
-        Elem::F32 => Stored::F32,
-        Elem::F16 => Stored::F16,
-        Elem::Bf16 => Stored::BF16,
-    }
+/// A row of the report: what differs, and what each of the two sets made of it.
+fn shown(row: &TensorRow) -> Value {
+    json!({
+        "name": row.name, "state": row.state,
+        "bytes_changed": row.weight_bytes.map(|bytes| bytes.differing), "bytes": row.weight_bytes.map(|bytes| bytes.total),
+        "scales_changed": row.scales.map(|scales| scales.differing), "scales": row.scales.map(|scales| scales.total),
+        "max_scale_ulp": row.scales.map(|scales| scales.max_ulp),
+        "only_one_quantizes": matches!(row.state, State::OnlyA | State::OnlyB),
+        "max_abs_difference": row.max_abs_difference, "live": row.a, "candidate": row.b,
+    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

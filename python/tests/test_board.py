@@ -89,6 +89,49 @@ def test_a_shadow_is_compared_and_not_used(board):
     assert board.status() and board.recent(5) and board.health() is not None
 
 
+COARSE = PatchSpec("fp8_block", settings={"scale_format": "ue8m0"})
+
+
+@pytest.mark.parametrize(
+    ("rules", "candidate", "says"),
+    [
+        ("max_snr_loss_db = 0.01", COARSE, "dB against the live set, allowed is 0.01"),
+        (
+            "max_saturated = 0.0\nmax_snr_loss_db = 99.0",
+            PatchSpec("fp8_block_mse"),
+            "more of its values saturate, allowed is 0",
+        ),
+        ("max_bytes_changed = 0.001\nmax_snr_loss_db = 99.0", COARSE, "of its bytes differ, allowed is 0.001"),
+        ("max_scales_changed = 0.5\nmax_snr_loss_db = 99.0", COARSE, "of its scales differ, allowed is 0.5"),
+        ("max_scale_ulp = 3\nmax_snr_loss_db = 99.0", COARSE, "ulp, allowed is 3"),
+    ],
+)
+def test_a_shadow_is_judged_by_every_rule_of_the_policy(tmp_path, rules, candidate, says):
+    policy = tmp_path / "patchhost.toml"
+    policy.write_text(f"[shadow]\n{rules}\n")
+    board = Board(PatchSet.load("fp8_block", policy=policy), ledger=tmp_path / "run.jsonl")
+    heavy = torch.distributions.StudentT(3.0)
+    torch.manual_seed(0)
+    weights = {Q: heavy.sample((256, 128)).bfloat16(), N: torch.ones(128).bfloat16()}
+    board.swap(board.stage(candidate), mode="shadow")
+    refit(board, 1, weights)
+    findings = board.report()["findings"]
+    assert [finding["tensor"] for finding in findings] == [Q] and says in findings[0]["what"], findings
+    [reversed_] = board.ledger.records(event="swap.reversed")
+    assert says in reversed_["why"] and board.status()["transition"] is None
+    # The same under rules that allow it: the candidate stays beside the live set.
+    policy.write_text("[shadow]\nmax_snr_loss_db = 99.0\nmax_saturated = 1.0\n")
+    board = Board(PatchSet.load("fp8_block", policy=policy))
+    board.swap(board.stage(candidate), mode="shadow")
+    refit(board, 1, weights)
+    report = board.report()
+    assert report["findings"] == [] and report["clean_refits"] == 1 and board.status()["transition"]
+    [row] = report["compared"]["tensors"]
+    assert (
+        row["name"] == Q and row["bytes_changed"] > 0 and row["live"]["snr_db"] > 20 and row["candidate"]["snr_db"] > 20
+    )
+
+
 def test_words_are_checked(board):
     staged = board.stage(PatchSpec("fp8_block", settings={"profile": "hf"}))
     for call in (

@@ -52,6 +52,16 @@ def test_findings_are_raised_on_demand():
         review.probe(bad)
 
 
+@pytest.mark.parametrize("content", [b"", b"root:x:0:0:root:/root:/bin/sh\n", b"\0asm\1\0\0\0"])
+def test_what_is_no_component_is_an_error_of_the_report(content):
+    with open("passwd", "wb") as file:
+        file.write(content)
+    report = review.audit("passwd")
+    assert not report.accepted and report.errors[0].id == "PH001" and report.errors[0].fix
+    with pytest.raises(Findings, match="PH001"):
+        report.raise_for_findings()
+
+
 def test_what_a_spec_demands_is_met():
     digest = review.audit("X.wasm").digest
     assert review.audit(PatchSpec("X.wasm", digest)).digest == digest

@@ -8,7 +8,7 @@ use patchhost::patch::ledger::{self, LedgerError, Sync};
 use patchhost::patch::{Actor, Ledger, LedgerOptions};
 use serde_json::{Map, Value, json};
 
-use crate::support::{Ran, patchhost, tmp};
+use crate::support::{Ran, patchhost, repo, tmp};
 
 /// Set in the child that [`kill_9_at_any_moment_leaves_a_chain`] starts: the ledger to write.
 const CHILD: &str = "PATCHHOST_TEST_LEDGER_CHILD";
@@ -127,6 +127,15 @@ fn verify_names_the_first_bad_record_and_exits_1() {
     let ran = log(["show", file]).good();
     assert_eq!(ran.stdout.lines().count(), 5);
     assert!(ran.stderr.contains("the chain is broken") && ran.stderr.contains("seq 2"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_ledger_from_before_receipts_is_read() {
+    let old = repo().join("tests/data/ledger/before-receipts.jsonl");
+    let ran = log(["verify", old.to_str().unwrap()]).good();
+    assert!(ran.stdout.starts_with("good: 4 records, seq 0 to 3, in 1 file\n"), "{}", ran.stdout);
+    let ran = log(["show", old.to_str().unwrap(), "--event", "refit"]).good();
+    assert_eq!((ran.stdout.lines().count(), ran.stdout.contains("receipt=")), (2, false), "{}", ran.stdout);
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub struct CastReport {
     pub saturated: u64,
     /// Values that are not zero but became ±0.
     pub flushed: u64,
+    /// Blocks whose scale was proved against the contract; those that the edges exempt are not among them.
+    pub proved: u64,
     /// Values of the source that are NaN or infinite. Counted with the statistics of [`crate::panel`]: a cast alone leaves it 0.
     pub non_finite: u64,
     /// `sum (x - q * s)^2` over blocks that are not exempt, and over the rows that are measured. Computed as `s^2 * sum (y - q)^2` with
@@ -43,6 +45,7 @@ impl AddAssign for CastReport {
     fn add_assign(&mut self, other: CastReport) {
         self.saturated += other.saturated;
         self.flushed += other.flushed;
+        self.proved += other.proved;
         self.non_finite += other.non_finite;
         self.squared_error += other.squared_error;
         self.squared_sum += other.squared_sum;

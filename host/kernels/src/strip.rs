@@ -131,6 +131,7 @@ impl<'a> Strip<'a> {
             }
         }
         self.report.saturated = self.blocks.iter().map(|block| block.saturated).sum();
+        self.report.proved = self.blocks.iter().filter(|block| !block.good.exempt).count() as u64;
         Ok(self.report)
     }
 }

@@ -140,6 +140,17 @@ fn each_violation_has_its_name() {
 }
 
 #[test]
+fn what_is_exempt_does_not_count_as_proved() {
+    let bytes: Vec<u8> = [1.0, f32::NAN].iter().flat_map(|x: &f32| x.to_le_bytes()).collect();
+    let src = Source::new(&bytes, Elem::F32, 1, 2).unwrap();
+    let lenient = Profile::VerlTorch.cast_spec(ScaleFormat::F32, Edges::PropagateNan);
+    let (given, amax) = ([448.0, f32::NAN], [1.0, f32::NAN]);
+    let (mut q, mut scales) = ([0; 2], [0.0; 2]);
+    let report = cast_panel(&src, 0, 1, 1, &given, &amax, &lenient, Measure::Nothing, &mut q, &mut scales).unwrap();
+    assert_eq!(report.proved, 1);
+}
+
+#[test]
 fn zero_below_is_the_exact_edge() {
     for (profile, g) in [(Profile::VerlTorch, (|a| 448.0 / a) as fn(f32) -> f32), (Profile::Hf, |a| (1.0 / a) * 448.0)]
     {
@@ -185,7 +196,7 @@ fn clip_counts_and_limits() {
         |limit| cast_panel(&src, 0, 64, 32, &[s; 3], &amax, &spec(limit), Measure::Nothing, &mut q, &mut scales);
     let most = *blocks.iter().max().unwrap();
     let report = run(most as f32 / 2048.0).unwrap();
-    assert_eq!(report.saturated as usize, blocks.iter().sum::<usize>());
+    assert_eq!((report.saturated as usize, report.proved), (blocks.iter().sum::<usize>(), 3));
     assert!(most > 40);
     match run((most - 1) as f32 / 2048.0).unwrap_err().what {
         Violation::ClipShare { share, .. } => assert_eq!(share, most as f64 / 2048.0),

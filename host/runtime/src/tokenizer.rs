@@ -151,11 +151,6 @@ impl Tokenizer {
         self.encode_with(text, true)
     }
 
-    /// A conversation to tokens, by the chat template.
-    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        self.encode_with(&self.render(messages)?, false)
-    }
-
     /// Text to tokens, with or without the special tokens that the tokenizer adds by itself.
     pub fn encode_with(&self, text: &str, specials: bool) -> Result<Vec<u32>> {
         let bad = |why: String| refuse("the prompt", why);

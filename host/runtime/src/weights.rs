@@ -404,8 +404,13 @@ impl WeightSet {
 
     /// One digest of all weights as they lie in memory.
     pub fn digest(&self, registry: &Registry) -> String {
+        Self::digest_of(&self.digests(registry))
+    }
+
+    /// The same, where the digests of all runtime tensors are there already.
+    pub fn digest_of(digests: &[ParamDigest]) -> String {
         let mut hasher = Sha256::new();
-        for d in self.digests(registry) {
+        for d in digests {
             hasher.update(d.name.as_bytes());
             hasher.update([0]);
             hasher.update(d.sha256_runtime.as_bytes());

@@ -10,7 +10,7 @@ use patchhost_runtime::assembly::ChunkHeader;
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::engine::{Engine, EngineOptions};
 use patchhost_runtime::lora::AdapterBuilder;
-use patchhost_runtime::tokenizer::Message;
+use patchhost_runtime::tokenizer::{Message, Tokenizer, fits};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use safetensors::tensor::Dtype;
@@ -23,6 +23,8 @@ use crate::support::{binary, copy_folder, f32_bytes, repo, tmp};
 
 /// What a folder may take besides its files, in KiB.
 const MOST_KIB: u64 = 256 << 10;
+/// Positions that a conversation may take.
+const POSITIONS: usize = 2048;
 
 /// The bundled model with an index, a chat template and an adapter.
 struct Folder {
@@ -299,7 +301,7 @@ fn texts(folder: &Path) -> Result<(), String> {
     let mut wrong = None;
     if tokenizer.has_template() {
         let message = Message { role: "user".into(), content: said.into() };
-        wrong = tokenizer.encode_chat(&[message]).err().map(|e| e.to_string());
+        wrong = chat(&tokenizer, message).err();
     }
     let ids = tokenizer.encode(&said.repeat(20)).map_err(|e| e.to_string())?;
     tokenizer.decode_all(&ids).map_err(|e| e.to_string())?;
@@ -307,6 +309,15 @@ fn texts(folder: &Path) -> Result<(), String> {
         tokenizer.decode(&[*id]).map_err(|e| e.to_string())?;
     }
     wrong.map_or(Ok(()), Err)
+}
+
+/// A conversation by the chat template, as `run` and `serve` take it to tokens.
+fn chat(tokenizer: &Tokenizer, message: Message) -> Result<(), String> {
+    let rendered = tokenizer.render(&[message]).map_err(|e| e.to_string())?;
+    if !fits(rendered.len(), POSITIONS) {
+        return Err(format!("why: {} bytes do not fit into {POSITIONS} positions", rendered.len()));
+    }
+    tokenizer.encode_with(&rendered, false).map(|_| ()).map_err(|e| e.to_string())
 }
 
 #[test]

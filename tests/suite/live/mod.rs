@@ -3,6 +3,7 @@
 mod candidates;
 mod failures;
 mod isolated;
+mod receipts;
 mod state;
 mod swaps;
 mod update;

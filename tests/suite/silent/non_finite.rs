@@ -88,6 +88,7 @@ fn the_operator_may_let_them_pass() {
     server.bytes("/update_weights", &file(&tensors, &[])).good();
     let status = server.as_admin("GET", "/admin/v1/status", &json!({})).good();
     assert_eq!(status["last_refit"]["report"]["non_finite"], 3, "{}", status["last_refit"]);
+    assert_eq!(status["last_refit"]["receipt"]["counts"]["non_finite"], 3, "{}", status["last_refit"]);
     let ledger = server.as_admin("GET", "/admin/v1/ledger?last=1", &json!({})).good();
     assert_eq!((&ledger["entries"][0]["event"], &ledger["entries"][0]["non_finite"]), (&json!("refit"), &json!(3)));
 }

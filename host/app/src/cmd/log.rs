@@ -1,4 +1,4 @@
-//! `patchhost log`: reads the ledger of events, and proves that nobody changed it.
+//! `patchhost log`: reads the ledger of events, proves that nobody changed it, and compares receipts of refits.
 
 use std::path::PathBuf;
 
@@ -8,12 +8,13 @@ use super::failure::{Failure, Result};
 use super::output::{json, plural};
 use crate::base::Digest;
 use crate::base::text;
+use crate::patch::Receipt;
 use crate::patch::ledger::{self, Entry};
 
 /// Longest value in a line of text; `--format json` has it whole.
 const VALUE_BYTES: usize = 120;
 
-/// Read the ledger of what happened to patches, or verify its chain
+/// Read the ledger of what happened to patches, verify its chain, or compare receipts of refits
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -24,6 +25,7 @@ pub struct Args {
 enum What {
     Verify(VerifyArgs),
     Show(ShowArgs),
+    Receipts(ReceiptsArgs),
 }
 
 /// Verify the chain through all its files; exit 1 names the first record that is wrong, or what could not be written
@@ -54,11 +56,23 @@ struct ShowArgs {
     last: Option<usize>,
 }
 
+/// Compare the receipts of two refits (of two ranks, or two steps): exit 0 if they made the same weights, 1 names what differs
+#[derive(Debug, clap::Args)]
+struct ReceiptsArgs {
+    /// A receipt, as `Receipt.save` of the Python package writes it
+    #[arg(value_name = "FIRST")]
+    first: PathBuf,
+    /// Another one
+    #[arg(value_name = "SECOND")]
+    second: PathBuf,
+}
+
 pub fn run(args: Args, call: &Call) -> Result {
     let format = call.format;
     match args.what {
         What::Verify(args) => verify(&args, format),
         What::Show(args) => show(&args, format),
+        What::Receipts(args) => receipts(&args, format),
     }
 }
 
@@ -103,6 +117,56 @@ fn show(args: &ShowArgs, format: Format) -> Result {
     Ok(())
 }
 
+fn receipts(args: &ReceiptsArgs, format: Format) -> Result {
+    let (first, second) = (Receipt::read(&args.first)?, Receipt::read(&args.second)?);
+    let difference = first.difference(&second);
+    let outcome = match difference.len() {
+        0 => Ok(()),
+        n => Err(Failure::found(
+            "to take the two refits for the same",
+            &format!("{} between their receipts", plural(n, "difference")),
+            "look at what is named; `root_before` says whether the trainer or the patch made the difference",
+        )),
+    };
+    if format == Format::Json {
+        let summaries = (first.summary(), second.summary());
+        json(&serde_json::json!({
+            "equal": difference.is_empty(), "difference": difference, "first": summaries.0, "second": summaries.1,
+        }))?;
+        return outcome;
+    }
+    for (which, receipt) in [("first", &first), ("second", &second)] {
+        outln!("{which}: refit {} ({}): {}", receipt.refit, text::clean(&receipt.version, 60), counted(receipt));
+    }
+    difference.iter().for_each(|line| outln!("{line}"));
+    if difference.is_empty() {
+        outln!("equal: the same weights were handed on");
+    }
+    outcome
+}
+
+/// What a receipt says, in one line.
+fn counted(receipt: &Receipt) -> String {
+    let counts = &receipt.counts;
+    let (tensors, quantized, kept, blocks, saturated) =
+        (counts.tensors, counts.quantized, counts.kept, counts.blocks_proved, counts.saturated);
+    let root = |root: Option<Digest>| root.map_or_else(|| "not hashed".to_owned(), |root| root.short());
+    format!(
+        "{tensors} tensors ({quantized} quantized, {kept} kept), {blocks} blocks proved, {saturated} values clipped, before {}, \
+         after {}",
+        root(receipt.root_before),
+        root(receipt.root_after)
+    )
+}
+
+/// The receipt in a record, in words; as it stands there where it is of another version.
+fn receipt_of(value: &serde_json::Value) -> String {
+    match serde_json::from_value(value.clone()) {
+        Ok(receipt) => counted(&receipt),
+        Err(_) => text::clean(&value.to_string(), VALUE_BYTES),
+    }
+}
+
 fn line(entry: &Entry) -> String {
     // Nothing of a file is printed as it is: a forged line could hold what a terminal interprets.
     let (ts, event, actor) =
@@ -110,10 +174,11 @@ fn line(entry: &Entry) -> String {
     let mut out = format!("{:>6}  {ts}  {event:<24}  {actor}", entry.seq);
     for (name, value) in &entry.fields {
         let value = match value {
-            serde_json::Value::String(text) => text.clone(),
-            other => other.to_string(),
+            serde_json::Value::String(text) => text::clean(text, VALUE_BYTES),
+            other if name == "receipt" => receipt_of(other),
+            other => text::clean(&other.to_string(), VALUE_BYTES),
         };
-        out.push_str(&format!("  {}={}", text::clean(name, 64), text::clean(&value, VALUE_BYTES)));
+        out.push_str(&format!("  {}={value}", text::clean(name, 64)));
     }
     out
 }

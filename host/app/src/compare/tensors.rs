@@ -73,6 +73,14 @@ pub struct TensorRow {
     pub b: Option<SideRow>,
 }
 
+impl TensorRow {
+    /// Whether the two sides made other bits, scales or blocks of it, or only one of them quantizes it.
+    pub fn differs(&self) -> bool {
+        let bits = self.weight_bytes.is_some_and(|bytes| bytes.differing > 0);
+        self.state != State::Both || bits || self.scales.is_some_and(|scales| scales.differing > 0)
+    }
+}
+
 /// Sums over tensors.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Totals {

@@ -95,6 +95,14 @@ pub fn of_model(setup: &Setup<'_>, checkpoint: &Checkpoint, loader: Option<&dyn 
     Ok(loaded.collect())
 }
 
+impl Unit {
+    /// One tensor of an engine that this program does not know: a matrix, or a stack of them. `to`: the type that a refit
+    /// rounds its elements to, where that is another.
+    pub fn of_tensor(tensor: &CheckpointTensor, role: Role, to: Option<Elem>) -> Self {
+        Self { info: info(tensor, role), class: Class::of(role), to, ..of_tensor(tensor) }
+    }
+}
+
 /// The tensors of a plain file: matrices, and stacks of them.
 pub fn of_file(checkpoint: &Checkpoint) -> Vec<Unit> {
     checkpoint.tensors().map(of_tensor).collect()
@@ -119,9 +127,23 @@ fn of_tensor(tensor: &CheckpointTensor) -> Unit {
 
 /// What a patch decides about each of them, in the words of a refit.
 pub fn decide(units: &[Unit], model: &ModelInfo, quant: &dyn BlockQuant) -> Result<Vec<Decision>> {
-    let reader = Consumer { engine: "patchhost".into(), version: env!("CARGO_PKG_VERSION").into() };
+    decide_for(units, model, &reader(), quant)
+}
+
+/// The engine of this program, as patches are told who reads the result.
+pub(crate) fn reader() -> Consumer {
+    Consumer { engine: "patchhost".into(), version: env!("CARGO_PKG_VERSION").into() }
+}
+
+/// The same for another engine that reads the result.
+pub(super) fn decide_for(
+    units: &[Unit],
+    model: &ModelInfo,
+    reader: &Consumer,
+    quant: &dyn BlockQuant,
+) -> Result<Vec<Decision>> {
     let infos: Vec<TensorInfo> = units.iter().map(|u| u.info.clone()).collect();
-    Ok(quant.decide(model, &reader, &infos).map_err(RuntimeError::from)?)
+    Ok(quant.decide(model, reader, &infos).map_err(RuntimeError::from)?)
 }
 
 #[cfg(test)]

@@ -7,15 +7,15 @@ use arc_swap::ArcSwapOption;
 use patchhost_runtime::engine::Engine;
 use patchhost_runtime::error::RuntimeError;
 use patchhost_runtime::refit::{Arrivals, Begin, RefitHooks, Source, StagedRefit};
-use patchhost_runtime::weights::WeightSet;
+use patchhost_runtime::weights::{ParamDigest, WeightSet};
 
 use super::guard::Guarded;
 use super::shadow::{ShadowReport, Side};
 use crate::base::{Digest, Hook};
 use crate::compare::CompareError;
 use crate::patch::{
-    Attempt, Board, CanaryUnit, Compared, Description, Generation, HookOptions, Patch, Proved, RefitTarget,
-    ShadowPolicy, TargetError, Verdict,
+    Attempt, Board, CanaryUnit, Compared, Description, Digests, Generation, Handed, HookOptions, NotADigest, Patch,
+    Proved, RefitTarget, ShadowPolicy, TargetError, Verdict,
 };
 
 /// An engine of this process: weights are staged beside those that serve, and published by one pointer exchange.
@@ -72,8 +72,15 @@ impl RefitTarget for Embedded {
         let hooks = attempt.hooks(|generation| self.hooks(generation));
         let staged = self.engine.prepare(source, &hooks, attempt.progress)?;
         let report = staged.report().clone();
-        let sha256 = self.hash_weights.then(|| staged.weights().digest(self.engine.registry()));
-        Ok(Proved { label: report.label.clone(), report, sha256, staged })
+        let Some(made) = self.hash_weights.then(|| staged.weights().digests(self.engine.registry())) else {
+            return Ok(Proved { label: report.label.clone(), report, sha256: None, digests: None, staged });
+        };
+        // For the receipt, which takes the digests of what came where they are there.
+        source.sums()?;
+        let held: Vec<Handed> = made.iter().map(handed).collect::<Result<_, _>>()?;
+        let digests = Some(Digests::of_engine(&held));
+        let sha256 = Some(WeightSet::digest_of(&made));
+        Ok(Proved { label: report.label.clone(), report, sha256, digests, staged })
     }
 
     fn publish(&self, staged: StagedRefit<'_>) -> Result<Arc<WeightSet>, RuntimeError> {
@@ -106,6 +113,16 @@ impl RefitTarget for Embedded {
     fn canary_ends(&self) {
         self.canary.store(None);
     }
+}
+
+/// A tensor as it lies in the engine's memory.
+fn handed(of: &ParamDigest) -> Result<Handed, RuntimeError> {
+    Ok(Handed {
+        name: of.name.clone(),
+        dtype: format!("{:?}", of.dtype),
+        shape: of.shape.iter().map(|d| *d as u64).collect(),
+        sha256: of.sha256_runtime.parse().map_err(|e: NotADigest| RuntimeError::Internal(e.to_string()))?,
+    })
 }
 
 impl From<CompareError> for TargetError {

@@ -4,7 +4,6 @@ use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
 
-use patchhost_runtime::hooks::{BlockQuant, Decision};
 use patchhost_runtime::refit::{RefitReport, Source};
 use patchhost_runtime::weights::WeightSet;
 use serde::Serialize;
@@ -13,8 +12,8 @@ use super::LiveModel;
 use super::embedded::{CanaryWeights, Embedded};
 use crate::base::Digest;
 use crate::base::file::{Access, write_whole_unsynced};
-use crate::compare::{CompareError, State, TensorRow, Totals, compare_unit, decide, of_model, totals};
-use crate::patch::{Compared, Generation, Mode, ShadowPolicy, TensorFinding, Verdict, chosen};
+use crate::compare::{CompareError, Pair, TensorRow, Totals, of_model, reader, totals};
+use crate::patch::{Compared, Generation, Mode, ShadowPolicy, TensorFinding, Verdict};
 
 /// What a comparison found.
 #[derive(Debug, Clone, Serialize)]
@@ -118,28 +117,19 @@ impl Embedded {
 
         let readable = self.engine.readable(source.checkpoint())?;
         let units = of_model(&self.engine.setup(), &readable, hooks.loader.as_deref())?;
-        let decided = |quant: &Option<Arc<dyn BlockQuant>>| -> Result<_, CompareError> {
-            Ok(match quant {
-                None => None,
-                Some(quant) => Some(decide(&units, self.engine.info(), &**quant)?),
-            })
+        let pair = Pair {
+            model: self.engine.info(),
+            reader: &reader(),
+            live: hooks_live.quant.as_deref(),
+            candidate: hooks.quant.as_deref(),
+            to: candidate.digest(),
+            rules,
         };
-        let (a, b) = (decided(&hooks_live.quant)?, decided(&hooks.quant)?);
-        let percent = (rules.sample * 100.0).ceil().clamp(0.0, 100.0) as u8;
-        let to = candidate.digest();
-        for (i, unit) in units.iter().enumerate().filter(|(_, u)| chosen(&to, &u.info.name, percent)) {
-            let side = |decisions: &Option<Vec<Decision>>| decisions.as_ref().and_then(|d| d.get(i)).cloned();
-            let (da, db) = (side(&a), side(&b));
-            let row = compare_unit(
-                unit,
-                da.as_ref().zip(hooks_live.quant.as_deref()),
-                db.as_ref().zip(hooks.quant.as_deref()),
-            )?;
-            if let Some(row) = row {
-                into.findings.extend(judge(&row, rules));
-                into.seen.tensors.push(row);
-            }
-        }
+        pair.compare(&units, |row, findings| {
+            into.findings.extend(findings);
+            into.seen.tensors.push(row);
+            Ok(())
+        })?;
         Ok(weights)
     }
 
@@ -168,39 +158,6 @@ impl Embedded {
         self.canary.store(canary);
         file
     }
-}
-
-/// What the policy does not allow about one tensor.
-fn judge(row: &TensorRow, policy: &ShadowPolicy) -> Vec<TensorFinding> {
-    let mut findings = Vec::new();
-    let mut find = |what: String| findings.push(TensorFinding { tensor: row.name.clone(), what });
-    if row.state == State::Both {
-        if let Some(bytes) = row.weight_bytes.filter(|bytes| bytes.share() > policy.max_bytes_changed) {
-            find(format!("{:.6} of its bytes differ, allowed is {}", bytes.share(), policy.max_bytes_changed));
-        }
-        if let Some(scales) = row.scales {
-            let share = scales.differing as f64 / scales.total.max(1) as f64;
-            if share > policy.max_scales_changed {
-                find(format!("{share:.6} of its scales differ, allowed is {}", policy.max_scales_changed));
-            }
-            if let Some(most) = policy.max_scale_ulp.filter(|most| u64::from(scales.max_ulp) > *most) {
-                find(format!("a scale differs by {} ulp, allowed is {most}", scales.max_ulp));
-            }
-        }
-    }
-    if let (Some(a), Some(b)) = (&row.a, &row.b) {
-        if let (Some(live), Some(candidate)) = (a.snr_db, b.snr_db)
-            && live - candidate > policy.max_snr_loss_db
-        {
-            let lost = live - candidate;
-            find(format!("it loses {lost:.3} dB against the live set, allowed is {}", policy.max_snr_loss_db));
-        }
-        let more = b.saturated.saturating_sub(a.saturated) as f64 / row.elements.max(1) as f64;
-        if more > policy.max_saturated {
-            find(format!("{more:.6} more of its values saturate, allowed is {}", policy.max_saturated));
-        }
-    }
-    findings
 }
 
 /// Writes the report; a report that cannot be written ends nothing.

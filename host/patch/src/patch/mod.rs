@@ -16,6 +16,7 @@ mod live;
 mod lock;
 mod mixed;
 mod policy;
+mod receipt;
 mod set;
 mod site;
 mod stage;
@@ -40,6 +41,7 @@ pub use ledger::{Actor, Entry, Event, Head, Health, Ledger, LedgerError, LedgerO
 pub use live::Patch;
 pub use lock::{GuestsLock, LockedGuest};
 pub use policy::{FailurePolicy, HookPolicy, OnFailure, Rules, ShadowPolicy, SwapPolicy};
+pub use receipt::{Counts, Digests, Handed, Receipt, ReceiptError, TensorReceipt};
 pub use set::{HookOptions, PatchSet, SetError};
 pub use site::Site;
 pub use stage::{Audited, Compiled};

@@ -9,7 +9,7 @@ use patchhost_runtime::refit::{Arrivals, Begin, Progress, RefitHooks, RefitRepor
 use serde::Serialize;
 
 use super::mixed::Mixed;
-use super::{Description, Generation, Mode, Patch, ShadowPolicy};
+use super::{Description, Digests, Generation, Mode, Patch, ShadowPolicy};
 use crate::base::{Digest, Hook};
 
 /// Something with weights that refits replace. One refit at a time comes to it.
@@ -135,6 +135,8 @@ pub struct Proved<S> {
     pub report: RefitReport,
     /// A digest of all weights for the ledger, where somebody asked for one.
     pub sha256: Option<String>,
+    /// What the receipt says of the bytes, where somebody asked for digests.
+    pub digests: Option<Digests>,
     /// The weights.
     pub staged: S,
 }

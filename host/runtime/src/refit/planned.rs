@@ -239,6 +239,7 @@ impl<'a> Planned<'a> {
         for pass in self.passes.iter().flatten() {
             *report.layout.entry(*pass).or_default() += 1;
         }
+        report.blocks_proved = sums.proved;
         report.saturated = sums.saturated;
         report.flushed = sums.flushed;
         report.non_finite = sums.non_finite;

@@ -110,6 +110,8 @@ pub struct RefitReport {
     /// Relative root mean square error of the quantized weights, estimated from one row of each 32; `None` where nothing
     /// was quantized.
     pub relative_rmse: Option<f64>,
+    /// Blocks whose scale was proved against the contract of its scheme before the first value was cast.
+    pub blocks_proved: u64,
     /// Values that were clipped to ±448 times the scale.
     pub saturated: u64,
     /// Values other than zero that became zero.

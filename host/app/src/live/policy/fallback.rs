@@ -11,8 +11,8 @@ use super::LiveError;
 use super::refit::Run;
 use crate::base::{Digest, Hook};
 use crate::patch::{
-    Actor, Attempt, Beside, Board, CanaryUnit, Failure, Generation, Mode, OnFailure, Proved, RefitAt, RefitPlan,
-    RefitTarget, has_native,
+    Actor, Attempt, Beside, Board, CanaryUnit, Digests, Failure, Generation, Mode, OnFailure, Proved, RefitAt,
+    RefitPlan, RefitTarget, has_native,
 };
 
 /// Fallbacks within one refit at most: each patch of a set can fail once.
@@ -34,6 +34,7 @@ pub(super) struct Attempted<S> {
     pub(super) label: String,
     pub(super) report: RefitReport,
     pub(super) sha256: Option<String>,
+    pub(super) digests: Option<Digests>,
     pub(super) patch_set: Digest,
 }
 
@@ -53,8 +54,8 @@ impl<'t, T: RefitTarget> Job<'t, '_, T> {
     ) -> Result<Attempted<T::Staged<'t>>, LiveError> {
         let observed = self.run == Run::Observed;
         let attempt = Attempt { generation, mixed, observed, progress: self.progress };
-        let Proved { label, report, sha256, staged } = self.target.attempt(self.source, &attempt)?;
-        Ok(Attempted { staged, label, report, sha256, patch_set: attempt.patch_set() })
+        let Proved { label, report, sha256, digests, staged } = self.target.attempt(self.source, &attempt)?;
+        Ok(Attempted { staged, label, report, sha256, digests, patch_set: attempt.patch_set() })
     }
 
     /// Through the active set; where a patch of it fails, through what the policy says.

@@ -23,7 +23,7 @@ use patchhost_runtime::refit::{RefitReport, Source};
 use serde::Serialize;
 
 use crate::base::Digest;
-use crate::patch::{Board, Ledger, RefitTarget, Site};
+use crate::patch::{Board, Ledger, Receipt, RefitTarget, Site};
 use crate::trust::Gate;
 pub use error::LiveError;
 use priority::Pools;
@@ -72,6 +72,8 @@ pub struct LastRefit {
     pub degraded: Option<String>,
     /// What was done.
     pub report: RefitReport,
+    /// Its receipt, without the list of tensors: counts, and digests of everything where they were made.
+    pub receipt: Receipt,
 }
 
 impl<T: RefitTarget> Live<T> {

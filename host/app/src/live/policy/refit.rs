@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::fallback::{Attempted, Job, Made};
 use super::{LastRefit, Live, LiveError, Turn};
 use crate::base::Digest;
-use crate::patch::{Actor, Generation, Landing, RefitAt, RefitPlan, RefitTarget};
+use crate::patch::{Actor, Generation, Landing, Receipt, RefitAt, RefitPlan, RefitTarget};
 
 /// What a refit did.
 pub struct Refitted<W> {
@@ -22,6 +22,8 @@ pub struct Refitted<W> {
     pub step: Option<u64>,
     /// What was done.
     pub report: RefitReport,
+    /// The same to be kept and compared: with digests of all tensors, where somebody asked for them.
+    pub receipt: Receipt,
     /// The weights that are live now.
     pub weights: W,
     /// The set that made them.
@@ -257,8 +259,10 @@ impl<T: RefitTarget> Live<T> {
     ) -> Result<Refitted<T::Weights>, LiveError> {
         let ThroughBoard { plan, made, reversed } = proved;
         let Made { attempt, generation, degraded } = made;
-        let Attempted { staged, label, report, sha256, patch_set } = attempt;
-        let last = LastRefit { refit: at.refit, step: at.step, patch_set, degraded: degraded.clone(), report };
+        let Attempted { staged, label, report, sha256, digests, patch_set } = attempt;
+        let receipt = Receipt::of(at, &report, patch_set, source, digests);
+        let (refit, step, degraded_by) = (at.refit, at.step, degraded.clone());
+        let last = LastRefit { refit, step, patch_set, degraded: degraded_by, report, receipt: receipt.summary() };
         // Before anything is live: a refit that cannot be written down is refused.
         let landing = plan.landing.as_ref().filter(|_| reversed.is_none());
         let (fields, seen) = self.record_of(turn, at, &last, sha256, &generation);
@@ -276,8 +280,7 @@ impl<T: RefitTarget> Live<T> {
         if let Some(beside) = &plan.beside {
             self.beside(&plan, beside, source, at, &label);
         }
-        let (refit, step) = (at.refit, at.step);
-        Ok(Refitted { refit, step, report, weights, patch_set, generation, swap, reversed, degraded })
+        Ok(Refitted { refit, step, report, receipt, weights, patch_set, generation, swap, reversed, degraded })
     }
 
     /// The record of a refit, with how often each patch was called for it; and the counts that the next one goes by.
@@ -285,7 +288,7 @@ impl<T: RefitTarget> Live<T> {
         &self,
         turn: &Turn,
         at: RefitAt,
-        LastRefit { patch_set, degraded, report, .. }: &LastRefit,
+        LastRefit { patch_set, degraded, report, receipt, .. }: &LastRefit,
         sha256: Option<String>,
         generation: &Generation,
     ) -> (Value, BTreeMap<Digest, (u64, u64)>) {
@@ -306,6 +309,7 @@ impl<T: RefitTarget> Live<T> {
             "quantized": report.quantized, "kept": report.kept, "saturated": report.saturated,
             "flushed": report.flushed, "non_finite": report.non_finite, "placed_elsewhere": report.placed_elsewhere,
             "remarks": report.remarks, "observers": report.observers, "weights_sha256": sha256, "calls": calls,
+            "receipt": receipt,
         });
         // A trainer that was started again from an earlier checkpoint.
         if let (Some(step), Some(before)) = (at.step, turn.step)

@@ -113,7 +113,13 @@ impl RefitTarget for Buffers {
 
     fn attempt<'t>(&'t self, source: &Source, attempt: &Attempt<'_>) -> Result<Proved<Self::Staged<'t>>, RuntimeError> {
         let label = source.begin().version.clone().unwrap_or_else(|| "unnamed".into());
-        Ok(Proved { label, report: RefitReport::default(), sha256: None, staged: self.make(source, attempt)? })
+        Ok(Proved {
+            label,
+            report: RefitReport::default(),
+            sha256: None,
+            digests: None,
+            staged: self.make(source, attempt)?,
+        })
     }
 
     fn publish(&self, staged: Held) -> Result<Self::Weights, RuntimeError> {

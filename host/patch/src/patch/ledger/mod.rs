@@ -46,6 +46,7 @@ pub use file::{LedgerOptions, Opened, Sync, Torn};
 pub use gap::Health;
 pub use handle::{Event, Ledger};
 pub use read::{Shown, Verified, show, verify};
+pub(in crate::patch) use record::canonical;
 pub use record::{Entry, RESERVED};
 pub use segments::Segments;
 

@@ -143,7 +143,7 @@ fn plain(value: Value) -> Value {
 }
 
 /// The canonical text: sorted keys, no whitespace.
-fn canonical(value: &Value) -> String {
+pub(in crate::patch) fn canonical(value: &Value) -> String {
     let mut out = String::new();
     write_canonical(value, &mut out);
     out
