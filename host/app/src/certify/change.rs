@@ -71,7 +71,7 @@ pub fn changes(base: &[Tensor], seed: u64) -> Vec<Changed> {
             add(change, Kind::Full, Some(one), How::Noise(0.2), &|t| t.name == one.name);
         }
     }
-    if let Some(one) = of(Role::Expert).next_back() {
+    if let Some(one) = of(Role::Expert).next() {
         let block = block(&one.name);
         let hit = |t: &Tensor| t.class == Role::Expert && self::block(&t.name) == block;
         let change = format!("every tensor of {block} times 1.01");

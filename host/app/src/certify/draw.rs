@@ -144,7 +144,9 @@ impl Hand<'_, '_> {
             let drop = Edit::Drop { name: third.name.clone() };
             self.refuse(Kind::Lost, hit, 0, vec![drop], format!("{} never came", third.name));
             let first = gated.iter().find(|t| t.name != third.name && block(&t.name) == block(&third.name));
-            if let Some(first) = first.filter(|first| first.shape == third.shape).copied().or_else(|| twin(&gated, third)) {
+            if let Some(first) =
+                first.filter(|first| first.shape == third.shape).copied().or_else(|| twin(&gated, third))
+            {
                 let why = format!("{} came twice and {} never", first.name, third.name);
                 let repeat = Edit::Repeat { name: first.name.clone(), instead_of: Some(third.name.clone()) };
                 self.refuse(Kind::Doubled, hit, 0, vec![repeat], why);

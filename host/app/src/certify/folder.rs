@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::cases::name_of;
 use super::change::changes;
 use super::draw::{Known, draw};
 use super::error::KitError;
 use super::family::{Family, VOCABULARY};
-use super::cases::name_of;
 use super::plan::{self, Held, Plan, TensorEntry};
 use super::weights::Tensor;
 use crate::base::Digest;
 use crate::checkpoint::write::{Out, WriteError, safetensors, write_file};
 
 /// Tokens of an answer. With [`super::plan`]'s longest prompt they stay far below the models' 256 positions.
-const MAX_TOKENS: usize = 32;
+pub const MAX_TOKENS: usize = 32;
 
 /// Which plan is wanted.
 #[derive(Debug, Clone, Copy)]
