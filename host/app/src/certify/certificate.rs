@@ -273,3 +273,78 @@ fn shown(path: &Path) -> String {
 fn bug(error: impl std::fmt::Display) -> KitError {
     KitError::host("the certificate as JSON", error.to_string(), "please report this: it is an error of patchhost")
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn results() -> Value {
+        let digest = Digest::of(b"x").hex();
+        let case = |id: &str, expected: &str, answered: &str| {
+            json!({ "id": id, "kind": "lost", "class": "norm", "tensor": null, "expected": expected, "answered": answered,
+                "held": "base", "right": true, "detail": "größer \u{202e}" })
+        };
+        json!({
+            "type": TYPE, "version": 1, "kit": "k", "date": "2026-12-01T10:00:00Z", "seed": u64::MAX,
+            "engine": { "name": "e", "version": "1" }, "tolerance": [0.1 + 0.2, 1e-300, 12_345_678.912_345_678, -0.0],
+            "models": [{ "family": "f", "architecture": "A", "config_sha256": digest, "checkpoint_sha256": digest }],
+            "cases": [case("1", "accept", "accepted"), case("2", "refuse", "refused"), case("3", "refuse", "left-open")],
+        })
+    }
+
+    fn sealed(keys: &[SecretKey]) -> String {
+        seal(&results(), keys, SystemTime::now()).unwrap()
+    }
+
+    #[test]
+    fn what_is_sealed_can_be_read() {
+        let (ours, other) = (SecretKey::generate(None), SecretKey::generate(None));
+        let text = sealed(std::slice::from_ref(&ours));
+        let read = parse(text.as_bytes()).unwrap();
+        assert_eq!((read.content.right(), read.content.verdict()), (3, "pass"));
+        assert_eq!((read.signed_by(&[ours.public()]), read.signed_by(&[other.public()])), (1, 0));
+        // Sealed once more, it is the same.
+        let again = seal(&serde_json::from_str(&text).unwrap(), &[], SystemTime::now()).unwrap();
+        assert_eq!(parse(again.as_bytes()).unwrap().seal, read.seal);
+    }
+
+    #[test]
+    fn no_byte_can_be_changed() {
+        for keys in [&[][..], &[SecretKey::generate(None)]] {
+            let text = sealed(keys).into_bytes();
+            for at in 0..text.len() {
+                for bit in [1, 0x20] {
+                    let mut changed = text.clone();
+                    changed[at] ^= bit;
+                    assert!(parse(&changed).is_err(), "byte {at}: {}", String::from_utf8_lossy(&changed));
+                }
+            }
+            assert!(parse(&[&text[..], b"\n"].concat()).is_err() && parse(&text[..text.len() - 1]).is_err());
+        }
+    }
+
+    #[test]
+    fn results_that_contradict_themselves_are_refused() {
+        let changes: [(&str, Value); 8] = [
+            ("/type", json!("other")),
+            ("/version", json!(2)),
+            ("/date", json!("yesterday")),
+            ("/models", json!([])),
+            ("/models/0/config_sha256", json!("abc")),
+            ("/cases", json!([])),
+            ("/cases/1/answered", json!("accepted")),
+            ("/cases/1/expected", json!("maybe")),
+        ];
+        for (place, value) in changes {
+            let mut results = results();
+            *results.pointer_mut(place).unwrap() = value;
+            assert!(seal(&results, &[], SystemTime::now()).is_err(), "{place}");
+        }
+        for more in [json!({ "verdict": "fail" }), json!({ "totals": { "cases": 3, "right": 2, "wrong": 1 } })] {
+            let mut results = results();
+            results.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            assert!(seal(&results, &[], SystemTime::now()).is_err(), "{more}");
+        }
+    }
+}

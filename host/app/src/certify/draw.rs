@@ -143,10 +143,10 @@ impl Hand<'_, '_> {
             let hit = (Some(third.class), Some(third.name.as_str()));
             let drop = Edit::Drop { name: third.name.clone() };
             self.refuse(Kind::Lost, hit, 0, vec![drop], format!("{} never came", third.name));
-            let first = gated.iter().find(|t| t.name != third.name && block(&t.name) == block(&third.name));
-            if let Some(first) =
-                first.filter(|first| first.shape == third.shape).copied().or_else(|| twin(&gated, third))
-            {
+            let beside = |t: &&&Tensor| t.name != third.name && block(&t.name) == block(&third.name);
+            let named = |t: &&&Tensor| ["gate_proj", "w1"].iter().any(|leaf| t.name.contains(leaf));
+            let first = gated.iter().filter(beside).find(named).or_else(|| gated.iter().find(beside)).copied();
+            if let Some(first) = first.filter(|first| first.shape == third.shape).or_else(|| twin(&gated, third)) {
                 let why = format!("{} came twice and {} never", first.name, third.name);
                 let repeat = Edit::Repeat { name: first.name.clone(), instead_of: Some(third.name.clone()) };
                 self.refuse(Kind::Doubled, hit, 0, vec![repeat], why);

@@ -45,7 +45,9 @@ impl Answer {
     pub fn said(&self) -> String {
         let places = ["/error/message", "/message", "/detail", "/error"];
         let message = places.iter().find_map(|place| self.json.pointer(place).and_then(Value::as_str));
-        format!("HTTP {}: {}", self.status, clean(message.unwrap_or(&self.text), SHOWN))
+        // On one line: reports have one for each case.
+        let message = message.unwrap_or(&self.text).split_whitespace().collect::<Vec<_>>().join(" ");
+        format!("HTTP {}: {}", self.status, clean(&message, SHOWN))
     }
 }
 

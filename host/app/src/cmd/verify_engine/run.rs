@@ -11,7 +11,7 @@ use super::setup::{Setup, launched, running};
 use crate::base::text::clean;
 use crate::base::{Code, stamp};
 use crate::certify::certificate::{self, TYPE};
-use crate::certify::{Api, Engine, Expect, Family, Judged, KitError, Relaunch, Trial, Wanted, connect, kit};
+use crate::certify::{Api, Engine, Expect, Family, Judged, KitError, Relaunch, Trial, Wanted, kit};
 use crate::checkpoint::write::write_file;
 use crate::cmd::Call;
 use crate::cmd::args::Format;
@@ -134,7 +134,7 @@ pub fn run(args: &RunArgs, target: Option<&str>, call: &Call) -> Result {
     errln!("{} {} at {} ({})", identity.name, clean(&identity.version, 60), identity.url, identity.backend);
     let dtypes: BTreeSet<String> = setup.subject.weights.iter().flatten().map(|t| format!("{:?}", t.dtype)).collect();
     let (model, judged_by) = (setup.model.clone(), setup.judged.clone());
-    let judged = trial(setup, args)?;
+    let judged = trial(setup)?;
     let (all, right) = (judged.len(), judged.iter().filter(|case| case.right).count());
     let results = json!({
         "type": TYPE, "version": 1, "kit": kit(), "date": stamp(SystemTime::now()), "seed": args.seed,
@@ -156,7 +156,7 @@ pub fn run(args: &RunArgs, target: Option<&str>, call: &Call) -> Result {
 }
 
 /// Sends the cases; each is a line on standard error.
-fn trial(setup: Setup, args: &RunArgs) -> Result<Vec<Judged>> {
+fn trial(setup: Setup) -> Result<Vec<Judged>> {
     let bar = progress_bar("verify-engine");
     bar.set_length(setup.subject.cases.len() as u64);
     let mut tell = |case: &Judged| {
@@ -164,16 +164,13 @@ fn trial(setup: Setup, args: &RunArgs) -> Result<Vec<Judged>> {
         bar.suspend(|| errln!("{}", line(case)));
     };
     let Setup { subject, mut reference, engine, mut running, again, .. } = setup;
-    let api = args.api();
     let mut relaunch = || -> Result<Box<dyn Engine>, KitError> {
-        let Some((launcher, files)) = &again else {
+        let Some(again) = &again else {
             return Err(KitError::host("the engine", "the kit did not start it", "start it again"));
         };
         // The old one first: two would need twice the memory.
         running = None;
-        let launched = launcher.start(files)?;
-        let scratch = files.parent().unwrap_or(files);
-        let engine = connect(&launched.url, None, api)?.engine(files, scratch);
+        let (engine, launched) = again.start()?;
         running = Some(launched);
         Ok(engine)
     };

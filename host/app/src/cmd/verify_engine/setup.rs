@@ -8,10 +8,14 @@ use super::own::Own;
 use super::run::RunArgs;
 use crate::base::Digest;
 use crate::certify::{
-    Changed, Distance, Engine, KitError, Known, Launched, Launcher, MAX_TOKENS, OwnModel, Reference, Subject, Tensor,
-    Wanted, ask_twice, changes, computed, connect, draw, make, name_of, prompts,
+    Api, Changed, Distance, Engine, KitError, Known, Launched, Launcher, MAX_TOKENS, OwnModel, Reference, Subject,
+    Tensor, Wanted, ask_twice, changes, computed, connect, draw, make, name_of, prompts,
 };
 use crate::cmd::failure::Result;
+
+/// Mean difference of log probabilities, above which an engine holds other weights than the model's, or computes another
+/// model: bf16 activations stay far below.
+const MOST_NOISE: f64 = 0.2;
 
 /// Everything that a trial needs.
 pub struct Setup {
@@ -21,11 +25,29 @@ pub struct Setup {
     /// The engine's process, where the kit started it.
     pub running: Option<Launched>,
     /// How the engine is started again, and on what.
-    pub again: Option<(Launcher, PathBuf)>,
+    pub again: Option<Again>,
     /// What the certificate says of the model.
     pub model: Value,
     /// How the answers are judged, for the certificate.
     pub judged: Value,
+}
+
+/// How an engine is started again.
+pub struct Again {
+    launcher: Launcher,
+    /// The folder of the first checkpoint.
+    files: PathBuf,
+    scratch: PathBuf,
+    api: Option<Api>,
+}
+
+impl Again {
+    /// Starts it on the first checkpoint, and gives its process with it.
+    pub fn start(&self) -> Result<(Box<dyn Engine>, Launched), KitError> {
+        let launched = self.launcher.start(&self.files)?;
+        let engine = connect(&launched.url, None, self.api)?.engine(&self.files, &self.scratch);
+        Ok((engine, launched))
+    }
 }
 
 /// Weights to try an engine with, without the cases.
@@ -111,12 +133,12 @@ pub fn running(args: &RunArgs, url: &str, token: Option<String>, scratch: &Path)
             kept.push(number);
         }
     }
-    if kept.len() == 1 {
+    if kept.len() == 1 || noise.mean > MOST_NOISE {
         return Err(KitError::refused(
             format!("the server at {url}"),
             format!(
-                "its log probabilities are {:.3} (mean) from those of patchhost's runtime on the same model: no change \
-                 of the weights can be told from that",
+                "its log probabilities are {:.3} (mean) from those of patchhost's runtime on the same model, and at most \
+                 {MOST_NOISE} can be rounding",
                 noise.mean
             ),
             "give the folder of the model that it really serves with --model, or let the kit start the engine (--launch)",
@@ -192,7 +214,7 @@ pub fn launched(args: &RunArgs, command: &str, scratch: &Path) -> Result<Setup> 
     });
     checkpoints(&mut model, &changed);
     let subject = subject(args, weights, &changed);
-    let again = Some((launcher, files));
+    let again = Some(Again { launcher, files, scratch: scratch.to_owned(), api: args.api() });
     Ok(Setup { subject, reference, engine, running: Some(running), again, model, judged })
 }
 
