@@ -23,6 +23,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("trust", &["patch", "audit", "sandbox", "base"]),
     ("compare", &["patch", "native", "checkpoint", "base"]),
     ("live", &["trust", "probe", "compare", "patch", "native", "base"]),
+    ("certify", &["trust", "checkpoint", "base"]),
     ("train", &["live", "compare", "checkpoint", "base"]),
     ("text", &["base"]),
     ("serve", &["live", "trust", "patch", "audit", "checkpoint", "base"]),

@@ -41,6 +41,7 @@ fn a_variable_that_means_nothing_is_refused() {
         ("PATCHHOST_SERVER", &[raw], "UTF-8"),
         ("PATCHHOST_TOKEN_FILE", &[raw], "UTF-8"),
         ("PATCHHOST_ADMIN", &[raw], "UTF-8"),
+        ("PATCHHOST_PYTHON", &[raw], "UTF-8"),
     ] {
         for value in values {
             let text = with(variable, value, &["patches"]).refused(2, tmp.path());

@@ -41,5 +41,6 @@ mod train;
 mod transaction;
 mod trial;
 mod trust;
+mod verify_engine;
 mod wasi;
 mod wit;

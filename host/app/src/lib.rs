@@ -9,6 +9,8 @@ pub(crate) use patchhost_patch::{audit, base, native, patch, trust};
 #[cfg(feature = "cli")]
 pub(crate) use patchhost_patch::{isolate, record, sandbox};
 
+#[cfg(feature = "cli")]
+pub mod certify;
 pub mod checkpoint;
 #[cfg(feature = "cli")]
 pub mod cmd;

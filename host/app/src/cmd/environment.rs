@@ -12,14 +12,14 @@ use crate::sandbox::CACHE_VARIABLE;
 const LOG_VARIABLE: &str = "PATCHHOST_LOG";
 /// Logged where the user says nothing: errors, and request fields that were ignored (once each).
 const LOG_DEFAULT: &str = "error,patchhost::request=warn";
-/// Variables that only verbs that talk to a server use.
-const SERVER_VARIABLES: [&str; 3] = ["PATCHHOST_ADMIN", "PATCHHOST_SERVER", "PATCHHOST_TOKEN_FILE"];
+/// Variables that only some verbs use: those that talk to a server, or start Python.
+const TEXT_VARIABLES: [&str; 4] = ["PATCHHOST_ADMIN", "PATCHHOST_SERVER", "PATCHHOST_TOKEN_FILE", "PATCHHOST_PYTHON"];
 
 /// Checks all variables, and gives the filter of the log.
 pub fn check() -> Result<EnvFilter, EnvironmentError> {
     environment::check()?;
     let value = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    for name in SERVER_VARIABLES {
+    for name in TEXT_VARIABLES {
         value(name).map_or(Ok(()), |given| text(name, &given).map(|_| ()))?;
     }
     value(CACHE_VARIABLE).map_or(Ok(()), |given| cache(&given))?;

@@ -40,6 +40,7 @@ mod swap;
 mod train;
 mod trust_args;
 mod verify;
+mod verify_engine;
 mod verify_refit;
 
 use std::io::IsTerminal;
@@ -126,6 +127,7 @@ verbs! {
     "Refit and export": [
         Refit = refit,
         VerifyRefit = verify_refit,
+        VerifyEngine = verify_engine,
         Explain = explain,
         Compare = compare,
         Quantize = quantize,
