@@ -1,7 +1,7 @@
 """`settings()`: what the plug-ins of all engines are configured with, and where each value came from.
 
-Two places are read. Environment variables (`PATCHHOST_PATCHES`, `PATCHHOST_LEDGER`, …) reach every process of a job. What
-vLLM calls `additional_config` belongs to one engine, and wins:
+Two places are read. Environment variables (`PATCHHOST_PATCHES`, `PATCHHOST_LEDGER`, …) reach every process of a job.
+What vLLM calls `additional_config` belongs to one engine, and wins:
 
 ```sh
 vllm serve MODEL --additional-config '{"patchhost": {"patches": ["fp8_block"], "ledger": "/runs/7"}}'

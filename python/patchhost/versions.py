@@ -14,8 +14,8 @@ from .errors import Refused
 
 
 class Known(NamedTuple):
-    """One engine. `low` is the first version that is taken, `high` the first one that is not; `ran` are those that a test
-    of this package ran. `distributions`: names under which it is installed, the first one that is there counts."""
+    """One engine. `low` is the first version that is taken, `high` the first one that is not; `ran` are those that a
+    test of this package ran. `distributions`: names under which it is installed, the first one that is there counts."""
 
     low: str
     high: str
@@ -55,7 +55,8 @@ def check(engine: str, version: str | None = None) -> str:
         raise Refused(f"the plug-in for {engine}", f"{engine} is not installed", advice)
     parts = _release(found)
     if parts is None or not _release(known.low) <= parts < _release(known.high):  # type: ignore[operator]
-        why = f"{engine} {found} is installed; the plug-in is written for {known.range} and ran with {', '.join(known.ran)}"
+        ran = ", ".join(known.ran)
+        why = f"{engine} {found} is installed; the plug-in is written for {known.range} and ran with {ran}"
         raise Refused(f"the plug-in for {engine}", why, advice)
     return found
 

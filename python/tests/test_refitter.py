@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from patchhost import HostError, NonFiniteError, PatchSet, RefitError, TensorError, UsageError, _sender  # noqa: E402
+from patchhost import HostError, NonFiniteError, PatchSet, RefitError, TensorError, UsageError, sender  # noqa: E402
 from patchhost._safetensors import forms_of_folder, tensors_of_bytes, tensors_of_file, tensors_of_folder  # noqa: E402
 from patchhost.expect import Expectation  # noqa: E402
 from patchhost.refitter import Refitter, load_patches  # noqa: E402
@@ -213,16 +213,16 @@ def test_an_index_says_which_file_counts(tmp_path: Path) -> None:
 
 
 def test_a_sender_is_gone_when_its_process_is() -> None:
-    code = "import json; from patchhost import _sender; print(json.dumps(_sender.me()), flush=True); input()"
+    code = "import json; from patchhost import sender; print(json.dumps(sender.me()), flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, env=os.environ)
     assert child.stdout is not None
     me = json.loads(child.stdout.readline())
-    assert not _sender.gone(me)
-    assert not _sender.gone({**me, "where": "another machine"}) and not _sender.gone(None) and not _sender.gone({"pid": "x"})
+    assert not sender.gone(me)
+    assert not sender.gone({**me, "where": "another machine"}) and not sender.gone(None) and not sender.gone({"pid": "x"})
     child.kill()
     child.wait()
-    assert _sender.gone(me)
-    assert _sender.gone({**_sender.me(), "started": 1}), "the number is somebody else's now"
+    assert sender.gone(me)
+    assert sender.gone({**sender.me(), "started": 1}), "the number is somebody else's now"
 
 
 def test_settings_come_from_the_engine_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

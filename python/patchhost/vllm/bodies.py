@@ -44,7 +44,7 @@ class UpdateInfo(WeightTransferUpdateInfo):
     `{"tensors": {name: {"dtype": "BF16", "shape": […], "sha256": "…"}}}`; what comes must be exactly that. update_id: a
     word that every part of one update has; a part with another one is of another sender. last: nothing comes any more, so
     everything is proved now, before `finish_weight_update`. abort: give the update up. sender: what
-    `patchhost._sender.me()` gives in the process that sends; where it is on this machine and dies, the update is given up.
+    `patchhost.sender.me()` gives in the process that sends; where it is on this machine and dies, the update is given up.
     """
 
     path: str | None = None

@@ -30,7 +30,7 @@ class LogitsMask(LogitsProcessor):
         if not any("logits-mask" in patch.get("hooks", ()) and not patch.get("reason") for patch in patches.patches):
             return
         ranges = patches.masked(rows=rows, vocabulary=_vocabulary(vllm_config.model_config, rows))
-        ids = [id_ for start, end in ranges for id_ in range(start, end)]
+        ids = [id_ for run in ranges for id_ in run]
         if ids:
             self._forbidden = torch.tensor(ids, dtype=torch.long, device=device)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .. import _sender
+from .. import sender as senders
 from ..errors import RefitError, UsageError
 from ..refitter import Update
 from .bodies import UpdateInfo, tensors_of
@@ -96,7 +96,7 @@ class Session:
 
     def stale(self) -> str | None:
         """Why nobody will end it; `None` while it may still go on."""
-        if _sender.gone(self.sender):
+        if senders.gone(self.sender):
             return f"its sender (process {self.sender['pid']}) died in the middle of it"
         idle = time.monotonic() - self.touched
         return f"nothing came for {idle:.0f} s" if idle > IDLE_SECONDS else None

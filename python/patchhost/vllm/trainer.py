@@ -29,7 +29,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightSource,
 )
 
-from .. import _sender
+from .. import sender as senders
 from ..errors import HostError, UsageError
 
 _WORDS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
@@ -74,7 +74,7 @@ class PatchhostTrainer(TrainerWeightTransferEngine[TrainerInit]):
         self.sent += 1
         step = self.sent if step is None else step
         version = f"step-{step}" if version is None else version
-        about = {"step": step, "version": version, "update_id": f"{os.getpid()}-{self.sent}", "sender": _sender.me()}
+        about = {"step": step, "version": version, "update_id": f"{os.getpid()}-{self.sent}", "sender": senders.me()}
         if not self.is_sender:
             for _ in _pairs(self.source):
                 pass

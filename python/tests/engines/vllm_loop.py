@@ -97,7 +97,7 @@ def main(model: str, scratch: str, world: int) -> dict[str, Any]:
 
     # The sender is killed in the middle.
     child = subprocess.Popen(
-        [sys.executable, "-c", "import json,time; from patchhost import _sender; print(json.dumps(_sender.me()), flush=True); time.sleep(600)"],
+        [sys.executable, "-c", "import json,time; from patchhost import sender; print(json.dumps(sender.me()), flush=True); time.sleep(600)"],
         stdout=subprocess.PIPE,
         text=True,
     )
