@@ -6,7 +6,6 @@ use std::sync::Arc;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use patchhost_runtime::refit::{Arrivals, Begin, Manifest, Promise, RefitReport, Source};
-use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::*;
@@ -48,7 +47,12 @@ fn source(manifest: Option<Manifest>) -> Source {
     let tensor = |name: &str, shape: Vec<usize>| {
         let bytes = vec![0u8; 2 * shape.iter().product::<usize>()];
         let len = bytes.len();
-        CheckpointTensor::new(name, Dtype::BF16, shape, TensorBytes::new(Arc::new(bytes), 0..len).unwrap())
+        CheckpointTensor::new(
+            name,
+            serde_json::from_value(json!("BF16")).unwrap(),
+            shape,
+            TensorBytes::new(Arc::new(bytes), 0..len).unwrap(),
+        )
     };
     let checkpoint = Checkpoint::from_tensors([tensor("n", vec![2]), tensor("w", vec![2, 2])]).unwrap();
     Arrivals::new(Begin { manifest, ..Begin::default() }, 100).whole(checkpoint).unwrap()
