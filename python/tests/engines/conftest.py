@@ -8,6 +8,7 @@ documentation says.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -20,10 +21,21 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-PACKAGE = HERE.parents[1]
 REPOSITORY = HERE.parents[2]
 MODEL = REPOSITORY / "models" / "tiny-shakespeare-moe"
-PROGRAM = REPOSITORY / "target" / "release" / "patchhost"
+PROGRAM = Path(os.environ.get("PATCHHOST", REPOSITORY / "target" / "release" / "patchhost"))
+
+
+def _installed() -> bool:
+    """Whether a wheel is installed; else the package of this checkout is tested."""
+    try:
+        return bool(importlib.metadata.version("patchhost"))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+INSTALLED = _installed()
+PACKAGE = None if INSTALLED else HERE.parents[1]
 
 EXTRA = "ENGINE_TEST_PATH"
 "variable: folders of packages that an engine needs for its import, beside those that are installed (torchvision)"
@@ -104,14 +116,19 @@ def missing(*modules: str) -> str | None:
     return None
 
 
+def path_of(*folders: Path | str | None) -> str:
+    """`PYTHONPATH` of those that are there."""
+    return os.pathsep.join(str(folder) for folder in folders if folder is not None)
+
+
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site folder for processes with an engine."""
     folder = tmp_path_factory.mktemp("site")
-    for name, version, files in (
-        ("vllm", "0.32.0+cpu", {}),
-        ("patchhost", "0.1.0", {"entry_points.txt": ENTRY_POINTS}),
-    ):
+    made: list[tuple[str, str, dict[str, str]]] = [("vllm", "0.32.0+cpu", {})]
+    if not INSTALLED:
+        made.append(("patchhost", "0.1.0", {"entry_points.txt": ENTRY_POINTS}))
+    for name, version, files in made:
         info = folder / f"{name}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -128,7 +145,7 @@ def environment(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     """Variables for a process with an engine: nothing of patchhost or verl but what a test gives it."""
     known = {name: value for name, value in os.environ.items() if not name.startswith(("PATCHHOST_", "VERL_"))}
     return known | {
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(site), str(PACKAGE), str(HERE), os.environ.get(EXTRA)))),
+        "PYTHONPATH": path_of(site, PACKAGE, HERE, os.environ.get(EXTRA)),
         "PATCHHOST_CACHE": os.environ.get("PATCHHOST_CACHE") or str(tmp_path_factory.getbasetemp() / "cache"),
         "PATCHHOST_PROGRAM": os.environ.get("PATCHHOST_PROGRAM", str(PROGRAM)),
         "VERL_PLATFORM": "cpu",

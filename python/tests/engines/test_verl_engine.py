@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import HERE, MODEL, PACKAGE, missing
+from conftest import HERE, MODEL, PACKAGE, missing, path_of
 
 from patchhost import Refused, UsageError, versions
 from patchhost.settings import of_mapping, settings
@@ -141,7 +141,7 @@ def test_where_one_of_two_workers_refuses_both_keep_their_weights(run_script: An
 
 def python(code: str, site: Path, *first: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     known = {name: value for name, value in os.environ.items() if not name.startswith(("PATCHHOST_", "VERL_"))}
-    path = os.pathsep.join(map(str, (*first, site, PACKAGE, HERE)))
+    path = path_of(*first, site, PACKAGE, HERE)
     command = [sys.executable, "-c", code]
     return subprocess.run(
         command,
