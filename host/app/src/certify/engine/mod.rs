@@ -60,6 +60,9 @@ pub trait Engine {
     /// Forgets what earlier prompts computed. Whether there was such a call.
     fn reset_cache(&self) -> bool;
 
+    /// Whether the engine says that it is well, as load balancers ask for it.
+    fn alive(&self) -> bool;
+
     /// What the engine says that the live weights are called, where it says it.
     fn version(&self) -> Option<String>;
 
@@ -77,6 +80,12 @@ pub struct Link {
     pub files: PathBuf,
     /// A folder for checkpoints that such an engine is told to load.
     pub scratch: PathBuf,
+}
+
+impl Link {
+    fn alive(&self) -> bool {
+        self.client.get("/health").is_ok_and(|answer| answer.good())
+    }
 }
 
 /// An update through a session that is begun, sent in parts and ended. Any refusal refuses all of it.
