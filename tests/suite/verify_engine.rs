@@ -200,8 +200,13 @@ fn answer(stream: TcpStream, behind: &str, root: &str, updates: Updates) -> std:
                 true => agent.get(url).call().unwrap(),
                 false => agent.post(url).header("Content-Type", "application/json").send(&body).unwrap(),
             };
+            let good = got.status().is_success();
+            if !good && path == "/update_weights" {
+                // As the plug-in has it: a part that is refused ends the update.
+                agent.post(format!("{behind}/abort_weight_update")).send_empty().unwrap();
+            }
             // vLLM answers 500 where a worker raised.
-            let status = if got.status().is_success() { 200 } else { 500 };
+            let status = if good { 200 } else { 500 };
             (status, got.body_mut().with_config().limit(256 << 20).read_to_string().unwrap())
         }
         _ => (404, "{}".to_owned()),

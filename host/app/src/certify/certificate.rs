@@ -225,6 +225,10 @@ fn parse(bytes: &[u8]) -> Result<Certificate, KitError> {
         return Err(refused(format!("it has {} signatures, at most {MOST_SIGNATURES} are read", signatures.len())));
     }
     for signature in &signatures {
+        // The one word of a signature that it does not sign itself.
+        if signature.size != bytes.len() as u64 {
+            return Err(refused(format!("the signature of {}: it is for {} bytes", signature.key, signature.size)));
+        }
         signature.verify(&bytes).map_err(|why| refused(format!("the signature of {}: {why}", signature.key)))?;
     }
     let content = Content::read(&Value::Object(content)).map_err(refused)?;

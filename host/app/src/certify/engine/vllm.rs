@@ -98,10 +98,8 @@ impl Engine for Transfer {
                 hang_up: &|bytes| {
                     client.hang_up("/update_weights", "application/json", part(bytes).to_string().as_bytes())
                 },
-                give_up: &|| {
-                    // An update that was refused is ended, so that the next one can begin; it must be refused here too.
-                    let _ = client.post("/finish_weight_update", &json!({}));
-                },
+                // A refused part ends the update; vLLM has no word for it.
+                give_up: &|| {},
                 end: &mut || Ok(refusal(&client.post("/finish_weight_update", &json!({ "weight_version": version }))?)),
             },
         )
