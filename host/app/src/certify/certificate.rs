@@ -219,8 +219,13 @@ fn parse(bytes: &[u8]) -> Result<Certificate, KitError> {
     if seal != json!({ "sha256": digest }) {
         return Err(refused(format!("its seal does not fit: the content has {digest}")));
     }
+    let listed = signatures.clone();
     let signatures: Vec<Signature> = serde_json::from_value(signatures)
         .map_err(|e| refused(format!("its signatures: {}", clean(&e.to_string(), 300))))?;
+    // Digests, for one, can be written in capitals too.
+    if serde_json::to_value(&signatures).map_err(bug)? != listed {
+        return Err(refused("its signatures are not written as patchhost writes them".to_owned()));
+    }
     if signatures.len() > MOST_SIGNATURES {
         return Err(refused(format!("it has {} signatures, at most {MOST_SIGNATURES} are read", signatures.len())));
     }

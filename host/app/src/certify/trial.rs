@@ -172,14 +172,13 @@ impl Trial<'_> {
             return Ok(Live::Known(must));
         }
         // Right weights behind a cache of prefixes that the old ones computed look like wrong weights.
-        if self.engine.reset_cache() {
-            if let Ok(again) = self.ask()? {
-                if self.reference.fits(must, &again)? {
-                    judged.held = name_of(must);
-                    *detail = joined(detail, "its cache of prefixes was stale: cleared, it answers rightly");
-                    return Ok(Live::Known(must));
-                }
-            }
+        if self.engine.reset_cache()
+            && let Ok(again) = self.ask()?
+            && self.reference.fits(must, &again)?
+        {
+            judged.held = name_of(must);
+            *detail = joined(detail, "its cache of prefixes was stale: cleared, it answers rightly");
+            return Ok(Live::Known(must));
         }
         for other in (0..self.subject.weights.len()).filter(|n| *n != must) {
             if self.reference.fits(other, &answers)? {

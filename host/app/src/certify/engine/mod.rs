@@ -114,13 +114,15 @@ fn session(stream: &Stream, calls: Calls<'_>) -> Result<Outcome, KitError> {
 /// The calls of a session. Each gives the reason where the engine refused.
 struct Calls<'c> {
     begin: Call<'c>,
-    send: &'c mut dyn FnMut(&[u8]) -> Result<Option<String>, KitError>,
+    send: &'c mut dyn FnMut(&[u8]) -> Said,
     hang_up: &'c dyn Fn(&[u8]) -> Result<(), KitError>,
     give_up: &'c dyn Fn(),
     end: Call<'c>,
 }
 
-type Call<'c> = &'c mut dyn FnMut() -> Result<Option<String>, KitError>;
+/// The reason where the engine refused.
+type Said = Result<Option<String>, KitError>;
+type Call<'c> = &'c mut dyn FnMut() -> Said;
 
 /// The reason, where an answer is no good one.
 fn refusal(answer: &super::http::Answer) -> Option<String> {
