@@ -119,7 +119,7 @@ fn patchhost_itself_gets_a_certificate_that_nobody_can_change() {
     // Another kit's results: what does not fit together is refused, the rest is sealed.
     let mut results = said;
     results.as_object_mut().unwrap().retain(|name, _| name != "seal" && name != "signatures");
-    let mut seal = |change: &dyn Fn(&mut Value)| {
+    let seal = |change: &dyn Fn(&mut Value)| {
         let mut results = results.clone();
         change(&mut results);
         std::fs::write(path("results.json"), results.to_string()).unwrap();
@@ -136,21 +136,30 @@ fn patchhost_itself_gets_a_certificate_that_nobody_can_change() {
     seal(&|results| results["date"] = json!("yesterday")).refused(1, folder.path());
 }
 
-/// Speaks like vLLM in front of a real server: prompts are handed on, and every update is accepted and thrown away.
-fn careless(server: &Server, root: &str) -> String {
+/// What a server that speaks like vLLM does with updates.
+#[derive(Clone, Copy, PartialEq)]
+enum Updates {
+    /// It accepts each and throws it away.
+    ThrownAway,
+    /// A weight transfer engine of the name `patchhost` takes them.
+    Transferred,
+}
+
+/// Speaks like vLLM in front of a real server: prompts are handed on to it.
+fn like_vllm(server: &Server, root: &str, updates: Updates) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (behind, root) = (server.url.clone(), root.to_owned());
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             // Whoever hangs up is not waited for.
-            let _ = careless_answer(stream, &behind, &root);
+            let _ = answer(stream, &behind, &root, updates);
         }
     });
     url
 }
 
-fn careless_answer(stream: TcpStream, behind: &str, root: &str) -> std::io::Result<()> {
+fn answer(stream: TcpStream, behind: &str, root: &str, updates: Updates) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
     let (mut first, mut length) = (String::new(), 0);
     reader.read_line(&mut first)?;
@@ -179,6 +188,27 @@ fn careless_answer(stream: TcpStream, behind: &str, root: &str) -> std::io::Resu
             let mut got = ureq::post(format!("{behind}/v1/completions")).send_json(asked).unwrap();
             (200, got.body_mut().read_to_string().unwrap())
         }
+        "/server_info" if updates == Updates::Transferred => {
+            let model = json!({ "dtype": "torch.bfloat16", "quantization": null });
+            let config = json!({ "weight_transfer_config": { "backend": "patchhost" }, "model_config": model });
+            (200, json!({ "vllm_config": config }).to_string())
+        }
+        path if updates == Updates::Transferred => {
+            let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+            let url = format!("{behind}{path}");
+            let mut got = match first.starts_with("GET") {
+                true => agent.get(url).call().unwrap(),
+                false => agent.post(url).header("Content-Type", "application/json").send(&body).unwrap(),
+            };
+            let good = got.status().is_success();
+            if !good && path == "/update_weights" {
+                // As the plug-in has it: a part that is refused ends the update.
+                agent.post(format!("{behind}/abort_weight_update")).send_empty().unwrap();
+            }
+            // vLLM answers 500 where a worker raised.
+            let status = if good { 200 } else { 500 };
+            (status, got.body_mut().with_config().limit(256 << 20).read_to_string().unwrap())
+        }
         _ => (404, "{}".to_owned()),
     };
     let head = format!("HTTP/1.1 {status} OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", answer.len());
@@ -189,7 +219,7 @@ fn careless_answer(stream: TcpStream, behind: &str, root: &str) -> std::io::Resu
 fn an_engine_that_accepts_everything_is_found_out() {
     let folder = tmp();
     let (server, base) = serving("llama", &folder.path().join("plan"));
-    let url = careless(&server, base.to_str().unwrap());
+    let url = like_vllm(&server, base.to_str().unwrap(), Updates::ThrownAway);
     let ran = patchhost(["verify-engine", &url, "--cases", "20", "--format", "json"]);
     assert_eq!(ran.code, 1, "{}\n{}", ran.stdout, ran.stderr);
     let said = ran.json();
@@ -202,6 +232,31 @@ fn an_engine_that_accepts_everything_is_found_out() {
         assert_eq!((&case["answered"], &case["held"]), (&json!("accepted"), &json!("base")), "{case}");
     }
     assert!(ran.stderr.contains("it accepted a faulty update"), "{}", ran.stderr);
+}
+
+#[test]
+fn weights_come_through_a_weight_transfer_engine_of_vllm() {
+    let folder = tmp();
+    let (server, base) = serving("qwen3-tied", &folder.path().join("plan"));
+    let url = like_vllm(&server, base.to_str().unwrap(), Updates::Transferred);
+    // So many that senders die, too.
+    let ran = patchhost(["verify-engine", &url, "--cases", "100", "--format", "json"]).good();
+    let said = ran.json();
+    assert_eq!(said["engine"]["backend"], "weight transfer engine `patchhost`");
+    assert_eq!(said["layers"]["held"], "torch.bfloat16, quantization none");
+    assert!(said["cases"].as_array().unwrap().iter().any(|case| case["answered"] == "left-open"), "{said}");
+}
+
+#[test]
+fn weights_come_from_folders_in_the_words_of_sglang() {
+    let folder = tmp();
+    let plan_folder = folder.path().join("plan");
+    plan("mixtral", 1, &plan_folder);
+    let (base, root) = (plan_folder.join("base"), std::env::temp_dir());
+    let server = Server::start(&[base.to_str().unwrap(), "--root", root.to_str().unwrap()]);
+    let args = ["verify-engine", &server.url, "--api", "sglang", "--model", base.to_str().unwrap(), "--cases", "100"];
+    let said = patchhost(args.into_iter().chain(["--format", "json"])).good().json();
+    assert_eq!((&said["engine"]["name"], &said["totals"]["right"]), (&json!("sglang"), &json!(100)));
 }
 
 #[test]
@@ -228,4 +283,24 @@ fn a_server_that_is_not_there_and_words_that_are_none() {
     patchhost(["verify-engine"]).refused(2, folder.path());
     patchhost(["verify-engine", "--launch", "{model} {port}"]).refused(2, folder.path());
     patchhost(["verify", folder.path().join("none.json").to_str().unwrap()]).refused(2, folder.path());
+}
+
+#[test]
+fn the_kit_in_python_is_handed_its_arguments() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tmp();
+    let python = folder.path().join("python");
+    let handed = |script: &str| {
+        std::fs::write(&python, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = std::process::Command::new(crate::support::binary());
+        let args = ["verify-engine", "vllm", "--family", "qwen3", "--help", "--format", "json"];
+        let out = command.args(args).env("PATCHHOST_PYTHON", &python).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
+    };
+    let (code, stdout, _) = handed("[ \"$1\" = -c ] && exit 0; echo \"$*\"; exit 1");
+    assert_eq!((code, stdout.as_str()), (1, "-m patchhost.verify vllm --family qwen3 --help --format json\n"));
+    let (code, stdout, stderr) = handed("exit 1");
+    assert!(code == 2 && stderr.contains("has no module patchhost.verify"), "{stdout}{stderr}");
 }

@@ -219,12 +219,21 @@ fn parse(bytes: &[u8]) -> Result<Certificate, KitError> {
     if seal != json!({ "sha256": digest }) {
         return Err(refused(format!("its seal does not fit: the content has {digest}")));
     }
+    let listed = signatures.clone();
     let signatures: Vec<Signature> = serde_json::from_value(signatures)
         .map_err(|e| refused(format!("its signatures: {}", clean(&e.to_string(), 300))))?;
+    // Digests, for one, can be written in capitals too.
+    if serde_json::to_value(&signatures).map_err(bug)? != listed {
+        return Err(refused("its signatures are not written as patchhost writes them".to_owned()));
+    }
     if signatures.len() > MOST_SIGNATURES {
         return Err(refused(format!("it has {} signatures, at most {MOST_SIGNATURES} are read", signatures.len())));
     }
     for signature in &signatures {
+        // The one word of a signature that it does not sign itself.
+        if signature.size != bytes.len() as u64 {
+            return Err(refused(format!("the signature of {}: it is for {} bytes", signature.key, signature.size)));
+        }
         signature.verify(&bytes).map_err(|why| refused(format!("the signature of {}: {why}", signature.key)))?;
     }
     let content = Content::read(&Value::Object(content)).map_err(refused)?;

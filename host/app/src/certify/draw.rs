@@ -282,7 +282,8 @@ impl Hand<'_, '_> {
             format!("{name}s"),
             format!("transformer.{name}"),
             name.replacen("layers.0.", "layers.97.", 1),
-            name.replacen(".weight", "", 1),
+            // Not without its end: some engines know experts by both names.
+            name.replacen(".weight", ".wieght", 1),
         ];
         let known = |way: &String| self.known.base.iter().any(|t| t.name == *way);
         let unknown: Vec<String> = ways.iter().filter(|way| !known(way)).cloned().collect();

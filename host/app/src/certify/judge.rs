@@ -12,35 +12,49 @@ pub type Answers = Vec<Answered>;
 pub struct Distance {
     /// Over all tokens.
     pub mean: f64,
+    /// Of the token in the middle: one token that another expert was chosen for does not move it.
+    pub median: f64,
     /// Of the one token that is farthest.
     pub most: f64,
 }
 
 impl Distance {
-    const FAR: Self = Self { mean: f64::INFINITY, most: f64::INFINITY };
+    const FAR: Self = Self { mean: f64::INFINITY, median: f64::INFINITY, most: f64::INFINITY };
+
+    /// No difference at all.
+    pub const NONE: Self = Self { mean: 0.0, median: 0.0, most: 0.0 };
 
     fn over(all: impl IntoIterator<Item = f64>) -> Self {
-        let (mut sum, mut most, mut count) = (0.0, 0.0_f64, 0.0);
-        for one in all {
-            (sum, most, count) = (sum + one, most.max(one), count + 1.0);
-        }
-        if count == 0.0 { Self::FAR } else { Self { mean: sum / count, most } }
+        let mut all: Vec<f64> = all.into_iter().collect();
+        all.sort_by(f64::total_cmp);
+        let (Some(median), Some(most)) = (all.get(all.len() / 2), all.last()) else { return Self::FAR };
+        Self { mean: all.iter().sum::<f64>() / all.len() as f64, median: *median, most: *most }
     }
 
-    /// Whether it is no farther than `other` in both measures.
+    /// Whether it is no farther than `other` in any measure.
     pub fn within(self, other: Self) -> bool {
-        self.mean <= other.mean && self.most <= other.most
+        self.mean <= other.mean && self.median <= other.median && self.most <= other.most
+    }
+
+    fn zip(self, other: Self, f: impl Fn(f64, f64) -> f64) -> Self {
+        Self { mean: f(self.mean, other.mean), median: f(self.median, other.median), most: f(self.most, other.most) }
     }
 
     /// The farther of both, measure by measure.
     pub fn or_more(self, other: Self) -> Self {
-        Self { mean: self.mean.max(other.mean), most: self.most.max(other.most) }
+        self.zip(other, f64::max)
+    }
+
+    /// Where this is tolerated: how far wrong weights must be from right ones to be told from them, rounding included.
+    pub fn visible(self) -> Self {
+        self.zip(self, |one, _| one * 4.0 / 3.0)
     }
 
     /// How much is tolerated where right weights were seen to be so far apart: three times as much, and a little for what is
     /// lost where numbers are written as text.
     pub fn tolerated(self) -> Self {
-        Self { mean: 3.0 * self.mean + 1e-4, most: 3.0 * self.most + 1e-3 }
+        let least = Self { mean: 1e-4, median: 1e-4, most: 1e-3 };
+        self.zip(least, |one, least| 3.0 * one + least)
     }
 }
 
@@ -144,7 +158,7 @@ mod tests {
 
     #[test]
     fn answers_are_compared_up_to_a_tie() {
-        let within = Distance { mean: 0.01, most: 0.02 };
+        let within = Distance { mean: 0.01, median: 0.01, most: 0.02 };
         let one = answer(&[1, 2, 3], &[-1.0, -0.5, -2.0]);
         assert!(between(&one, &one, within).within(within));
         assert!(between(&one, &answer(&[1, 2, 3], &[-1.0, -0.51, -2.0]), within).within(within));

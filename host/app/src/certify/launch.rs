@@ -62,7 +62,9 @@ impl Launcher {
         let client = Client::new(&launched.url, None)?;
         let since = Instant::now();
         loop {
-            if client.get("/v1/models").is_ok_and(|answer| answer.good()) {
+            // 503: it is there, and its weights are not yet. Engines without such a call answer 404.
+            let loading = || client.get("/readyz").is_ok_and(|answer| answer.status == 503);
+            if client.get("/v1/models").is_ok_and(|answer| answer.good()) && !loading() {
                 return Ok(launched);
             }
             if let Ok(Some(status)) = launched.child.try_wait() {

@@ -65,9 +65,9 @@ pub struct Trial<'t> {
 enum Live {
     /// A checkpoint.
     Known(usize),
-    /// Weights that are no checkpoint's: these were its last answers.
+    /// Weights that are no checkpoint's: these were its last answers; none where it could not answer with them.
     Wrong(Answers),
-    /// It does not answer any more.
+    /// It is not there any more.
     Gone,
 }
 
@@ -132,16 +132,15 @@ impl Trial<'_> {
         let mut after = match (self.ask()?, must) {
             (Err(silent), _) => {
                 (judged.held, detail) = (SILENT.to_owned(), joined(&detail, &silent));
-                Live::Gone
+                self.silent()
             }
             (Ok(answers), Some(must)) => self.held(must, answers, &mut judged, &mut detail)?,
             (Ok(answers), None) => {
-                let Live::Wrong(old) = &before else {
-                    return Err(KitError::usage("the plan", "it is broken", "make it anew"));
-                };
                 let within = self.reference.recorded_within;
-                judged.right = between(old, &answers, within).within(within);
-                judged.held = format!("{NONE_OF_THEM}, as before this case");
+                judged.right = matches!(&before, Live::Wrong(old) if between(old, &answers, within).within(within));
+                let same =
+                    if judged.right { "the same as before this case" } else { "and others than before this case" };
+                judged.held = format!("{NONE_OF_THEM}, {same}");
                 Live::Wrong(answers)
             }
         };
@@ -153,8 +152,8 @@ impl Trial<'_> {
             judged.right = false;
             detail = joined(&detail, "it reports the refused weights as live");
         }
-        if !matches!(after, Live::Known(_)) && !(case.expect == Expect::Refuse && judged.right) {
-            after = self.bring_back(after, &mut detail)?;
+        if matches!(after, Live::Wrong(_)) && !(case.expect == Expect::Refuse && judged.right) {
+            after = self.bring_back(&mut detail)?;
         }
         judged.detail = if judged.right { detail } else { joined(&detail, &format!("expected because {}", case.why)) };
         Ok((judged, after))
@@ -173,14 +172,13 @@ impl Trial<'_> {
             return Ok(Live::Known(must));
         }
         // Right weights behind a cache of prefixes that the old ones computed look like wrong weights.
-        if self.engine.reset_cache() {
-            if let Ok(again) = self.ask()? {
-                if self.reference.fits(must, &again)? {
-                    judged.held = name_of(must);
-                    *detail = joined(detail, "its cache of prefixes was stale: cleared, it answers rightly");
-                    return Ok(Live::Known(must));
-                }
-            }
+        if self.engine.reset_cache()
+            && let Ok(again) = self.ask()?
+            && self.reference.fits(must, &again)?
+        {
+            judged.held = name_of(must);
+            *detail = joined(detail, "its cache of prefixes was stale: cleared, it answers rightly");
+            return Ok(Live::Known(must));
         }
         for other in (0..self.subject.weights.len()).filter(|n| *n != must) {
             if self.reference.fits(other, &answers)? {
@@ -196,12 +194,12 @@ impl Trial<'_> {
     }
 
     /// A full update of the first checkpoint, after weights that are no checkpoint's.
-    fn bring_back(&mut self, lost: Live, detail: &mut String) -> Result<Live, KitError> {
+    fn bring_back(&mut self, detail: &mut String) -> Result<Live, KitError> {
         let base = self.subject.weights.first().map(Vec::as_slice).unwrap_or_default();
         let outcome = self.update(&Stream::whole(base), "base")?;
         let answers = self.ask()?;
         let said = match (&outcome, &answers) {
-            (_, Err(_)) => "it does not answer after a full update of base".to_owned(),
+            (_, Err(why)) => format!("after a full update of base it does not answer: {why}"),
             (_, Ok(answers)) if self.reference.fits(0, answers)? => {
                 *detail = joined(detail, "a full update of base brought it back");
                 return Ok(Live::Known(0));
@@ -213,10 +211,12 @@ impl Trial<'_> {
         if self.relaunch.is_some() {
             *detail = joined(detail, "it was started again");
         }
-        Ok(match (answers, lost) {
-            (Ok(answers), _) => Live::Wrong(answers),
-            (Err(_), _) => Live::Gone,
-        })
+        Ok(answers.map_or_else(|_| self.silent(), Live::Wrong))
+    }
+
+    /// An engine that gave no answer: NaN cannot be written as JSON, and a server that cannot say it is there all the same.
+    fn silent(&self) -> Live {
+        if self.engine.alive() { Live::Wrong(Answers::new()) } else { Live::Gone }
     }
 
     /// An engine that hangs up is an outcome, and no error of the kit.
@@ -264,7 +264,7 @@ pub fn ask_twice(
     };
     let (first, second) = (round()?, round()?);
     // Any tie is as likely as the other one here: nothing is known yet of what must be tolerated.
-    let loose = Distance { mean: 0.05, most: 0.05 };
+    let loose = Distance { mean: 0.05, median: 0.05, most: 0.05 };
     let apart = between(&first, &second, loose);
     if !apart.within(loose) {
         let what = format!("{} at {}", engine.identity().name, engine.identity().url);

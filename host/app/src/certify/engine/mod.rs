@@ -60,6 +60,9 @@ pub trait Engine {
     /// Forgets what earlier prompts computed. Whether there was such a call.
     fn reset_cache(&self) -> bool;
 
+    /// Whether the engine says that it is well, as load balancers ask for it.
+    fn alive(&self) -> bool;
+
     /// What the engine says that the live weights are called, where it says it.
     fn version(&self) -> Option<String>;
 
@@ -77,6 +80,12 @@ pub struct Link {
     pub files: PathBuf,
     /// A folder for checkpoints that such an engine is told to load.
     pub scratch: PathBuf,
+}
+
+impl Link {
+    fn alive(&self) -> bool {
+        self.client.get("/health").is_ok_and(|answer| answer.good())
+    }
 }
 
 /// An update through a session that is begun, sent in parts and ended. Any refusal refuses all of it.
@@ -105,13 +114,15 @@ fn session(stream: &Stream, calls: Calls<'_>) -> Result<Outcome, KitError> {
 /// The calls of a session. Each gives the reason where the engine refused.
 struct Calls<'c> {
     begin: Call<'c>,
-    send: &'c mut dyn FnMut(&[u8]) -> Result<Option<String>, KitError>,
+    send: &'c mut dyn FnMut(&[u8]) -> Said,
     hang_up: &'c dyn Fn(&[u8]) -> Result<(), KitError>,
     give_up: &'c dyn Fn(),
     end: Call<'c>,
 }
 
-type Call<'c> = &'c mut dyn FnMut() -> Result<Option<String>, KitError>;
+/// The reason where the engine refused.
+type Said = Result<Option<String>, KitError>;
+type Call<'c> = &'c mut dyn FnMut() -> Said;
 
 /// The reason, where an answer is no good one.
 fn refusal(answer: &super::http::Answer) -> Option<String> {

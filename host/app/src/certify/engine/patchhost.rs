@@ -52,6 +52,10 @@ impl Engine for Patchhost {
         self.link.client.post("/reset_prefix_cache", &json!({})).is_ok_and(|answer| answer.good())
     }
 
+    fn alive(&self) -> bool {
+        self.link.alive()
+    }
+
     fn version(&self) -> Option<String> {
         text(&self.link.client.get("/weight_info").ok()?.json, "/weight_version")
     }

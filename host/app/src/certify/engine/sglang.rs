@@ -34,6 +34,10 @@ impl Engine for Sglang {
         self.link.client.post("/flush_cache", &json!({})).is_ok_and(|answer| answer.good())
     }
 
+    fn alive(&self) -> bool {
+        self.link.alive()
+    }
+
     fn version(&self) -> Option<String> {
         text(&self.link.client.get("/get_model_info").ok()?.json, "/weight_version")
     }

@@ -44,6 +44,10 @@ impl Engine for Stock {
         reset(&self.link)
     }
 
+    fn alive(&self) -> bool {
+        self.link.alive()
+    }
+
     fn version(&self) -> Option<String> {
         // `reload_weights` takes no name, so what is said is not about it.
         None
@@ -77,19 +81,25 @@ impl Engine for Transfer {
             }
             self.initialized = true;
         }
+        let begin = || client.post("/start_weight_update", &json!({}));
         let part = |bytes: &[u8]| json!({ "update_info": { "safetensors": STANDARD.encode(bytes) } });
         session(
             stream,
             Calls {
-                begin: &mut || Ok(refusal(&client.post("/start_weight_update", &json!({}))?)),
+                begin: &mut || {
+                    if begin()?.good() {
+                        return Ok(None);
+                    }
+                    // What a trainer does that was started again: it ends what its predecessor left, then begins.
+                    client.post("/finish_weight_update", &json!({}))?;
+                    Ok(refusal(&begin()?))
+                },
                 send: &mut |bytes| Ok(refusal(&client.post("/update_weights", &part(bytes))?)),
                 hang_up: &|bytes| {
                     client.hang_up("/update_weights", "application/json", part(bytes).to_string().as_bytes())
                 },
-                give_up: &|| {
-                    // An update that was refused is ended, so that the next one can begin; it must be refused here too.
-                    let _ = client.post("/finish_weight_update", &json!({}));
-                },
+                // A refused part ends the update; vLLM has no word for it.
+                give_up: &|| {},
                 end: &mut || Ok(refusal(&client.post("/finish_weight_update", &json!({ "weight_version": version }))?)),
             },
         )
@@ -101,6 +111,10 @@ impl Engine for Transfer {
 
     fn reset_cache(&self) -> bool {
         reset(&self.link)
+    }
+
+    fn alive(&self) -> bool {
+        self.link.alive()
     }
 
     fn version(&self) -> Option<String> {

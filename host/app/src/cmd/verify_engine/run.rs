@@ -20,6 +20,9 @@ use crate::cmd::output::{json, plural};
 use crate::cmd::session::progress_bar;
 use crate::trust::SecretKey;
 
+/// So many wrong cases are listed below the table; the certificate has all.
+const MOST_SHOWN: usize = 20;
+
 /// A run against an engine.
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
@@ -205,18 +208,24 @@ fn report(judged: &[Judged], text: &str, args: &RunArgs, call: &Call) -> Result 
         json(&value)?;
         return if wrong.is_empty() { Ok(()) } else { Err(Failure::said(Code::Refused)) };
     }
-    let mut table: BTreeMap<(&str, &str), (usize, usize)> = BTreeMap::new();
+    let mut table: BTreeMap<(&str, &str), (usize, usize, usize)> = BTreeMap::new();
     for case in judged {
-        let (right, all) = table.entry((case.kind, case.class)).or_default();
-        (*right, *all) = (*right + usize::from(case.right), *all + 1);
+        let (right, silent, all) = table.entry((case.kind, case.class)).or_default();
+        *right += usize::from(case.right);
+        *silent += usize::from(case.answered == "not-asked");
+        *all += 1;
     }
     outln!("{:14} {:13} right", "kind", "class");
-    for ((kind, class), (right, all)) in &table {
-        outln!("{kind:14} {class:13} {right} of {all}{}", if right == all { "" } else { "  <-" });
+    for ((kind, class), (right, silent, all)) in &table {
+        let silent = if *silent == 0 { String::new() } else { format!(", {silent} not asked") };
+        outln!("{kind:14} {class:13} {right} of {all}{silent}{}", if right == all { "" } else { "  <-" });
     }
     if !wrong.is_empty() {
         outln!("wrong:");
-        wrong.iter().for_each(|case| outln!("  {}", line(case)));
+        wrong.iter().take(MOST_SHOWN).for_each(|case| outln!("  {}", line(case)));
+        if let Some(more) = wrong.len().checked_sub(MOST_SHOWN).filter(|more| *more > 0) {
+            outln!("  and {more} more: the certificate has all (--out, --format json)");
+        }
     }
     outln!("{} of {} right", judged.len() - wrong.len(), plural(judged.len(), "case"));
     match &args.out {

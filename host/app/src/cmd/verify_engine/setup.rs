@@ -123,7 +123,7 @@ pub fn running(args: &RunArgs, url: &str, token: Option<String>, scratch: &Path)
     let mut kept = vec![0];
     for number in 1..weights.len() {
         let seen = computed(&mut own, number, &prompts, &first)?;
-        if seen.within(Distance { mean: 2.0 * own_within.mean, most: 2.0 * own_within.most }) {
+        if seen.within(own_within.visible()) {
             errln!(
                 "note: {} is left out: {} cannot be told from rounding",
                 name_of(number),
@@ -179,7 +179,7 @@ pub fn launched(args: &RunArgs, command: &str, scratch: &Path) -> Result<Setup> 
         _ => of_model(args, "", scratch)?,
     };
     let mut recorded = vec![Vec::new(); weights.len()];
-    let mut apart = Distance { mean: 0.0, most: 0.0 };
+    let mut apart = Distance::NONE;
     let mut last = None;
     // The first checkpoint last: the engine stays up with it.
     for number in (1..weights.len()).chain([0]) {
@@ -200,8 +200,7 @@ pub fn launched(args: &RunArgs, command: &str, scratch: &Path) -> Result<Setup> 
         return Err(KitError::host("the plan", "it has no checkpoint", "please report this").into());
     };
     let recorded_within = apart.tolerated();
-    let none = Distance { mean: 0.0, most: 0.0 };
-    let mut reference = Reference { recorded, recorded_within, own: None, own_within: none, prompts };
+    let mut reference = Reference { recorded, recorded_within, own: None, own_within: Distance::NONE, prompts };
     for (number, changed) in changed.iter().enumerate() {
         let answers = reference.recorded[number + 1].first().cloned().unwrap_or_default();
         if reference.fits(0, &answers)? {
