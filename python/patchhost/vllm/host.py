@@ -14,13 +14,16 @@ import torch
 import vllm
 from vllm.config import set_current_vllm_config
 from vllm.distributed.parallel_state import get_world_group
+from vllm.logger import init_logger
 
 from .. import __version__
-from ..errors import Error, Refused, RefitError
+from ..errors import Error, HostError, InternalError, RefitError, Refused
 from ..refitter import Refitter, Update
 from ..settings import Settings, of_mapping, settings
 from ..versions import check
 from .load import LiveModel, Loaded
+
+logger = init_logger(__name__)
 
 
 class Host:
@@ -80,6 +83,12 @@ class Host:
         """Loads a proved update into the live model, reads it back and commits. Gives the receipt."""
         failed: BaseException | None = None
         try:
+            ledger = self.refitter.board.health()
+            if not ledger.get("ok", True):
+                why = f"the ledger cannot be written: {ledger.get('error') or ledger}"
+                raise HostError("the update", why, "make room, or repair the ledger; the old weights keep serving")
+            if self.live.broken is not None:
+                raise InternalError("the update", self.live.broken, "start this engine anew")
             stream = list(update.proved())
             with set_current_vllm_config(self.vllm_config):
                 self.loaded = self.live.load(stream)
@@ -91,8 +100,14 @@ class Host:
                 self.live.broken = f"another rank could not load what was proved: {agreed}"[:600]
             update.abandon(agreed)
             raise agreed
-        receipt = update.commit()
-        self.certificate = self._certificate(receipt)
+        try:
+            receipt = update.commit()
+            self.certificate = self._certificate(receipt)
+        except Exception as error:
+            # The new weights serve: to say that the update was refused would be wrong. Nothing more is taken.
+            self.live.broken = f"the update before is live, and it could not be written down: {error}"[:600]
+            logger.error("patchhost: %s", self.live.broken)
+            return None
         return receipt
 
     def agreed(self, failed: BaseException | None) -> BaseException | None:

@@ -159,7 +159,7 @@ def environment(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.fixture(scope="session")
 def run_script(environment: dict[str, str]) -> Callable[..., Any]:
-    """Runs a script of this folder in a process of its own and gives the JSON of its last line."""
+    """Runs a script of this folder in a process of its own and gives the JSON that it prints, one line."""
 
     def run(script: str, *arguments: str, timeout: float = 600, status: int = 0, **more: str) -> Any:
         done = subprocess.run(
@@ -174,6 +174,7 @@ def run_script(environment: dict[str, str]) -> Callable[..., Any]:
             raise AssertionError(f"{script} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
         if status:
             return done.stderr
-        return json.loads(done.stdout.strip().splitlines()[-1])
+        # vLLM's own processes may log behind it.
+        return json.loads([line for line in done.stdout.splitlines() if line.startswith(("{", "["))][-1])
 
     return run
