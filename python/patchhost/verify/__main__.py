@@ -15,6 +15,8 @@ from .plan import Plan
 from .remote import BACKENDS, Remote
 from .results import LEVELS, Results
 
+_FAMILIES = "qwen3_moe, mixtral, …; repeatable (default: qwen3, qwen3-tied and qwen3_moe)"
+
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
@@ -31,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("--backend", choices=BACKENDS[name], default=BACKENDS[name][0], help="how weights come in")
         if name == "vllm":
             one.add_argument("--compiled", action="store_true", help="let vLLM compile the model (default: eager)")
-        one.add_argument("--family", action="append", metavar="F", help="qwen3, qwen3-tied, qwen3_moe, …; repeatable")
+        one.add_argument("--family", action="append", metavar="F", help=_FAMILIES)
         one.add_argument("--seed", type=int, default=1, help="same seed, same plan (default: 1)")
         one.add_argument("--cases", type=int, default=60, metavar="M", help="cases for each family (default: 60)")
         one.add_argument("--plan", action="append", metavar="DIR", help="a plan made before; repeatable")

@@ -85,7 +85,7 @@ class Host:
         try:
             ledger = self.refitter.board.health()
             if not ledger.get("ok", True):
-                why = f"the ledger cannot be written: {ledger.get('error') or ledger}"
+                why = f"the ledger cannot be written: {ledger.get('why')}"
                 raise HostError("the update", why, "make room, or repair the ledger; the old weights keep serving")
             if self.live.broken is not None:
                 raise InternalError("the update", self.live.broken, "start this engine anew")

@@ -1,6 +1,6 @@
 """LoRA adapters from tensors, by what vLLM documents: a folder and `LoRARequest(load_inplace=True)`.
 
-verl replaces two methods of vLLM to hand it tensors. Here the adapter is admitted by a patch of the hook `lora-tensors`,
+verl replaces two methods of vLLM to hand it tensors. Here the adapter is admitted by a patch of the hook `lora`,
 written to memory (tmpfs), loaded by vLLM's own loader, and removed again. vLLM loads the new one before it drops the old.
 """
 
@@ -29,7 +29,7 @@ SHM = "/dev/shm"
 def admit(
     peft_config: Any, tensors: Mapping[str, torch.Tensor], expectation: Expectation, patches: PatchSet | None
 ) -> dict[str, Any] | None:
-    """Proves an adapter before anything of it is loaded: names in pairs, finite values, and, where a `lora-tensors` patch is
+    """Proves an adapter before anything of it is loaded: names in pairs, finite values, and, where a patch of the hook `lora` is
     live, a place in the model for each tensor. Gives the patch's plan, or `None` without one.
 
     Raises `RefitError`, `NonFiniteError`, `PatchError`, `UsageError`.
@@ -95,4 +95,4 @@ def load(
 
 
 def _admits(patches: PatchSet) -> bool:
-    return any("lora-tensors" in patch.get("hooks", ()) and not patch.get("reason") for patch in patches.patches)
+    return any("lora" in patch.get("hooks", ()) and not patch.get("reason") for patch in patches.patches)

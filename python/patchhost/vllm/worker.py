@@ -90,7 +90,7 @@ class WorkerExtension:
     @_one_voice
     def patchhost_lora(self, path: str, name: str, int_id: int) -> dict[str, Any]:
         """Loads an adapter from a folder (`adapter_config.json` and safetensors), after its proof: names in pairs, finite,
-        admitted by a live `lora-tensors` patch. It replaces the adapter of the same `int_id`."""
+        admitted by a live patch of the hook `lora`. It replaces the adapter of the same `int_id`."""
         import os
 
         from .._safetensors import tensors_of_folder
