@@ -47,6 +47,7 @@ class Settings:
     readback: `full` compares what the engine's layers hold after a load with the stream; `off` does not.
     actor: who is named in the ledger.
     sender_timeout: seconds that a worker waits for the next part of an update whose sender says nothing; 0: for ever.
+        `None`: 120 in vLLM's weight transfer, 1800 in verl, whose trainer may compute between two parts.
     """
 
     patches: Any = ()
@@ -61,7 +62,7 @@ class Settings:
     repair: str = "auto"
     readback: str = "full"
     actor: str = "trainer"
-    sender_timeout: int = 1800
+    sender_timeout: int | None = None
 
     def load(self, *, host: tuple[str, str] | None = None, config: Any = None) -> PatchSet:
         """The patches, loaded: for this engine (name and version) and the config of this model."""

@@ -35,6 +35,10 @@ logger = logging.getLogger(__name__)
 check("verl", verl.__version__)
 
 
+SENDER_SECONDS = 1800
+"""A trainer may compute for long between two buckets."""
+
+
 class WorkerExtension(_Asked, vLLMColocateWorkerExtension):
     """Set by `actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls=patchhost.verl.WorkerExtension`.
 
@@ -75,7 +79,8 @@ class WorkerExtension(_Asked, vLLMColocateWorkerExtension):
 
             self.device = torch.device(f"{get_device_name()}:{self.local_rank}")
         receiver = Receiver(zmq_handle=self._get_zmq_handle(), device=self.device, use_shm=use_shm)
-        receiver.timeout = settings(self.vllm_config).sender_timeout
+        given = settings(self.vllm_config).sender_timeout
+        receiver.timeout = SENDER_SECONDS if given is None else given
         try:
             receiver.receive_weights(on_bucket_received=sync.take)
         except Exception as error:

@@ -15,8 +15,8 @@ from ..refitter import Update
 from .bodies import UpdateInfo, tensors_of
 from .host import Host
 
-IDLE_SECONDS = 600.0
-"A session to which nothing came for this long is given up, as `patchhost serve` does."
+IDLE_SECONDS = 120
+"A session to which nothing came for this long is given up, where no `sender_timeout` is set."
 _LOOK_SECONDS = 0.5
 
 
@@ -98,8 +98,10 @@ class Session:
         """Why nobody will end it; `None` while it may still go on."""
         if senders.gone(self.sender):
             return f"its sender (process {self.sender['pid']}) died in the middle of it"
+        given = self.host.settings.sender_timeout
+        most = IDLE_SECONDS if given is None else given
         idle = time.monotonic() - self.touched
-        return f"nothing came for {idle:.0f} s" if idle > IDLE_SECONDS else None
+        return f"nothing came for {idle:.0f} s" if 0 < most < idle else None
 
 
 class Watch(threading.Thread):

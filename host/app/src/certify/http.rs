@@ -64,6 +64,10 @@ impl Client {
         };
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
+            // A connection of its own for each request: servers close idle ones (uvicorn after 5 s), and an update that meets such
+            // a close would look like an engine that died.
+            .max_idle_connections(0)
+            .max_idle_connections_per_host(0)
             .timeout_connect(Some(CONNECT))
             .timeout_global(Some(ANSWER));
         Ok(Self { agent: config.build().into(), url: format!("http://{host}"), token })

@@ -48,6 +48,9 @@ pub struct RunArgs {
     /// How many updates are tried; the first ones are always the same
     #[arg(long, value_name = "M", default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub cases: u16,
+    /// What sets the exit code [default: full for patchhost and its plug-ins, reload for engines that trust their sender]
+    #[arg(long, value_enum)]
+    level: Option<Level>,
     /// Start the engine by this shell command, with {model} and {port} in it: once on each checkpoint, to know what a fresh
     /// load answers, and then for the run
     #[arg(long, value_name = "COMMAND")]
@@ -71,6 +74,37 @@ enum ApiWord {
     Sglang,
     /// `patchhost serve`
     Patchhost,
+}
+
+/// Which cases count. The certificate has the verdict of both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Level {
+    /// Right updates: the engine takes them and holds the new weights
+    Reload,
+    /// Faulty updates too: it refuses them and holds the old weights
+    Full,
+}
+
+impl Level {
+    fn of(word: Option<Self>, name: &str, backend: &str) -> Self {
+        let promises = name == "patchhost" || backend.contains("patchhost");
+        word.unwrap_or(if promises { Self::Full } else { Self::Reload })
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Reload => "reload",
+            Self::Full => "full",
+        }
+    }
+
+    fn counts(self, case: &Judged) -> bool {
+        self == Self::Full || case.expected == Expect::Accept
+    }
+
+    fn verdict(self, judged: &[Judged]) -> &'static str {
+        if judged.iter().all(|case| case.right || !self.counts(case)) { "pass" } else { "fail" }
+    }
 }
 
 impl RunArgs {
@@ -137,7 +171,8 @@ pub fn run(args: &RunArgs, target: Option<&str>, call: &Call) -> Result {
     errln!("{} {} at {} ({})", identity.name, clean(&identity.version, 60), identity.url, identity.backend);
     let dtypes: BTreeSet<String> = setup.subject.weights.iter().flatten().map(|t| format!("{:?}", t.dtype)).collect();
     let (model, judged_by) = (setup.model.clone(), setup.judged.clone());
-    let judged = trial(setup)?;
+    let level = Level::of(args.level, &identity.name, &identity.backend);
+    let judged = trial(setup, level)?;
     let (all, right) = (judged.len(), judged.iter().filter(|case| case.right).count());
     let results = json!({
         "type": TYPE, "version": 1, "kit": kit(), "date": stamp(SystemTime::now()), "seed": args.seed,
@@ -149,17 +184,23 @@ pub fn run(args: &RunArgs, target: Option<&str>, call: &Call) -> Result {
         "layers": { "sent": dtypes, "held": holds.unwrap_or_else(|| "the engine does not say".to_owned()) },
         "caches": caches,
         "totals": { "cases": all, "right": right, "wrong": all - right },
+        "level": level.word(),
+        "levels": { "reload": Level::Reload.verdict(&judged), "full": Level::Full.verdict(&judged) },
         "verdict": if right == all { "pass" } else { "fail" },
     });
     let text = certificate::seal(&results, &keys, SystemTime::now())?;
     if let Some(out) = &args.out {
         write_file(out, text.as_bytes())?;
     }
-    report(&judged, &text, args, call)
+    report(&judged, level, &text, args, call)
 }
 
 /// Sends the cases; each is a line on standard error.
-fn trial(setup: Setup) -> Result<Vec<Judged>> {
+fn trial(mut setup: Setup, level: Level) -> Result<Vec<Judged>> {
+    if level == Level::Reload && setup.again.is_none() {
+        // A faulty update may be the end of an engine that nobody starts again: what counts comes first.
+        setup.subject.cases.sort_by_key(|case| case.expect != Expect::Accept);
+    }
     let bar = progress_bar("verify-engine");
     bar.set_length(setup.subject.cases.len() as u64);
     let mut tell = |case: &Judged| {
@@ -199,14 +240,14 @@ fn line(case: &Judged) -> String {
     )
 }
 
-fn report(judged: &[Judged], text: &str, args: &RunArgs, call: &Call) -> Result {
+fn report(judged: &[Judged], level: Level, text: &str, args: &RunArgs, call: &Call) -> Result {
     let wrong: Vec<&Judged> = judged.iter().filter(|case| !case.right).collect();
     if call.format == Format::Json {
         let value: Value = serde_json::from_str(text).map_err(|e| {
             KitError::host("the certificate as JSON", e.to_string(), "please report this: it is an error of patchhost")
         })?;
         json(&value)?;
-        return if wrong.is_empty() { Ok(()) } else { Err(Failure::said(Code::Refused)) };
+        return if level.verdict(judged) == "pass" { Ok(()) } else { Err(Failure::said(Code::Refused)) };
     }
     let mut table: BTreeMap<(&str, &str), (usize, usize, usize)> = BTreeMap::new();
     for case in judged {
@@ -228,14 +269,25 @@ fn report(judged: &[Judged], text: &str, args: &RunArgs, call: &Call) -> Result 
         }
     }
     outln!("{} of {} right", judged.len() - wrong.len(), plural(judged.len(), "case"));
+    for (what, expected) in
+        [("right updates are done right", Expect::Accept), ("faulty updates are refused", Expect::Refuse)]
+    {
+        let those: Vec<&Judged> = judged.iter().filter(|case| case.expected == expected).collect();
+        outln!("{} of {} {what}", those.iter().filter(|case| case.right).count(), those.len());
+    }
+    outln!("verdict at level {}: {}", level.word(), level.verdict(judged));
+    if level.verdict(judged) == "pass" && !wrong.is_empty() {
+        outln!("This engine trusts its sender. What it takes wrongly does not count here; --level full counts it.");
+    }
     match &args.out {
         Some(out) if args.keys.is_empty() => outln!("certificate {} (not signed: give --key)", out.display()),
         Some(out) => outln!("certificate {}, with {}", out.display(), plural(args.keys.len(), "signature")),
         None => {}
     }
-    if wrong.is_empty() {
+    let counted = wrong.iter().filter(|case| level.counts(case)).count();
+    if counted == 0 {
         return Ok(());
     }
-    let why = format!("{} went wrong, listed above", plural(wrong.len(), "case"));
+    let why = format!("{} went wrong, listed above", plural(counted, "case"));
     Err(Failure::found("this engine", &why, "do not train against it in this way: see docs/verify-engine.md"))
 }
