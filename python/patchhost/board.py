@@ -231,8 +231,9 @@ class RefitTransaction:
             self.abandon(_why(failed))
             raise
 
-    def add(self, name: str, tensor: Any) -> None:
-        """Takes one whole tensor: CPU, contiguous, detached. A refusal changes nothing; the refit goes on.
+    def add(self, name: str, tensor: Any, *, role: str | None = None) -> None:
+        """Takes one whole tensor: CPU, contiguous, detached. A refusal changes nothing; the refit goes on. role: what it is
+        for, as one of `patchhost.roles.ROLES`; by default its name says so (`role_of`).
 
         Its address is noted here and read until the refit ends. The tensor is kept alive, but its storage is the
         caller's: to free, resize or replace it meanwhile (`untyped_storage().resize_`, `resize_`, `set_`, FSDP's
@@ -243,7 +244,7 @@ class RefitTransaction:
         """
         self._must("open", "add a tensor")
         raw = _whole(name, tensor)
-        self._native.add(name, raw, role_of(name, raw[2]))
+        self._native.add(name, raw, role_of(name, raw[2]) if role is None else _checks.text("the role of a tensor", role))
         self._given[name] = raw
 
     def add_all(self, tensors: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:

@@ -160,7 +160,7 @@ class Update:
             why = f"{self.staged_bytes + size} bytes came, and the staging memory for this model is {limit}"
             raise RefitError(f"tensor `{name}`", why, "send only the tensors of this model, or raise `staging_limit`")
         held = tensor.detach().to("cpu", copy=True).contiguous()
-        self._refit.add(name, held)
+        self._refit.add(name, held, role=self._refitter.expectation.role(name, shape))
         self._held[name] = held
         self.forms[name] = (dtype, shape)
         self.staged_bytes += size

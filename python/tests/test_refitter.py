@@ -62,6 +62,18 @@ def test_what_a_patch_quantizes_is_widened_to_the_same_values() -> None:
     assert not torch.equal(out[UP], weights()[UP])
 
 
+def test_the_role_of_a_tensor_is_what_the_expectation_says() -> None:
+    class Routers(Expectation):
+        def role(self, name: str, shape: Any) -> str:
+            return "router" if name == UP else super().role(name, shape)
+
+    refitter = Refitter(PatchSet.load("fp8_block"), Routers(expectation().forms))
+    with refitter.update() as update:
+        update.add_all(weights())
+        out = dict(update.proved())
+    assert torch.equal(out[UP], weights()[UP]), "fp8_block keeps routers"
+
+
 def test_an_engine_that_takes_scales_gets_codes_and_scales() -> None:
     class Fp8(Expectation):
         @property

@@ -190,10 +190,8 @@ class ModelExpectation(Expectation):
             parent = self.twin.modules.get(path.rpartition(".")[0])
             if any(isinstance(child, Attention) or "Attention" in type(child).__name__ for child in _children(parent)):
                 return "attention"
-            if by_name == "router" or any("Experts" in type(child).__name__ or "FusedMoE" in type(child).__name__
-                                          for child in _children(parent)):  # fmt: skip
-                return by_name
-            return "mlp" if by_name in ("attention", "embedding", "norm", "lm-head") and by_name != "attention" else by_name
+            # A plain matrix by its class: a name that says embedding, norm or head is wrong about it.
+            return "mlp" if by_name in ("embedding", "norm", "lm-head") else by_name
         return by_name
 
     def _check_config(self) -> None:
