@@ -30,15 +30,13 @@ impl Receipt {
     /// Where one of them has no list of tensors.
     fn rooted(&self, other: &Self) -> Vec<String> {
         let lacks = |which: &str| {
-            vec![format!(
-                "the bytes cannot be compared: {which} has no digests; ask for them: board.refit(..., digest=True)"
-            )]
+            vec![format!("the bytes cannot be compared: {which} digests; ask for them: board.refit(..., digest=True)")]
         };
         let (a, b) = match (self.root_after, other.root_after) {
             (Some(a), Some(b)) => (a, b),
-            (None, None) => return lacks("neither of the two"),
-            (None, _) => return lacks("the first"),
-            (_, None) => return lacks("the second"),
+            (None, None) => return lacks("neither of the two has"),
+            (None, _) => return lacks("the first has no"),
+            (_, None) => return lacks("the second has no"),
         };
         let mut lines = Vec::new();
         if let (Some(a), Some(b)) = (self.root_before, other.root_before)
