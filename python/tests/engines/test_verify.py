@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import patchhost
 import pytest
 
 from patchhost import _program
@@ -360,6 +361,7 @@ def test_the_command(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
         Remote("sglang")
 
 
+@pytest.mark.skipif((Path(patchhost.__file__).parents[1] / "transformers").is_dir(), reason="transformers is beside patchhost")
 def test_an_engine_that_is_not_installed(tmp_path: Path) -> None:
     """A Python of this version without any package: the import fails, and the error names what to install."""
     bare = tmp_path / "python"
