@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,14 @@ def test_the_hooks_of_vllm_033_are_those_of_032() -> None:
     assert set(recorded) == {"0.32.0", "0.33.0"}
     assert "missing" not in recorded["0.33.0"].values()
     assert {hook for hook, says in recorded["0.33.0"].items() if says != recorded["0.32.0"][hook]} == set(READ)
+
+
+@pytest.mark.slow
+def test_reload_weights_of_everybody_is_right_with_the_repair(environment: dict[str, str]) -> None:
+    """`PATCHHOST_REPAIR_RELOADS=1` (`patchhost.vllm.oot`): stock `reload_weights` of experts, which is wrong without it."""
+    command = [sys.executable, "-m", "patchhost.verify", "vllm", "--backend", "stock", "--family", "qwen3_moe", "--cases", "10"]
+    codes = {}
+    for repair in ("0", "1"):
+        env = environment | {"VLLM_PLUGINS": "patchhost", "PATCHHOST_REPAIR_RELOADS": repair}
+        codes[repair] = subprocess.run(command, env=env, capture_output=True, check=False, timeout=400).returncode
+    assert codes == {"0": 1, "1": 0}
