@@ -119,7 +119,6 @@ class Update:
         self.step, self.version = step, version
         self.remarks: list[str] = []
         self.staged_bytes = 0
-        self.began = time.perf_counter()
         self.seconds: dict[str, float] = {"stage": 0.0, "prove": 0.0, "load": 0.0}
         self.receipt: Any = None
         self.report: dict[str, Any] | None = None

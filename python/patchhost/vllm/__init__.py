@@ -53,7 +53,6 @@ _WHERE = {
     "PatchhostEngine": "engine",
     "WorkerExtension": "worker",
     "LogitsMask": "logits",
-    "load_proved": "load",
 }
 
 

@@ -85,7 +85,7 @@ class ModelExpectation(Expectation):
             self._known.add(forms)
         return []
 
-    def check(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Trace | None:
+    def check(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Trace:
         """Holds a stream against what the model loads: every parameter is filled, whole and once, and each tensor is used.
         Raises `RefitError` by the name of the tensor. Nothing of the live model is touched."""
         listed = list(tensors)
@@ -105,7 +105,20 @@ class ModelExpectation(Expectation):
             self.baseline = trace
         self._like_baseline(trace)
         self._learn(trace)
+        self._tied_head(dict(listed), trace)
         return trace
+
+    def _tied_head(self, came: Mapping[str, torch.Tensor], trace: Trace) -> None:
+        """A head that came for a tied model is not loaded: where it is not the embedding, the sender means another model."""
+        heads = [name for name in trace.unused if self.tied and ".lm_head." in f".{name}"]
+        embeddings = [name for name, role in self._roles.items() if role == "embedding" and name in came]
+        for head in heads:
+            for embedding in embeddings:
+                a, b = came[head], came[embedding]
+                if a.is_meta or b.is_meta or (a.shape == b.shape and torch.equal(a, b.to(a.dtype))):
+                    continue
+                why = f"config.json ties it to `{embedding}`, and its values are others; vLLM would ignore it"
+                raise RefitError(f"tensor `{head}`", why, "leave it out, or set tie_word_embeddings to false in config.json")
 
     def _by_name(self, names: list[str]) -> None:
         """Where the stream has the checkpoint's own names, what is missing has a name."""

@@ -17,7 +17,7 @@ from vllm.distributed.parallel_state import get_world_group
 from vllm.logger import init_logger
 
 from .. import __version__
-from ..errors import Error, HostError, InternalError, RefitError, Refused
+from ..errors import Error, HostError, RefitError, Refused
 from ..refitter import Refitter, Update
 from ..settings import Settings, of_mapping, settings
 from ..versions import check
@@ -87,11 +87,18 @@ class Host:
             if not ledger.get("ok", True):
                 why = f"the ledger cannot be written: {ledger.get('why')}"
                 raise HostError("the update", why, "make room, or repair the ledger; the old weights keep serving")
-            if self.live.broken is not None:
-                raise InternalError("the update", self.live.broken, "start this engine anew")
             stream = list(update.proved())
             with set_current_vllm_config(self.vllm_config):
-                self.loaded = self.live.load(stream)
+                trace = self.live.check(stream)
+        except Exception as error:
+            failed = error
+        agreed = self.agreed(failed)
+        if agreed is not None:
+            update.abandon(agreed)
+            raise agreed
+        try:
+            with set_current_vllm_config(self.vllm_config):
+                self.loaded = self.live.load_checked(stream, trace)
         except Exception as error:
             failed = error
         agreed = self.agreed(failed)

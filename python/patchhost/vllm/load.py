@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from vllm.logger import init_logger
@@ -63,15 +62,20 @@ class LiveModel:
             raise Refused("weight updates of this model", why, "set `repair` to `auto`, or start the engine anew")
 
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Loaded:
-        """Loads a whole stream. Until the last check has passed no layer is touched; from then on nothing refuses.
+        """Checks and loads a whole stream: `check`, then `load_checked`."""
+        listed = list(tensors)
+        return self.load_checked(listed, self.check(listed))
 
-        Raises `RefitError` (nothing was touched), `InternalError` (the load itself failed: the model must not serve).
-        """
+    def check(self, listed: list[tuple[str, torch.Tensor]]) -> Trace:
+        """The last look before the first layer is touched: what the stream fills of this model. Raises `RefitError`, and
+        `InternalError` where the model cannot be updated any more."""
         if self.broken is not None:
             raise InternalError("a weight update", self.broken, "start this engine anew")
-        listed = list(tensors)
-        trace = self.expectation.check(listed)
-        assert trace is not None
+        return self.expectation.check(listed)
+
+    def load_checked(self, listed: list[tuple[str, torch.Tensor]], trace: Trace) -> Loaded:
+        """Loads what `check` let through, and reads it back. Raises `InternalError`: the load itself failed, and the model
+        must not serve."""
         began = time.perf_counter()
         try:
             with ExitStack() as stack:
@@ -143,20 +147,6 @@ class LiveModel:
             _must_equal(parameter, f"expert {expert}", held[expert].reshape(-1), want)
             count += size
         return count
-
-
-def load_proved(
-    model: torch.nn.Module, vllm_config: Any, tensors: Iterable[tuple[str, torch.Tensor]], model_config: Any = None
-) -> Loaded:
-    """Loads a whole, proved stream into a live model: for plug-ins that keep no `LiveModel` of their own. What was found
-    out about the model is kept as long as it lives."""
-    live = _LIVE.get(model)
-    if live is None:
-        live = _LIVE[model] = LiveModel(model, vllm_config, model_config)
-    return live.load(tensors)
-
-
-_LIVE: WeakKeyDictionary[torch.nn.Module, LiveModel] = WeakKeyDictionary()
 
 
 def _rebuild_shared(model: torch.nn.Module) -> tuple[str, ...]:

@@ -103,6 +103,11 @@ def test_a_tied_head_is_packed_again(inside: Any) -> None:
     assert "lm_head" in inside["rebuilt"] and inside["head with a copy"]
 
 
+def test_a_head_that_is_not_the_embedding_it_is_tied_to_is_refused(inside: Any) -> None:
+    assert inside["tied head"]["the same"] is None
+    assert "lm_head.weight" in inside["tied head"]["another"] and "ties it" in inside["tied head"]["another"]
+
+
 def test_roles_come_from_the_classes_of_vllm(inside: Any) -> None:
     assert inside["roles"] == {
         "model.embed_tokens.weight": "embedding",

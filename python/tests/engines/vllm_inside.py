@@ -188,6 +188,12 @@ def main(model: str, scratch: str) -> dict[str, Any]:
     save_file({name: tensor for name, tensor in weights.items() if name != NORM}, f"{scratch}/lost.safetensors")
     found["wrapped lost"] = said(lambda: send({"inner": {"file": f"{scratch}/lost.safetensors"}}))
 
+    # A head that a tied model does not load.
+    embedding = weights["model.embed_tokens.weight"]
+    found["tied head"] = {}
+    for word, head in {"the same": embedding.clone(), "another": embedding * 2}.items():
+        found["tied head"][word] = said(lambda head=head: live.check([*weights.items(), ("lm_head.weight", head)]))
+
     # A tied head whose layer keeps a packed copy of the weight, as layers on CPUs with oneDNN or AMX do.
     send({"path": f"{scratch}/other.safetensors"})
     other = answers()
