@@ -17,6 +17,8 @@ pub mod files;
 pub mod fp8;
 #[cfg(feature = "text")]
 pub mod generate;
+#[cfg(feature = "text")]
+pub mod grammar;
 pub mod hooks;
 pub mod kv;
 pub mod layout;

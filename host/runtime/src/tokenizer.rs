@@ -1,6 +1,7 @@
 //! tokenizer.json, the chat template, and turning tokens into text while they arrive.
 
 mod ends;
+mod pieces;
 mod shape;
 mod template;
 
@@ -16,6 +17,7 @@ use tokenizers::{
 use crate::caught::caught;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::files;
+use pieces::Spelling;
 use shape::Shape;
 pub use template::{Renderer, Rendering, refused};
 
@@ -46,6 +48,11 @@ pub struct TokenizerFiles {
 pub struct Tokenizer {
     inner: HfTokenizer,
     shape: Shape,
+    spelling: Spelling,
+    /// One more than the highest id.
+    size: usize,
+    /// Ids of special tokens, in order.
+    special: Vec<u32>,
     renderer: Option<Arc<dyn Renderer>>,
     template: Option<String>,
     specials: Vec<(String, String)>,
@@ -127,7 +134,9 @@ impl Tokenizer {
             .collect();
         let texts = [&config, &map].map(|file| special(file, "eos_token"));
         let eos = ends::union(&inner, texts.into_iter().flatten(), &generation, &model)?;
-        Ok(Self { inner, shape, renderer: None, template, specials, eos })
+        let (size, special) = pieces::ids(&inner);
+        let spelling = Spelling::of(&inner);
+        Ok(Self { inner, shape, spelling, size, special, renderer: None, template, specials, eos })
     }
 
     /// Tokens that end a text: all that the tokenizer, generation_config.json and config.json name, whichever of them, as

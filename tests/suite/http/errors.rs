@@ -68,8 +68,8 @@ fn wrong_requests_are_refused_by_name() {
         (json!({ "suffix": "end" }), Some("suffix")),
         (json!({ "prompt_embeds": "AA==" }), Some("prompt_embeds")),
         (json!({ "response_format": { "type": "json_schema", "json_schema": {} } }), Some("response_format")),
-        (json!({ "structured_outputs": { "regex": "a" } }), Some("structured_outputs")),
-        (json!({ "guided_json": {} }), Some("guided_json")),
+        (json!({ "structured_outputs": { "structural_tag": {} } }), Some("structured_outputs.structural_tag")),
+        (json!({ "guided_json": [] }), Some("guided_json")),
         (json!({ "logits_processors": ["os.system"] }), Some("logits_processors")),
     ];
     for (more, param) in wrong {

@@ -9,3 +9,4 @@ mod life;
 pub mod server;
 mod slow;
 mod stream;
+mod structured;

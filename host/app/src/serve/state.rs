@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::FromRef;
+use patchhost_runtime::grammar::Grammars;
 use patchhost_runtime::lora::Adapter;
 use patchhost_runtime::scheduler::{LogprobsMode, Scheduler};
 use patchhost_runtime::tokenizer::Tokenizer;
@@ -75,6 +76,8 @@ pub struct App {
     pub live: Arc<LiveModel>,
     /// The tokenizer, with the chat template that the server uses.
     pub tokenizer: Arc<Tokenizer>,
+    /// Grammars that answers must follow.
+    pub grammars: Grammars,
     /// Who runs the sequences.
     pub scheduler: Scheduler,
     /// Name of the model for clients.
@@ -114,6 +117,7 @@ impl App {
         let rl = RlState::new(live.clone(), scheduler.clone(), metrics.clone());
         Self {
             live,
+            grammars: Grammars::new(Arc::clone(&tokenizer)),
             tokenizer,
             scheduler,
             served_name,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Uri};
+use patchhost_runtime::grammar::Source;
 use patchhost_runtime::refit::Begin;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::ask::{
-    Batch, Limit, Prompt, Running, SamplingParams, WeightVersion, check_choices, max_tokens, number, refuse,
+    Batch, Limit, Prompt, Running, SamplingParams, Structure, WeightVersion, check_choices, max_tokens, number, refuse,
     weight_versions,
 };
 use super::auth::RlControl;
@@ -97,10 +98,10 @@ pub struct GenerateRequest {
     pub generation_kwargs: Option<SamplingParams>,
     #[schema(ignore)]
     images: Option<Value>,
-    #[schema(ignore)]
-    guided_decoding_regex: Option<Value>,
-    #[schema(ignore)]
-    structured_outputs_regex: Option<Value>,
+    /// Older name of `structured_outputs_regex`.
+    guided_decoding_regex: Option<String>,
+    /// A regular expression that matches each answer as a whole.
+    structured_outputs_regex: Option<String>,
 }
 
 fn one() -> u32 {
@@ -130,15 +131,12 @@ async fn generate(
     State(app): State<Arc<App>>,
     Json(request): Json<GenerateRequest>,
 ) -> ApiResult<Json<GenerateResponse>> {
-    let plain = "answers are plain text";
-    refuse(
-        &[
-            ("images", &request.images, "the model takes text only"),
-            ("guided_decoding_regex", &request.guided_decoding_regex, plain),
-            ("structured_outputs_regex", &request.structured_outputs_regex, plain),
-        ],
-        |_, _| false,
-    )?;
+    refuse(&[("images", &request.images, "the model takes text only")], |_, _| false)?;
+    let regex = |field, regex: &Option<String>| regex.clone().map(|r| Structure::new(field, Source::Regex(r)));
+    let structure = Structure::only([
+        regex("guided_decoding_regex", &request.guided_decoding_regex),
+        regex("structured_outputs_regex", &request.structured_outputs_regex),
+    ])?;
     let more = request.generation_kwargs.clone().unwrap_or_default();
     let sampling = SamplingParams {
         n: Some(request.n),
@@ -147,9 +145,10 @@ async fn generate(
         top_p: request.top_p.or(more.top_p),
         top_k: request.top_k.or(more.top_k),
         min_p: request.min_p.or(more.min_p),
+        structure,
         ..more
     };
-    let mut asked = sampling.asked(&app)?;
+    let mut asked = sampling.asked(&app)?.structured(&app).await?;
     let prompts = request.prompts.tokens(&app, true, request.truncate_prompt_tokens).await?;
     check_choices(&app, prompts.len(), asked.n)?;
     let most = request.max_tokens.or(sampling.max_tokens).unwrap_or(16);

@@ -1,4 +1,5 @@
-//! From a row of logits to a token. The order of what is applied is vLLM's: masks, bias, penalties, temperature, filters.
+//! From a row of logits to a token. The order of what is applied is vLLM's: the grammar, masks, bias, penalties, temperature,
+//! filters.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -7,6 +8,7 @@ use std::ops::Range;
 use super::logprobs::{TokenLogprob, Wanted};
 use super::params::SampleParams;
 use crate::error::{Refusal, Result, RuntimeError};
+use crate::grammar::Guide;
 use crate::sampling::{Sampler, SamplingParams, argmax};
 
 /// Chooses the tokens of one sequence.
@@ -16,12 +18,16 @@ pub(super) struct Chooser {
     counts: HashMap<u32, u32>,
     /// Tokens of the prompt and of the text, if a penalty asks.
     repeated: HashSet<u32>,
+    /// Where the text stands in its grammar, if it has one.
+    guide: Option<Guide>,
 }
 
 /// A token, chosen.
 pub(super) struct Choice {
     pub(super) token: u32,
     pub(super) logprob: Option<TokenLogprob>,
+    /// The text is whole by its grammar.
+    pub(super) whole: bool,
 }
 
 impl Chooser {
@@ -35,23 +41,29 @@ impl Chooser {
             seed: params.seed.unwrap_or_else(rand::random),
         };
         let repeated = if params.repetition_penalty != 1.0 { prompt.iter().copied().collect() } else { HashSet::new() };
-        Self { sampler: Sampler::new(sampling, index as u64), counts: HashMap::new(), repeated }
+        let guide = params.grammar.as_ref().map(Guide::new);
+        Self { sampler: Sampler::new(sampling, index as u64), counts: HashMap::new(), repeated, guide }
     }
 
-    /// The next token. `ends` are the tokens that would end the text too early.
+    /// The next token. `ends` are the tokens that would end the text too early, `room` is how many tokens may still come, this
+    /// one included.
     pub(super) fn choose(
         &mut self,
         row: &mut [f32],
         params: &SampleParams,
         masked: &[Range<u32>],
         ends: &[u32],
+        room: usize,
     ) -> Result<Choice> {
+        if let Some(guide) = &mut self.guide {
+            guide.mask(row)?;
+        }
         let wanted = params.logprobs.map(|top| Wanted {
             top,
             extra: &params.logprob_token_ids,
             softmax: params.logprobs_mode.softmax(),
         });
-        let raw = (wanted.is_some() && params.logprobs_mode.is_raw()).then(|| row.to_vec());
+        let mut raw = (wanted.is_some() && params.logprobs_mode.is_raw()).then(|| row.to_vec());
         self.process(row, params, masked, ends);
         if !row.iter().any(|l| *l > f32::NEG_INFINITY) {
             return Err(RuntimeError::Request(Refusal::new(
@@ -60,11 +72,25 @@ impl Chooser {
                 "allow more tokens, or look for weights that are not finite",
             )));
         }
-        let candidates = self.sampler.candidates(row);
-        let token = match &candidates {
+        let mut candidates = self.sampler.candidates(row);
+        let mut token = match &candidates {
             Some(candidates) => self.sampler.draw(candidates),
             None => argmax(row),
         };
+        if let Some(guide) = &mut self.guide {
+            let possible = |token: &u32| row.get(*token as usize).is_some_and(|logit| *logit > f32::NEG_INFINITY);
+            if let Some(only) = guide.instead_of(token, room)?.filter(possible) {
+                // The grammar with its limit leaves one token.
+                token = only;
+                candidates = None;
+                for row in [Some(&mut *row), raw.as_deref_mut()].into_iter().flatten() {
+                    let logit = row[only as usize];
+                    row.fill(f32::NEG_INFINITY);
+                    row[only as usize] = logit;
+                }
+            }
+            guide.take(token)?;
+        }
         if params.presence_penalty != 0.0 || params.frequency_penalty != 0.0 {
             *self.counts.entry(token).or_default() += 1;
         }
@@ -83,7 +109,8 @@ impl Chooser {
             };
             TokenLogprob::of(&values, token, wanted)
         });
-        Ok(Choice { token, logprob })
+        let whole = self.guide.as_ref().is_some_and(Guide::is_done);
+        Ok(Choice { token, logprob, whole })
     }
 
     fn process(&self, row: &mut [f32], p: &SampleParams, masked: &[Range<u32>], ends: &[u32]) {
@@ -127,7 +154,7 @@ mod tests {
     fn tokens(params: &SampleParams, prompt: &[u32], masked: &[Range<u32>], ends: &[u32], n: usize) -> Vec<u32> {
         let mut chooser = Chooser::new(params, prompt, 0);
         let logits = [1.0, 4.0, 3.0, 2.0, -1.0];
-        (0..n).map(|_| chooser.choose(&mut logits.to_vec(), params, masked, ends).unwrap().token).collect()
+        (0..n).map(|_| chooser.choose(&mut logits.to_vec(), params, masked, ends, usize::MAX).unwrap().token).collect()
     }
 
     #[test]
@@ -156,7 +183,8 @@ mod tests {
     #[test]
     fn nothing_left_is_an_error() {
         let mut chooser = Chooser::new(&greedy(), &[], 0);
-        let text = chooser.choose(&mut [1.0, f32::NAN], &greedy(), &[0..1], &[]).map(|c| c.token).unwrap_err();
+        let text =
+            chooser.choose(&mut [1.0, f32::NAN], &greedy(), &[0..1], &[], usize::MAX).map(|c| c.token).unwrap_err();
         assert!(text.to_string().contains("every token"), "{text}");
     }
 
@@ -173,7 +201,7 @@ mod tests {
                 bad_token_ids: vec![1],
                 ..SampleParams::default()
             };
-            let choice = Chooser::new(&p, &[], 0).choose(&mut logits.to_vec(), &p, &[], &[]).unwrap();
+            let choice = Chooser::new(&p, &[], 0).choose(&mut logits.to_vec(), &p, &[], &[], usize::MAX).unwrap();
             choice.logprob.unwrap()
         };
         let log_sum = |values: &[f32]| values.iter().map(|v| f64::from(*v).exp()).sum::<f64>().ln() as f32;

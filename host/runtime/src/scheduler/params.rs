@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::logprobs::LogprobsMode;
 use crate::error::{Refusal, Result, RuntimeError};
+use crate::grammar::Grammar;
 
 /// Most entries per position of `logprobs` and `prompt_logprobs`.
 pub const MAX_LOGPROBS: usize = 1024;
@@ -63,6 +64,9 @@ pub struct SampleParams {
     pub logprobs_mode: LogprobsMode,
     /// Prefixes are shared only with jobs that have the same salt, or none like this one.
     pub cache_salt: Option<Arc<str>>,
+    /// Only texts of this grammar are generated. They end when nothing can follow, and where they can, before `max_tokens` cuts
+    /// them.
+    pub grammar: Option<Arc<Grammar>>,
 }
 
 impl Default for SampleParams {
@@ -91,6 +95,7 @@ impl Default for SampleParams {
             prompt_logprobs: None,
             logprobs_mode: LogprobsMode::RawLogprobs,
             cache_salt: None,
+            grammar: None,
         }
     }
 }

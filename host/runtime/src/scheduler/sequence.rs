@@ -179,8 +179,13 @@ impl Running {
         }
     }
 
-    /// The next token from the logits of the last one; none where no more are wanted.
-    pub(super) fn choose(&mut self, row: &mut [f32], tokenizer: &Tokenizer) -> Result<Option<Choice>> {
+    /// The next token from the logits of the last one; none where no more are wanted. `positions` are the model's.
+    pub(super) fn choose(
+        &mut self,
+        row: &mut [f32],
+        tokenizer: &Tokenizer,
+        positions: usize,
+    ) -> Result<Option<Choice>> {
         if self.params.max_tokens == 0 {
             return Ok(None);
         }
@@ -192,7 +197,8 @@ impl Running {
             }
             false => Vec::new(),
         };
-        self.chooser.choose(row, &self.params, self.weights.masked(), &ends).map(Some)
+        let room = (self.params.max_tokens - self.generated()).min((positions + 1).saturating_sub(self.tokens.len()));
+        self.chooser.choose(row, &self.params, self.weights.masked(), &ends, room).map(Some)
     }
 
     /// Gives out a chosen token, and ends the sequence where it is time.
@@ -203,7 +209,7 @@ impl Running {
                 return Ok(());
             }
         }
-        let Some(Choice { token, logprob }) = choice else {
+        let Some(Choice { token, logprob, whole }) = choice else {
             self.ended = Some(Ended::with(FinishReason::Length));
             return Ok(());
         };
@@ -228,6 +234,9 @@ impl Running {
             if let Some(i) = piece.stopped_by {
                 let stop = Some(StopReason::Text(texts[i].clone()));
                 self.ended = Some(Ended { stop, ..Ended::with(FinishReason::Stop) });
+            } else if whole {
+                text.push_str(&self.output.finish(tokenizer)?);
+                self.ended = Some(Ended::with(FinishReason::Stop));
             } else if self.generated() >= self.params.max_tokens || used_up {
                 text.push_str(&self.output.finish(tokenizer)?);
                 self.ended = Some(Ended::with(FinishReason::Length));

@@ -97,7 +97,7 @@ fn give_out(inner: &Inner, mut left: &mut [f32], members: &mut [Member<'_>], row
             through.push((&mut **r, &mut own[(n - 1) * vocab..]));
         }
     }
-    let chosen = choose(&mut through, &inner.tokenizer);
+    let chosen = choose(&mut through, &inner.tokenizer, inner.engine.model().max_positions());
     for ((r, _), choice) in through.into_iter().zip(chosen) {
         if !r.started {
             count(&inner.counters.prompt_tokens, r.prompt_len);
@@ -132,9 +132,13 @@ fn forward(
 }
 
 /// The next token of each sequence. A row's choice depends on nothing but the row and its sequence.
-fn choose(through: &mut [(&mut Running, &mut [f32])], tokenizer: &Tokenizer) -> Vec<Result<Option<Choice>>> {
+fn choose(
+    through: &mut [(&mut Running, &mut [f32])],
+    tokenizer: &Tokenizer,
+    positions: usize,
+) -> Vec<Result<Option<Choice>>> {
     let one = |(r, row): &mut (&mut Running, &mut [f32])| {
-        catch_unwind(AssertUnwindSafe(|| r.choose(row, tokenizer)))
+        catch_unwind(AssertUnwindSafe(|| r.choose(row, tokenizer, positions)))
             .unwrap_or_else(|panic| Err::<_, RuntimeError>(panicked("sampling", panic.as_ref())))
     };
     match through.iter().map(|(_, row)| row.len()).sum::<usize>() < PARALLEL {

@@ -5,6 +5,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`sampling`] | how tokens are chosen, checked before the scheduler sees it |
+//! | [`structured`] | answers by a schema, an expression or a grammar |
 //! | [`unsupported`] | fields of other servers that are refused by name |
 //! | [`messages`], [`prompt`] | conversations, texts and token ids become tokens that the model can take |
 //! | [`generation`] | the sequences of one request, as events or whole |
@@ -19,6 +20,7 @@ mod prompt;
 mod provenance;
 mod sampling;
 pub mod sse;
+mod structured;
 mod unsupported;
 
 pub use generation::{Batch, Limit, Output, Running};
@@ -27,4 +29,5 @@ pub use messages::{ChatMessage, Conversation};
 pub use prompt::{Prompt, check, check_bytes, check_choices, max_tokens};
 pub use provenance::{Stopped, WeightVersion, weight_versions};
 pub use sampling::{Asked, SamplingParams, Stop, cache_salt};
+pub use structured::{ResponseFormat, Structure, StructuredOutputs};
 pub use unsupported::{harmless, refuse};

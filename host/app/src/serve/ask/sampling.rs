@@ -11,6 +11,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::logprobs::check_logprobs;
+use super::structured::{Structure, StructuredOutputs};
 use super::unsupported::{harmless, refuse};
 use crate::base::text::clean;
 use crate::serve::error::{ApiError, ApiResult};
@@ -81,12 +82,14 @@ pub struct SamplingParams {
     pub include_stop_str_in_output: Option<bool>,
     /// Special tokens have no text.
     pub skip_special_tokens: Option<bool>,
-    /// Refused.
+    /// What the answer must be.
+    pub structured_outputs: Option<StructuredOutputs>,
+    /// The older name of `structured_outputs`.
+    pub guided_decoding: Option<StructuredOutputs>,
+    /// The same, said by other fields of a request.
+    #[serde(skip)]
     #[schema(ignore)]
-    pub structured_outputs: Option<Value>,
-    /// Refused.
-    #[schema(ignore)]
-    pub guided_decoding: Option<Value>,
+    pub structure: Option<Structure>,
     /// Refused.
     #[schema(ignore)]
     pub bad_words: Option<Value>,
@@ -101,6 +104,18 @@ pub struct Asked {
     pub n: usize,
     /// How tokens are chosen; `max_tokens` and `logprobs` are the endpoint's.
     pub params: SampleParams,
+    /// What the answer must be; [`Asked::structured`] makes it a part of `params`.
+    structure: Option<Structure>,
+}
+
+impl Asked {
+    /// With the grammar of the answer, compiled.
+    pub async fn structured(mut self, app: &Arc<App>) -> ApiResult<Self> {
+        if let Some(structure) = self.structure.take() {
+            self.params.grammar = Some(structure.compiled(app).await?);
+        }
+        Ok(self)
+    }
 }
 
 impl SamplingParams {
@@ -110,8 +125,6 @@ impl SamplingParams {
         let texts = "single tokens can be forbidden by logit_bias -100, texts cannot";
         refuse(
             &[
-                ("structured_outputs", &self.structured_outputs, "answers are plain text"),
-                ("guided_decoding", &self.guided_decoding, "answers are plain text"),
                 ("bad_words", &self.bad_words, texts),
                 ("logits_processors", &self.logits_processors, "requests cannot bring code"),
             ],
@@ -185,7 +198,13 @@ impl SamplingParams {
             logprobs_mode: app.options.logprobs_mode,
             ..SampleParams::default()
         };
-        Ok(Asked { n: n as usize, params })
+        let of = |given: &Option<StructuredOutputs>, field| given.as_ref().map(|s| s.structure(field)).transpose();
+        let structure = Structure::only([
+            self.structure.clone(),
+            of(&self.structured_outputs, "structured_outputs")?.flatten(),
+            of(&self.guided_decoding, "guided_decoding")?.flatten(),
+        ])?;
+        Ok(Asked { n: n as usize, params, structure })
     }
 
     /// `logit_bias` with its keys as token ids.

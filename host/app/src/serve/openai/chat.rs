@@ -196,7 +196,7 @@ struct Answer {
 async fn chat(State(app): State<Arc<App>>, Json(request): Json<ChatRequest>) -> ApiResult<Response> {
     request.refuse_unsupported()?;
     let adapter = app.adapter(request.model.as_deref())?;
-    let mut asked = request.asked(&app)?;
+    let mut asked = request.asked(&app)?.structured(&app).await?;
     let streamed = request.streamed()?;
     let logprobs = request.logprobs.unwrap_or(false);
     let top_logprobs = check_logprobs("top_logprobs", request.top_logprobs, app.options.max_logprobs)?;

@@ -136,7 +136,7 @@ async fn completions(State(app): State<Arc<App>>, Json(request): Json<Completion
         |_, _| false,
     )?;
     let adapter = app.adapter(request.model.as_deref())?;
-    let mut asked = request.asked(&app)?;
+    let mut asked = request.asked(&app)?.structured(&app).await?;
     let streamed = request.streamed()?;
     let logprobs = check_logprobs("logprobs", request.logprobs, app.options.max_logprobs)?;
     let prompts =

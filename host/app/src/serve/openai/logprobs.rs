@@ -79,7 +79,7 @@ pub struct ChatLogprob {
     pub token: String,
     /// Its log probability.
     pub logprob: f64,
-    /// The bytes of its text.
+    /// Its own bytes, also where its text is a part of a character: those of all tokens together are the text's.
     pub bytes: Vec<u8>,
     /// The most likely tokens at its place, best first.
     pub top_logprobs: Vec<TopLogprob>,
@@ -92,7 +92,7 @@ pub struct TopLogprob {
     pub token: String,
     /// Its log probability.
     pub logprob: f64,
-    /// The bytes of its text.
+    /// Its own bytes, also where its text is a part of a character: those of all tokens together are the text's.
     pub bytes: Vec<u8>,
 }
 
@@ -100,11 +100,11 @@ pub struct TopLogprob {
 pub fn chat(l: &TokenLogprob, writer: Writer<'_>) -> ChatLogprob {
     let top = |(id, logprob): &(u32, f32)| {
         let token = writer.token(*id);
-        TopLogprob { bytes: token.clone().into_bytes(), token, logprob: number(*logprob) }
+        TopLogprob { bytes: writer.tokenizer.bytes(*id), token, logprob: number(*logprob) }
     };
     let token = writer.token(l.token_id);
     ChatLogprob {
-        bytes: token.clone().into_bytes(),
+        bytes: writer.tokenizer.bytes(l.token_id),
         token,
         logprob: number(l.logprob),
         top_logprobs: l.top.iter().chain(&l.extra).map(top).collect(),

@@ -94,18 +94,19 @@ macro_rules! request {
             best_of: Option<serde_json::Value>,
             #[schema(ignore)]
             use_beam_search: Option<serde_json::Value>,
-            #[schema(ignore)]
-            response_format: Option<serde_json::Value>,
-            #[schema(ignore)]
-            structured_outputs: Option<serde_json::Value>,
-            #[schema(ignore)]
-            guided_json: Option<serde_json::Value>,
-            #[schema(ignore)]
-            guided_regex: Option<serde_json::Value>,
-            #[schema(ignore)]
-            guided_choice: Option<serde_json::Value>,
-            #[schema(ignore)]
-            guided_grammar: Option<serde_json::Value>,
+            /// What the answer must be, in OpenAI's words.
+            pub response_format: Option<$crate::serve::ask::ResponseFormat>,
+            /// What the answer must be, in vLLM's words.
+            pub structured_outputs: Option<$crate::serve::ask::StructuredOutputs>,
+            /// Older name of `structured_outputs.json`.
+            #[schema(value_type = Option<Object>)]
+            pub guided_json: Option<serde_json::Value>,
+            /// Older name of `structured_outputs.regex`.
+            pub guided_regex: Option<String>,
+            /// Older name of `structured_outputs.choice`.
+            pub guided_choice: Option<Vec<String>>,
+            /// Older name of `structured_outputs.grammar`.
+            pub guided_grammar: Option<String>,
             #[schema(ignore)]
             logits_processors: Option<serde_json::Value>,
             #[schema(ignore)]
@@ -115,17 +116,11 @@ macro_rules! request {
         impl $name {
             /// Refuses what is not done here, and gives what the request asks for besides its prompts.
             fn asked(&self, app: &$crate::serve::state::App) -> $crate::serve::error::ApiResult<$crate::serve::ask::Asked> {
-                let (plain, texts) = ("answers are plain text", "single tokens can be forbidden by logit_bias -100, texts cannot");
+                let texts = "single tokens can be forbidden by logit_bias -100, texts cannot";
                 $crate::serve::ask::refuse(
                     &[
                         ("best_of", &self.best_of, "each sequence is given, none is chosen among several; ask for n"),
                         ("use_beam_search", &self.use_beam_search, "tokens are sampled; there is no beam search"),
-                        ("response_format", &self.response_format, plain),
-                        ("structured_outputs", &self.structured_outputs, plain),
-                        ("guided_json", &self.guided_json, plain),
-                        ("guided_regex", &self.guided_regex, plain),
-                        ("guided_choice", &self.guided_choice, plain),
-                        ("guided_grammar", &self.guided_grammar, plain),
                         ("logits_processors", &self.logits_processors, "requests cannot bring code"),
                         ("bad_words", &self.bad_words, texts),
                     ],
@@ -151,11 +146,27 @@ macro_rules! request {
                     skip_special_tokens: self.skip_special_tokens,
                     prompt_logprobs: self.prompt_logprobs,
                     logprob_token_ids: self.logprob_token_ids.clone(),
+                    structured_outputs: self.structured_outputs.clone(),
+                    structure: self.structure()?,
                     ..Default::default()
                 }
                 .asked(app)?;
                 asked.params.cache_salt = $crate::serve::ask::cache_salt("cache_salt", self.cache_salt.as_deref())?;
                 Ok(asked)
+            }
+
+            /// What the answer must be, where `response_format` or one of the older fields says it.
+            fn structure(&self) -> $crate::serve::error::ApiResult<Option<$crate::serve::ask::Structure>> {
+                use $crate::serve::ask::Structure;
+                use patchhost_runtime::grammar::Source;
+                let schema = self.guided_json.as_ref();
+                Structure::only([
+                    self.response_format.as_ref().map(|format| format.structure()).transpose()?.flatten(),
+                    schema.map(|schema| Structure::json("guided_json", schema, true)).transpose()?,
+                    self.guided_regex.clone().map(|regex| Structure::new("guided_regex", Source::Regex(regex))),
+                    self.guided_choice.clone().map(|choice| Structure::new("guided_choice", Source::Choice(choice))),
+                    self.guided_grammar.clone().map(|text| Structure::new("guided_grammar", Source::Grammar(text))),
+                ])
             }
 
             /// Whether the tokens are sent as they come, and what a stream says about usage.

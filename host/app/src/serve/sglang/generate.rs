@@ -155,7 +155,7 @@ impl GenerateRequest {
         }
     }
 
-    fn piece(&self, app: &App, prompt: Vec<u32>, i: usize, of: usize) -> ApiResult<Piece> {
+    async fn piece(&self, app: &Arc<App>, prompt: Vec<u32>, i: usize, of: usize) -> ApiResult<Piece> {
         let sampling = OneOrMany::at(self.sampling_params.as_ref(), i, of, "sampling_params")?.unwrap_or_default();
         let return_logprob = OneOrMany::at(self.return_logprob.as_ref(), i, of, "return_logprob")?.unwrap_or(false);
         let top = OneOrMany::at(self.top_logprobs_num.as_ref(), i, of, "top_logprobs_num")?;
@@ -167,7 +167,7 @@ impl GenerateRequest {
             Some(Ids::Token(id)) => std::slice::from_ref(id),
         };
         let top = check_logprobs("top_logprobs_num", top, app.options.max_logprobs)?.unwrap_or(0);
-        let mut asked = sampling.asked(app, if return_logprob { ids } else { &[] })?;
+        let mut asked = sampling.asked(app, if return_logprob { ids } else { &[] })?.structured(app).await?;
         let key = OneOrMany::at(self.extra_key.as_ref(), i, of, "extra_key")?.flatten();
         asked.params.cache_salt = cache_salt("extra_key", key.as_deref())?;
         let start = usize::try_from(start).ok().filter(|_| return_logprob);
@@ -215,7 +215,7 @@ async fn generate(State(app): State<Arc<App>>, Json(request): Json<GenerateReque
     let of = prompts.len();
     let mut pieces = Vec::with_capacity(of);
     for (i, prompt) in prompts.into_iter().enumerate() {
-        pieces.push(request.piece(&app, prompt, i, of)?);
+        pieces.push(request.piece(&app, prompt, i, of).await?);
     }
     let samples: usize = pieces.iter().map(|p| p.n).sum();
     check_choices(&app, 1, samples)?;

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use patchhost_runtime::grammar::Source;
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::serve::ask::{self, Asked, Stop, harmless, refuse};
+use crate::serve::ask::{self, Asked, Stop, Structure, harmless, refuse};
 use crate::serve::error::ApiResult;
 use crate::serve::state::App;
 
@@ -48,12 +49,13 @@ pub struct SamplingParams {
     pub logit_bias: Option<BTreeMap<String, f32>>,
     /// The same seed gives the same tokens.
     pub sampling_seed: Option<i64>,
-    #[schema(ignore)]
-    json_schema: Option<Value>,
-    #[schema(ignore)]
-    regex: Option<Value>,
-    #[schema(ignore)]
-    ebnf: Option<Value>,
+    /// The answer is JSON of this schema, given as text or as an object.
+    #[schema(value_type = Option<String>)]
+    pub json_schema: Option<Value>,
+    /// This regular expression matches the answer as a whole.
+    pub regex: Option<String>,
+    /// The answer follows this grammar, written with `::=`.
+    pub ebnf: Option<String>,
     #[schema(ignore)]
     structural_tag: Option<Value>,
     #[schema(ignore)]
@@ -65,19 +67,21 @@ pub struct SamplingParams {
 impl SamplingParams {
     /// Checked, as the scheduler takes it. `token_ids` are those whose log probabilities are wanted at each place.
     pub(super) fn asked(&self, app: &App, token_ids: &[u32]) -> ApiResult<Asked> {
-        let plain = "answers are plain text";
         refuse(
             &[
-                ("json_schema", &self.json_schema, plain),
-                ("regex", &self.regex, plain),
-                ("ebnf", &self.ebnf, plain),
-                ("structural_tag", &self.structural_tag, plain),
+                ("structural_tag", &self.structural_tag, "a whole answer follows one grammar"),
                 ("stop_regex", &self.stop_regex, "stop texts are compared, not matched"),
                 ("custom_params", &self.custom_params, "requests cannot bring code"),
             ],
             harmless,
         )?;
+        let structure = Structure::only([
+            self.json_schema.as_ref().map(|schema| Structure::json("json_schema", schema, true)).transpose()?,
+            self.regex.clone().map(|regex| Structure::new("regex", Source::Regex(regex))),
+            self.ebnf.clone().map(|text| Structure::new("ebnf", Source::Grammar(text))),
+        ])?;
         ask::SamplingParams {
+            structure,
             n: self.n,
             stop: self.stop.clone(),
             stop_token_ids: self.stop_token_ids.clone(),

@@ -135,7 +135,7 @@ async fn generate(State(app): State<Arc<App>>, Json(request): Json<GenerateReque
         |_, _| false,
     )?;
     check(&app, &request.token_ids)?;
-    let mut asked = request.sampling_params.asked(&app)?;
+    let mut asked = request.sampling_params.asked(&app)?.structured(&app).await?;
     asked.params.cache_salt = cache_salt("cache_salt", request.cache_salt.as_deref())?;
     let prompts = vec![request.token_ids];
     check_choices(&app, 1, asked.n)?;

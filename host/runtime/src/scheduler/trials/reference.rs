@@ -108,7 +108,7 @@ impl Ask {
                 }
                 match r.pending() {
                     0 => {
-                        let choice = r.choose(&mut values[last..], &tokenizer)?;
+                        let choice = r.choose(&mut values[last..], &tokenizer, model.max_positions())?;
                         r.accept(choice, &kind.engine, &tokenizer)
                     }
                     _ => Ok(()),
