@@ -22,6 +22,8 @@ const STACK: usize = 64 << 20;
 const TRIES: u64 = 4;
 /// Most states of a grammar's lexer, each of one or two kilobytes.
 const MOST_STATES: usize = 50_000;
+/// Most states that the parser may be in at once: a schema of a thousand optional members needs some thousands.
+const MOST_AT_ONCE: usize = 20_000;
 /// Most symbols of a grammar, some tens of bytes each.
 const MOST_SYMBOLS: usize = 200_000;
 
@@ -117,6 +119,7 @@ fn factory(tokenizer: &Tokenizer) -> Built {
     factory.quiet();
     let limits = factory.limits_mut();
     limits.max_lexer_states = MOST_STATES;
+    limits.max_items_in_row = MOST_AT_ONCE;
     limits.max_grammar_size = MOST_SYMBOLS;
     limits.verbose_errors = false;
     Ok((vocabulary, factory))

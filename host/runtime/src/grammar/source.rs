@@ -31,6 +31,17 @@ pub enum Source {
     Choice(Vec<String>),
     /// A text of this grammar: Lark as llguidance reads it, or rules with `::=`.
     Grammar(String),
+    /// JSON by one of these schemas, between two texts: a call of a tool, in the form that a model writes calls in.
+    Enclosed {
+        /// What stands before the JSON.
+        before: String,
+        /// The schemas, at least one.
+        schemas: Vec<Value>,
+        /// What stands behind it.
+        after: String,
+        /// Whether more of them may follow, each on a line of its own.
+        several: bool,
+    },
 }
 
 impl Source {
@@ -46,12 +57,13 @@ impl Source {
             Self::Regex(_) => "the regular expression",
             Self::Choice(_) => "the list of choices",
             Self::Grammar(_) => "the grammar",
+            Self::Enclosed { .. } => "the JSON schema of a tool",
         }
     }
 
-    /// Whether its texts are JSON.
+    /// Whether its texts are JSON, at least where they have quotes.
     pub(super) fn is_json(&self) -> bool {
-        matches!(self, Self::Json { .. })
+        matches!(self, Self::Json { .. } | Self::Enclosed { .. })
     }
 
     /// The key under which the compiled grammar is kept.
@@ -72,9 +84,7 @@ impl Source {
         }
         Ok(match self {
             Self::Json { schema, whitespace } => {
-                if depth(schema) > MOST_DEPTH {
-                    return Err(self.refuse(format!("it is nested deeper than the limit of {MOST_DEPTH}"), shorter));
-                }
+                self.check_depth(schema)?;
                 if !schema.is_object() && !schema.is_boolean() {
                     let next = "give an object such as {\"type\": \"object\", \"properties\": {…}}";
                     return Err(self.refuse("it is neither an object nor a truth value".to_owned(), next));
@@ -99,7 +109,21 @@ impl Source {
                 TopLevelGrammar::from_lark(gbnf::to_lark(text).map_err(|why| self.refuse(why, next))?)
             }
             Self::Grammar(text) => TopLevelGrammar::from_lark(text.clone()),
+            Self::Enclosed { before, schemas, after, several } => {
+                schemas.iter().try_for_each(|schema| self.check_depth(schema))?;
+                TopLevelGrammar::from_lark(enclosed(before, schemas, after, *several))
+            }
         })
+    }
+
+    fn check_depth(&self, schema: &Value) -> Result<()> {
+        match depth(schema) > MOST_DEPTH {
+            false => Ok(()),
+            true => {
+                let why = format!("it is nested deeper than the limit of {MOST_DEPTH}");
+                Err(self.refuse(why, "describe less, or put it into several requests"))
+            }
+        }
     }
 }
 
@@ -139,6 +163,19 @@ fn decided(schema: &mut Value) {
         }
         _ => {}
     }
+}
+
+/// JSON by one of some schemas between two texts, in Lark.
+fn enclosed(before: &str, schemas: &[Value], after: &str, several: bool) -> String {
+    let text = |text: &str| Value::from(text).to_string();
+    let more = if several { " (\"\\n\" one)*" } else { "" };
+    let names: Vec<String> = (0..schemas.len()).map(|i| format!("json_{i}")).collect();
+    let mut lark =
+        format!("start: one{more}\none: {} body {}\nbody: {}\n", text(before), text(after), names.join(" | "));
+    for (name, schema) in names.iter().zip(schemas) {
+        lark.push_str(&format!("{name}: %json {}\n", prepared(schema, false)));
+    }
+    lark
 }
 
 /// The pattern without anchors at its ends: it is matched as a whole anyway, and the parser knows none.

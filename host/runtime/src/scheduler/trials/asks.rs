@@ -4,7 +4,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-use super::model::{END, KNOWN, Kind, POISON, SOUR, VOCAB};
+use super::model::{END, KNOWN, Kind, POISON, SOUR, VOCAB, grammars};
 use super::reference::Ask;
 use crate::scheduler::handle::SchedulerOptions;
 use crate::scheduler::logprobs::LogprobsMode;
@@ -85,6 +85,9 @@ fn params(rng: &mut StdRng) -> SampleParams {
     // Most do not choose what fails: by chance nobody's text would last long.
     if !one_in(rng, 10) {
         p.bad_token_ids = vec![POISON, SOUR];
+    }
+    if one_in(rng, 6) {
+        p.grammar = Some(any(rng, grammars()));
     }
     if one_in(rng, 2) {
         return p;

@@ -12,6 +12,7 @@ use safetensors::tensor::Dtype;
 use crate::bytes::TensorBytes;
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::{Grammar, Grammars, Source};
 use crate::hooks::{
     ActivationRule, BlockQuant, Blocks, CastRule, CastSpec, Consumer, Contract, Decision, Edges, Floor, HookCause,
     HookError, LogitsMask, Lora, LoraPlace, LoraPlan, LoraSide, ModelInfo, Needs, RowPanel, ScaleFormat, Scheme, Slot,
@@ -321,4 +322,15 @@ pub(super) fn tokenizer() -> Arc<Tokenizer> {
         )
     });
     TOKENIZER.clone()
+}
+
+/// Grammars of texts that the tokenizer can write.
+pub(super) fn grammars() -> &'static [Arc<Grammar>] {
+    static GRAMMARS: LazyLock<Vec<Arc<Grammar>>> = LazyLock::new(|| {
+        let grammars = Grammars::new(tokenizer());
+        let sources = ["[a-f]{1,5}", "(ab|ca| |é)+x?", "(—|é|a)+", "[a-z ]{8,}"]
+            .map(|pattern| Source::Regex(pattern.to_string()));
+        sources.iter().map(|source| grammars.compile(source).unwrap()).collect()
+    });
+    &GRAMMARS
 }
