@@ -248,11 +248,9 @@ fn shares_of_sequences_are_those_of_raw_weights_as_verl_has_them() {
     let ratios: [&[f64]; 4] = [&[30.0, -30.0, 0.0], &[1.0, 1.0, 1.0], &[-0.1, -0.2, -40.0], &[0.8]];
     let token = |d: &f64| Token { training: d - 1.0, rollout: -1.0 };
     let batch: Vec<Vec<Token>> = ratios.iter().map(|s| s.iter().map(token).collect()).collect();
-    for (level, threshold, high, low) in [
-        (Level::Token, "2.0", 0.75, 0.0),
-        (Level::Token, "0.5_3.0", 0.25, 0.0),
-        (Level::Sequence, "2.0", 0.5, 0.25),
-    ] {
+    for (level, threshold, high, low) in
+        [(Level::Token, "2.0", 0.75, 0.0), (Level::Token, "0.5_3.0", 0.25, 0.0), (Level::Sequence, "2.0", 0.5, 0.25)]
+    {
         let got = metrics(&batch, &settings(level, threshold)).unwrap();
         check(&got, &[("rollout_is_seq_fraction_high", high), ("rollout_is_seq_fraction_low", low)]);
     }
