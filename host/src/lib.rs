@@ -82,7 +82,8 @@ pub mod live {
     #[doc(inline)]
     pub use patchhost_app::live::{
         CanaryUnit, LastRefit, Live, LiveError, LiveModel, LiveOptions, LiveStatus, Prepared, Refitted, Seen,
-        SettingsFor, ShadowReport, Staged, SwapOutcome, Swapped, TensorFinding, Update, WatchError, Watcher,
+        SettingsFor, ShadowReport, Staged, Staging, StagingStep, SwapOutcome, Swapped, TensorFinding, Update,
+        WatchError, Watcher,
     };
 }
 

@@ -195,7 +195,7 @@ def program(given: dict[str, torch.Tensor], scheme: Scheme, folder: Path) -> dic
     save_file(asked, folder / "in.safetensors")
     settings = [f"profile={scheme.profile}", f"scale_format={scheme.format}", f"edges={SETTING[scheme.edges]}", "quantize=*"]
     settings += [f"block={scheme.block[0]}x{scheme.block[1]}", f"round={'bf16' if scheme.round_bf16 else 'none'}"]
-    command = [PROGRAM, "quantize", "in.safetensors", "out.safetensors", "--component", "fp8_block", "--threads", "1"]
+    command = [PROGRAM, "quantize", "in.safetensors", "out.safetensors", "--force", "--component", "fp8_block", "--threads", "1"]
     command += [word for setting in settings for word in ("--set", setting)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

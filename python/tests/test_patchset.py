@@ -91,7 +91,7 @@ def test_a_state_dict_becomes_a_stream(patches, state):
 def test_the_bytes_are_those_of_the_program(patches, state, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file(state, tmp_path / "in.safetensors")
-    command = [_program.find(), "quantize", tmp_path / "in.safetensors", tmp_path / "out.safetensors"]
+    command = [_program.find(), "quantize", tmp_path / "in.safetensors", tmp_path / "out.safetensors", "--force"]
     for settings in ({}, {"profile": "deepseek"}, {"scale_format": "ue8m0"}, {"block": "64x256", "profile": "hf"}):
         given = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         subprocess.run([*command, "--component", "fp8_block", *given], check=True, capture_output=True, timeout=300)

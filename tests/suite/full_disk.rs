@@ -105,3 +105,45 @@ fn a_run_that_cannot_be_written_down_does_not_start() {
     let text = String::from_utf8_lossy(&out.stderr);
     assert!(!out.status.success() && text.contains("\n  why: ") && text.contains("ledger"), "{text}");
 }
+
+/// Runs a verb that may write files of so many KiB, and gives its exit code and what it said.
+fn verb(kib: u32, args: &[&str]) -> (Option<i32>, String) {
+    let script = format!("trap '' XFSZ; ulimit -S -f {kib}; exec \"$0\" \"$@\"");
+    let out = Command::new("bash").args(["-c", &script]).arg(binary()).args(args).output().unwrap();
+    (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = entries.collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_verb_that_has_no_room_leaves_no_half_made_file() {
+    let tmp = tmp();
+    let at = |name: &str| tmp.path().join(name).display().to_string();
+    let (code, said) = verb(0, &["keygen", "--out", &at("k"), "--name", "a"]);
+    assert!(code != Some(0) && said.contains("\n  why: "), "{said}");
+    assert_eq!(names(tmp.path()), [""; 0]);
+    patchhost(["keygen", "--out", &at("k"), "--name", "a"]).good();
+    // The other verbs start a patch, which needs room for itself.
+    const KIB: u32 = 8 << 10;
+    let input = crate::support::matrix_file(tmp.path(), 4096, 4096).display().to_string();
+    let before = names(tmp.path());
+    let (code, said) = verb(KIB, &["quantize", &input, &at("out.safetensors"), "--component", "fp8_block"]);
+    assert!(code != Some(0) && said.contains("was not written") && said.contains("\n  why: "), "{said}");
+    assert_eq!(names(tmp.path()), before);
+    // A file that was there stays as it was.
+    std::fs::write(at("out.safetensors"), "old").unwrap();
+    let args = ["quantize", &input, &at("out.safetensors"), "--component", "fp8_block", "--force"];
+    assert_ne!(verb(KIB, &args).0, Some(0));
+    assert_eq!(std::fs::read(at("out.safetensors")).unwrap(), b"old");
+    // The recording, whose first bytes have no room.
+    let record = at("calls.rec");
+    let (code, said) =
+        verb(0, &["quantize", &input, &at("other.safetensors"), "--component", "fp8_block", "--record", &record]);
+    assert_ne!(code, Some(0), "{said}");
+    assert!(!Path::new(&record).exists(), "{said}");
+}

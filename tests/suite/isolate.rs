@@ -65,7 +65,7 @@ fn verbs_give_the_same_bytes() {
     for guest in ["fp8_block", "fp8_block_mse"] {
         let quantized = |name: &str, more: &[&str]| {
             let out = tmp.path().join(name);
-            let args = ["quantize", input.to_str().unwrap(), out.to_str().unwrap(), "--component", guest];
+            let args = ["quantize", input.to_str().unwrap(), out.to_str().unwrap(), "--force", "--component", guest];
             patchhost(args.iter().chain(more)).good();
             std::fs::read(out).unwrap()
         };

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use safetensors::tensor::Dtype;
 
-use crate::support::{Tensor, bf16_bytes, data, f32_bytes, normal, patchhost, read, read_f32, tmp, write};
+use crate::support::{Tensor, bf16_bytes, data, f32_bytes, matrix_file, normal, patchhost, read, read_f32, tmp, write};
 
 fn run(input: &Path, out: &Path, extra: &[&str]) -> crate::support::Ran {
     let (i, o) = (input.display().to_string(), out.display().to_string());
-    patchhost(["quantize", &i, &o, "--format", "json"].iter().chain(extra))
+    patchhost(["quantize", &i, &o, "--force", "--format", "json"].iter().chain(extra))
 }
 
 fn find<'a>(tensors: &'a [Tensor], name: &str) -> &'a Tensor {
@@ -217,4 +217,27 @@ fn fused_experts_are_quantized_expert_by_expert() {
     assert_eq!(find(&made, name).3[130 * 140..2 * 130 * 140], find(&alone, "w").3);
     assert_eq!(scales.3[16..32], find(&alone, "w_scale_inv").3);
     assert_eq!(find(&made, other).1, Dtype::BF16);
+}
+
+#[test]
+fn what_is_there_is_replaced_only_with_force() {
+    let tmp = tmp();
+    let input = matrix_file(tmp.path(), 128, 128);
+    let out = tmp.path().join("out.safetensors");
+    std::fs::write(&out, "precious").unwrap();
+    let quantize = |out: &Path, extra: &[&str]| {
+        let args = ["quantize", input.to_str().unwrap(), out.to_str().unwrap(), "--component", "fp8_block"];
+        patchhost(args.iter().chain(extra))
+    };
+    let mut text = quantize(&out, &[]).refused(2, tmp.path());
+    assert_eq!(std::fs::read(&out).unwrap(), b"precious");
+    text += "\n\n";
+    text += &quantize(tmp.path(), &["--force"]).refused(2, tmp.path());
+    insta::assert_snapshot!(text);
+    quantize(&out, &["--force"]).good();
+    assert_eq!(read(&out).len(), 2);
+    // A device is no file that could be lost, and one that is full says so.
+    quantize(Path::new("/dev/null"), &[]).good();
+    assert!(quantize(Path::new("/dev/full"), &[]).refused(4, tmp.path()).contains("No space left"));
+    assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
 }

@@ -303,13 +303,13 @@ impl Engine {
         self.versions.store(report.version, Ordering::Release);
         self.live.store(Some(Arc::new(set)));
         for note in &report.notes {
-            tracing::warn!(label = report.label, "{note}");
+            tracing::warn!(label = %report.label, "{note}");
         }
         // vLLM 0.8.2 loses the loaders here: post-processing makes new Parameter objects without them.
         self.loaders_lost.store(true, Ordering::Release);
         tracing::info!(
             version = report.version,
-            label = report.label,
+            label = %report.label,
             quantized = report.quantized,
             seconds = report.seconds,
             "weights published"

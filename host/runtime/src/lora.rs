@@ -222,7 +222,8 @@ fn place(
         let expert = match (decl.experts, place.expert) {
             (Some(_), Some(e)) => e as usize,
             (None, None) => 0,
-            _ => return Err(wrong(format!("in expert {:?} of `{shown}`", place.expert))),
+            (None, Some(e)) => return Err(wrong(format!("in expert {e} of `{shown}`, which has no experts"))),
+            (Some(_), None) => return Err(wrong(format!("in `{shown}`, without saying in which expert"))),
         };
         let part = decl.part_index(expert, place.slot);
         let part =

@@ -62,7 +62,7 @@ fn fp8_values_equal_those_of_quantize() {
         export(None, &out, "deepseek", &["--set", set, "--force"]).good();
         let source = repo().join("models/tiny-shakespeare-moe/model.safetensors");
         let (source, plain_path) = (source.to_str().unwrap(), plain.to_str().unwrap());
-        patchhost(["quantize", source, plain_path, "--component", "fp8_block", "--set", set]).good();
+        patchhost(["quantize", source, plain_path, "--force", "--component", "fp8_block", "--set", set]).good();
         let (exported, quantized) = (tensors(&out), tensors(&plain));
         let fp8: Vec<&Tensor> =
             exported.values().filter(|t| t.1 == Dtype::F8_E4M3 || t.0.ends_with("_scale_inv")).collect();

@@ -155,3 +155,50 @@ fn an_export_is_not_exported_again() {
     assert!(matches!(again.code, 1 | 2) && again.stderr.contains("quantized"), "{}", again.stderr);
     assert_eq!(names(tmp.path()), ["once"]);
 }
+
+/// As the cache of the Hugging Face hub lays out a model: a snapshot of links to blobs beside it.
+fn snapshot(from: &Path, cache: &Path) -> PathBuf {
+    let (blobs, snapshot) = (cache.join("models--a--b/blobs"), cache.join("models--a--b/snapshots/0123"));
+    std::fs::create_dir_all(&blobs).unwrap();
+    std::fs::create_dir_all(&snapshot).unwrap();
+    for name in names(from) {
+        std::fs::copy(from.join(&name), blobs.join(&name)).unwrap();
+        std::os::unix::fs::symlink(format!("../../blobs/{name}"), snapshot.join(&name)).unwrap();
+    }
+    snapshot
+}
+
+#[test]
+fn a_link_that_leaves_the_model_is_not_copied_and_a_snapshot_of_the_hub_is_read() {
+    let tmp = tmp();
+    let bundled = repo().join("models/tiny-shakespeare-moe");
+    let model = snapshot(&bundled, tmp.path());
+    let out = tmp.path().join("out");
+    export(Some(&model), &out, "transformers", &["--allow-unquantized"]).good();
+    assert_eq!(
+        std::fs::read(out.join("tokenizer.json")).unwrap(),
+        std::fs::read(bundled.join("tokenizer.json")).unwrap()
+    );
+    assert!(std::fs::symlink_metadata(out.join("tokenizer.json")).unwrap().is_file());
+
+    let secret = tmp.path().join("secret");
+    std::fs::write(&secret, "of somebody else").unwrap();
+    let mut text = String::new();
+    for name in ["LICENSE", "generation_config.json"] {
+        let at = model.join(name);
+        let kept = std::fs::read_link(&at).ok();
+        let _ = std::fs::remove_file(&at);
+        if name == "generation_config.json" {
+            std::fs::write(&secret, "{}").unwrap();
+        }
+        std::os::unix::fs::symlink("../../../secret", &at).unwrap();
+        let again = tmp.path().join("again");
+        text += &export(Some(&model), &again, "transformers", &["--allow-unquantized"]).refused(2, tmp.path());
+        text += "\n\n";
+        assert!(!again.exists());
+        std::fs::remove_file(&at).unwrap();
+        kept.into_iter().for_each(|to| std::os::unix::fs::symlink(to, &at).unwrap());
+    }
+    insta::assert_snapshot!(text);
+    assert_eq!(names(tmp.path()), ["models--a--b", "out", "secret"]);
+}

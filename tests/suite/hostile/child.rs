@@ -114,7 +114,7 @@ impl Place {
     pub fn verb(&self, world: &str, component: &str) -> Vec<String> {
         let words: Vec<&str> = match world {
             "quant-patch" | "quant-rows-patch" => {
-                vec!["quantize", self.input.to_str().unwrap(), "OUT", "--component", component]
+                vec!["quantize", self.input.to_str().unwrap(), "OUT", "--force", "--component", component]
             }
             // The bundled model needs a loader that knows experts.
             "loader-patch" => {

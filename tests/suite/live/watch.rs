@@ -1,6 +1,9 @@
-use std::path::PathBuf;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use patchhost::base::Digest;
 use patchhost::live::{SettingsFor, Watcher};
 use patchhost::patch::{Requested, When};
 
@@ -97,4 +100,140 @@ fn what_is_not_there_cannot_be_watched() {
     let rig = Rig::new("qwen3_moe", &[]);
     let error = Watcher::start(&rig.live, &["/nowhere/x.wasm".into()], none(), When::Refit).err().unwrap();
     assert!(error.to_string().contains("/nowhere/x.wasm"));
+}
+
+/// The patch with other bytes each time: a custom section that nobody reads stands at its end.
+fn version(n: u8) -> Vec<u8> {
+    let mut bytes = std::fs::read(guest("fp8_block")).unwrap();
+    bytes.extend([0, 4, 2, b'v', b'n', n]);
+    bytes
+}
+
+/// Renames over a name, as everybody does who replaces a file or a link in one step.
+fn put(path: &Path, bytes: &[u8]) {
+    let beside = path.with_extension("new");
+    std::fs::write(&beside, bytes).unwrap();
+    std::fs::rename(&beside, path).unwrap();
+}
+
+fn link(path: &Path, to: impl AsRef<Path>) {
+    let beside = path.with_extension("link");
+    symlink(to, &beside).unwrap();
+    std::fs::rename(&beside, path).unwrap();
+}
+
+/// As the kubelet updates a ConfigMap: a new folder, `..data` renamed to lead to it, the old folder removed.
+fn mount(folder: &Path, number: u8, bytes: &[u8]) {
+    let data = |n: u8| format!("..t{n}");
+    std::fs::create_dir_all(folder.join(data(number))).unwrap();
+    std::fs::write(folder.join(data(number)).join("fp8_block.wasm"), bytes).unwrap();
+    link(&folder.join("..data"), data(number));
+    match number.checked_sub(1).map(|before| folder.join(data(before))).filter(|before| before.exists()) {
+        Some(before) => std::fs::remove_dir_all(before).unwrap(),
+        None => symlink("..data/fp8_block.wasm", folder.join("fp8_block.wasm")).unwrap(),
+    }
+}
+
+/// The components that were staged, in this order.
+fn staged(rig: &Rig) -> Vec<String> {
+    let entries = rig.live.ledger().recent(1000);
+    let staged = entries.iter().filter(|entry| entry.event == "patch.staged");
+    staged.map(|entry| entry.fields["sha256"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Waits until these were staged, each once and nothing else.
+#[track_caller]
+fn expect(rig: &Rig, what: &str, bytes: &[Vec<u8>]) {
+    let expected: Vec<String> = bytes.iter().map(|bytes| Digest::of(bytes).to_string()).collect();
+    let begun = Instant::now();
+    while staged(rig).len() < expected.len() && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(staged(rig), expected, "{what}");
+}
+
+#[test]
+fn every_version_of_a_mounted_config_map_is_staged_once() {
+    for what in ["folder", "file"] {
+        let tmp = tmp();
+        mount(tmp.path(), 0, &version(0));
+        let target = if what == "folder" { tmp.path().to_owned() } else { tmp.path().join("fp8_block.wasm") };
+        let rig = Rig::new("qwen3_moe", &[("fp8_block", &[])]);
+        let watcher = Watcher::start(&rig.live, &[target], none(), When::Refit).unwrap();
+        watcher.sync();
+        let mut all = vec![version(0)];
+        for n in 1..6 {
+            mount(tmp.path(), n, &version(n));
+            all.push(version(n));
+            expect(&rig, &format!("{what}, swap {n}"), &all);
+        }
+        // Faster than they can be staged: the last one counts, and none comes twice.
+        for n in 6..12 {
+            mount(tmp.path(), n, &version(n));
+        }
+        watcher.sync();
+        let seen = staged(&rig);
+        assert_eq!(seen.last(), Some(&Digest::of(&version(11)).to_string()), "{what}");
+        let once: std::collections::BTreeSet<&String> = seen.iter().collect();
+        assert_eq!(once.len(), seen.len(), "{what}: {seen:?}");
+        assert!(rig.refit().swap.is_some());
+        assert!(!rig.events().iter().any(|e| e == "watch.lost"), "{what}");
+    }
+}
+
+#[test]
+fn links_folders_and_parents_that_are_replaced_are_seen() {
+    for what in ["folder", "file"] {
+        let tmp = tmp();
+        let at = |name: &str| tmp.path().join(name);
+        // near/patches -> far/patches, and the component in it -> store/current -> store/v
+        for folder in ["near", "far/patches", "store"] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+        }
+        put(&at("store/v"), &version(0));
+        link(&at("store/current"), "v");
+        link(&at("far/patches/fp8_block.wasm"), at("store/current"));
+        link(&at("near/patches"), "../far/patches");
+        let file = at("near/patches/fp8_block.wasm");
+        let target = if what == "folder" { at("near/patches") } else { file };
+        let rig = Rig::new("qwen3_moe", &[("fp8_block", &[])]);
+        let watcher = Watcher::start(&rig.live, &[target], none(), When::Refit).unwrap();
+        watcher.sync();
+        let mut all = vec![version(0)];
+        let mut seen = |step: &str, n: u8| {
+            all.push(version(n));
+            expect(&rig, &format!("{what}: {step}"), &all);
+        };
+        put(&at("store/v"), &version(1));
+        seen("the file at the end of the chain", 1);
+        put(&at("store/w"), &version(2));
+        link(&at("store/current"), "w");
+        seen("a link in the middle", 2);
+        std::fs::remove_dir_all(at("far/patches")).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        std::fs::create_dir(at("far/patches")).unwrap();
+        put(&at("far/patches/fp8_block.wasm"), &version(3));
+        seen("the folder made anew", 3);
+        std::fs::rename(at("far"), at("old")).unwrap();
+        std::fs::create_dir_all(at("next/patches")).unwrap();
+        put(&at("next/patches/fp8_block.wasm"), &version(4));
+        std::fs::rename(at("next"), at("far")).unwrap();
+        seen("the parent replaced by another", 4);
+        std::fs::create_dir(at("other")).unwrap();
+        put(&at("other/fp8_block.wasm"), &version(5));
+        link(&at("near/patches"), "../other");
+        seen("the link to the folder", 5);
+        // And what is there is followed as before.
+        put(&at("other/fp8_block.wasm"), &version(6));
+        seen("a file in the folder that is new", 6);
+        // The same bytes again are no new version, whatever they come as.
+        std::fs::remove_dir_all(at("other")).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        std::fs::create_dir(at("other")).unwrap();
+        put(&at("other/fp8_block.wasm"), &version(6));
+        std::thread::sleep(Duration::from_millis(1500));
+        watcher.sync();
+        let count = staged(&rig).len();
+        assert_eq!(count, 7, "{what}");
+    }
 }

@@ -14,6 +14,7 @@ use super::family::{Family, VOCABULARY};
 use super::plan::{self, Held, Plan, TensorEntry};
 use super::weights::Tensor;
 use crate::base::Digest;
+use crate::checkpoint::links::{self, Leads};
 use crate::checkpoint::write::{Out, WriteError, safetensors, write_file};
 
 /// Tokens of an answer. With [`super::plan`]'s longest prompt they stay far below the models' 256 positions.
@@ -169,5 +170,27 @@ pub fn write_tensors(path: &Path, tensors: &[Tensor]) -> Result<(), WriteError> 
     let out: Vec<Out<'_>> = tensors.iter().map(out).collect();
     // transformers refuses a file that does not say which framework it is for.
     safetensors(path, &out, HashMap::from([("format".to_owned(), "pt".to_owned())]))?;
+    Ok(())
+}
+
+/// Copies what is beside the weights of a model's folder: config, tokenizer and what else its readers want. A link that leaves
+/// the folder is refused.
+pub fn copy_beside(from: &Path, to: &Path) -> Result<(), KitError> {
+    let next = "make room, or name another folder with TMPDIR";
+    let io = |path: &Path, e: std::io::Error| KitError::host(format!("`{}`", path.display()), e.to_string(), next);
+    for entry in std::fs::read_dir(from).map_err(|e| io(from, e))? {
+        let path = entry.map_err(|e| io(from, e))?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if !path.is_file() || name.contains(".safetensors") {
+            continue;
+        }
+        match links::leads(from, &path).map_err(|e| io(&path, e))? {
+            Leads::Here(real) => std::fs::copy(&real, to.join(&name)).map_err(|e| io(&path, e))?,
+            Leads::Away(real) => {
+                let (why, next) = links::reason(&real);
+                return Err(KitError::usage(format!("`{}`", path.display()), why, next));
+            }
+        };
+    }
     Ok(())
 }

@@ -25,7 +25,7 @@ pub use draw::{Known, draw};
 pub use engine::{Answered, Api, Engine, Found, Identity, Outcome, connect};
 pub use error::{KitError, KitErrorKind};
 pub use family::{FAMILIES, Family};
-pub use folder::{MAX_TOKENS, Made, MakeError, Wanted, kit, make, write_tensors};
+pub use folder::{MAX_TOKENS, Made, MakeError, Wanted, copy_beside, kit, make, write_tensors};
 pub use judge::{Answers, Distance, Fresh, Reference, computed};
 pub use launch::{Launched, Launcher};
 pub use model::{ModelError, OwnModel};

@@ -4,6 +4,7 @@
 pub mod bundled;
 pub mod export;
 mod layout;
+pub(crate) mod links;
 pub(crate) mod staging;
 pub(crate) mod stream;
 pub mod versions;

@@ -10,6 +10,7 @@ use super::args::{Fp8Activation, PatchArgs};
 use super::failure::{HostError, Result};
 use super::record::{RecordArgs, Recorded};
 use super::session::{Load, Model, Patches, advance, progress_bar};
+use super::staging::Reports;
 use crate::live::{CanaryUnit, LiveModel, LiveOptions, Refitted, Watcher};
 use crate::patch::{Actor, HookOptions, Ledger, LedgerOptions, Phase, When};
 
@@ -66,6 +67,8 @@ pub struct Started {
     pub watcher: Option<Watcher>,
     /// Looks at `--watch` and `--component` files when somebody asks (SIGHUP).
     pub files: Watcher,
+    /// Says how far candidates are.
+    _reports: Reports,
     /// The last field, so that the recording is closed after everything that may still write to it.
     _recorded: Option<Recorded>,
 }
@@ -114,6 +117,7 @@ impl LiveArgs {
         let live = LiveModel::new(engine, loaded.attachments(), site, rules, ledger, options);
         let live = Arc::new(live.map_err(|e| HostError::system("the threads of the live model", e))?);
         live.board().started(&Actor::cli())?;
+        let reports = Reports::start(&live);
         let settings: crate::live::SettingsFor = Arc::new(loaded.settings_for());
         let watcher = match watches {
             false => None,
@@ -127,7 +131,8 @@ impl LiveArgs {
         let given = patches.components.iter().map(PathBuf::from).filter(|path| path.is_file());
         let files: Vec<PathBuf> = given.chain(self.watch.iter().cloned()).collect();
         let files = Watcher::by_hand(&live, &files, settings, self.watch_when);
-        Ok(Started { name, folder, tokenizer, live, checkpoint, watcher, files, _recorded: loaded.take_recorded() })
+        let (_reports, _recorded) = (reports, loaded.take_recorded());
+        Ok(Started { name, folder, tokenizer, live, checkpoint, watcher, files, _reports, _recorded })
     }
 }
 

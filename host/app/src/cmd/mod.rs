@@ -33,6 +33,7 @@ mod run;
 mod serve;
 mod session;
 mod sign;
+mod staging;
 mod startup;
 mod status;
 mod swap;

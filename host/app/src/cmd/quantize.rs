@@ -37,6 +37,9 @@ pub struct Args {
     /// Only tensors whose name matches; the others are copied
     #[arg(long, value_name = "GLOB")]
     tensors: Option<String>,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    force: bool,
 }
 
 pub fn run(mut args: Args, call: &Call) -> Result {
@@ -45,6 +48,7 @@ pub fn run(mut args: Args, call: &Call) -> Result {
     args.patches.no_default_patches = true;
     let glob = args.tensors.as_deref().map(parse_glob).transpose()?;
     refuse_same_file(&args.input, &args.output)?;
+    refuse_existing(&args.output, args.force)?;
     let checkpoint = Checkpoint::open(&args.input)?;
     let recorded = args.record.start(&args.input.display().to_string(), "{}")?;
     let patches = Patches::load(Load { recorded, ..Load::new(&args.patches, "") })?;
@@ -216,6 +220,22 @@ fn refuse_same_file(input: &Path, output: &Path) -> Result<(), UsageError> {
             "it is the input file",
             "write to another file",
         )),
+        _ => Ok(()),
+    }
+}
+
+/// Nothing is replaced that somebody did not say. A device or a pipe is written to.
+fn refuse_existing(output: &Path, force: bool) -> Result<(), UsageError> {
+    let what = || format!("output `{}`", output.display());
+    match output.metadata() {
+        Ok(data) if data.is_dir() => Err(UsageError::new(what(), "it is a folder", "give the name of a file to make")),
+        Ok(data) if data.is_file() && !force => {
+            Err(UsageError::new(what(), "it exists", "give another file, or --force to replace this one"))
+        }
+        // A link to nowhere: somebody meant a file that is not there.
+        Err(_) if output.is_symlink() => {
+            Err(UsageError::new(what(), "it is a link to nowhere", "give another file, or remove the link"))
+        }
         _ => Ok(()),
     }
 }

@@ -163,7 +163,7 @@ fn raise_open_files() {
     if current.is_some_and(|now| now < wanted)
         && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).is_err()
     {
-        tracing::warn!("the limit of open files stays at {current:?}");
+        tracing::warn!("the limit of open files stays at {}", current.unwrap_or_default());
     }
 }
 
@@ -408,7 +408,7 @@ async fn reload_on_hangup(mut hangup: Signal, started: Arc<Started>) {
         let seen = tokio::task::spawn_blocking(move || started.files.reload(&Actor::new("sighup"))).await;
         for seen in seen.unwrap_or_default() {
             match &seen.outcome {
-                Ok(outcome) => errln!("reload: {} {}: {outcome:?}", seen.path.display(), seen.sha256.short()),
+                Ok(outcome) => errln!("reload: {} {}: {outcome}", seen.path.display(), seen.sha256.short()),
                 Err(why) => errln!("reload: {} is not used\n{why}", seen.path.display()),
             }
         }

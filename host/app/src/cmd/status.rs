@@ -56,6 +56,15 @@ fn print(status: &Value) {
     if let Some(t) = status.pointer("/board/transition").filter(|t| !t.is_null()) {
         outln!("coming: {} ({}, {}) by {}", text(t, "/to"), text(t, "/mode"), text(t, "/when"), text(t, "/by"));
     }
+    for one in list("/staging") {
+        let since = one.get("seconds").and_then(Value::as_f64).unwrap_or_default();
+        outln!(
+            "on its way: {} ({}, for {since:.0} s) by {}",
+            text(&one, "/name"),
+            text(&one, "/step"),
+            text(&one, "/by")
+        );
+    }
     for p in list("/board/staged") {
         outln!("staged: {} {}  generation {}", text(&p, "/name"), text(&p, "/version"), text(&p, "/generation"));
     }

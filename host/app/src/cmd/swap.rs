@@ -10,6 +10,7 @@ use super::args::Format;
 use super::failure::Result;
 use super::output::json as print_json;
 use super::session::parse_setting;
+use super::staging::shown;
 use crate::base::Digest;
 use crate::patch::{Mode, When, bundled::bundled};
 
@@ -110,14 +111,13 @@ fn stage(args: &Args, given: &str) -> Result<Value> {
         }
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let path = format!("/admin/v1/stage?name={}{query}", escape(&name));
-        return args.server.ask("POST", &path, Sent::Wasm(candidate.bytes().to_vec()));
+        let send = || args.server.ask("POST", &path, Sent::Wasm(candidate.bytes().to_vec()));
+        return shown(&args.server, candidate.digest(), send);
     }
-    if bundled(given).is_none() {
-        // The error names the bundled ones.
-        crate::patch::resolve(given)?;
-    }
+    // Where there is none, the error names the bundled ones.
+    let candidate = bundled(given).map_or_else(|| crate::patch::resolve(given), Ok)?;
     let body = json!({ "bundled": given, "settings": settings, "sha256": args.sha256 });
-    args.server.ask("POST", "/admin/v1/stage", Sent::Json(body))
+    shown(&args.server, candidate.digest(), || args.server.ask("POST", "/admin/v1/stage", Sent::Json(body)))
 }
 
 /// Percent-encoding of everything that is not plain.

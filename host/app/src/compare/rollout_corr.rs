@@ -1,6 +1,6 @@
 //! verl's `rollout_corr` metrics: how far the engine's log-probs are from the trainer's on the same tokens.
 //!
-//! Names and definitions are those of verl's `rollout_corr_helper.py` and `utils/debug/metrics.py`; the arithmetic is f64
+//! Names and definitions are those of verl 0.9.1, its `rollout_corr_helper.py` and `utils/debug/metrics.py`; the arithmetic is f64
 //! (verl's is f32). Notation: `t` the trainer's log-prob of a counted token, `r` the rollout's, `d = t - r`; `mean` without
 //! index is over all counted tokens of the batch, `mean_i` over those of sequence i (0 where it has none), `mean over i`
 //! over all sequences. Logarithms are natural.
@@ -31,7 +31,7 @@
 //! | `rollout_is_eff_sample_size` | `1 / mean((v / (mean(v) + 1e-8))^2)`: 1 where all weights are equal |
 //! | `rollout_is_seq_mean`, `_std`, `_max`, `_min` | of `y_i = mean_i w` over i; std with n - 1, 0 for one sequence |
 //! | `rollout_is_seq_max_deviation` | max over i of `abs(y_i - 1)` |
-//! | `rollout_is_seq_fraction_high`, `_low` | share of i with `y_i` above `C`, below the lower bound |
+//! | `rollout_is_seq_fraction_high`, `_low` | share of i with `mean_i raw` above `C`, below the lower bound |
 //! | `rollout_is_oob_ratio` | only with a band: share of counted tokens with raw outside of it |
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -284,8 +284,10 @@ fn importance(batch: &Batch, level: Level, threshold: Threshold, m: &mut Metrics
     m.put("rollout_is_seq_max", max(by_sequence.iter().copied()));
     m.put("rollout_is_seq_min", min(by_sequence.iter().copied()));
     m.put("rollout_is_seq_max_deviation", max(by_sequence.iter().map(|w| (w - 1.0).abs())));
-    m.put("rollout_is_seq_fraction_high", share(&by_sequence, |w| w > upper));
-    m.put("rollout_is_seq_fraction_low", share(&by_sequence, |w| w < lower));
+    // Of the raw weights: no mean of weights that were cut at the bound is above it.
+    let raw_by_sequence: Vec<f64> = raw.iter().map(|s| mean(s.iter().copied())).collect();
+    m.put("rollout_is_seq_fraction_high", share(&raw_by_sequence, |w| w > upper));
+    m.put("rollout_is_seq_fraction_low", share(&raw_by_sequence, |w| w < lower));
     if let Some(lower) = threshold.lower {
         m.put("rollout_is_oob_ratio", share(&flat_raw, |w| w < lower || w > upper));
     }

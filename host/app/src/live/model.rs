@@ -12,7 +12,7 @@ use patchhost_runtime::weights::WeightSet;
 use serde::Serialize;
 
 use super::embedded::Embedded;
-use super::policy::{LastRefit, Live};
+use super::policy::{LastRefit, Live, Staging};
 use super::shadow::ShadowReport;
 use crate::base::Digest;
 use crate::patch::{
@@ -51,6 +51,8 @@ pub struct LiveStatus {
     pub refitting: bool,
     /// The patches.
     pub board: BoardStatus,
+    /// The candidates that are going through their stages now.
+    pub staging: Vec<Staging>,
     pub last_refit: Option<LastRefit>,
     /// Requests in percent that a canary gets, and its set.
     pub canary: Option<(u8, Digest)>,
@@ -138,6 +140,7 @@ impl LiveModel {
             patch_set: live.as_ref().map(|w| w.patches().to_string()),
             refitting: self.is_refitting(),
             board: self.board().status(),
+            staging: self.staging(),
             last_refit: self.last.load().as_deref().cloned(),
             canary: self.target.canary.load().as_ref().map(|c| (c.percent, c.to)),
             shadow: self.target.shadow.load().as_deref().map(ShadowReport::summary),

@@ -4,6 +4,7 @@
 use super::run::{Found, Probe};
 use super::synthetic;
 use crate::base::Hook;
+use crate::base::text::answer;
 use crate::checkpoint::bundled;
 use crate::patch::{Applicability, Description, Patch};
 use patchhost_runtime::engine::{Engine, EngineOptions};
@@ -120,7 +121,7 @@ fn placements(hook: &Arc<dyn LoaderMap>) -> Result<Found, String> {
     Ok(Found { note, ..Found::asked(3 * tensors.len()) })
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(what: &str, tensors: &[TensorInfo], a: &[T], b: &[T]) -> Result<(), String> {
+fn same<T: PartialEq + serde::Serialize>(what: &str, tensors: &[TensorInfo], a: &[T], b: &[T]) -> Result<(), String> {
     if a.len() != b.len() {
         return Err(format!("{what}: {} answers, and then {}", a.len(), b.len()));
     }
@@ -128,7 +129,7 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, tensors: &[TensorInfo], a: &
         None => Ok(()),
         Some(at) => {
             let name = tensors.get(at).map_or("", |t| t.name.as_str());
-            Err(format!("{what}: about `{name}` it answered {:?}, and then {:?}", a[at], b[at]))
+            Err(format!("{what}: about `{name}` it answered {}, and then {}", answer(&a[at]), answer(&b[at])))
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::run::{Found, Probe};
 use super::{calls, hidden, matrix, rows, scalar, synthetic, twin};
 use crate::base::Hook;
+use crate::base::text::answer;
 use crate::native::{self, Reference};
 use crate::patch::Patch;
 use patchhost_kernels::profile::Profile;
@@ -88,8 +89,9 @@ impl Asked<'_> {
                 let about = "the scheme is the one of the profile that it names";
                 probe.check("vectors", HOOK, about, |_| {
                     Err(format!(
-                        "it names profile `{}`, and its scheme is not that profile's: {:?}",
-                        scheme.profile, scheme.cast
+                        "it names profile `{}`, and its scheme is not that profile's: {}",
+                        scheme.profile,
+                        answer(&scheme.cast)
                     ))
                 });
             }
@@ -161,7 +163,7 @@ fn decisions(patch: &Patch, quant: &dyn BlockQuant, schemes: &mut Vec<Scheme>) -
     let mut asked = first.len();
     let same = |what: &str, name: &str, a: &Decision, b: &Decision| match a == b {
         true => Ok(()),
-        false => Err(format!("{what}: about `{name}` it decided {a:?}, and then {b:?}")),
+        false => Err(format!("{what}: about `{name}` it decided {}, and then {}", answer(a), answer(b))),
     };
     for (tensor, (a, b)) in tensors.iter().zip(first.iter().zip(&decide(&tensors)?)) {
         same("asked again", &tensor.name, a, b)?;

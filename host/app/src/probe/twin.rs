@@ -5,6 +5,7 @@ use super::ask::{all, differ};
 use super::matrix::{cast, weights};
 use super::run::{Found, ProbeOptions};
 use super::{synthetic, vectors};
+use crate::base::text::answer;
 use crate::patch::Patch;
 use patchhost_runtime::hooks::{BlockQuant, Elem, Needs, Scheme};
 use std::sync::Arc;
@@ -15,7 +16,8 @@ pub(super) fn decisions(patch: &Patch, one: &dyn BlockQuant, twin: &dyn BlockQua
     let decide = |quant: &dyn BlockQuant| quant.decide(&model, &reader, &tensors).map_err(|e| e.to_string());
     let (a, b) = (decide(one)?, decide(twin)?);
     if let Some(at) = a.iter().zip(&b).position(|(a, b)| a != b) {
-        return Err(format!("about `{}`: {:?}, and without optimization {:?}", tensors[at].name, a[at], b[at]));
+        let (a, b) = (answer(&a[at]), answer(&b[at]));
+        return Err(format!("about `{}`: {a}, and without optimization {b}", tensors[at].name));
     }
     let amax = vectors::random(0x7b19, 256);
     // A patch that gives a rule for activations may refuse this call; then the twin must refuse it too.

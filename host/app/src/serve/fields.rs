@@ -87,8 +87,8 @@ impl Ignored {
             }
             tracing::warn!(
                 target: "patchhost::request",
-                route,
-                field,
+                %route,
+                %field,
                 "a request has a field that this server does not know; it was ignored (this is said once)"
             );
         }

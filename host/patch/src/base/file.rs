@@ -145,10 +145,12 @@ pub enum Access {
 }
 
 /// Writes a file that appears whole or not at all: a new one beside it, filled by `fill`, on the disk, then renamed over
-/// the old one, which is there until the new one is.
+/// the old one, which is there until the new one is. A device or a pipe is written to as it is.
 pub fn write_whole(path: &Path, access: Access, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let sync = |file: &File| file.sync_all();
-    replace(path, access, fill, sync)
+    match open_stream(path)? {
+        Some(mut stream) => fill(&mut stream),
+        None => Whole::make(path, access, true, fill)?.replace(),
+    }
 }
 
 /// The same without waiting for the disk: for what can be made again.
@@ -157,35 +159,78 @@ pub fn write_whole_unsynced(
     access: Access,
     fill: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> io::Result<()> {
-    replace(path, access, fill, |_| Ok(()))
+    Whole::make(path, access, false, fill)?.replace()
 }
 
-fn replace(
-    path: &Path,
-    access: Access,
-    fill: impl FnOnce(&mut File) -> io::Result<()>,
-    sync: impl Fn(&File) -> io::Result<()>,
-) -> io::Result<()> {
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Asked first: the error of making the temporary file would name that file, which nobody knows.
-    std::fs::read_dir(folder)?;
-    let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder)?;
-    fill(file.as_file_mut())?;
-    sync(file.as_file())?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = match access {
-            Access::Private => 0o600,
-            Access::Shared => 0o644,
-            Access::Kept => std::fs::metadata(path).map_or(0o644, |data| data.permissions().mode() & 0o777),
-        };
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
+/// A file that is written and not in its place yet. Dropped, it is gone.
+pub(crate) struct Whole {
+    file: tempfile::NamedTempFile,
+    path: PathBuf,
+    synced: bool,
+}
+
+impl Whole {
+    /// Writes the file beside its place, and makes sure that it is on the disk where `synced` says so.
+    pub(crate) fn make(
+        path: &Path,
+        access: Access,
+        synced: bool,
+        fill: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> io::Result<Self> {
+        let folder = folder_of(path);
+        // Asked first: the error of making the temporary file would name that file, which nobody knows.
+        std::fs::read_dir(folder)?;
+        let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder)?;
+        fill(file.as_file_mut())?;
+        if synced {
+            file.as_file().sync_all()?;
+        }
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = match access {
+                Access::Private => 0o600,
+                Access::Shared => 0o644,
+                Access::Kept => std::fs::metadata(path).map_or(0o644, |data| data.permissions().mode() & 0o777),
+            };
+            file.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
+        }
+        Ok(Self { file, path: path.to_owned(), synced })
     }
-    file.persist(path).map_err(|e| e.error)?;
-    #[cfg(unix)]
-    sync(&File::open(folder)?)?;
-    Ok(())
+
+    /// Puts it in the place of what is there.
+    pub(crate) fn replace(self) -> io::Result<()> {
+        self.file.persist(&self.path).map_err(|e| e.error)?;
+        named(&self.path, self.synced)
+    }
+
+    /// Puts it where nothing is; where something is, that stays and this is an error.
+    pub(crate) fn put(self) -> io::Result<()> {
+        self.file.persist_noclobber(&self.path).map_err(|e| e.error)?;
+        named(&self.path, self.synced)
+    }
+}
+
+/// Makes the name of a new file durable.
+fn named(path: &Path, synced: bool) -> io::Result<()> {
+    match cfg!(unix) && synced {
+        true => File::open(folder_of(path))?.sync_all(),
+        false => Ok(()),
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// What can be written to and not replaced: `/dev/stdout`, `/dev/null`, a pipe. None: a file, or nothing yet.
+fn open_stream(path: &Path) -> io::Result<Option<File>> {
+    // `/dev/stdout` is a link, to a file where the output goes to one: the link must stay.
+    let link = path.starts_with("/dev") && path.is_symlink();
+    match std::fs::metadata(path) {
+        Ok(data) if !data.is_dir() && (link || !data.is_file()) => File::options().write(true).open(path).map(Some),
+        _ => Ok(None),
+    }
 }
 
 /// Replaces a text file that others read.
@@ -193,4 +238,48 @@ pub(crate) fn write(path: &Path, kind: &str, text: &str) -> Result<(), FileError
     let next = "name a file in a folder that exists and can be written; the file is as it was";
     write_whole(path, Access::Kept, |file| file.write_all(text.as_bytes()))
         .map_err(|e| FileError::io(shown(kind, path), &e, next))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_fails_half_way_leaves_the_old_file_and_nothing_beside_it() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("x");
+        std::fs::write(&path, "old").unwrap();
+        let half = |file: &mut File| file.write_all(b"ne").and(Err(io::ErrorKind::StorageFull.into()));
+        assert!(write_whole(&path, Access::Shared, half).is_err());
+        assert!(Whole::make(&path, Access::Private, true, half).is_err());
+        assert_eq!((std::fs::read(&path).unwrap(), names(tmp.path())), (b"old".to_vec(), vec!["x".to_owned()]));
+    }
+
+    #[test]
+    fn a_file_that_must_be_new_takes_nobodys_place() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("x");
+        let make =
+            |text: &'static str| Whole::make(&path, Access::Shared, true, |f| f.write_all(text.as_bytes())).unwrap();
+        make("first").put().unwrap();
+        assert_eq!(make("second").put().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!((std::fs::read(&path).unwrap(), names(tmp.path())), (b"first".to_vec(), vec!["x".to_owned()]));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_device_is_written_to_and_stays_a_device() {
+        let write = |path: &str| write_whole(Path::new(path), Access::Shared, |file| file.write_all(b"x"));
+        write("/dev/null").unwrap();
+        assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
+        assert_eq!(write("/dev/full").unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
 }

@@ -21,6 +21,11 @@ pub fn clean(text: &str, max: usize) -> String {
     out
 }
 
+/// An answer as messages show it: JSON, with the names that the interface has.
+pub fn answer(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|error| format!("(not shown: {error})"))
+}
+
 /// What a guest gave as its reason, or that it gave none.
 pub(crate) fn reason(text: &str, max: usize) -> String {
     if text.trim().is_empty() { "it gave no reason".to_owned() } else { clean(text, max) }

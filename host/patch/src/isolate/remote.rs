@@ -163,7 +163,7 @@ impl Remote {
             let started = self.again().map_err(|why| error(HookCause::Trap, why))?;
             held.process = Some(started);
             held.number += 1;
-            tracing::warn!(patch = self.info.name, "a new process for a patch whose process ended");
+            tracing::warn!(patch = %self.info.name, "a new process for a patch whose process ended");
         }
         let number = held.number;
         let Some(process) = &mut held.process else {
@@ -208,7 +208,7 @@ impl Remote {
             merge(&mut past, &gone.counters);
         }
         *lock(&slot.seen) = (Counters::default(), None);
-        tracing::error!(patch = self.info.name, %function, why, "a process with a patch in it is gone");
+        tracing::error!(patch = %self.info.name, %function, %why, "a process with a patch in it is gone");
     }
 
     /// A process in the place of one that is gone. It must be the same patch.

@@ -11,6 +11,8 @@ use patchhost_runtime::hooks::{
     ScaleFormat, Scheme, TensorInfo,
 };
 
+use crate::base::text;
+
 /// The name that messages show.
 const NAME: &str = "native";
 
@@ -86,9 +88,10 @@ fn reproduced(patch: &str, tensor: &str, scheme: &Scheme) -> Result<Profile, Ref
     let native = cast_of(profile, scheme);
     if native != scheme.cast {
         let why = format!(
-            "for tensor `{tensor}` it declares profile {profile} with a cast, floor or contract of its own: {:?}, the \
-             host's is {native:?}",
-            scheme.cast
+            "for tensor `{tensor}` it declares profile {profile} with a cast, floor or contract of its own: {}, the \
+             host's is {}",
+            text::answer(&scheme.cast),
+            text::answer(&native)
         );
         return Err(Refusal::new(what(), why, next));
     }

@@ -12,7 +12,6 @@ use patchhost_runtime::hooks::{
     LogitsMask, ModelInfo, Placement, Role, RowPanel, TensorInfo,
 };
 use std::collections::HashMap;
-use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -55,7 +54,7 @@ impl FirstAnswers {
     }
 }
 
-impl<A: PartialEq + Clone + Debug> Kept<A> {
+impl<A: PartialEq + Clone + serde::Serialize> Kept<A> {
     /// Holds answers against the first ones and keeps those that are new. The error says what changed; then nothing is kept.
     fn hold(&self, question: Digest, about: &[TensorInfo], answers: &[A]) -> Result<(), String> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -70,7 +69,7 @@ impl<A: PartialEq + Clone + Debug> Kept<A> {
                 n => format!("; and {n} more changed"),
             };
             let subject = if name.is_empty() { String::new() } else { format!(" about `{}`", text::clean(&name, 200)) };
-            let (first, now) = (text::clean(&format!("{first:?}"), 300), text::clean(&format!("{now:?}"), 300));
+            let (first, now) = (text::clean(&text::answer(&*first), 300), text::clean(&text::answer(now), 300));
             return Err(format!("its first answer{subject} was {first}, and now it is {now}{more}"));
         }
         let mut last: Option<Arc<A>> = None;

@@ -42,6 +42,16 @@ pub enum OnFailure {
     Native,
 }
 
+impl std::fmt::Display for OnFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "closed",
+            Self::LastGood => "last-good",
+            Self::Native => "native",
+        })
+    }
+}
+
 /// Failures in general.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -88,7 +88,11 @@ impl Recorder {
         let mut frame = format::encode(&host).map_err(failed)?;
         format::seal(&mut frame, 0);
         head.append(&mut frame);
-        file.write_all(&head).map_err(failed)?;
+        if let Err(error) = file.write_all(&head) {
+            // Made a moment ago, and no recording.
+            let _ = std::fs::remove_file(path);
+            return Err(failed(error));
+        }
         let out = Out { file: Some(file), frames: 1, bytes: head.len() as u64, calls: 0, patches: 0, stopped: None };
         debug_assert!(out.bytes > HEAD);
         Ok(Arc::new(Self {

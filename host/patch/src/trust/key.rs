@@ -2,6 +2,7 @@
 
 use super::TrustError;
 use crate::base::explain;
+use crate::base::file::{Access, Whole};
 use crate::base::text::clean;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -153,8 +154,8 @@ impl SecretKey {
             };
             TrustError::io(format!("key file `{}`", shown(path)), &error, next)
         };
-        if public.symlink_metadata().is_ok() {
-            return Err(fail(&public, std::io::ErrorKind::AlreadyExists.into()));
+        if let Some(taken) = [path, public.as_path()].into_iter().find(|path| path.symlink_metadata().is_ok()) {
+            return Err(fail(taken, std::io::ErrorKind::AlreadyExists.into()));
         }
         let file = KeyFile {
             version: 1,
@@ -166,20 +167,19 @@ impl SecretKey {
             TrustError::refused(format!("key file `{}`", shown(path)), e.to_string(), "give a plain --name")
         })?;
         let text = format!("# A secret key of patchhost: whoever has it can sign. Keep it to yourself.\n{text}");
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let write = |path: &Path, options: &std::fs::OpenOptions, text: &str| {
-            let mut file = options.open(path)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        };
-        write(path, &options, &text).map_err(|e| fail(path, e))?;
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
         let who = self.name.as_deref().map(|name| format!(" {}", clean(name, 80))).unwrap_or_default();
-        write(&public, &options, &format!("{}{who}\n", self.public())).map_err(|e| fail(&public, e))?;
+        let made = |path: &Path, access: Access, text: &str| {
+            Whole::make(path, access, true, |file| file.write_all(text.as_bytes())).map_err(|e| fail(path, e))
+        };
+        // Both are on the disk before one has its name: half a key pair is none.
+        let secret = made(path, Access::Private, &text)?;
+        let beside = made(&public, Access::Shared, &format!("{}{who}\n", self.public()))?;
+        secret.put().map_err(|e| fail(path, e))?;
+        beside.put().map_err(|e| {
+            // Ours, made a moment ago.
+            let _ = std::fs::remove_file(path);
+            fail(&public, e)
+        })?;
         Ok(public)
     }
 

@@ -277,7 +277,7 @@ impl Running {
         }
         let alive = catch_unwind(AssertUnwindSafe(|| (self.sink)(event)));
         if !alive.unwrap_or_else(|_| {
-            tracing::warn!(request = self.request.1, "the receiver of a request panicked; the request is aborted");
+            tracing::warn!(request = %self.request.1, "the receiver of a request panicked; the request is aborted");
             false
         }) {
             self.gone = true;

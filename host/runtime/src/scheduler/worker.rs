@@ -204,7 +204,7 @@ impl Worker {
         for mut r in ended {
             let Some(how) = r.ended.take() else { continue };
             if let Some(e) = &how.error {
-                tracing::warn!(request = r.request.1, "a request failed: {e}");
+                tracing::warn!(request = %r.request.1, "a request failed: {e}");
             }
             // First the prefix: a caller that sees the job gone may clear the cache, and then it must stay empty.
             if how.reason != FinishReason::Error {

@@ -25,7 +25,7 @@ pub(super) fn union(
             Some(id) => all.push(id),
             None => {
                 let token = crate::words::shown(&text);
-                tracing::warn!(token, "the tokenizer's eos_token is not in its vocabulary; it ends no text");
+                tracing::warn!(%token, "the tokenizer's eos_token is not in its vocabulary; it ends no text");
             }
         }
     }
@@ -47,7 +47,7 @@ pub(super) fn union(
         for value in values {
             match token(place, value)?.filter(|id| exists(*id)) {
                 Some(id) => all.push(id),
-                None => tracing::warn!(place, id = %value, "this end token does not exist; it ends no text"),
+                None => tracing::warn!(%place, id = %value, "this end token does not exist; it ends no text"),
             }
         }
     }

@@ -141,13 +141,7 @@ fn materialize(link: &Link, stream: &Stream) -> Result<PathBuf, KitError> {
         std::fs::remove_dir_all(&folder).map_err(|e| io(&folder, e))?;
     }
     std::fs::create_dir_all(&folder).map_err(|e| io(&folder, e))?;
-    for entry in std::fs::read_dir(&link.files).map_err(|e| io(&link.files, e))? {
-        let path = entry.map_err(|e| io(&link.files, e))?.path();
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if path.is_file() && !name.contains(".safetensors") {
-            std::fs::copy(&path, folder.join(&name)).map_err(|e| io(&path, e))?;
-        }
-    }
+    super::copy_beside(&link.files, &folder)?;
     let parts = stream.parts();
     for (number, part) in parts.iter().enumerate() {
         let mut bytes = super::stream::bytes(part)?;

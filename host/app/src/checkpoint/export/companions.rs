@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use patchhost_runtime::files;
 
-use super::{Result, io};
+use super::{Result, io, usage};
 use crate::checkpoint::bundled;
+use crate::checkpoint::links::{self, Leads};
 use crate::checkpoint::stream::{self, write_small};
 use crate::checkpoint::write::WriteError;
 
@@ -60,15 +61,21 @@ impl Companions {
         Self { copy, left: Vec::new() }
     }
 
-    /// Those of a model's folder. Links are followed: the cache of the Hugging Face hub is made of them.
+    /// Those of a model's folder. Links are followed inside of it, and from a snapshot of the Hugging Face hub to the blobs
+    /// beside it; one that leaves is refused by name, that of config.json too, which the export is made of.
     pub fn of(folder: &Path) -> Result<Self> {
         let mut all = Self { copy: Vec::new(), left: Vec::new() };
         for entry in std::fs::read_dir(folder).map_err(io(folder))? {
             let path = entry.map_err(io(folder))?.path();
             let Some(name) = path.file_name().and_then(|n| n.to_str()).map(str::to_string) else { continue };
             let Ok(data) = path.metadata() else { continue };
-            if data.is_file() && NAMES.contains(&name.as_str()) && data.len() <= MOST {
-                all.copy.push((name, Content::File(path)));
+            let copied = NAMES.contains(&name.as_str()) && data.len() <= MOST;
+            let real = match data.is_file() && (copied || name == "config.json") {
+                true => Some(inside(folder, &path)?),
+                false => None,
+            };
+            if let Some(real) = real.filter(|_| copied) {
+                all.copy.push((name, Content::File(real)));
             } else if data.is_file() && !rewritten(&name) {
                 all.left.push(name);
             }
@@ -89,6 +96,17 @@ impl Companions {
             }
         }
         Ok(self.copy.iter().map(|(name, _)| name.clone()).collect())
+    }
+}
+
+/// The file itself, where it may be copied.
+fn inside(folder: &Path, path: &Path) -> Result<PathBuf> {
+    match links::leads(folder, path).map_err(io(path))? {
+        Leads::Here(real) => Ok(real),
+        Leads::Away(to) => {
+            let (why, next) = links::reason(&to);
+            Err(usage(format!("`{}`", path.display()), why, next))
+        }
     }
 }
 

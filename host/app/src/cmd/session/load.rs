@@ -117,7 +117,7 @@ impl Loader<'_> {
         let Code { wanted, compiled } = code;
         let what = stem(wanted.name);
         let patch = self.startup.within("start", Some(&what), || compiled.ready())?;
-        tracing::info!(name = patch.info().name, digest = %patch.digest(), "patch is ready");
+        tracing::info!(name = %patch.info().name, digest = %patch.digest(), "patch is ready");
         Ok(patch)
     }
 }

@@ -237,13 +237,7 @@ fn folder_of(files: &Path, folder: &Path, tensors: &[Tensor]) -> Result<PathBuf>
         KitError::host(format!("folder `{}`", folder.display()), e.to_string(), next)
     };
     std::fs::create_dir_all(folder).map_err(io)?;
-    for entry in std::fs::read_dir(files).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if path.is_file() && !name.contains(".safetensors") {
-            std::fs::copy(&path, folder.join(&name)).map_err(io)?;
-        }
-    }
+    crate::certify::copy_beside(files, folder)?;
     crate::certify::write_tensors(&folder.join("model.safetensors"), tensors)?;
     Ok(folder.to_owned())
 }

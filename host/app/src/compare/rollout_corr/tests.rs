@@ -38,7 +38,7 @@ const TOKEN: &[(&str, f64)] = &[
     ("rollout_is_seq_max", 1.6420127083438707),
     ("rollout_is_seq_min", 0.0),
     ("rollout_is_seq_max_deviation", 1.0),
-    ("rollout_is_seq_fraction_high", 0.0),
+    ("rollout_is_seq_fraction_high", 0.3333333333333333),
     ("rollout_is_seq_fraction_low", 0.3333333333333333),
 ];
 const TOKEN_BAND: &[(&str, f64)] = &[
@@ -71,7 +71,7 @@ const SEQUENCE: &[(&str, f64)] = &[
     ("rollout_is_seq_max", 2.0),
     ("rollout_is_seq_min", 0.0),
     ("rollout_is_seq_max_deviation", 1.0),
-    ("rollout_is_seq_fraction_high", 0.0),
+    ("rollout_is_seq_fraction_high", 0.3333333333333333),
     ("rollout_is_seq_fraction_low", 0.6666666666666666),
 ];
 const SEQUENCE_BAND: &[(&str, f64)] = &[
@@ -87,8 +87,8 @@ const SEQUENCE_BAND: &[(&str, f64)] = &[
     ("rollout_is_seq_max", 0.47236655274101463),
     ("rollout_is_seq_min", 0.0),
     ("rollout_is_seq_max_deviation", 1.0),
-    ("rollout_is_seq_fraction_high", 0.0),
-    ("rollout_is_seq_fraction_low", 0.6666666666666666),
+    ("rollout_is_seq_fraction_high", 0.3333333333333333),
+    ("rollout_is_seq_fraction_low", 0.3333333333333333),
     ("rollout_is_oob_ratio", 0.4),
 ];
 const PROBABILITIES: &[(&str, f64)] = &[
@@ -240,6 +240,20 @@ fn ratios_are_clamped_where_the_definition_says_so_and_nowhere_else() {
     // One token has no spread and no correlation.
     assert!(far.get("training/rollout_probs_diff_std").unwrap().is_nan());
     assert!(far.get("training/rollout_actor_probs_pearson_corr").unwrap().is_nan());
+}
+
+/// The numbers are those of verl 0.9.1's own `compute_rollout_correction_weights`, run in f64 on this batch.
+#[test]
+fn shares_of_sequences_are_those_of_raw_weights_as_verl_has_them() {
+    let ratios: [&[f64]; 4] = [&[30.0, -30.0, 0.0], &[1.0, 1.0, 1.0], &[-0.1, -0.2, -40.0], &[0.8]];
+    let token = |d: &f64| Token { training: d - 1.0, rollout: -1.0 };
+    let batch: Vec<Vec<Token>> = ratios.iter().map(|s| s.iter().map(token).collect()).collect();
+    for (level, threshold, high, low) in
+        [(Level::Token, "2.0", 0.75, 0.0), (Level::Token, "0.5_3.0", 0.25, 0.0), (Level::Sequence, "2.0", 0.5, 0.25)]
+    {
+        let got = metrics(&batch, &settings(level, threshold)).unwrap();
+        check(&got, &[("rollout_is_seq_fraction_high", high), ("rollout_is_seq_fraction_low", low)]);
+    }
 }
 
 #[test]

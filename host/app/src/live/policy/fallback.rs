@@ -142,7 +142,7 @@ impl<'t, T: RefitTarget> Job<'t, '_, T> {
             "from": generation.digest(), "to": next.digest(),
         });
         self.board.event("patch.fallback", &Actor::policy(), fields);
-        tracing::warn!(why, policy = ?on_failure, "a refit falls back");
+        tracing::warn!(%why, policy = %on_failure, "a refit falls back");
         Ok(next)
     }
 

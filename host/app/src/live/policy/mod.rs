@@ -7,6 +7,7 @@ mod fallback;
 mod priority;
 mod refit;
 mod stage;
+mod staging;
 mod state;
 mod swap;
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use error::LiveError;
 use priority::Pools;
 pub use refit::{Prepared, Refitted, Swapped};
 pub use stage::Staged;
+pub use staging::{Staging, StagingStep};
 pub use swap::SwapOutcome;
 pub use update::Update;
 
@@ -39,6 +41,8 @@ pub struct Live<T: RefitTarget> {
     site: Site,
     gate: Arc<Gate>,
     pools: Pools,
+    /// The candidates that are going through their stages.
+    staging: staging::UnderWay,
     /// One refit, swap or staging of weights at a time.
     turn: Mutex<Turn>,
     /// Where the weights came from: a swap `now` loads it again, and candidates are probed with it.
@@ -93,6 +97,7 @@ impl<T: RefitTarget> Live<T> {
             site: site.into().beside_decoding(),
             gate,
             pools: Pools::new(pace)?,
+            staging: staging::UnderWay::default(),
             turn: Mutex::default(),
             source: ArcSwapOption::empty(),
             last: ArcSwapOption::empty(),
@@ -113,6 +118,11 @@ impl<T: RefitTarget> Live<T> {
     /// Where everything is written down.
     pub fn ledger(&self) -> &Ledger {
         self.board.ledger()
+    }
+
+    /// The candidates that are going through their stages now, and how far each one is.
+    pub fn staging(&self) -> Vec<Staging> {
+        self.staging.list()
     }
 
     /// The last refit that was published.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use patchhost_runtime::refit::Source;
 use serde::Serialize;
 
+use super::staging::{OnItsWay, StagingStep};
 use super::{Live, LiveError};
 use crate::base::Digest;
 use crate::patch::{
@@ -61,7 +62,9 @@ impl<T: RefitTarget> Live<T> {
         actor: &Actor,
     ) -> Result<Staged, LiveError> {
         let (name, sha256) = (candidate.name().to_owned(), *candidate.digest());
-        let result = self.through_stages(candidate, expected, settings, source);
+        let on_its_way = self.staging.begin(&name, sha256, actor);
+        let result = self.through_stages(candidate, expected, settings, source, &on_its_way);
+        drop(on_its_way);
         match result {
             Ok(Passed { patch, already, facts, remarks }) => {
                 let fresh = self.board.staged(&patch, &facts, &remarks, actor)?;
@@ -93,6 +96,7 @@ impl<T: RefitTarget> Live<T> {
         expected: Option<Digest>,
         settings: &[(String, String)],
         source: Option<&Source>,
+        on_its_way: &OnItsWay<'_>,
     ) -> Result<Passed, LiveError> {
         if let Some(why) = self.board.quarantined(candidate.digest()) {
             let what = format!("patch `{}` ({})", candidate.name(), candidate.digest());
@@ -101,15 +105,22 @@ impl<T: RefitTarget> Live<T> {
             return Err(SwapError::new(SwapErrorKind::Forbidden, what, why, next).into());
         }
         let terms = Terms { sha256: expected, ..Terms::settings(settings.iter().cloned()) };
-        let audited = self.pools.stage(|| candidate.admit(&*self.gate, &terms)?.audit())?;
+        let audited = self.pools.stage(|| {
+            let admitted = candidate.admit(&*self.gate, &terms)?;
+            on_its_way.is_at(StagingStep::Audit);
+            admitted.audit()
+        })?;
         let facts = audited.facts().clone();
         // Going back to what is still instantiated compiles nothing.
         if let Some(known) = self.board.known(&audited.generation()) {
             return Ok(Passed { patch: known, already: true, facts, remarks: Vec::new() });
         }
+        on_its_way.is_at(StagingStep::Compile);
         let compiled = self.pools.stage(|| audited.compile(&self.site))?;
+        on_its_way.is_at(StagingStep::Start);
         // Not in the pool: with `--isolate` this starts the child that will answer.
         let patch = compiled.ready()?;
+        on_its_way.is_at(StagingStep::Probe);
         let remarks = match patch.applies_to(&self.target.describe()) {
             Applicability::Applies => self.pools.stage(|| self.probe(&patch, source))?,
             Applicability::NotApplicable { .. } => Vec::new(),

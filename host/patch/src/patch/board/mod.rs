@@ -97,6 +97,18 @@ pub enum Requested {
     },
 }
 
+impl fmt::Display for Requested {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AlreadyActive { active } => write!(f, "it is active already (set {})", active.short()),
+            Self::AlreadyPending { to } => write!(f, "it is coming already (set {})", to.short()),
+            Self::Pending { from, to } => {
+                write!(f, "it comes (set {} takes the place of {})", to.short(), from.short())
+            }
+        }
+    }
+}
+
 /// A patch that passed every stage and waits.
 struct StagedPatch {
     patch: Arc<Patch>,
@@ -246,7 +258,7 @@ impl Board {
     fn note(&self, event: &'static str, actor: &Actor, fields: Value) {
         let Event { name, actor, fields } = ledger_event(event, actor, fields);
         if let Err(error) = self.ledger.note(name, &actor, fields) {
-            tracing::error!(%error, event, "an event is missing in the ledger");
+            tracing::error!(%error, %event, "an event is missing in the ledger");
         }
     }
 
