@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::logprobs::check_logprobs;
 use super::unsupported::{harmless, refuse};
 use crate::base::text::clean;
+use crate::serve::doors::Door;
 use crate::serve::error::{ApiError, ApiResult};
 use crate::serve::state::App;
 
@@ -59,9 +60,9 @@ pub struct SamplingParams {
     /// No end before this many tokens.
     pub min_tokens: Option<u32>,
     /// Log probabilities of the sampled tokens and of this many of the best.
-    pub logprobs: Option<u32>,
+    pub logprobs: Option<i64>,
     /// The same for the prompt.
-    pub prompt_logprobs: Option<u32>,
+    pub prompt_logprobs: Option<i64>,
     /// Log probabilities of these tokens at every position.
     pub logprob_token_ids: Option<Vec<u32>>,
     /// From -2 to 2.
@@ -105,7 +106,7 @@ pub struct Asked {
 
 impl SamplingParams {
     /// Checks everything that can be judged without the model. `max_tokens` and `logprobs` are left to the endpoint: their
-    /// defaults differ.
+    /// defaults differ. What log probabilities are is vLLM's way; other doors say theirs afterwards.
     pub fn asked(&self, app: &App) -> ApiResult<Asked> {
         let texts = "single tokens can be forbidden by logit_bias -100, texts cannot";
         refuse(
@@ -161,7 +162,7 @@ impl SamplingParams {
                 return Err(out_of_range(&format!("{name} of {len} entries"), "", "at most 4096 long").param(name));
             }
         }
-        let prompt_logprobs = check_logprobs("prompt_logprobs", self.prompt_logprobs, app.options.max_logprobs)?;
+        let prompt_logprobs = check_logprobs(app, "prompt_logprobs", self.prompt_logprobs)?;
         let params = SampleParams {
             min_tokens: self.min_tokens.unwrap_or(0) as usize,
             temperature: self.temperature.unwrap_or(1.0),
@@ -182,7 +183,7 @@ impl SamplingParams {
             skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
             logprob_token_ids: self.logprob_token_ids.clone().unwrap_or_default(),
             prompt_logprobs,
-            logprobs_mode: app.options.logprobs_mode,
+            logprobs_mode: app.logprobs_mode(Door::Vllm),
             ..SampleParams::default()
         };
         Ok(Asked { n: n as usize, params })
