@@ -281,6 +281,7 @@ fn around(server: &Server) {
     assert!(value("vllm:generation_tokens_total") > 100.0);
     assert_eq!(value("vllm:num_requests_running"), 0.0);
     assert_eq!(value("vllm:num_requests_waiting"), 0.0);
+    assert_eq!(value("vllm:kv_cache_usage_perc"), 0.0);
     assert!(value("vllm:request_success_total{model_name=\"bard\",finished_reason=\"stop\"}") >= 1.0);
     for histogram in ["time_to_first_token", "inter_token_latency", "e2e_request_latency"] {
         let count = value(&format!("vllm:{histogram}_seconds_count"));

@@ -177,6 +177,8 @@ impl Collector for LoadCollector {
         let counter = |n: u64| ConstCounter::new(n);
         put(e, "vllm:num_requests_running", "Sequences that run", &gauge(load.running))?;
         put(e, "vllm:num_requests_waiting", "Sequences that wait", &gauge(load.waiting))?;
+        let usage = load.kv_bytes as f64 / load.kv_limit.max(1) as f64;
+        put(e, "vllm:kv_cache_usage_perc", "Share of the memory for keys and values in use", &ConstGauge::new(usage))?;
         put(
             e,
             "patchhost_kv_cache_bytes",
