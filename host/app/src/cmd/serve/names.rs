@@ -38,12 +38,12 @@ fn repository(path: &Path) -> Option<String> {
     Some(name.replacen("--", "/", 1))
 }
 
-/// vLLM takes several names behind one flag. So does this program, and a folder behind several of them is the model, where
-/// none was given before: it would have been, had the flag one name only.
+/// vLLM takes several names behind one flag. So does this program, and a path behind several of them is the model, where
+/// none was given before: it would have been, had the flag one name only. One that is not there is refused later, as a model.
 pub fn folder_among(names: &mut Vec<String>, model: &mut Option<PathBuf>) {
     if model.is_none()
         && names.len() > 1
-        && let Some(folder) = names.pop_if(|last| Path::new(last).is_dir())
+        && let Some(folder) = names.pop_if(|last| last.starts_with(['.', '/']) || Path::new(last).is_dir())
     {
         *model = Some(PathBuf::from(folder));
     }
@@ -96,7 +96,8 @@ mod tests {
             (names, model)
         };
         assert_eq!(tried(&["a", &folder], None), (vec!["a".to_string()], Some(tmp.path().to_path_buf())));
-        assert_eq!(tried(&["a", "b"], None).0, ["a", "b"]);
+        assert_eq!(tried(&["a", "./typo"], None), (vec!["a".to_string()], Some(PathBuf::from("./typo"))));
+        assert_eq!(tried(&["a", "org/b"], None).0, ["a", "org/b"]);
         assert_eq!(tried(&[&folder], None), (vec![folder.clone()], None));
         assert_eq!(tried(&["a", &folder], Some("m")).0.len(), 2);
     }
