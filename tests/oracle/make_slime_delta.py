@@ -12,7 +12,7 @@ An independent writer of the form that `host/app/src/checkpoint/versions/mod.rs`
     published/weight_v000003              nothing changed: no shard
     published/weight_v000004              a full version: model.safetensors alone, no index
     published/weight_v000005              xor on the full one
-    blake3/weight_v000001                 a checksum that patchhost does not compute
+    blake3/weight_v000001                 blake3, slime's other strong checksum
     expected/v00000N.safetensors          what each version is
 """
 

@@ -155,6 +155,16 @@ impl Tokenizer {
         self.template.is_some()
     }
 
+    /// The chat template.
+    pub fn template(&self) -> Option<&str> {
+        self.template.as_deref()
+    }
+
+    /// The special tokens that the model's files name (`bos_token` and the like), and their texts.
+    pub fn specials(&self) -> &[(String, String)] {
+        &self.specials
+    }
+
     /// Text to tokens, with the special tokens that the tokenizer adds by itself.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_with(text, true)

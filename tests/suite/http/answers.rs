@@ -254,8 +254,24 @@ fn around(server: &Server) {
     let status = server.status();
     assert_eq!(status["live"]["board"]["active"], server.ready["patch_set"]);
     assert_eq!((&status["draining"], &status["paused"]), (&json!(false), &Value::Null));
+    assert_eq!(server.get("/livez").good()["status"], "ok");
+    assert_eq!(server.get("/ready").good()["status"], "ok");
+    assert_eq!((server.get("/ping").status, server.post("/ping", &json!({})).status), (200, 200));
+    for path in ["/health", "/readyz", "/v1/models", "/metrics", "/openapi.json"] {
+        let head = server.agent.head(server.url(path)).call().unwrap();
+        assert_eq!(head.status(), 200, "HEAD {path}");
+        assert_eq!(head.into_body().read_to_string().unwrap(), "", "HEAD {path}");
+    }
+    let open = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5";
+    let open = server.agent.get(server.url("/metrics")).header("accept", open).call().unwrap();
+    assert!(
+        open.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text; version=1.0.0")
+    );
+    let open = open.into_body().read_to_string().unwrap();
+    assert!(open.contains("# TYPE vllm:prompt_tokens counter\n") && open.ends_with("# EOF\n"), "{open}");
     let metrics = server.get("/metrics");
-    assert!(metrics.headers["content-type"].to_str().unwrap().contains("openmetrics-text"));
+    assert_eq!(metrics.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    assert!(metrics.text.contains("# TYPE vllm:prompt_tokens_total counter\n"), "{}", metrics.text);
     let value = |name: &str| -> f64 {
         let line = metrics.text.lines().find(|l| name.split(' ').all(|part| l.contains(part)) && !l.starts_with('#'));
         let line = line.unwrap_or_else(|| panic!("no {name}\n{}", metrics.text));
@@ -265,6 +281,7 @@ fn around(server: &Server) {
     assert!(value("vllm:generation_tokens_total") > 100.0);
     assert_eq!(value("vllm:num_requests_running"), 0.0);
     assert_eq!(value("vllm:num_requests_waiting"), 0.0);
+    assert_eq!(value("vllm:kv_cache_usage_perc"), 0.0);
     assert!(value("vllm:request_success_total{model_name=\"bard\",finished_reason=\"stop\"}") >= 1.0);
     for histogram in ["time_to_first_token", "inter_token_latency", "e2e_request_latency"] {
         let count = value(&format!("vllm:{histogram}_seconds_count"));
@@ -277,7 +294,7 @@ fn around(server: &Server) {
     let set = server.ready["patch_set"].as_str().unwrap();
     assert!(metrics.text.contains(&format!("patch_set=\"{set}\"")), "{}", metrics.text);
     assert!(metrics.text.contains("patchhost_http_responses_total{route=\"/v1/completions\",status=\"200\"}"));
-    assert!(metrics.text.ends_with("# EOF\n"));
+    assert!(!metrics.text.contains("# EOF") && !metrics.text.contains("# UNIT"), "{}", metrics.text);
 }
 
 fn documents(server: &Server) {

@@ -3,9 +3,11 @@
 
 mod adapters;
 mod changing;
+mod doors;
 mod generate;
 mod hostile;
 mod pauses;
+mod pulls;
 mod senders;
 mod transports;
 mod uploads;

@@ -1,10 +1,12 @@
 //! The model inside the binary: a small Qwen3-MoE trained on Shakespeare's plays (`models/tiny-shakespeare-moe`).
 
+use std::path::Path;
 use std::sync::Arc;
 
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::checkpoint::{Checkpoint, CheckpointTensor};
 use patchhost_runtime::error::{Refusal, Result, RuntimeError};
+use patchhost_runtime::files;
 #[cfg(feature = "text")]
 use patchhost_runtime::tokenizer::{Tokenizer, TokenizerFiles};
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -14,6 +16,11 @@ pub const NAME: &str = "tiny-shakespeare-moe";
 
 /// A prompt it can continue.
 pub const PROMPT: &str = "KING HENRY.\n";
+
+/// How it is spoken to, which knows plays and no chat: every turn is a speech of its role. It is no part of the model's files:
+/// verbs other than `serve` continue the text that they are given.
+pub const TEMPLATE: &str = "{% for message in messages %}{{ message.role | upper }}.\n{{ message.content }}\n\n{% endfor %}\
+                            {% if add_generation_prompt %}ASSISTANT.\n{% endif %}";
 
 macro_rules! file {
     ($name:literal) => {
@@ -73,6 +80,14 @@ pub fn tokenizer() -> Result<Tokenizer> {
         model: Some(CONFIG.to_string()),
         ..TokenizerFiles::default()
     })
+}
+
+/// Whether a folder has its tokenizer: then what is in the folder is this model, or was made of it.
+pub fn is_tokenizer_of(folder: &Path) -> bool {
+    let own = include_str!(file!("tokenizer.json"));
+    let path = folder.join("tokenizer.json");
+    let same_size = path.metadata().is_ok_and(|data| data.len() == own.len() as u64);
+    same_size && files::read_text(&path, files::TOKENIZER).is_ok_and(|text| text == own)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! `patchhost serve`: a model behind OpenAI's API, whose patches and weights can change while it serves.
 
+mod names;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use super::live::{LiveArgs, Needs, Started};
 use super::output::plural;
 use super::run::print_refit;
 use super::session::{Model, this_program};
+use crate::base::text::clean;
 use crate::checkpoint::bundled;
 use crate::live::CanaryUnit;
 use crate::patch::Actor;
@@ -27,10 +30,6 @@ use crate::serve::{self, Address, AdminAuth, App, Drained, Listener, RlAuth, RlM
 
 /// Bundled patches that are on by default where text is sampled and adapters are loaded.
 const PATCHES: &[&str] = &["vocab_mask", super::lora::PATCH];
-
-/// How the bundled model, which knows plays and no chat, is spoken to: every turn is a speech of its role.
-const PLAY_TEMPLATE: &str = "{% for message in messages %}{{ message.role | upper }}.\n{{ message.content }}\n\n{% endfor %}\
-                             {% if add_generation_prompt %}ASSISTANT.\n{% endif %}";
 
 /// Serve a model over HTTP (OpenAI's API), and change its patches and weights while it serves
 #[derive(Debug, clap::Args)]
@@ -66,8 +65,9 @@ pub struct Args {
     /// Largest body of a request that holds weights or an adapter, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = positive)]
     max_weights_body: usize,
-    /// Name of the model in requests and answers; further ones are aliases [default: name of the folder]
-    #[arg(long, value_name = "NAME")]
+    /// Names of the model in requests; answers have the first. The path of its folder is taken too [default: name of the
+    /// folder]
+    #[arg(long, value_name = "NAME", num_args = 1..)]
     served_model_name: Vec<String>,
     /// A Jinja file to use as the chat template
     #[arg(long, value_name = "FILE")]
@@ -90,12 +90,16 @@ pub struct Args {
     /// Most connections at once of each address; of more, those are ended first whose clients are waited for longest
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = positive)]
     max_connections: usize,
-    /// Most log probabilities per token that a request may ask for
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    max_logprobs: usize,
-    /// What log probabilities are computed from: the model's logits, or what is sampled from (after temperature and masks)
-    #[arg(long, value_enum, default_value = "raw_logprobs")]
-    logprobs_mode: Mode,
+    /// Most log probabilities per token that a request may ask for; -1: as many as the vocabulary has
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(i64).range(-1..), allow_negative_numbers = true)]
+    max_logprobs: i64,
+    /// What log probabilities are computed from, at every endpoint [default: /v1 as vLLM (raw_logprobs), /generate as SGLang
+    /// (tempered_logprobs), /generate/ as trl vllm-serve (processed_logprobs)]
+    #[arg(long, value_enum, value_name = "MODE")]
+    logprobs_mode: Option<Mode>,
+    /// vLLM's flag for weights over NCCL, which are not here
+    #[arg(long, value_name = "JSON", hide = true)]
+    weight_transfer_config: Option<String>,
     /// How long a request may take; a stream, how long it may wait for its next token
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
     request_timeout: Duration,
@@ -107,7 +111,7 @@ pub struct Args {
     drain_timeout: Duration,
 }
 
-/// [`LogprobsMode`] under the names that vLLM has for it.
+/// [`LogprobsMode`] under the names that vLLM has for it, but for the one that is SGLang's.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 #[value(rename_all = "snake_case")]
 enum Mode {
@@ -115,6 +119,8 @@ enum Mode {
     RawLogprobs,
     /// Log-softmax of what is sampled from
     ProcessedLogprobs,
+    /// Log-softmax after temperature, penalties and masks, before top-k, top-p and min-p: SGLang's
+    TemperedLogprobs,
     /// The model's logits
     RawLogits,
     /// What is sampled from
@@ -126,6 +132,7 @@ impl From<Mode> for LogprobsMode {
         match mode {
             Mode::RawLogprobs => Self::RawLogprobs,
             Mode::ProcessedLogprobs => Self::ProcessedLogprobs,
+            Mode::TemperedLogprobs => Self::TemperedLogprobs,
             Mode::RawLogits => Self::RawLogits,
             Mode::ProcessedLogits => Self::ProcessedLogits,
         }
@@ -154,6 +161,15 @@ fn socket(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// vLLM's servers are told over which transport a trainer sends weights; here there is one, which is always there.
+fn no_transfer(given: &str) -> UsageError {
+    UsageError::new(
+        format!("--weight-transfer-config {}", clean(given, 200)),
+        "it asks for a group of GPU processes that share tensors (NCCL, IPC), and this host has CPUs only",
+        "leave it away: weights come in requests, from TRL by `GRPOTrainer(rollout_func=patchhost.trl.Rollout(URL))`",
+    )
+}
+
 /// As many open files as this user may have: each connection is one.
 fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -167,8 +183,12 @@ fn raise_open_files() {
     }
 }
 
-pub fn run(args: Args, call: &Call) -> Result {
+pub fn run(mut args: Args, call: &Call) -> Result {
     let format = call.format;
+    names::folder_among(&mut args.served_model_name, &mut args.model.model);
+    if let Some(given) = &args.weight_transfer_config {
+        return Err(no_transfer(given).into());
+    }
     raise_open_files();
     let template = args.chat_template.as_deref().map(read_template).transpose()?;
     let doors = Doors::open(&args)?;
@@ -178,13 +198,17 @@ pub fn run(args: Args, call: &Call) -> Result {
     let listeners = runtime.block_on(bind(&args))?;
     let options = EngineOptions { allow_narrowing: args.allow_narrowing, ..EngineOptions::default() };
     let model = Model::open(&args.model, options)?;
-    let tokenizer = match (template, model.folder()) {
-        (Some(template), _) => {
+    let tokenizer = match template {
+        Some(template) => {
             let tokenizer = model.tokenizer()?.with_template(template);
             Some(tokenizer.with_renderer(crate::text::Renders::new(&this_program()?)))
         }
-        (None, None) => Some(model.tokenizer()?.with_template(PLAY_TEMPLATE.to_string())),
-        (None, Some(_)) => None,
+        // The bundled model, or a copy of it in a folder.
+        None if model.folder().is_none_or(bundled::is_tokenizer_of) => {
+            let tokenizer = model.tokenizer()?;
+            (!tokenizer.has_template()).then(|| tokenizer.with_template(bundled::TEMPLATE.to_string()))
+        }
+        None => None,
     };
     if format == Format::Text {
         let info = model.engine.info();
@@ -230,6 +254,7 @@ async fn serve(args: &Args, app: Arc<App>, started: Arc<Started>, listeners: Vec
         print_refit(&loaded.report);
     }
     drop(loaded);
+    app.rl.started_with(started.checkpoint.clone());
     announce(args, &app, &addresses, format);
     let reloads = tokio::spawn(reload_on_hangup(hangup, started));
     let drained = server.await.map_err(lost)?;
@@ -316,21 +341,23 @@ fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer
     };
     let scheduler = Scheduler::start(Arc::clone(live.engine()), Arc::clone(&tokenizer), weights, options)
         .map_err(|e| HostError::system("the thread of the scheduler", e))?;
-    let mut names = args.served_model_name.iter().cloned();
-    let own = || started.folder.as_deref().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
-    let name = names.next().or_else(own).unwrap_or_else(|| bundled::NAME.to_string());
-    let options = ServeOptions {
-        aliases: names.collect(),
+    let mut given = args.served_model_name.iter().cloned();
+    let name = given.next().unwrap_or_else(|| names::of_folder(started.folder.as_deref()));
+    let served = ServeOptions {
+        aliases: given.collect(),
+        paths: started.folder.as_deref().map(names::paths).unwrap_or_default(),
         request_timeout: args.request_timeout,
         max_body: args.max_body.saturating_mul(1 << 20),
         drain_timeout: args.drain_timeout,
-        max_logprobs: args.max_logprobs,
-        logprobs_mode: args.logprobs_mode.into(),
+        max_logprobs: usize::try_from(args.max_logprobs).ok(),
+        logprobs_mode: args.logprobs_mode.map(Into::into),
         // More could never be queued.
         max_choices: args.max_choices.min(args.max_waiting),
         max_connections: args.max_connections,
+        tokenizer_config: names::tokenizer_config(started.folder.as_deref()),
+        scheduler: options,
     };
-    let mut app = App::new(live, tokenizer, scheduler, name, options);
+    let mut app = App::new(live, tokenizer, scheduler, name, served);
     (app.roots, app.admin, app.rl.auth) = (doors.roots, doors.admin, doors.rl);
     app.rl.max_body = args.max_weights_body.saturating_mul(1 << 20);
     Ok(app)

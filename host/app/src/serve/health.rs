@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -12,18 +12,39 @@ use utoipa_axum::routes;
 
 use super::error::{ApiError, ApiResult, ErrorBody};
 use super::json::Json;
+use super::metrics::{Form, OPEN, PLAIN, plain};
 use super::state::App;
 
 /// Seconds after which a server that is not ready may be asked again.
 const RETRY: u32 = 5;
 
-/// Liveness, as vLLM answers it: 200 without a body
-#[utoipa::path(get, path = "/health", tag = "server", responses((status = 200, description = "It lives")))]
-async fn health() -> StatusCode {
-    StatusCode::OK
+/// Health, as vLLM and SGLang answer it: 200 without a body once weights serve, 503 before that and while it goes down
+///
+/// A server that is paused or asleep is well: its trainer wanted that.
+#[utoipa::path(get, path = "/health", tag = "server", responses(
+    (status = 200, description = "It serves"),
+    (status = 503, description = "Weights are being loaded, or it goes down", body = ErrorBody),
+))]
+async fn health(State(app): State<Arc<App>>) -> ApiResult<StatusCode> {
+    serves(&app, "health").map(|()| StatusCode::OK)
 }
 
-/// Liveness
+/// The same, as SageMaker asks for it
+#[utoipa::path(method(get, post), path = "/ping", tag = "server", responses(
+    (status = 200, description = "It serves"),
+    (status = 503, description = "Weights are being loaded, or it goes down", body = ErrorBody),
+))]
+async fn ping(State(app): State<Arc<App>>) -> ApiResult<StatusCode> {
+    serves(&app, "health").map(|()| StatusCode::OK)
+}
+
+/// Liveness: 200 as long as the program runs, also while weights are loaded
+#[utoipa::path(get, path = "/livez", tag = "server", responses((status = 200, description = "It lives", body = Alive)))]
+async fn livez() -> Json<Alive> {
+    Json(Alive { status: "ok" })
+}
+
+/// Liveness, by Kubernetes' older name
 #[utoipa::path(get, path = "/healthz", tag = "server", responses((status = 200, description = "It lives", body = Alive)))]
 async fn healthz() -> Json<Alive> {
     Json(Alive { status: "ok" })
@@ -35,17 +56,38 @@ async fn healthz() -> Json<Alive> {
     (status = 503, description = "Not now", body = ErrorBody),
 ))]
 async fn readyz(State(app): State<Arc<App>>) -> ApiResult<Json<Alive>> {
-    let not = |why: &str| Err(ApiError::unavailable("readiness", why, "ask again in a moment", RETRY));
-    if app.is_draining() {
-        return not("the server is draining");
+    is_ready(&app)
+}
+
+/// Readiness, by SGLang's name
+#[utoipa::path(get, path = "/ready", tag = "server", responses(
+    (status = 200, description = "It is ready", body = Alive),
+    (status = 503, description = "Not now", body = ErrorBody),
+))]
+async fn ready(State(app): State<Arc<App>>) -> ApiResult<Json<Alive>> {
+    is_ready(&app)
+}
+
+fn is_ready(app: &App) -> ApiResult<Json<Alive>> {
+    if app.is_sleeping() && !app.is_draining() {
+        return Err(not_now("readiness", "the server was put to sleep"));
     }
-    if app.is_sleeping() {
-        return not("the server was put to sleep");
+    serves(app, "readiness").map(|()| Json(Alive { status: "ok" }))
+}
+
+/// Whether weights serve, and will for a while.
+pub(super) fn serves(app: &App, what: &str) -> ApiResult<()> {
+    if app.is_draining() {
+        return Err(not_now(what, "the server is draining"));
     }
     if app.live.engine().live().is_err() {
-        return not("no weights have been published yet");
+        return Err(not_now(what, "no weights have been published yet: they are being loaded"));
     }
-    Ok(Json(Alive { status: "ok" }))
+    Ok(())
+}
+
+fn not_now(what: &str, why: &str) -> ApiError {
+    ApiError::unavailable(what, why, "ask again in a moment; GET /livez says whether the program runs", RETRY)
 }
 
 /// Version of this program
@@ -84,20 +126,31 @@ struct Version {
 }
 
 /// Prometheus metrics
+///
+/// In Prometheus' own text form, or as OpenMetrics where `Accept` prefers that.
 #[utoipa::path(get, path = "/metrics", tag = "server", responses(
-    (status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"),
+    (status = 200, description = "The metrics", content(
+        (String = "text/plain"),
+        (String = "application/openmetrics-text"),
+    )),
 ))]
-async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, ApiError> {
     let text = app.metrics.text().map_err(|e| ApiError::internal(&e))?;
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+    let (kind, text) = match Form::of(&headers) {
+        Form::OpenMetrics => (OPEN, text),
+        Form::Prometheus => (PLAIN, plain(&text)),
+    };
+    Ok(([(header::CONTENT_TYPE, kind), (header::VARY, "accept")], text).into_response())
 }
 
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(health))
+        .routes(routes!(ping))
+        .routes(routes!(livez))
         .routes(routes!(healthz))
         .routes(routes!(readyz))
+        .routes(routes!(ready))
         .routes(routes!(version))
         .routes(routes!(status))
         .routes(routes!(metrics))

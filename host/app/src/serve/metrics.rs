@@ -1,5 +1,7 @@
 //! Counters and clocks: what dashboards of vLLM read, by its names, and what patches do, as `patchhost_*`.
 
+mod text;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +18,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::live::LiveModel;
+pub use text::{Form, OPEN, PLAIN, plain};
 
 /// Seconds of vLLM's histograms, with finer steps at the lower end: models here are small.
 const SECONDS: [f64; 20] = [
@@ -119,7 +122,7 @@ impl Metrics {
         WeightUpdate { metrics: Arc::clone(self), operation, since: Instant::now() }
     }
 
-    /// The text that Prometheus reads.
+    /// The metrics as OpenMetrics text.
     pub fn text(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
@@ -174,6 +177,8 @@ impl Collector for LoadCollector {
         let counter = |n: u64| ConstCounter::new(n);
         put(e, "vllm:num_requests_running", "Sequences that run", &gauge(load.running))?;
         put(e, "vllm:num_requests_waiting", "Sequences that wait", &gauge(load.waiting))?;
+        let usage = load.kv_bytes as f64 / load.kv_limit.max(1) as f64;
+        put(e, "vllm:kv_cache_usage_perc", "Share of the memory for keys and values in use", &ConstGauge::new(usage))?;
         put(
             e,
             "patchhost_kv_cache_bytes",

@@ -9,12 +9,13 @@
 //! | `intake`, `json` | bodies, bounded; JSON and queries |
 //! | `auth`, `metrics` | who may do what; counters and clocks |
 //! | `weights` | how weights come in: one update at a time, from bodies and files |
-//! | `state` | what handlers share: [`App`] |
+//! | `state`, `doors` | what handlers share: [`App`]; what log probabilities are at each door |
 //! | `control`, `adapters` | pauses and memory; adapters that come and go |
 //! | `ask` | asking for text: parameters, prompts, the sequences of one request |
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/models` |
 //! | `vllm`, `sglang`, `trl` | what RL trainers use: pauses, weights, adapters, tokens in and out |
 //! | `tokenize`, `health`, `admin` | `/tokenize`, `/detokenize`; liveness, status, metrics; which patches run |
+//! | `info`, `loads` | what the server is and how busy, as clients and routers of vLLM and SGLang ask for it |
 //! | `router`, `bodies` | routes, layers, the OpenAPI document; what of a request no route takes |
 //! | `listen`, `connections`, `patience` | ports and sockets, connections on them, slow clients |
 //! | `heap` | memory that goes back to the system after requests |
@@ -26,13 +27,16 @@ mod auth;
 mod bodies;
 mod connections;
 mod control;
+mod doors;
 mod error;
 mod fields;
 mod health;
 mod heap;
+mod info;
 mod intake;
 mod json;
 mod listen;
+mod loads;
 mod metrics;
 mod openai;
 mod patience;

@@ -19,7 +19,7 @@ use super::auth::Via;
 use super::error::ApiError;
 use super::intake::Lingering;
 use super::state::App;
-use super::{admin, bodies, fields, health, openai, sglang, tokenize, trl, vllm};
+use super::{admin, bodies, doors, fields, health, info, loads, openai, sglang, tokenize, trl, vllm};
 use crate::base::text::clean;
 
 #[derive(utoipa::OpenApi)]
@@ -46,6 +46,8 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .merge(openai::routes())
         .merge(tokenize::routes())
         .merge(health::routes())
+        .merge(info::routes())
+        .merge(loads::routes())
         .merge(vllm::routes())
         .merge(trl::routes())
         .merge(admin::routes())
@@ -67,6 +69,7 @@ pub fn router(app: &Arc<App>, via: Via) -> Router {
         .layer(middleware::map_request(|request: Request| async { Lingering::of(request) }))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(fields::say))
+        .layer(middleware::from_fn_with_state(Arc::clone(app), doors::say))
         .layer(middleware::from_fn_with_state(Arc::clone(app), count))
         .with_state(Arc::clone(app))
 }

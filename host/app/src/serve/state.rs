@@ -9,11 +9,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::extract::FromRef;
 use patchhost_runtime::grammar::Grammars;
 use patchhost_runtime::lora::Adapter;
-use patchhost_runtime::scheduler::{LogprobsMode, Scheduler};
+use patchhost_runtime::scheduler::{LogprobsMode, Scheduler, SchedulerOptions};
 use patchhost_runtime::tokenizer::Tokenizer;
+use serde_json::{Map, Value};
 use tokio::sync::{Notify, watch};
 
 use super::auth::{AdminAuth, RlAuth};
+use super::doors::Door;
 use super::error::{ApiError, ApiResult};
 use super::intake::Room;
 use super::json::Bodies;
@@ -30,33 +32,42 @@ const REQUEST_ID: usize = 128;
 pub struct ServeOptions {
     /// Other names of the served model.
     pub aliases: Vec<String>,
+    /// Where the served model was read from, as requests may name it too: the first as it was given, then in other forms.
+    pub paths: Vec<String>,
     /// A request that is not answered after this long is aborted; a stream, when no token came for this long.
     pub request_timeout: Duration,
     /// Largest body in bytes. Endpoints that take weights have their own.
     pub max_body: usize,
     /// How long running requests may go on after the server was told to stop.
     pub drain_timeout: Duration,
-    /// Most `logprobs` and `top_logprobs` that a request may ask for.
-    pub max_logprobs: usize,
-    /// What `logprobs` are computed from.
-    pub logprobs_mode: LogprobsMode,
+    /// Most `logprobs` and `top_logprobs` that a request may ask for; none: as many as the vocabulary has.
+    pub max_logprobs: Option<usize>,
+    /// What `logprobs` are computed from; none: what the original of each door gives.
+    pub logprobs_mode: Option<LogprobsMode>,
     /// Most choices (`n` times prompts) of one request.
     pub max_choices: usize,
     /// Most connections at once of each address.
     pub max_connections: usize,
+    /// The content of tokenizer_config.json, for clients that ask for it.
+    pub tokenizer_config: Map<String, Value>,
+    /// What the scheduler was started with, for clients that ask for it.
+    pub scheduler: SchedulerOptions,
 }
 
 impl Default for ServeOptions {
     fn default() -> Self {
         Self {
             aliases: Vec::new(),
+            paths: Vec::new(),
             request_timeout: Duration::from_secs(300),
             max_body: 4 << 20,
             drain_timeout: Duration::from_secs(30),
-            max_logprobs: 20,
-            logprobs_mode: LogprobsMode::default(),
+            max_logprobs: Some(20),
+            logprobs_mode: None,
             max_choices: 1024,
             max_connections: 4096,
+            tokenizer_config: Map::new(),
+            scheduler: SchedulerOptions::default(),
         }
     }
 }
@@ -175,9 +186,31 @@ impl App {
         adapter.map(Some).ok_or_else(|| ApiError::no_model(name, &self.served_name))
     }
 
-    /// Whether a name is the served model's.
+    /// Whether a name is the served model's, or the path of its folder.
     pub fn is_served(&self, name: &str) -> bool {
+        let path = name.trim_end_matches('/');
+        self.is_name(name) || self.options.paths.iter().any(|known| known.trim_end_matches('/') == path)
+    }
+
+    /// Whether a name is one of those that the served model is listed under.
+    pub fn is_name(&self, name: &str) -> bool {
         self.served_name == name || self.options.aliases.iter().any(|alias| alias == name)
+    }
+
+    /// Where the served model was read from, or its name where it is the bundled one.
+    pub fn model_path(&self) -> &str {
+        self.options.paths.first().unwrap_or(&self.served_name)
+    }
+
+    /// Most log probabilities per place that a request may ask for.
+    pub fn max_logprobs(&self) -> usize {
+        let vocabulary = self.live.engine().model().vocab();
+        self.options.max_logprobs.map_or(vocabulary, |most| most.min(vocabulary))
+    }
+
+    /// What the log probabilities of a door's answers are.
+    pub fn logprobs_mode(&self, door: Door) -> LogprobsMode {
+        self.options.logprobs_mode.unwrap_or_else(|| door.logprobs_mode())
     }
 
     /// Takes an id for a request: the client's own, or a fresh one. Two requests at once cannot have the same, so that an

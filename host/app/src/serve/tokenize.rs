@@ -1,9 +1,10 @@
-//! `/tokenize` and `/detokenize`, as vLLM has them.
+//! `/tokenize`, `/detokenize` and `/tokenizer_info`, as vLLM has them.
 
 use std::sync::Arc;
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -137,6 +138,34 @@ async fn detokenize(
     Ok(Json(DetokenizeResponse { prompt: tokenizer.decode_all(&request.tokens)? }))
 }
 
+/// What tokenizer_config.json says, and the chat template that is used
+#[utoipa::path(get, path = "/tokenizer_info", tag = "tokens", responses(
+    (status = 200, description = "As the file has it; tokens are texts", body = Object),
+))]
+async fn tokenizer_info(State(app): State<Arc<App>>) -> Json<Value> {
+    let mut info: Map<String, Value> =
+        app.options.tokenizer_config.iter().map(|(name, value)| (name.clone(), plain(value))).collect();
+    info.entry("tokenizer_class").or_insert_with(|| Value::from("PreTrainedTokenizerFast"));
+    // Where they stand in another file.
+    for (name, token) in app.tokenizer.specials() {
+        info.insert(name.clone(), Value::from(token.as_str()));
+    }
+    info.insert("chat_template".to_string(), app.tokenizer.template().map_or(Value::Null, Value::from));
+    Json(Value::Object(info))
+}
+
+/// A value in which each token that is described by an object is its text.
+fn plain(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => match fields.get("content") {
+            Some(Value::String(text)) => Value::from(text.as_str()),
+            _ => Value::Object(fields.iter().map(|(name, value)| (name.clone(), plain(value))).collect()),
+        },
+        Value::Array(all) => all.iter().map(plain).collect(),
+        other => other.clone(),
+    }
+}
+
 pub fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(tokenize)).routes(routes!(detokenize))
+    OpenApiRouter::new().routes(routes!(tokenize)).routes(routes!(detokenize)).routes(routes!(tokenizer_info))
 }

@@ -21,25 +21,30 @@ use super::ask::{
     weight_versions,
 };
 use super::auth::RlControl;
+use super::doors::Door;
 use super::error::{ApiError, ApiResult, ErrorBody};
 use super::fields::Ignored;
+use super::health::serves;
 use super::json::{Json, of_value};
 use super::state::{App, blocking};
 use super::weights::{
     BucketEntry, BucketMeta, Claim, Content, Dialect, Narrowing, Payload, Published, base64_bytes, bucket,
 };
 
-/// Liveness.
+/// It serves.
 #[derive(Debug, Serialize, ToSchema)]
 struct Health {
     /// `ok`.
     status: &'static str,
 }
 
-/// Liveness, as TRL asks for it
-#[utoipa::path(get, path = "/health/", tag = "trl", responses((status = 200, description = "It lives", body = Health)))]
-async fn health() -> Json<Health> {
-    Json(Health { status: "ok" })
+/// Health, as TRL asks for it
+#[utoipa::path(get, path = "/health/", tag = "trl", responses(
+    (status = 200, description = "It serves", body = Health),
+    (status = 503, description = "Weights are being loaded, or it goes down", body = ErrorBody),
+))]
+async fn health(State(app): State<Arc<App>>) -> ApiResult<Json<Health>> {
+    serves(&app, "health").map(|()| Json(Health { status: "ok" }))
 }
 
 /// How many processes share the model.
@@ -117,6 +122,8 @@ pub struct GenerateResponse {
     pub completion_ids: Vec<Vec<u32>>,
     /// Log probability of each token.
     pub logprobs: Vec<Vec<f64>>,
+    /// What they are: `processed_logprobs`, as `trl vllm-serve` has them, unless `--logprobs-mode` says otherwise.
+    pub logprobs_mode: &'static str,
     /// Which weights made which sequence.
     pub weight_versions: Vec<Vec<WeightVersion>>,
 }
@@ -154,6 +161,8 @@ async fn generate(
     let most = request.max_tokens.or(sampling.max_tokens).unwrap_or(16);
     asked.params.max_tokens = max_tokens(&app, &prompts, Some(most))?;
     asked.params.logprobs = Some(request.logprobs.unwrap_or(0).min(1) as usize);
+    asked.params.logprobs_mode = app.logprobs_mode(Door::Trl);
+    let logprobs_mode = asked.params.logprobs_mode.name();
     let id = app.claim("", None)?;
     let batch = Batch { prompts: prompts.clone(), n: asked.n, params: asked.params, adapter: None };
     let outputs = Running::start(&app, id, batch, Limit::Total)?.collect().await?;
@@ -161,6 +170,7 @@ async fn generate(
         prompt_ids: prompts,
         completion_ids: outputs.iter().map(|o| o.token_ids.clone()).collect(),
         logprobs: outputs.iter().map(|o| o.logprobs.iter().map(|l| number(l.logprob)).collect()).collect(),
+        logprobs_mode,
         weight_versions: outputs.iter().map(|o| weight_versions(&o.weight_versions)).collect(),
     }))
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use super::logprobs::{TokenLogprob, Wanted};
+use super::logprobs::{LogprobsMode, TokenLogprob, Wanted};
 use super::params::SampleParams;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::grammar::Guide;
@@ -100,6 +100,9 @@ impl Chooser {
         let logprob = wanted.map(|wanted| {
             let values: Cow<'_, [f32]> = match (&raw, &candidates) {
                 (Some(raw), _) => raw.into(),
+                (None, Some(_)) if params.logprobs_mode == LogprobsMode::TemperedLogprobs => {
+                    row.iter().map(|logit| logit / params.temperature).collect()
+                }
                 (None, None) => (&*row).into(),
                 (None, Some(candidates)) => {
                     let mut kept = vec![f32::NEG_INFINITY; row.len()];
@@ -145,7 +148,6 @@ impl Chooser {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
     use super::*;
-    use crate::scheduler::LogprobsMode;
 
     fn greedy() -> SampleParams {
         SampleParams { temperature: 0.0, ..SampleParams::default() }
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_four_modes() {
+    fn every_mode_is_what_it_says() {
         let logits = [1.0f32, 4.0, 3.0, 2.0];
         let lp = |mode, temperature| {
             let p = SampleParams {
@@ -216,6 +218,11 @@ mod tests {
         assert_eq!(processed.top.iter().map(|t| t.0).collect::<Vec<_>>(), [2, 3]);
         assert!((processed.top[0].1 - (6.0 - log_sum(&[6.0, 4.0]))).abs() < 1e-6, "{processed:?}");
         assert_eq!(lp(LogprobsMode::ProcessedLogits, 0.5).top, [(2, 6.0), (3, 4.0)]);
+        // The same temperature, but top_k takes nobody's share away.
+        let tempered = lp(LogprobsMode::TemperedLogprobs, 0.5);
+        assert_eq!(tempered.top.iter().map(|t| t.0).collect::<Vec<_>>(), [2, 3, 0]);
+        assert!((tempered.top[0].1 - (6.0 - log_sum(&[6.0, 4.0, 2.0]))).abs() < 1e-6, "{tempered:?}");
+        assert_eq!(lp(LogprobsMode::TemperedLogprobs, 0.0), lp(LogprobsMode::ProcessedLogprobs, 0.0));
         let greedy = lp(LogprobsMode::ProcessedLogprobs, 0.0);
         assert_eq!(greedy.top.len(), 3);
         assert!((greedy.logprob - (3.0 - log_sum(&[3.0, 2.0, 1.0]))).abs() < 1e-6 && greedy.rank == 1);

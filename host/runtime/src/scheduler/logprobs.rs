@@ -1,6 +1,6 @@
 //! Log-probabilities of tokens.
 
-/// What log-probabilities are computed from; the names are vLLM's.
+/// What log-probabilities are computed from; the names are vLLM's, but for the one that only SGLang has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogprobsMode {
@@ -10,6 +10,9 @@ pub enum LogprobsMode {
     /// Log-softmax of what is sampled from: after masks, bias, penalties, temperature and filters. Filtered tokens have
     /// probability 0.
     ProcessedLogprobs,
+    /// Log-softmax after masks, bias, penalties and temperature, before filters (top-k, top-p, min-p): what SGLang gives.
+    /// Greedy tokens are chosen at temperature 1.
+    TemperedLogprobs,
     /// The model's logits themselves.
     RawLogits,
     /// What is sampled from, before the softmax.
@@ -43,6 +46,17 @@ pub(super) struct Wanted<'a> {
 }
 
 impl LogprobsMode {
+    /// Its name on the command line and in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RawLogprobs => "raw_logprobs",
+            Self::ProcessedLogprobs => "processed_logprobs",
+            Self::TemperedLogprobs => "tempered_logprobs",
+            Self::RawLogits => "raw_logits",
+            Self::ProcessedLogits => "processed_logits",
+        }
+    }
+
     /// Whether the logits are taken as the model gave them.
     pub(super) fn is_raw(self) -> bool {
         matches!(self, LogprobsMode::RawLogprobs | LogprobsMode::RawLogits)
@@ -50,7 +64,7 @@ impl LogprobsMode {
 
     /// Whether it is log-probabilities.
     pub(super) fn softmax(self) -> bool {
-        matches!(self, LogprobsMode::RawLogprobs | LogprobsMode::ProcessedLogprobs)
+        !matches!(self, LogprobsMode::RawLogits | LogprobsMode::ProcessedLogits)
     }
 }
 

@@ -6,9 +6,6 @@ use super::logprobs::LogprobsMode;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::grammar::Grammar;
 
-/// Most entries per position of `logprobs` and `prompt_logprobs`.
-pub const MAX_LOGPROBS: usize = 1024;
-
 /// Most stop texts.
 pub const MAX_STOPS: usize = 64;
 
@@ -54,7 +51,8 @@ pub struct SampleParams {
     pub include_stop_str_in_output: bool,
     /// Leave special tokens out of the text.
     pub skip_special_tokens: bool,
-    /// Log-probabilities of this many best tokens besides the sampled one's; 0 is the sampled one's only.
+    /// Log-probabilities of this many best tokens besides the sampled one's; 0 is the sampled one's only. At most as many as
+    /// the vocabulary has.
     pub logprobs: Option<usize>,
     /// Tokens whose log-probabilities are wanted at every position.
     pub logprob_token_ids: Vec<u32>,
@@ -121,8 +119,8 @@ impl SampleParams {
             return bad(format!("min_tokens {}", p.min_tokens), why, "give less, or a greater max_tokens");
         }
         for (name, n) in [("logprobs", p.logprobs), ("prompt_logprobs", p.prompt_logprobs)] {
-            if let Some(n) = n.filter(|n| *n > MAX_LOGPROBS) {
-                return bad(format!("{name} {n}"), format!("the most is {MAX_LOGPROBS}"), "ask for fewer");
+            if let Some(n) = n.filter(|n| *n > vocab) {
+                return bad(format!("{name} {n}"), format!("the vocabulary has {vocab} tokens"), "ask for fewer");
             }
         }
         if p.stop.len() > MAX_STOPS {
@@ -157,10 +155,6 @@ impl SampleParams {
                 let why = format!("the vocabulary ends at {vocab}");
                 return bad(format!("token id {id} in {name}"), why, "use ids of the model's tokenizer");
             }
-        }
-        if p.logprob_token_ids.len() > MAX_LOGPROBS {
-            let what = format!("logprob_token_ids with {} entries", p.logprob_token_ids.len());
-            return bad(what, format!("the most is {MAX_LOGPROBS}"), "name fewer");
         }
         Ok(())
     }

@@ -7,24 +7,27 @@ use crate::base::hex;
 /// How the bytes of tensors are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Checksum {
-    /// SHA-256: the only one here that holds against intent, not just accident.
+    /// SHA-256: holds against intent, not just accident.
     #[default]
     Sha256,
     /// XXH3 with 128 bits, slime's default.
     Xxh3,
+    /// BLAKE3, slime's other strong one: holds against intent too.
+    Blake3,
     /// Adler-32, for older writers.
     Adler32,
 }
 
 impl Checksum {
     /// All that can be computed.
-    pub const ALL: [Self; 3] = [Self::Sha256, Self::Xxh3, Self::Adler32];
+    pub const ALL: [Self; 4] = [Self::Sha256, Self::Xxh3, Self::Blake3, Self::Adler32];
 
     /// As `checksum_format` has it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
             Self::Xxh3 => "xxh3-128",
+            Self::Blake3 => "blake3",
             Self::Adler32 => "adler32",
         }
     }
@@ -39,6 +42,7 @@ impl Checksum {
         match self {
             Self::Sha256 => hex(&Sha256::digest(bytes)),
             Self::Xxh3 => format!("{:032x}", xxhash_rust::xxh3::xxh3_128(bytes)),
+            Self::Blake3 => blake3::hash(bytes).to_hex().to_string(),
             Self::Adler32 => format!("{:08x}", adler32(bytes)),
         }
     }
@@ -65,7 +69,7 @@ fn adler32(bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    /// Values of Python's zlib, hashlib and xxhash.
+    /// Values of Python's zlib, hashlib, xxhash and blake3.
     #[test]
     fn they_equal_those_of_python() {
         let long: Vec<u8> = (0..100_000u32).map(|i| 255 - (i % 7) as u8).collect();
@@ -74,10 +78,12 @@ mod tests {
         assert_eq!(Checksum::Adler32.of(&long), "a9429c06");
         assert_eq!(Checksum::Xxh3.of(b""), "99aa06d3014798d86001c324468d497f");
         assert_eq!(Checksum::Xxh3.of(&long), "2710b65f84ea93bcab9da8c49e366562");
+        assert_eq!(Checksum::Blake3.of(b""), "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262");
+        assert_eq!(Checksum::Blake3.of(&long), "78f37c49667a9aa51fcc74b2f154749b43e11ab037280811b6e30b9840278ffc");
         assert_eq!(Checksum::Sha256.of(&long), "9fa4fc917420d753e88949c3ca7e4ef2470730c0aa35a9d3dc372404140e9ae0");
         for checksum in Checksum::ALL {
             assert_eq!(Checksum::named(checksum.name()), Some(checksum));
         }
-        assert_eq!(Checksum::named("blake3"), None);
+        assert_eq!(Checksum::named("md5"), None);
     }
 }

@@ -158,7 +158,7 @@ mod tests {
         for (from, to, part) in [
             ("\"xor\"", "\"add\"", "known are xor and overwrite"),
             ("\"zstd\"", "\"lz4\"", "known is zstd"),
-            ("\"adler32\"", "\"blake3\"", "\"blake3\" cannot be computed"),
+            ("\"adler32\"", "\"md5\"", "\"md5\" cannot be computed"),
             ("\"000001\"", "\"000002\"", "cannot build on"),
             ("\"000001\"", "\"one\"", "needs base_version"),
             ("\"delta_encoding\": \"xor\",", "", "no delta_encoding"),

@@ -22,9 +22,8 @@
 //! - `overwrite`: the number of changed bytes (u32, little endian), their positions in the tensor (u32 each, ascending),
 //!   then the new bytes.
 //!
-//! Checksums are lower-case hex: `sha256` (what we write unless told otherwise), `xxh3-128` (slime's default) and
-//! `adler32`. slime's third, `blake3`, is refused by name. SGLang computes `xxh3-128`, `blake3` and `adler32` only: a
-//! version that it shall pull must be written with one of them.
+//! Checksums are lower-case hex: `sha256` (what we write unless told otherwise), and slime's three, `xxh3-128` (its default),
+//! `blake3` and `adler32`. SGLang computes those three only: a version that it shall pull must be written with one of them.
 //!
 //! **What we add**, where other readers do not look: `__metadata__` of a delta's shards also maps `TENSOR@base` to the
 //! dtype, shape and checksum that the tensor has in the base (`BF16[64,32] 5e1f…`), so that a wrong base is found before

@@ -10,6 +10,7 @@ use patchhost_runtime::lora::Adapter;
 use patchhost_runtime::scheduler::{Event, Job, SampleParams, StopReason, TokenLogprob};
 use tokio::sync::mpsc;
 
+use super::logprobs::check_amount;
 use crate::serve::error::{ApiError, ApiResult};
 use crate::serve::state::{App, RequestId};
 
@@ -92,6 +93,7 @@ impl Running {
                 RETRY,
             ));
         }
+        check_amount(&batch.params, &batch.prompts, batch.n)?;
         let (sender, receiver) = mpsc::unbounded_channel();
         let total = batch.prompts.len() * batch.n;
         let job_id = |k: usize| match batch.prompts.len() {

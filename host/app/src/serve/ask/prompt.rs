@@ -74,7 +74,11 @@ pub fn check_bytes(app: &App, bytes: usize) -> ApiResult<()> {
     let positions = app.live.engine().model().max_positions();
     match fits(bytes, positions) {
         true => Ok(()),
-        false => Err(too_long(format!("a prompt of {bytes} bytes"), positions)),
+        false => Err(too_long(
+            format!("a prompt of {bytes} bytes"),
+            positions,
+            &format!("your prompt has {bytes} bytes, which are more tokens than that with any tokenizer"),
+        )),
     }
 }
 
@@ -94,7 +98,12 @@ pub fn check(app: &App, prompt: &[u32]) -> ApiResult<()> {
         .param("prompt"));
     }
     if prompt.len() >= model.max_positions() {
-        return Err(too_long(format!("a prompt of {} tokens", prompt.len()), model.max_positions()));
+        let (n, positions) = (prompt.len(), model.max_positions());
+        let resulted = match n == positions {
+            true => format!("your messages resulted in {n} tokens, which leaves none for an answer"),
+            false => format!("your messages resulted in {n} tokens"),
+        };
+        return Err(too_long(format!("a prompt of {n} tokens"), positions, &resulted));
     }
     Ok(())
 }
@@ -108,20 +117,22 @@ pub fn max_tokens(app: &App, prompts: &[Vec<u32>], asked: Option<u32>) -> ApiRes
         None => Ok(room),
         Some(n) if n as usize <= room => Ok(n as usize),
         Some(n) => {
-            let mut e = too_long(format!("a prompt of {longest} tokens and {n} more"), positions);
-            e = e.param("max_tokens");
-            Err(e)
+            let all = longest.saturating_add(n as usize);
+            let requested = format!("you requested {all} tokens ({longest} in the messages, {n} in the completion)");
+            Err(too_long(format!("a prompt of {longest} tokens and {n} more"), positions, &requested)
+                .param("max_tokens"))
         }
     }
 }
 
-fn too_long(what: String, positions: usize) -> ApiError {
+/// In OpenAI's words, by which agents' frameworks know that they have to shorten a conversation.
+fn too_long(what: String, positions: usize, however: &str) -> ApiError {
     ApiError::new(
         StatusCode::BAD_REQUEST,
         "context_length_exceeded",
         what,
-        format!("the model's maximum context length is {positions} tokens"),
-        "shorten the prompt, or ask for fewer tokens",
+        format!("This model's maximum context length is {positions} tokens. However, {however}."),
+        "Please reduce the length of the messages or completion",
     )
     .param("prompt")
 }

@@ -14,6 +14,7 @@ use super::logprobs::check_logprobs;
 use super::structured::{Structure, StructuredOutputs};
 use super::unsupported::{harmless, refuse};
 use crate::base::text::clean;
+use crate::serve::doors::Door;
 use crate::serve::error::{ApiError, ApiResult};
 use crate::serve::state::App;
 
@@ -60,9 +61,9 @@ pub struct SamplingParams {
     /// No end before this many tokens.
     pub min_tokens: Option<u32>,
     /// Log probabilities of the sampled tokens and of this many of the best.
-    pub logprobs: Option<u32>,
+    pub logprobs: Option<i64>,
     /// The same for the prompt.
-    pub prompt_logprobs: Option<u32>,
+    pub prompt_logprobs: Option<i64>,
     /// Log probabilities of these tokens at every position.
     pub logprob_token_ids: Option<Vec<u32>>,
     /// From -2 to 2.
@@ -120,7 +121,7 @@ impl Asked {
 
 impl SamplingParams {
     /// Checks everything that can be judged without the model. `max_tokens` and `logprobs` are left to the endpoint: their
-    /// defaults differ.
+    /// defaults differ. What log probabilities are is vLLM's way; other doors say theirs afterwards.
     pub fn asked(&self, app: &App) -> ApiResult<Asked> {
         let texts = "single tokens can be forbidden by logit_bias -100, texts cannot";
         refuse(
@@ -174,7 +175,7 @@ impl SamplingParams {
                 return Err(out_of_range(&format!("{name} of {len} entries"), "", "at most 4096 long").param(name));
             }
         }
-        let prompt_logprobs = check_logprobs("prompt_logprobs", self.prompt_logprobs, app.options.max_logprobs)?;
+        let prompt_logprobs = check_logprobs(app, "prompt_logprobs", self.prompt_logprobs)?;
         let params = SampleParams {
             min_tokens: self.min_tokens.unwrap_or(0) as usize,
             temperature: self.temperature.unwrap_or(1.0),
@@ -195,7 +196,7 @@ impl SamplingParams {
             skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
             logprob_token_ids: self.logprob_token_ids.clone().unwrap_or_default(),
             prompt_logprobs,
-            logprobs_mode: app.options.logprobs_mode,
+            logprobs_mode: app.logprobs_mode(Door::Vllm),
             ..SampleParams::default()
         };
         let of = |given: &Option<StructuredOutputs>, field| given.as_ref().map(|s| s.structure(field)).transpose();

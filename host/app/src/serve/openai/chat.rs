@@ -37,7 +37,7 @@ request! {
         pub logprobs: Option<bool>,
         /// With this many of the most likely tokens; needs `logprobs`.
         #[schema(minimum = 0, maximum = 20)]
-        pub top_logprobs: Option<u32>,
+        pub top_logprobs: Option<i64>,
         /// End the prompt where the assistant's answer begins; the default is true.
         pub add_generation_prompt: Option<bool>,
         /// Further variables of the chat template.
@@ -199,7 +199,7 @@ async fn chat(State(app): State<Arc<App>>, Json(request): Json<ChatRequest>) -> 
     let mut asked = request.asked(&app)?.structured(&app).await?;
     let streamed = request.streamed()?;
     let logprobs = request.logprobs.unwrap_or(false);
-    let top_logprobs = check_logprobs("top_logprobs", request.top_logprobs, app.options.max_logprobs)?;
+    let top_logprobs = check_logprobs(&app, "top_logprobs", request.top_logprobs)?;
     if top_logprobs.is_some_and(|n| n > 0) && !logprobs {
         return Err(ApiError::bad(
             "`top_logprobs`",

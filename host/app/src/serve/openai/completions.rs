@@ -38,7 +38,7 @@ request! {
         pub echo: Option<bool>,
         /// Log probabilities, with this many of the most likely tokens.
         #[schema(minimum = 0, maximum = 20)]
-        pub logprobs: Option<u32>,
+        pub logprobs: Option<i64>,
         #[schema(ignore)]
         suffix: Option<serde_json::Value>,
         #[schema(ignore)]
@@ -138,7 +138,7 @@ async fn completions(State(app): State<Arc<App>>, Json(request): Json<Completion
     let adapter = app.adapter(request.model.as_deref())?;
     let mut asked = request.asked(&app)?.structured(&app).await?;
     let streamed = request.streamed()?;
-    let logprobs = check_logprobs("logprobs", request.logprobs, app.options.max_logprobs)?;
+    let logprobs = check_logprobs(&app, "logprobs", request.logprobs)?;
     let prompts =
         request.prompt.tokens(&app, request.add_special_tokens.unwrap_or(true), request.truncate_prompt_tokens).await?;
     check_choices(&app, prompts.len(), asked.n)?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -32,7 +33,7 @@ pub struct ModelCard {
     pub created: u64,
     /// `patchhost`.
     pub owned_by: &'static str,
-    /// The model itself, where this is another name of it.
+    /// Where the model was read from; of an adapter, its own name.
     pub root: String,
     /// The model that an adapter is for.
     pub parent: Option<String>,
@@ -46,7 +47,7 @@ fn cards(app: &App) -> Vec<ModelCard> {
         object: "model",
         created: app.started,
         owned_by: "patchhost",
-        root: if parent.is_some() { id.to_string() } else { app.served_name.clone() },
+        root: if parent.is_some() { id.to_string() } else { app.model_path().to_string() },
         parent: parent.map(str::to_string),
         max_model_len: app.live.engine().model().max_positions(),
     };
@@ -70,17 +71,37 @@ async fn models(State(app): State<Arc<App>>) -> Json<ModelList> {
         (status = 404, description = "There is no such model", body = ErrorBody),
     ),
 )]
-async fn model(
+async fn model(State(app): State<Arc<App>>, name: Result<Path<String>, PathRejection>) -> ApiResult<Json<ModelCard>> {
+    let Path(name) = name.map_err(|_| no_text())?;
+    named(&app, &name)
+}
+
+/// The same for a name that is a path, or has its maker's name before it, and comes with its slashes as they are.
+async fn model_of_path(
     State(app): State<Arc<App>>,
-    name: Result<Path<String>, axum::extract::rejection::PathRejection>,
+    name: Result<Path<(String, String)>, PathRejection>,
 ) -> ApiResult<Json<ModelCard>> {
-    let Ok(Path(name)) = name else {
-        return Err(ApiError::bad("the model's name", "it is not UTF-8", "see GET /v1/models").param("model"));
+    let Path((first, rest)) = name.map_err(|_| no_text())?;
+    named(&app, &format!("{first}/{rest}"))
+}
+
+fn no_text() -> ApiError {
+    ApiError::bad("the model's name", "it is not UTF-8", "see GET /v1/models").param("model")
+}
+
+fn named(app: &App, name: &str) -> ApiResult<Json<ModelCard>> {
+    let mut cards = cards(app).into_iter();
+    let card = match app.is_served(name) && !app.is_name(name) {
+        // By its path, which is no name of its own in the list.
+        true => cards.next(),
+        false => cards.find(|card| card.id == name),
     };
-    let card = cards(&app).into_iter().find(|card| card.id == name);
-    card.map(Json).ok_or_else(|| ApiError::no_model(&name, &app.served_name))
+    card.map(Json).ok_or_else(|| ApiError::no_model(name, &app.served_name))
 }
 
 pub fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(models)).routes(routes!(model))
+    OpenApiRouter::new()
+        .routes(routes!(models))
+        .routes(routes!(model))
+        .route("/v1/models/{model}/{*rest}", axum::routing::get(model_of_path))
 }

@@ -64,9 +64,10 @@ macro_rules! request {
             pub include_stop_str_in_output: Option<bool>,
             /// Special tokens have no text; the default is true.
             pub skip_special_tokens: Option<bool>,
-            /// Log probabilities of the prompt's tokens, with this many of the most likely ones.
+            /// Log probabilities of the prompt's tokens, with this many of the most likely ones. `--max-logprobs` says how
+            /// many there can be; with `--max-logprobs -1`, -1 is all.
             #[schema(minimum = 0, maximum = 20)]
-            pub prompt_logprobs: Option<u32>,
+            pub prompt_logprobs: Option<i64>,
             /// Log probabilities of these tokens at every position, with `logprobs`.
             #[schema(max_items = 4096)]
             pub logprob_token_ids: Option<Vec<u32>>,

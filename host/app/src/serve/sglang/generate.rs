@@ -1,4 +1,4 @@
-//! `/generate`, and what clients ask before it: `/get_model_info`, `/health_generate`.
+//! `/generate`, and `/health_generate`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,6 +22,7 @@ use crate::serve::ask::sse::{self, Chunks};
 use crate::serve::ask::{
     Batch, Limit, Output, Prompt, Running, cache_salt, check_choices, check_logprobs, max_tokens, refuse,
 };
+use crate::serve::doors::Door;
 use crate::serve::error::{ApiError, ApiResult};
 use crate::serve::json::Json;
 use crate::serve::state::App;
@@ -166,10 +167,11 @@ impl GenerateRequest {
             Some(Ids::List(ids)) => ids,
             Some(Ids::Token(id)) => std::slice::from_ref(id),
         };
-        let top = check_logprobs("top_logprobs_num", top, app.options.max_logprobs)?.unwrap_or(0);
+        let top = check_logprobs(app, "top_logprobs_num", top.map(i64::from))?.unwrap_or(0);
         let mut asked = sampling.asked(app, if return_logprob { ids } else { &[] })?.structured(app).await?;
         let key = OneOrMany::at(self.extra_key.as_ref(), i, of, "extra_key")?.flatten();
         asked.params.cache_salt = cache_salt("extra_key", key.as_deref())?;
+        asked.params.logprobs_mode = app.logprobs_mode(Door::Sglang);
         let start = usize::try_from(start).ok().filter(|_| return_logprob);
         if start.is_some_and(|s| s > prompt.len()) {
             let why = format!("the prompt has {} tokens", prompt.len());
@@ -194,6 +196,7 @@ impl GenerateRequest {
             top,
             by_id: return_logprob && !ids.is_empty(),
             texts: self.return_text_in_logprobs,
+            logprobs_mode: asked.params.logprobs_mode.name(),
             weight_version: app.rl.version_of(&*app.live.engine().live()?),
         };
         Ok(Piece { about, params: asked.params, n: asked.n, adapter: app.adapter(adapter.as_deref())? })
@@ -332,26 +335,6 @@ impl Chunks for Stream {
     }
 }
 
-/// What model this is
-#[utoipa::path(method(get, post), path = "/get_model_info", tag = "rl", responses(
-    (status = 200, description = "What it is", body = Object),
-))]
-async fn get_model_info(State(app): State<Arc<App>>) -> Json<Value> {
-    let engine = app.live.engine();
-    let live = engine.live().ok();
-    Json(json!({
-        "model_path": app.served_name,
-        "tokenizer_path": app.served_name,
-        "is_generation": true,
-        "preferred_sampling_params": null,
-        "weight_version": live.as_ref().map(|w| app.rl.version_of(w)),
-        "has_image_understanding": false,
-        "has_audio_understanding": false,
-        "model_type": engine.info().model_type,
-        "architectures": [engine.info().architecture],
-    }))
-}
-
 /// Liveness by a token that is generated
 #[utoipa::path(get, path = "/health_generate", tag = "rl", responses(
     (status = 200, description = "A token came"),
@@ -370,5 +353,5 @@ async fn health_generate(State(app): State<Arc<App>>) -> ApiResult<StatusCode> {
 }
 
 pub fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(generate)).routes(routes!(get_model_info)).routes(routes!(health_generate))
+    OpenApiRouter::new().routes(routes!(generate)).routes(routes!(health_generate))
 }

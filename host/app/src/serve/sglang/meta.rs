@@ -25,6 +25,8 @@ pub struct About {
     pub by_id: bool,
     /// Texts beside token ids.
     pub texts: bool,
+    /// What the log probabilities of the answer are. Those of the prompt are always the model's own, as SGLang has it.
+    pub logprobs_mode: &'static str,
     /// What the live weights are called.
     pub weight_version: String,
 }
@@ -46,6 +48,7 @@ pub fn answer(about: &About, output: &Output, finished: bool, tokenizer: &Tokeni
     meta.insert("e2e_latency".into(), json!(seconds));
     if about.return_logprob {
         let writer = Writer { tokenizer, texts: about.texts };
+        meta.insert("logprobs_mode".into(), json!(about.logprobs_mode));
         let out = &output.logprobs;
         meta.insert("output_token_logprobs".into(), out.iter().map(|l| writer.own(l)).collect());
         if about.top > 0 {

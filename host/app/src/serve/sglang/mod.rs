@@ -6,6 +6,7 @@ mod generate;
 mod lora;
 mod many;
 mod meta;
+mod pull;
 mod refused;
 mod sampling;
 mod weights;
@@ -24,6 +25,7 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .merge(control::routes())
         .merge(generate::routes())
         .merge(lora::routes())
+        .merge(pull::routes())
         .merge(refused::routes())
         .merge(weights::routes())
         .layer(from_fn(bodies::check))

@@ -1,4 +1,5 @@
-//! SGLang's sampling parameters, translated into vLLM's.
+//! SGLang's sampling parameters, translated into vLLM's. `custom_params` is none of them: only custom logit processors read
+//! it, which are refused, so it is ignored as SGLang does and named as every field that is.
 
 use std::collections::BTreeMap;
 
@@ -60,8 +61,6 @@ pub struct SamplingParams {
     structural_tag: Option<Value>,
     #[schema(ignore)]
     stop_regex: Option<Value>,
-    #[schema(ignore)]
-    custom_params: Option<Value>,
 }
 
 impl SamplingParams {
@@ -71,7 +70,6 @@ impl SamplingParams {
             &[
                 ("structural_tag", &self.structural_tag, "a whole answer follows one grammar"),
                 ("stop_regex", &self.stop_regex, "stop texts are compared, not matched"),
-                ("custom_params", &self.custom_params, "requests cannot bring code"),
             ],
             harmless,
         )?;

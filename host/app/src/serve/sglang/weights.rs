@@ -78,7 +78,8 @@ impl UpdateOptions {
 /// Body of `/update_weights_from_disk`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct UpdateFromDisk {
-    /// A file or folder inside a root: a checkpoint, a version, a delta, or a folder of versions.
+    /// A file or folder inside a root: a checkpoint, a version, a delta, or a folder of versions. Or the local folder of
+    /// the last `/pull_weights`.
     pub model_path: String,
     /// `auto`, `safetensors` or absent.
     pub load_format: Option<String>,
@@ -110,9 +111,11 @@ async fn update_weights_from_disk(
 }
 
 fn from_disk(app: &Arc<App>, body: &UpdateFromDisk, actor: &Actor) -> ApiResult<Published> {
-    let pinned = app.roots.pin(&body.model_path)?;
     let version = body.options.version()?;
-    let (pieces, version) = app.rl.load(&pinned, version)?;
+    let (pieces, version) = match app.rl.pulled(&body.model_path) {
+        Some((pieces, pulled)) => (pieces, version.or(Some(pulled))),
+        None => app.rl.load(&app.roots.pin(&body.model_path)?, version)?,
+    };
     if body.options.abort_all_requests {
         app.scheduler.abort_all();
     }

@@ -135,14 +135,23 @@ async fn abort_requests(
     Ok(Json(Aborted { status: "aborted", aborted }))
 }
 
+/// The prefixes are forgotten.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Forgotten {
+    /// Always true; a refusal is an error.
+    pub success: bool,
+    /// `reset`.
+    pub status: &'static str,
+}
+
 /// Forget all prefixes
 #[utoipa::path(post, path = "/reset_prefix_cache", tag = "rl", responses(
-    (status = 200, description = "They are forgotten", body = Status),
+    (status = 200, description = "They are forgotten", body = Forgotten),
     (status = "4XX", description = "Refused", body = ErrorBody),
 ))]
-async fn reset_prefix_cache(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Status>> {
+async fn reset_prefix_cache(_who: RlControl, State(app): State<Arc<App>>) -> ApiResult<Json<Forgotten>> {
     control::forget_prefixes(&app).await?;
-    Ok(Json(Status { status: "reset" }))
+    Ok(Json(Forgotten { success: true, status: "reset" }))
 }
 
 /// Forget processed images: there are none

@@ -140,7 +140,7 @@ async fn generate(State(app): State<Arc<App>>, Json(request): Json<GenerateReque
     let prompts = vec![request.token_ids];
     check_choices(&app, 1, asked.n)?;
     asked.params.max_tokens = max_tokens(&app, &prompts, Some(request.sampling_params.max_tokens.unwrap_or(16)))?;
-    asked.params.logprobs = check_logprobs("logprobs", request.sampling_params.logprobs, app.options.max_logprobs)?;
+    asked.params.logprobs = check_logprobs(&app, "logprobs", request.sampling_params.logprobs)?;
     let adapter = app.adapter(request.model.as_deref())?;
     let id = app.claim("", request.request_id.as_deref())?;
     let request_id = id.as_str().to_string();

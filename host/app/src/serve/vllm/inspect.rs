@@ -1,11 +1,11 @@
-//! What runs: `/weight_info`, `/update_weight_version`, `/weight_checker`, `/get_world_size`, `/server_info`.
+//! What runs: `/weight_info`, `/update_weight_version`, `/weight_checker`, `/get_world_size`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -124,45 +124,10 @@ async fn get_world_size() -> Json<WorldSize> {
     Json(WorldSize { world_size: 1 })
 }
 
-/// What the server is, as clients of vLLM and SGLang ask for it
-#[utoipa::path(get, path = "/server_info", tag = "rl", responses((status = 200, description = "What it is", body = Object)))]
-async fn server_info(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(info(&app))
-}
-
-fn info(app: &App) -> Value {
-    let engine = app.live.engine();
-    let live = engine.live().ok();
-    json!({
-        "engine": "patchhost",
-        "version": env!("CARGO_PKG_VERSION"),
-        "model_path": app.served_name,
-        "tokenizer_path": app.served_name,
-        "served_model_name": app.served_name,
-        "architecture": engine.info().architecture,
-        "model_type": engine.info().model_type,
-        "device": "cpu",
-        "is_generation": true,
-        "context_length": engine.model().max_positions(),
-        "tp_size": 1,
-        "dp_size": 1,
-        "pp_size": 1,
-        "ep_size": 1,
-        "weight_version": live.as_ref().map(|w| app.rl.version_of(w)),
-        "patch_set": live.as_ref().map(|w| w.patches().to_string()),
-        "skip_tokenizer_init": false,
-        "enable_lora": app.live.board().active().set().lora().is_some(),
-        "weight_transports": ["safetensors", "bucket", "base64", "path"],
-        "roots": !app.roots.is_empty(),
-        "internal_states": [app.scheduler.load()],
-    })
-}
-
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(weight_info))
         .routes(routes!(update_weight_version))
         .routes(routes!(weight_checker))
         .routes(routes!(get_world_size))
-        .routes(routes!(server_info))
 }

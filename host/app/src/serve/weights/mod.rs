@@ -31,6 +31,7 @@ mod narrowing;
 mod open;
 pub mod pickle;
 mod piece;
+mod pull;
 mod refused;
 mod roots;
 mod update;
@@ -42,6 +43,7 @@ pub use meta::{BucketEntry, BucketMeta, UpdateInfo};
 pub use narrowing::{FIELD as ALLOW_NARROWING, Narrowing};
 pub use open::{Claim, Dialect};
 pub use piece::{Piece, base64_bytes, bucket, framed, packed, safetensors};
+pub use pull::target as pull_target;
 pub use roots::Roots;
 pub use update::{Begun, Published, Received, RlState, Updated};
 

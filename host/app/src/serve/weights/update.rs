@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 use super::Piece;
 use super::held::{Renamed, version_name};
 use super::open::{Claim, Dialect, Open, Refused, fresh_id};
+use super::pull::Pulls;
 use crate::base::text::clean;
 use crate::live::{LiveModel, Refitted, Update};
 use crate::patch::Actor;
@@ -49,6 +50,8 @@ pub struct RlState {
     pub(super) renamed: Mutex<Option<Renamed>>,
     /// Checksums that `compare` compares with.
     pub(super) baseline: Mutex<Option<BTreeMap<String, String>>>,
+    /// What was pulled and is not live yet.
+    pub(super) pulls: Mutex<Pulls>,
 }
 
 /// The one update that can be open.
@@ -143,6 +146,7 @@ impl RlState {
             bound: OnceLock::new(),
             renamed: Mutex::default(),
             baseline: Mutex::default(),
+            pulls: Mutex::default(),
         }
     }
 

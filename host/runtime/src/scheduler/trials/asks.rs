@@ -77,6 +77,7 @@ fn params(rng: &mut StdRng) -> SampleParams {
                 LogprobsMode::RawLogprobs,
                 LogprobsMode::RawLogits,
                 LogprobsMode::ProcessedLogprobs,
+                LogprobsMode::TemperedLogprobs,
                 LogprobsMode::ProcessedLogits,
             ],
         ),
