@@ -8,17 +8,24 @@ use super::tensors::{SideRow, SideTotals, State, TensorRow, Totals};
 use crate::base::fold::fold;
 
 /// A table: the first column is words, the others are numbers.
-pub(super) struct Table {
-    pub(super) title: String,
-    pub(super) head: Vec<&'static str>,
-    pub(super) rows: Vec<Vec<String>>,
+pub(crate) struct Table {
+    pub(crate) title: String,
+    pub(crate) head: Vec<&'static str>,
+    pub(crate) rows: Vec<Vec<String>>,
     /// What a reader should know, below it.
-    pub(super) notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
 /// All tables; of the tensors every one, or the `most` worst lines after tensors that are alike were folded.
 pub(super) fn tables(report: &Report, most: Option<usize>) -> Vec<Table> {
     let mut out = vec![classes(report), tensors(report, most)];
+    out.extend(predictions(report));
+    out
+}
+
+/// The tables of forward passes; none where there were none.
+pub(super) fn predictions(report: &Report) -> Vec<Table> {
+    let mut out = Vec::new();
     if let Some(ablation) = &report.ablation {
         out.extend(effects(ablation));
     }
@@ -28,26 +35,12 @@ pub(super) fn tables(report: &Report, most: Option<usize>) -> Vec<Table> {
     out
 }
 
-fn classes(report: &Report) -> Table {
+/// Sums by class of layers.
+pub(super) fn classes(report: &Report) -> Table {
     let row = |name: &str, t: &Totals| {
-        let (a, b) = (t.a.as_ref(), t.b.as_ref());
-        let side = |f: &dyn Fn(&SideTotals) -> String, s: Option<&SideTotals>| s.map_or("-".to_string(), f);
-        vec![
-            name.to_string(),
-            t.tensors.to_string(),
-            ratio(t.scales.differing, t.scales.total),
-            t.scales.max_ulp.to_string(),
-            ratio(t.weight_bytes.differing, t.weight_bytes.total),
-            rate(t.weight_bytes.differing, t.weight_bytes.total),
-            t.weight_bytes.max_steps.to_string(),
-            number(t.max_abs_difference),
-            side(&|s| decibel(s.snr_db), a),
-            side(&|s| decibel(s.snr_db), b),
-            side(&|s| percent(s.relative_rmse), a),
-            side(&|s| percent(s.relative_rmse), b),
-            side(&|s| format!("{}+{}", s.saturated, s.flushed), a),
-            side(&|s| format!("{}+{}", s.saturated, s.flushed), b),
-        ]
+        let mut cells = vec![name.to_string(), t.tensors.to_string()];
+        cells.extend(totals_cells(t));
+        cells
     };
     let mut rows: Vec<Vec<String>> = report.classes.iter().map(|c| row(c.class.name(), &c.totals)).collect();
     rows.push(row("all", &report.total));
@@ -67,28 +60,50 @@ fn classes(report: &Report) -> Table {
     }
     Table {
         title: "Quantized tensors by class".to_string(),
-        head: vec![
-            "class",
-            "tensors",
-            "scales differ",
-            "max ulp",
-            "weight bytes differ",
-            "rate",
-            "max steps",
-            "max |A-B|",
-            "SNR A",
-            "SNR B",
-            "RMSE A",
-            "RMSE B",
-            "sat+flush A",
-            "sat+flush B",
-        ],
+        head: ["class", "tensors"].into_iter().chain(TOTALS).collect(),
         rows,
         notes,
     }
 }
 
-fn tensors(report: &Report, most: Option<usize>) -> Table {
+/// Heads of the columns that [`totals_cells`] fills.
+pub(super) const TOTALS: [&str; 12] = [
+    "scales differ",
+    "max ulp",
+    "weight bytes differ",
+    "rate",
+    "max steps",
+    "max |A-B|",
+    "SNR A",
+    "SNR B",
+    "RMSE A",
+    "RMSE B",
+    "sat+flush A",
+    "sat+flush B",
+];
+
+/// Sums in a row.
+pub(super) fn totals_cells(t: &Totals) -> Vec<String> {
+    let (a, b) = (t.a.as_ref(), t.b.as_ref());
+    let side = |f: &dyn Fn(&SideTotals) -> String, s: Option<&SideTotals>| s.map_or("-".to_string(), f);
+    vec![
+        ratio(t.scales.differing, t.scales.total),
+        most(t.scales.max_ulp, t.scales.total),
+        ratio(t.weight_bytes.differing, t.weight_bytes.total),
+        rate(t.weight_bytes.differing, t.weight_bytes.total),
+        most(t.weight_bytes.max_steps, t.weight_bytes.total),
+        number(t.max_abs_difference),
+        side(&|s| decibel(s.snr_db), a),
+        side(&|s| decibel(s.snr_db), b),
+        side(&|s| percent(s.relative_rmse), a),
+        side(&|s| percent(s.relative_rmse), b),
+        side(&|s| format!("{}+{}", s.saturated, s.flushed), a),
+        side(&|s| format!("{}+{}", s.saturated, s.flushed), b),
+    ]
+}
+
+/// Every tensor, or the `most` worst lines after tensors that are alike were folded.
+pub(super) fn tensors(report: &Report, most: Option<usize>) -> Table {
     let row = |r: &TensorRow| {
         let (a, b) = (r.a.as_ref(), r.b.as_ref());
         let side = |f: &dyn Fn(&SideRow) -> String, s: Option<&SideRow>| s.map_or("-".to_string(), f);
@@ -163,11 +178,11 @@ fn effects(ablation: &Ablation) -> Vec<Table> {
         "only this quantized",
         "side",
         "tensors",
-        "KL mean",
-        "KL max",
+        "KL mean, nats",
+        "KL max, nats",
         "share of sum",
-        "k3_kl",
-        "kl",
+        "k3_kl, nats",
+        "kl, nats",
         "top-1 agreement",
     ];
     let mut classes = Vec::new();
@@ -221,7 +236,7 @@ fn effects(ablation: &Ablation) -> Vec<Table> {
     }
     if let Some(between) = &ablation.between {
         let row = distance_row("B against A".into(), "-", "-".into(), between, "-".into());
-        let head = vec!["", "KL mean", "KL max", "k3_kl", "kl", "top-1 agreement"];
+        let head = vec!["", "KL mean, nats", "KL max, nats", "k3_kl, nats", "kl, nats", "top-1 agreement"];
         let pick = [0, 3, 4, 6, 7, 8].into_iter().filter_map(|i| row.get(i).cloned()).collect();
         out.push(Table {
             title: "Between the two sides".to_string(),
@@ -296,19 +311,27 @@ pub(super) fn kl_by_class(candidate: &Candidate) -> Vec<(String, f64)> {
     candidate.classes.iter().map(|e| (name(e.only), e.distance.kl_vocab)).collect()
 }
 
-fn ratio(part: u64, whole: u64) -> String {
+/// `part/whole`; a dash of nothing.
+pub(super) fn ratio(part: u64, whole: u64) -> String {
     if whole == 0 { "-".to_string() } else { format!("{part}/{whole}") }
+}
+
+/// The greatest of `whole` distances; a dash where there were none.
+fn most(distance: u32, whole: u64) -> String {
+    if whole == 0 { "-".to_string() } else { distance.to_string() }
 }
 
 fn rate(part: u64, whole: u64) -> String {
     if whole == 0 { "-".to_string() } else { number(part as f64 / whole as f64) }
 }
 
-fn decibel(snr: Option<f64>) -> String {
+/// A ratio in dB; where nothing was lost it has none.
+pub(super) fn decibel(snr: Option<f64>) -> String {
     snr.map_or("exact".to_string(), |s| format!("{s:.2} dB"))
 }
 
-fn percent(share: Option<f64>) -> String {
+/// A share in percent.
+pub(super) fn percent(share: Option<f64>) -> String {
     share.map_or("-".to_string(), |s| format!("{:.3} %", s * 100.0))
 }
 
@@ -325,9 +348,37 @@ pub(crate) fn number(v: f64) -> String {
     }
 }
 
+/// Three digits, written out where that is not too long: for sentences and charts.
+pub(crate) fn brief(v: f64) -> String {
+    match v {
+        0.0 => "0".to_string(),
+        v if !v.is_finite() => v.to_string(),
+        v if (1e-5..1e6).contains(&v.abs()) => {
+            let digits = 2 - v.abs().log10().floor() as i32;
+            format!("{v:.*}", digits.max(0) as usize)
+        }
+        v => format!("{v:.2e}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::number;
+    use super::{brief, number};
+
+    #[test]
+    fn sentences_have_three_digits_and_few_exponents() {
+        for (v, text) in [
+            (0.0, "0"),
+            (0.00191, "0.00191"),
+            (-0.5, "-0.500"),
+            (31.62, "31.6"),
+            (123456.7, "123457"),
+            (1.5e-7, "1.50e-7"),
+            (f64::INFINITY, "inf"),
+        ] {
+            assert_eq!(brief(v), text);
+        }
+    }
 
     #[test]
     fn numbers_have_four_digits() {
