@@ -95,8 +95,8 @@ pub struct Args {
     /// Only compare tensors; run nothing
     #[arg(long, conflicts_with_all = ["prompts", "ids", "per_layer", "trainer_logprobs"])]
     tensors_only: bool,
-    /// Show every tensor on a line of its own. Without it, tensors that differ only in the numbers of their layers and
-    /// experts share a line ({0..47} is all numbers from 0 to 47), and only the 20 worst lines are shown
+    /// Show every tensor on a line of its own. Without it, experts of a layer that differ only in their numbers share a line
+    /// with the sums of them all ({0..127} is all numbers from 0 to 127), and the text shows only the 20 worst lines
     #[arg(long)]
     all: bool,
     /// Write a report with charts: one HTML file that needs nothing else. Experts that are alike share a line unless --all is

@@ -90,7 +90,7 @@ fn drawn(words: Words, categories: &[Category], lanes: &[Lane]) -> String {
     let axis = Axis::from_zero(seen.iter().copied().fold(0.0, f64::max), TICKS);
     let longest = seen.iter().map(|v| words.value(*v).chars().count()).max().unwrap_or(0);
     // A digit of room on each side of the number.
-    let mut out = format!("<div class=\"bars\" style=\"--value:{}ch\">\n", longest + 2);
+    let mut out = format!("<div class=\"bars\" style=\"--value:{}ch;--names:{}ch\">\n", longest + 2, names(categories));
     for (name, values) in categories {
         let _ = write!(out, "<div class=\"row\"><div class=\"name\">{}</div><div>", escape_name(name));
         for lane in lanes {
@@ -156,6 +156,11 @@ fn listed(names: &[&str]) -> String {
     }
 }
 
+/// Digits that the longest name takes; it wraps where the page has less room.
+fn names<T>(categories: &[(String, T)]) -> usize {
+    categories.iter().map(|(name, _)| name.chars().count() + 1).max().unwrap_or(0).max(10)
+}
+
 fn axis_row(axis: Option<Axis>) -> String {
     let Some(axis) = axis else { return String::new() };
     let ticks = ticks(&axis.ticks(), NARROW);
@@ -214,7 +219,7 @@ pub(super) fn strips(words: Words, categories: &[(String, [Dots; 2])]) -> String
         _ => &[A, B],
     };
     let axis = Axis::around(least, most, TICKS);
-    let mut out = String::from("<div class=\"strips\">\n");
+    let mut out = format!("<div class=\"strips\" style=\"--names:{}ch\">\n", names(categories));
     for (name, sides) in categories {
         let _ = write!(out, "<div class=\"row\"><div class=\"name\">{}</div><div>", escape_name(name));
         for lane in lanes {

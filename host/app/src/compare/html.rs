@@ -7,12 +7,12 @@ use super::groups::{By, Group, groups, table};
 use super::page::{escape, escape_name, folded, notes, page, section, verdict};
 use super::report::Report;
 use super::subset::Subset;
-use super::tables::{Table, classes, kl_by_class, predictions, tensors};
+use super::tables::{Table, classes, kl_by_class, predictions};
 use super::tensors::SideRow;
-use super::verdict::{Better, Verdict};
+use super::verdict::{Better, Measure, Verdict};
 
 /// Bars in the chart of differing bytes.
-const CHARTED: usize = 20;
+const CHARTED: usize = 12;
 /// Lines of tensors that are shown at once; more are folded away.
 const AT_ONCE: usize = 25;
 
@@ -41,7 +41,7 @@ fn sides(report: &Report, out: &mut String) {
         );
     }
     let architecture = report.architecture.as_deref().unwrap_or("a plain file of matrices");
-    let _ = writeln!(out, "</ul>\n<p class=\"note\">{}", escape(architecture));
+    let _ = write!(out, "</ul>\n<p class=\"note\">{}", escape(architecture));
     if report.ablation.is_some() {
         let _ = write!(out, "; activations: {}", report.fp8_activation);
     }
@@ -52,13 +52,11 @@ fn evidence(report: &Report, found: &Verdict, out: &mut String) {
     if found.measures.is_empty() && found.notes.is_empty() {
         return;
     }
-    let row = |m: &super::verdict::Measure| {
-        let better = match m.better {
-            Some(Better::A) => "A",
-            Some(Better::B) => "B",
-            None => "neither",
-        };
-        vec![m.what.to_owned(), m.shown[0].clone(), m.shown[1].clone(), better.to_owned()]
+    let row = |m: &Measure| {
+        let mark = |side: Better| if m.better == Some(side) { " ✓" } else { "" };
+        let [a, b] = &m.shown;
+        let what = if m.unit.is_empty() { m.what.to_owned() } else { format!("{}, {}", m.what, m.unit) };
+        vec![what, format!("{a}{}", mark(Better::A)), format!("{b}{}", mark(Better::B))]
     };
     let title = match report.b.kind {
         "bf16" => "What it costs",
@@ -69,8 +67,12 @@ fn evidence(report: &Report, found: &Verdict, out: &mut String) {
         notes(&found.notes, out);
         return;
     }
-    let head = vec!["measure", "A", "B", "better"];
-    section(&Table { title: title.to_owned(), head, rows, notes: found.notes.clone() }, out);
+    let mut table = Table { title: title.to_owned(), head: vec!["measure", "A", "B"], rows, notes: Vec::new() };
+    if found.measures.iter().any(|m| m.better.is_some()) {
+        table.notes.push("✓ marks the better side; without it there is no clear difference.".to_owned());
+    }
+    table.notes.extend(found.notes.iter().cloned());
+    section(&table, out);
 }
 
 fn charts(report: &Report, out: &mut String) {
@@ -172,8 +174,7 @@ fn all_tensors(report: &Report, all: bool, out: &mut String) {
         folded(&table(format!("{what} ({} lines)", by_layer.len()), &by_layer), out);
     }
     if all && every > by_layer.len() {
-        let mut table = tensors(report, None);
-        table.title = format!("Every tensor ({every} lines)");
+        let table = table(format!("Every tensor ({every} lines)"), &groups(report, By::Tensor));
         folded(&table, out);
     } else if every > by_layer.len() {
         notes(&[format!("{every} tensors in all; --all gives each a line of its own.")], out);

@@ -10,7 +10,9 @@ const STYLE: &str = include_str!("page.css");
 /// Digits that the first column of a table has at most; longer names wrap.
 const FIRST: usize = 44;
 /// Space between two columns, in digits.
-const BETWEEN: usize = 3;
+const BETWEEN: f64 = 2.7;
+/// How wide a letter is beside a digit, in the mean.
+const LETTER: f64 = 0.95;
 /// Names longer than this may be broken after their dots.
 const LONG: usize = 20;
 
@@ -40,9 +42,12 @@ pub(crate) fn escape_name(name: &str) -> String {
         return escaped;
     }
     let mut out = String::with_capacity(escaped.len() + 64);
+    let mut inside = false;
     for c in escaped.chars() {
         out.push(c);
-        if matches!(c, '.' | '_' | '/' | '-') {
+        // `{0..127}` stays in one piece.
+        inside = c == '{' || inside && c != '}';
+        if !inside && matches!(c, '.' | '_' | '/' | '-') {
             out.push_str("<wbr>");
         }
     }
@@ -118,14 +123,12 @@ fn bare_table(table: &Table, out: &mut String) {
         |i: usize| i == 0 || table.rows.iter().any(|row| row.get(i).is_some_and(|c| !matches!(c.as_str(), "-" | "")));
     let columns: Vec<usize> = (0..table.head.len()).filter(|i| told(*i)).collect();
     let title = escape(&table.title);
+    let others = columns.iter().skip(1).map(|i| BETWEEN + widest(table, *i) as f64 * LETTER).sum::<f64>();
     let _ = writeln!(
         out,
-        "<div class=\"wide\" style=\"--first:{}ch;--needs:{}ch\"><p class=\"hint\" aria-hidden=\"true\">{} columns: scroll sideways →</p>",
+        "<div class=\"wide\" style=\"--first:{}ch;--others:{:.0}ch\"><p class=\"hint\" aria-hidden=\"true\">{} columns: scroll sideways →</p>",
         widest(table, 0).min(FIRST),
-        columns
-            .iter()
-            .map(|i| BETWEEN + if *i == 0 { widest(table, 0).min(FIRST) } else { widest(table, *i) })
-            .sum::<usize>(),
+        others + BETWEEN,
         columns.len()
     );
     let _ = write!(out, "<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-label=\"{title}\"><table>\n");
@@ -184,7 +187,7 @@ mod tests {
     fn long_names_wrap_after_dots_and_keep_their_text() {
         let name = "model.layers.{0..47}.mlp.experts.{0..127}.up_proj.weight";
         assert_eq!(escape_name(name).replace("<wbr>", ""), name);
-        assert!(escape_name(name).contains("experts.<wbr>"));
+        assert!(escape_name(name).contains("experts.<wbr>{0..127}.<wbr>up"), "{}", escape_name(name));
         assert_eq!(escape_name("attention"), "attention");
     }
 

@@ -1,11 +1,11 @@
 //! The report as tables of text, for the terminal and for HTML alike.
 
 use super::ablation::{Ablation, Candidate};
+use super::groups;
 use super::logprobs::Distance;
 use super::report::{Report, RolloutCorr};
 use super::subset::Subset;
-use super::tensors::{SideRow, SideTotals, State, TensorRow, Totals};
-use crate::base::fold::fold;
+use super::tensors::{SideTotals, Totals};
 
 /// A table: the first column is words, the others are numbers.
 pub(crate) struct Table {
@@ -16,9 +16,9 @@ pub(crate) struct Table {
     pub(crate) notes: Vec<String>,
 }
 
-/// All tables; of the tensors every one, or the `most` worst lines after tensors that are alike were folded.
+/// All tables; of the tensors every one, or the `most` worst lines after the experts of each layer were summed up.
 pub(super) fn tables(report: &Report, most: Option<usize>) -> Vec<Table> {
-    let mut out = vec![classes(report), tensors(report, most)];
+    let mut out = vec![classes(report), groups::worst(report, most)];
     out.extend(predictions(report));
     out
 }
@@ -38,9 +38,22 @@ pub(super) fn predictions(report: &Report) -> Vec<Table> {
 /// Sums by class of layers.
 pub(super) fn classes(report: &Report) -> Table {
     let row = |name: &str, t: &Totals| {
-        let mut cells = vec![name.to_string(), t.tensors.to_string()];
-        cells.extend(totals_cells(t));
-        cells
+        vec![
+            name.to_string(),
+            t.tensors.to_string(),
+            ratio(t.scales.differing, t.scales.total),
+            most(t.scales.max_ulp, t.scales.total),
+            ratio(t.weight_bytes.differing, t.weight_bytes.total),
+            rate(t.weight_bytes.differing, t.weight_bytes.total),
+            most(t.weight_bytes.max_steps, t.weight_bytes.total),
+            number(t.max_abs_difference),
+            side(t.a.as_ref(), |s| decibel(s.snr_db)),
+            side(t.b.as_ref(), |s| decibel(s.snr_db)),
+            side(t.a.as_ref(), |s| percent(s.relative_rmse)),
+            side(t.b.as_ref(), |s| percent(s.relative_rmse)),
+            side(t.a.as_ref(), lost),
+            side(t.b.as_ref(), lost),
+        ]
     };
     let mut rows: Vec<Vec<String>> = report.classes.iter().map(|c| row(c.class.name(), &c.totals)).collect();
     rows.push(row("all", &report.total));
@@ -60,117 +73,25 @@ pub(super) fn classes(report: &Report) -> Table {
     }
     Table {
         title: "Quantized tensors by class".to_string(),
-        head: ["class", "tensors"].into_iter().chain(TOTALS).collect(),
+        head: vec![
+            "class",
+            "tensors",
+            "scales differ",
+            "max ulp",
+            "weight bytes differ",
+            "rate",
+            "max steps",
+            "max |A-B|",
+            "SNR A",
+            "SNR B",
+            "RMSE A",
+            "RMSE B",
+            "sat+flush A",
+            "sat+flush B",
+        ],
         rows,
         notes,
     }
-}
-
-/// Heads of the columns that [`totals_cells`] fills.
-pub(super) const TOTALS: [&str; 12] = [
-    "scales differ",
-    "max ulp",
-    "weight bytes differ",
-    "rate",
-    "max steps",
-    "max |A-B|",
-    "SNR A",
-    "SNR B",
-    "RMSE A",
-    "RMSE B",
-    "sat+flush A",
-    "sat+flush B",
-];
-
-/// Sums in a row.
-pub(super) fn totals_cells(t: &Totals) -> Vec<String> {
-    let (a, b) = (t.a.as_ref(), t.b.as_ref());
-    let side = |f: &dyn Fn(&SideTotals) -> String, s: Option<&SideTotals>| s.map_or("-".to_string(), f);
-    vec![
-        ratio(t.scales.differing, t.scales.total),
-        most(t.scales.max_ulp, t.scales.total),
-        ratio(t.weight_bytes.differing, t.weight_bytes.total),
-        rate(t.weight_bytes.differing, t.weight_bytes.total),
-        most(t.weight_bytes.max_steps, t.weight_bytes.total),
-        number(t.max_abs_difference),
-        side(&|s| decibel(s.snr_db), a),
-        side(&|s| decibel(s.snr_db), b),
-        side(&|s| percent(s.relative_rmse), a),
-        side(&|s| percent(s.relative_rmse), b),
-        side(&|s| format!("{}+{}", s.saturated, s.flushed), a),
-        side(&|s| format!("{}+{}", s.saturated, s.flushed), b),
-    ]
-}
-
-/// Every tensor, or the `most` worst lines after tensors that are alike were folded.
-pub(super) fn tensors(report: &Report, most: Option<usize>) -> Table {
-    let row = |r: &TensorRow| {
-        let (a, b) = (r.a.as_ref(), r.b.as_ref());
-        let side = |f: &dyn Fn(&SideRow) -> String, s: Option<&SideRow>| s.map_or("-".to_string(), f);
-        let scales = r.scales.as_ref();
-        let bytes = r.weight_bytes.as_ref();
-        let dash = || "-".to_string();
-        vec![
-            patchhost_runtime::error::plain(r.name.clone()),
-            r.shape.iter().map(u64::to_string).collect::<Vec<_>>().join("x"),
-            match r.state {
-                State::Both => "both".to_string(),
-                State::OnlyA => "only A".to_string(),
-                State::OnlyB => "only B".to_string(),
-                State::DifferentBlocks => {
-                    let block = |s: &SideRow| format!("{}x{}", s.block[0], s.block[1]);
-                    format!("{} / {}", side(&block, a), side(&block, b))
-                }
-            },
-            scales.map_or_else(dash, |s| ratio(s.differing, s.total)),
-            scales.map_or_else(dash, |s| s.max_ulp.to_string()),
-            bytes.map_or_else(dash, |w| ratio(w.differing, w.total)),
-            bytes.map_or_else(dash, |w| w.max_steps.to_string()),
-            number(r.max_abs_difference),
-            side(&|s| decibel(s.snr_db), a),
-            side(&|s| decibel(s.snr_db), b),
-            side(&|s| format!("{}+{}", s.saturated, s.flushed), a),
-            side(&|s| format!("{}+{}", s.saturated, s.flushed), b),
-        ]
-    };
-    let mut head = vec![
-        "tensor",
-        "shape",
-        "quantized by",
-        "scales differ",
-        "max ulp",
-        "weight bytes differ",
-        "max steps",
-        "max |A-B|",
-        "SNR A",
-        "SNR B",
-        "sat+flush A",
-        "sat+flush B",
-    ];
-    let mut rows: Vec<Vec<String>> = report.tensors.iter().map(row).collect();
-    let mut notes = Vec::new();
-    if let Some(most) = most {
-        let (folded, left) = fold_rows(rows, most);
-        rows = folded;
-        head.insert(1, "tensors");
-        if left > 0 {
-            notes.push(format!("and {left} more (--all)"));
-        }
-    }
-    Table { title: "Tensors, the worst first".to_string(), head, rows, notes }
-}
-
-/// At most `most` rows, of which each stands for all that are equal but for the numbers in their names, and says for how
-/// many in a second column; and the number of rows that are in none of them.
-fn fold_rows(rows: Vec<Vec<String>>, most: usize) -> (Vec<Vec<String>>, usize) {
-    let named = rows.iter().filter_map(|row| row.split_first());
-    let folds = fold(named.map(|(name, cells)| (name.as_str(), cells)));
-    let shown = folds.iter().take(most).filter_map(|f| {
-        let (_, cells) = rows.get(*f.rows.first()?)?.split_first()?;
-        Some([f.name.clone(), f.rows.len().to_string()].into_iter().chain(cells.iter().cloned()).collect())
-    });
-    let left = folds.iter().skip(most).map(|f| f.rows.len()).sum();
-    (shown.collect(), left)
 }
 
 fn effects(ablation: &Ablation) -> Vec<Table> {
@@ -316,8 +237,18 @@ pub(super) fn ratio(part: u64, whole: u64) -> String {
     if whole == 0 { "-".to_string() } else { format!("{part}/{whole}") }
 }
 
+/// What a side has; a dash where it quantizes nothing.
+pub(super) fn side(side: Option<&SideTotals>, of: impl Fn(&SideTotals) -> String) -> String {
+    side.map_or("-".to_string(), of)
+}
+
+/// Values that were clipped, and values that became zero.
+pub(super) fn lost(side: &SideTotals) -> String {
+    format!("{}+{}", side.saturated, side.flushed)
+}
+
 /// The greatest of `whole` distances; a dash where there were none.
-fn most(distance: u32, whole: u64) -> String {
+pub(super) fn most(distance: u32, whole: u64) -> String {
     if whole == 0 { "-".to_string() } else { distance.to_string() }
 }
 
@@ -353,11 +284,12 @@ pub(crate) fn brief(v: f64) -> String {
     match v {
         0.0 => "0".to_string(),
         v if !v.is_finite() => v.to_string(),
-        v if (1e-5..1e6).contains(&v.abs()) => {
-            let digits = 2 - v.abs().log10().floor() as i32;
-            format!("{v:.*}", digits.max(0) as usize)
+        v => {
+            let short = format!("{v:.2e}");
+            // The power of ten after rounding: 99.96 has three digits as 100 and not as 100.0.
+            let power = short.split_once('e').and_then(|(_, power)| power.parse::<i32>().ok()).unwrap_or(0);
+            if (-5..6).contains(&power) { format!("{v:.*}", (2 - power).max(0) as usize) } else { short }
         }
-        v => format!("{v:.2e}"),
     }
 }
 
@@ -372,6 +304,7 @@ mod tests {
             (0.00191, "0.00191"),
             (-0.5, "-0.500"),
             (31.62, "31.6"),
+            (99.97, "100"),
             (123456.7, "123457"),
             (1.5e-7, "1.50e-7"),
             (f64::INFINITY, "inf"),

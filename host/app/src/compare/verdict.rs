@@ -8,6 +8,9 @@ use super::report::{Report, SideInfo};
 use super::tables::{brief, decibel, percent, ratio};
 use super::tensors::{Totals, totals};
 
+/// What a KL is measured in.
+const NATS: &str = "nats per token";
+
 /// One of the two sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -25,15 +28,24 @@ pub struct Measure {
     pub by: &'static str,
     /// What it measures, in words.
     pub what: &'static str,
+    /// The unit of `shown`, where that does not say it itself.
+    #[serde(skip)]
+    pub unit: &'static str,
     /// Side A; none where nothing was lost.
     pub a: Option<f64>,
     /// Side B.
     pub b: Option<f64>,
     /// The better side; none where the difference says nothing.
     pub better: Option<Better>,
-    /// As tables show them, with their units.
+    /// The two numbers as tables show them.
     #[serde(skip)]
     pub shown: [String; 2],
+}
+
+impl Measure {
+    fn with_unit(&self, shown: &str) -> String {
+        [shown, self.unit].join(" ").trim_end().to_owned()
+    }
 }
 
 /// Which side is better, and by what.
@@ -67,7 +79,15 @@ fn measures(report: &Report) -> Vec<Measure> {
     {
         let better = lower(a, b).filter(|_| corr.paired.is_some_and(|p| p.is_clear()));
         let what = "k3 KL between engine and trainer";
-        out.push(Measure { by: "rollout_corr/k3_kl", what, a: Some(a), b: Some(b), better, shown: [a, b].map(nats) });
+        out.push(Measure {
+            by: "rollout_corr/k3_kl",
+            what,
+            unit: NATS,
+            a: Some(a),
+            b: Some(b),
+            better,
+            shown: [a, b].map(brief),
+        });
     }
     if let Some(ablation) = &report.ablation {
         out.extend(predictions(ablation));
@@ -90,14 +110,16 @@ fn predictions(ablation: &Ablation) -> [Measure; 2] {
         Measure {
             by: "kl_vocab",
             what: "mean KL from the unquantized model",
+            unit: NATS,
             a: Some(kl[0]),
             b: Some(kl[1]),
             better: lower(kl[0], kl[1]).filter(|_| clear),
-            shown: kl.map(nats),
+            shown: kl.map(brief),
         },
         Measure {
             by: "top1_agreement",
             what: "same most likely token as unquantized",
+            unit: "",
             a: Some(top[0]),
             b: Some(top[1]),
             better: lower(top[1], top[0]).filter(|_| more_than_chance(top, a.positions)),
@@ -128,7 +150,7 @@ fn weights(report: &Report) -> Option<Measure> {
         (None, _) => Some(Better::A),
         (_, None) => Some(Better::B),
     };
-    Some(Measure { by: "snr_db", what: "signal-to-noise ratio of the weights", a, b, better, shown })
+    Some(Measure { by: "snr_db", what: "signal-to-noise ratio of the weights", unit: "", a, b, better, shown })
 }
 
 /// Sums over the tensors that both sides quantize.
@@ -165,13 +187,14 @@ fn decide(report: &Report, measures: &[Measure]) -> (Option<Better>, Option<&'st
     let mut text = format!(
         "{} is better: {how} {} against {loser}'s {}{}",
         named(winner.0, winner.1, winner.2),
-        values[0].trim_end_matches(UNIT),
-        values[1],
+        values[0],
+        m.with_unit(values[1]),
         difference(m, better)
     );
     // What weighs more and does not decide is said too.
     if let Some(open) = first.filter(|f| f.by != m.by) {
         let [a, b] = &open.shown;
+        let b = open.with_unit(b);
         text.push_str(&format!("; by {} there is no clear difference ({a} and {b})", open.what));
     }
     text.push('.');
@@ -232,7 +255,10 @@ fn equal(report: &Report, first: Option<&Measure>, same_bits: bool) -> String {
         );
     };
     let [a, b] = &m.shown;
-    let numbers = if a == b { format!("{a} on both sides") } else { format!("{a} and {b}, no clear difference") };
+    let numbers = match a == b {
+        true => format!("{} on both sides", m.with_unit(a)),
+        false => format!("{a} and {}, no clear difference", m.with_unit(b)),
+    };
     let bits = match t.weight_bytes.differing {
         0 => String::new(),
         n => format!(", though {} of the weight bytes differ", percent(share(n, t.weight_bytes.total))),
@@ -250,7 +276,7 @@ fn same_bits(report: &Report) -> bool {
 fn notes(report: &Report, measures: &[Measure], better: Option<Better>) -> Vec<String> {
     let mut out = Vec::new();
     let t = &report.total;
-    if report.b.kind != "bf16" && t.scales.total > 0 {
+    if report.b.kind != "bf16" && t.scales.total > 0 && !same_bits(report) {
         out.push(format!(
             "{} scales and {} weight bytes differ between A and B ({} of the bytes).",
             ratio(t.scales.differing, t.scales.total),
@@ -263,6 +289,8 @@ fn notes(report: &Report, measures: &[Measure], better: Option<Better>) -> Vec<S
         (report.ablation.as_ref().and_then(|a| a.paired), "positions", "KL"),
     ];
     for (paired, places, what) in pairs {
+        // Where nothing differs anywhere, the sentence has said it.
+        let paired = paired.filter(|p| p.lower_a + p.lower_b > 0);
         out.extend(paired.map(|p| paired_note(&p, places, what)));
     }
     if let Some(ablation) = report.ablation.as_ref().filter(|a| a.noise_floor() > 0.0) {
@@ -338,11 +366,8 @@ fn lower(a: f64, b: f64) -> Option<Better> {
     }
 }
 
-/// What a KL is measured in. A sentence says it once.
-const UNIT: &str = " nats per token";
-
 fn nats(v: f64) -> String {
-    format!("{}{UNIT}", brief(v))
+    format!("{} {NATS}", brief(v))
 }
 
 fn shown_share(v: f64) -> String {

@@ -92,7 +92,7 @@ fn the_side_whose_predictions_are_closer_is_better_and_the_sentence_has_both_num
         "{}",
         verdict.text
     );
-    for part in ["0.000995", "0.00199", "50 % lower"] {
+    for part in ["0.00100", "0.00200", "50 % lower"] {
         assert!(verdict.text.contains(part), "{part}: {}", verdict.text);
     }
     // The weights say the opposite, and that is not kept back.
@@ -170,7 +170,7 @@ fn the_unquantized_weights_are_what_a_costs() {
     let verdict = Verdict::of(&with(report("bf16", rows()), candidate(kls(0.002), 1e-6), None));
     assert_eq!((verdict.better, verdict.by), (Some(Better::B), Some("kl_vocab")));
     assert!(
-        verdict.text.contains("costs a mean KL of 0.00199") && verdict.text.contains("98.00 % of 200 positions"),
+        verdict.text.contains("costs a mean KL of 0.00200") && verdict.text.contains("98.00 % of 200 positions"),
         "{}",
         verdict.text
     );
