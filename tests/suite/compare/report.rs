@@ -9,8 +9,16 @@ use crate::support::{Tensor, bf16_bytes, normal, patchhost, tmp, write};
 fn the_html_report_needs_nothing_else_and_has_the_numbers() {
     let tmp = tmp();
     let html = tmp.path().join("report.html");
-    let args =
-        ["fp8_block", "fp8_block", "--set-b", "profile=vllm-group", "--per-layer", "--html", html.to_str().unwrap()];
+    let args = [
+        "fp8_block",
+        "fp8_block",
+        "--set-b",
+        "profile=vllm-group",
+        "--per-layer",
+        "--all",
+        "--html",
+        html.to_str().unwrap(),
+    ];
     let json = compare(&args);
     let page = std::fs::read_to_string(&html).unwrap();
     for address in
@@ -19,50 +27,106 @@ fn the_html_report_needs_nothing_else_and_has_the_numbers() {
         assert!(!page.contains(address), "{address}");
     }
     assert!(page.starts_with("<!doctype html>") && page.trim_end().ends_with("</html>"));
-    assert!(page.contains("prefers-color-scheme: dark"));
+    assert!(page.contains("prefers-color-scheme: dark") && page.contains("width=device-width"));
     // Every element that is opened is closed.
-    for tag in ["svg", "table", "tr", "td", "th", "div", "h2", "p", "text", "ul", "li", "code", "thead", "tbody"] {
+    let tags = "svg table tr td th div h1 h2 p span i ul li code thead tbody figure figcaption details summary caption";
+    for tag in tags.split(' ') {
         let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
         assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
     }
-    // KL by class and by layer, SNR, differing bytes.
-    assert_eq!(page.matches("<svg").count(), 4);
+    // The verdict comes first; then KL by class and by layer, SNR, differing bytes.
+    let verdict = json["verdict"]["text"].as_str().unwrap();
+    let heading = verdict.replace('\'', "&#39;");
+    assert!(page.find(&format!("<h1>{heading}</h1>")).unwrap() < page.find("<figure").unwrap(), "{verdict}");
+    assert_eq!(page.matches("<figure").count(), 4);
     let t = &json["total"];
     for group in ["scales", "weight_bytes"] {
         let text = format!("<td>{}/{}</td>", t[group]["differing"], t[group]["total"]);
         assert!(page.contains(&text), "{text}");
     }
-    // Every tensor, though the text shows only some.
+    // Every tensor, since all were asked for.
+    let names = page.replace("<wbr>", "");
     for row in json["tensors"].as_array().unwrap() {
-        assert!(page.contains(&format!("<td>{}</td>", row["name"].as_str().unwrap())));
+        assert!(names.contains(&format!("<th scope=\"row\">{}</th>", row["name"].as_str().unwrap())));
     }
     let all = format!("{:.2} %</td>", json["ablation"]["a"]["all"]["top1_agreement"].as_f64().unwrap() * 100.0);
     assert!(page.contains(&all), "{all}");
-    // The longest bar of the first chart is that of the greatest KL, with its number beside it.
-    let kl = |v: &serde_json::Value| v["kl_vocab"].as_f64().unwrap();
-    let a = &json["ablation"]["a"];
-    let b = &json["ablation"]["b"];
-    let every = [a, b].into_iter().flat_map(|s| s["classes"].as_array().unwrap().iter().chain([&s["all"]]));
-    let most = every.map(kl).fold(0.0, f64::max);
-    let chart = &page[page.find("<svg").unwrap()..page.find("</svg>").unwrap()];
-    let longest = chart.split("<rect ").find(|bar| bar.contains("width=\"420.0\"")).unwrap();
-    let shown: f64 = longest
-        .split_once("<title>")
-        .unwrap()
-        .1
-        .split_once("</title>")
-        .unwrap()
-        .0
-        .rsplit(": ")
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap();
-    assert!((shown / most - 1.0).abs() < 1e-3, "{shown} {most}");
+    bars_have_the_lengths_of_their_numbers(&page, &json);
     // The same input, the same page.
     let again = tmp.path().join("again.html");
-    compare(&[&args[..6], &[again.to_str().unwrap()]].concat());
+    compare(&[&args[..7], &[again.to_str().unwrap()]].concat());
     assert_eq!(page, std::fs::read_to_string(&again).unwrap());
+}
+
+/// The first chart: KL by class, of both sides.
+fn bars_have_the_lengths_of_their_numbers(page: &str, json: &serde_json::Value) {
+    let kl = |v: &serde_json::Value| v["kl_vocab"].as_f64().unwrap();
+    let sides = [&json["ablation"]["a"], &json["ablation"]["b"]];
+    let expected: Vec<f64> =
+        sides.iter().flat_map(|s| s["classes"].as_array().unwrap().iter().chain([&s["all"]])).map(kl).collect();
+    let chart = &page[page.find("<figure").unwrap()..page.find("</figure>").unwrap()];
+    let between = |text: &str, from: &str, to: &str| -> f64 {
+        text.split_once(from).unwrap().1.split_once(to).unwrap().0.trim_end_matches(" nats").parse().unwrap()
+    };
+    let bars: Vec<(f64, f64)> = chart
+        .split("<i class=\"bar")
+        .skip(1)
+        .map(|bar| (between(bar, "width:", "%"), between(bar, "<span class=\"value\">", "</span>")))
+        .collect();
+    assert_eq!(bars.len(), expected.len());
+    // The axis ends at a round value, not before the longest bar.
+    let end: f64 = {
+        let ticks = chart.split_once("class=\"ticks\">").unwrap().1;
+        ticks.split_once("left:100.00%\">").unwrap().1.split_once('<').unwrap().0.parse().unwrap()
+    };
+    let most = expected.iter().copied().fold(0.0, f64::max);
+    assert!(end >= most * 0.999 && end < most * 2.5, "{end} {most}");
+    for (width, value) in bars {
+        assert!((width / 100.0 - value / end).abs() < 2e-3 + 5e-3 * value / end, "{width} {value} {end}");
+        assert!(expected.iter().any(|kl| (kl - value).abs() <= 6e-3 * kl), "{value} {expected:?}");
+    }
+}
+
+#[test]
+fn the_verdict_is_the_first_line_and_what_the_numbers_say() {
+    // One component on both sides: the same bits.
+    let same = ["compare", "fp8_block", "fp8_block", "--tensors-only"];
+    let text = patchhost(same).good().stdout;
+    assert!(text.starts_with("A and B are the same, bit for bit: all "), "{text}");
+    let json = compare(&same[1..]);
+    assert_eq!((&json["verdict"]["better"], &json["verdict"]["by"]), (&serde_json::Value::Null, &"bits".into()));
+
+    // The patch that minimizes the squared error has the better weights, by its own measure.
+    let json = compare(&["fp8_block", "fp8_block_mse", "--tensors-only"]);
+    let snr = |side: &str| json["total"][side]["snr_db"].as_f64().unwrap();
+    assert!(snr("b") > snr("a"));
+    assert_eq!((&json["verdict"]["better"], &json["verdict"]["by"]), (&"b".into(), &"snr_db".into()));
+    let said = json["verdict"]["text"].as_str().unwrap();
+    assert!(said.starts_with("B (fp8_block_mse") && said.contains(&format!("{:.2} dB", snr("b"))), "{said}");
+
+    // Against the unquantized weights it says what quantizing costs.
+    let text = patchhost(["compare", "fp8_block", "--against", "bf16", "--tensors-only"]).good().stdout;
+    assert!(text.starts_with("Quantizing with fp8_block"), "{text}");
+    // The host's own formulas do the same as the patch.
+    let text = patchhost(["compare", "fp8_block", "--against", "native", "--tensors-only"]).good().stdout;
+    assert!(text.starts_with("A and B are the same, bit for bit"), "{text}");
+}
+
+#[test]
+fn alike_experts_share_a_line_of_the_page_unless_all_are_asked_for() {
+    let tmp = tmp();
+    let page = |more: &[&str]| {
+        let html = tmp.path().join("report.html");
+        let base = ["fp8_block", "fp8_block_mse", "--tensors-only", "--html", html.to_str().unwrap()];
+        let json = compare(&[&base[..], more].concat());
+        (std::fs::read_to_string(&html).unwrap().replace("<wbr>", ""), json)
+    };
+    let (folded, json) = page(&[]);
+    let expert = json["tensors"].as_array().unwrap().iter().find(|t| t["class"] == "experts").unwrap();
+    let expert = format!("<th scope=\"row\">{}</th>", expert["name"].as_str().unwrap());
+    assert!(folded.contains(".mlp.experts.{0..") && !folded.contains(&expert), "{expert}");
+    let (all, _) = page(&["--all"]);
+    assert!(all.contains(".mlp.experts.{0..") && all.contains(&expert), "{expert}");
 }
 
 #[test]

@@ -58,7 +58,14 @@ fn a_line_says_what_the_step_did() {
     assert_eq!(summary["patch_set"], first["patch_set"]);
     assert!(summary["patches"][0]["calls"].as_u64().unwrap() > 0);
     let plot = std::fs::read_to_string(plot).unwrap();
-    assert_eq!(plot.matches("<circle").count(), 4);
+    assert_eq!(plot.matches("<figure class=\"plot\"").count(), 5);
+    let verdict = summary["verdict"].as_str().unwrap();
+    assert!(plot.find(&format!("<h1>{verdict}</h1>")).unwrap() < plot.find("<figure").unwrap(), "{verdict}");
+    for heading in ["Mean reward", "k3 KL, nats per token", "Norm of the gradients", "response length", "Refit time"] {
+        assert!(plot.contains(heading), "{heading}");
+    }
+    // The set that made the weights is in the legend, by its digest.
+    assert!(plot.contains(first["patch_set"].as_str().unwrap()));
 }
 
 #[test]

@@ -66,7 +66,18 @@ fn with_two_swaps(folder: &Path, more: &[&str]) -> (Vec<Value>, [usize; 2]) {
 fn a_replaced_component_takes_effect_between_two_steps_and_changes_nothing_before() {
     let tmp = tmp();
     let ledger = tmp.path().join("ledger.jsonl");
-    let (made, swaps) = with_two_swaps(tmp.path(), &["--ledger", &ledger.display().to_string()]);
+    let plot = tmp.path().join("run.html");
+    let (ledger_name, plot_name) = (ledger.display().to_string(), plot.display().to_string());
+    let (made, swaps) = with_two_swaps(tmp.path(), &["--ledger", &ledger_name, "--plot", &plot_name]);
+    // Both marks in every panel that has a line, and each set in the legend, by the digest that the metrics have.
+    let page = std::fs::read_to_string(&plot).unwrap();
+    let (panels, marks) = (page.matches("<div class=\"area\">").count(), page.matches("<path class=\"swap\"").count());
+    assert!(panels >= 3 && marks == 2 * panels, "{panels} {marks}");
+    for (number, at) in [(1, 0), (2, swaps[0]), (3, swaps[1])] {
+        let digest = made[at]["patch_set"].as_str().unwrap();
+        assert!(page.contains(&format!("<code>{number}: {digest}</code>")), "{digest}");
+        assert!(page.contains(&format!("{number}: {}", &digest.trim_start_matches("sha256:")[..12])), "{digest}");
+    }
 
     let path = tmp.path().join("undisturbed");
     train(&path, &["--component", &guest("fp8_block").display().to_string(), "--steps", STEPS]).good();

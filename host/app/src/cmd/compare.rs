@@ -17,7 +17,7 @@ use super::session::{LedgerRow, Model, progress_bar};
 use super::trust_args::TrustArgs;
 use crate::checkpoint::write::write_file;
 use crate::compare::{
-    self, Report, RolloutCorr, Runs, TensorRow, Trainer, Unit, compare_unit, of_file, of_model, rollout_corr,
+    self, Paired, Report, RolloutCorr, Runs, TensorRow, Trainer, Unit, compare_unit, of_file, of_model, rollout_corr,
     rollout_rs, token_logprobs,
 };
 use sides::{Named, Other, Side};
@@ -33,6 +33,10 @@ matrices, which gives the comparison of tensors only. --set holds for both sides
   patchhost compare fp8_block.wasm fp8_block.wasm W.safetensors --set-a profile=verl-torch --set-b profile=verl-triton
   patchhost compare fp8_block.wasm --against bf16 MODEL --prompts prompts.txt --html report.html
   patchhost compare my_patch.wasm --against native MODEL --tensors-only
+
+The verdict comes first: which side is better, by k3 KL against --trainer-logprobs if given, else by KL from the unquantized \
+model, else by SNR. A KL decides if the difference, position by position, is more than two standard errors and above the noise \
+floor.
 
 Tensors: scales and weight bytes are compared bit by bit; ulp and steps are distances among floats and among e4m3 codes. \
 SNR and RMSE are against the source weights; max |A-B| is of dequantized values.
@@ -91,11 +95,12 @@ pub struct Args {
     /// Only compare tensors; run nothing
     #[arg(long, conflicts_with_all = ["prompts", "ids", "per_layer", "trainer_logprobs"])]
     tensors_only: bool,
-    /// Show every tensor on a line of its own. Without it, tensors that differ only in the numbers of their layers and
-    /// experts share a line ({0..47} is all numbers from 0 to 47), and only the 20 worst lines are shown
+    /// Show every tensor on a line of its own. Without it, experts of a layer that differ only in their numbers share a line
+    /// with the sums of them all ({0..127} is all numbers from 0 to 127), and the text shows only the 20 worst lines
     #[arg(long)]
     all: bool,
-    /// Write a report with charts: one HTML file that needs nothing else
+    /// Write a report with charts: one HTML file that needs nothing else. Experts that are alike share a line unless --all is
+    /// given
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// The trainer's log-probs; gives verl's rollout_corr metrics (the file is described in the long --help)
@@ -199,6 +204,7 @@ impl Input {
 
 #[derive(serde::Serialize)]
 struct Printed<'a> {
+    verdict: compare::Verdict,
     #[serde(flatten)]
     report: &'a Report,
     patches: [Vec<LedgerRow>; 2],
@@ -244,10 +250,14 @@ pub fn run(args: Args, call: &Call) -> Result {
     }
 
     if let Some(path) = &args.html {
-        write_file(path, compare::html(&report).as_bytes())?;
+        write_file(path, compare::html(&report, args.all).as_bytes())?;
     }
     match format {
-        Format::Json => json(&Printed { report: &report, patches: [a.ledger(), b.ledger()] }),
+        Format::Json => json(&Printed {
+            verdict: compare::Verdict::of(&report),
+            report: &report,
+            patches: [a.ledger(), b.ledger()],
+        }),
         Format::Text => {
             out!("{}", compare::text(&report, (!args.all).then_some(SHOWN)));
             args.html.iter().for_each(|path| outln!("\nwrote {}", path.display()));
@@ -311,22 +321,26 @@ impl Predictions<'_> {
         let Some((a, weights_a)) = side(&self.a, "A")? else { return Ok(()) };
         let (b, weights_b) = side(&self.b, "B")?.unzip();
         let between = weights_b.as_ref().map(|b| runs.between(&weights_a, b)).transpose()?;
-        report.ablation = Some(compare::Ablation { sequences: self.sequences.len(), a, b, between });
+        report.ablation = Some(compare::Ablation::new(self.sequences.len(), a, b, between));
         if let Some(trainer) = trainer {
             bar.set_message("the trainer's tokens");
-            let metrics = |weights| -> Result<rollout_corr::Metrics> {
+            let metrics = |weights| -> Result<(rollout_corr::Metrics, Vec<f64>)> {
                 let rollout = trainer
                     .sequences()
                     .map(|ids| token_logprobs(engine.model(), weights, ids))
                     .collect::<compare::Result<Vec<_>>>()?;
                 // `Trainer::read` has refused a file in which nothing counts.
-                Ok(rollout_corr::metrics(&trainer.batch(&rollout), &settings).unwrap_or_default())
+                let batch = trainer.batch(&rollout);
+                Ok((rollout_corr::metrics(&batch, &settings).unwrap_or_default(), rollout_corr::k3_of_each(&batch)))
             };
+            let (a, each_a) = metrics(&weights_a)?;
+            let (b, each_b) = metrics(weights_b.as_ref().unwrap_or(runs.reference()))?;
             report.rollout_corr = Some(RolloutCorr {
                 sequences: trainer.sequences().count(),
                 tokens: trainer.counted(),
-                a: metrics(&weights_a)?,
-                b: metrics(weights_b.as_ref().unwrap_or(runs.reference()))?,
+                a,
+                b,
+                paired: Paired::of(&each_a, &each_b),
                 settings: settings.clone(),
             });
         }

@@ -103,7 +103,7 @@ pub struct Args {
     /// Metrics, a line of JSON per step
     #[arg(long, value_name = "FILE")]
     metrics_out: Option<PathBuf>,
-    /// Reward and mismatch over the steps, with a mark for each swap
+    /// Reward, mismatch, gradient norm, response length and refit time over the steps, with a mark for each swap of patches
     #[arg(long, value_name = "FILE.svg|FILE.html")]
     plot: Option<PathBuf>,
     /// Where checkpoints are written, one more at the end

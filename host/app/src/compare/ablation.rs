@@ -19,6 +19,7 @@ pub use super::logprobs::Distance;
 use super::class::{Class, layer_of};
 use super::error::Result;
 use super::logprobs::{Sequences, Sums, logits, logits_exact};
+use super::paired::Paired;
 use super::subset::{Only, Subset};
 use super::units::Unit;
 
@@ -54,6 +55,9 @@ pub struct Candidate {
     /// instead of f32. A rounding that falls the other way is a whole step of e4m3 in the next layer, so distances below this one
     /// say nothing.
     pub noise_floor: Option<Distance>,
+    /// The KL of each position of `all`.
+    #[serde(skip)]
+    pub(super) each: Vec<f64>,
 }
 
 /// The whole answer.
@@ -67,6 +71,22 @@ pub struct Ablation {
     pub b: Option<Candidate>,
     /// B against A, both whole: A is the reference.
     pub between: Option<Distance>,
+    /// The KL of B against that of A, both whole, position by position.
+    pub paired: Option<Paired>,
+}
+
+impl Ablation {
+    /// What was found for both sides, on so many sequences.
+    pub fn new(sequences: usize, a: Candidate, b: Option<Candidate>, between: Option<Distance>) -> Self {
+        let paired = b.as_ref().and_then(|b| Paired::of(&a.each, &b.each));
+        Self { sequences, a, b, between, paired }
+    }
+
+    /// The greater of the two sides' noise floors, as a KL; 0 where there is none.
+    pub(super) fn noise_floor(&self) -> f64 {
+        let floors = [Some(&self.a), self.b.as_ref()].into_iter().flatten().filter_map(|c| c.noise_floor.as_ref());
+        floors.map(|d| d.kl_vocab).fold(0.0, f64::max)
+    }
 }
 
 /// A model, its reference weights and the tokens to run.
@@ -117,7 +137,7 @@ impl<'a> Runs<'a> {
         per_layer: bool,
         step: &dyn Fn(&str),
     ) -> Result<(Candidate, WeightSet)> {
-        let (all, weights) = self.staged(hooks)?;
+        let (sums, weights) = self.staged(hooks)?;
         step("all");
         let noise_floor = match hooks.activation {
             ActivationMode::None => None,
@@ -126,12 +146,12 @@ impl<'a> Runs<'a> {
         step("noise floor");
         let only = |subset: Subset, tensors: usize| -> Result<Effect> {
             let quant = hooks.quant.clone().map(|inner| Arc::new(Only { inner, subset }) as _);
-            let (distance, _) = self.staged(&RefitHooks { quant, ..hooks.clone() })?;
+            let (sums, _) = self.staged(&RefitHooks { quant, ..hooks.clone() })?;
             step(&match subset {
                 Subset::Class(class) => class.name().to_string(),
                 Subset::Layer(layer) => format!("layer {layer}"),
             });
-            Ok(Effect { only: subset, tensors, distance })
+            Ok(Effect { only: subset, tensors, distance: sums.finish() })
         };
         let by_class = classes(units, decisions);
         let by_class: Vec<Effect> =
@@ -141,7 +161,8 @@ impl<'a> Runs<'a> {
             by_layer.into_iter().map(|(l, n)| only(Subset::Layer(l), n)).collect::<Result<_>>()?;
         let sum = |effects: &[Effect]| effects.iter().map(|e| e.distance.kl_vocab).sum::<f64>();
         let candidate = Candidate {
-            all,
+            all: sums.finish(),
+            each: sums.each,
             sum_of_classes: sum(&by_class),
             sum_of_layers: per_layer.then(|| sum(&by_layer)),
             classes: by_class,
@@ -171,7 +192,7 @@ impl<'a> Runs<'a> {
         Ok(sums.finish())
     }
 
-    fn staged(&self, hooks: &RefitHooks) -> Result<(Distance, WeightSet)> {
+    fn staged(&self, hooks: &RefitHooks) -> Result<(Sums, WeightSet)> {
         let (weights, _) = self.engine.stage(self.checkpoint, hooks, &|_, _, _| {})?;
         let model = self.engine.model();
         let mut sums = Sums::default();
@@ -182,7 +203,7 @@ impl<'a> Runs<'a> {
             };
             sums.take(ids, &reference, &logits(model, &weights, ids)?, model.vocab());
         }
-        Ok((sums.finish(), weights))
+        Ok((sums, weights))
     }
 }
 

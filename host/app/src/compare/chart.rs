@@ -1,200 +1,320 @@
-//! Charts as SVG: no script, no font, no address. Colors come from a style sheet by class: that of the page that the chart
-//! stands in, or one inside a file of its own.
+//! Charts of a page as HTML: bars and strips of dots whose words are text of the page, so that they wrap and are never cut.
+//! Where all values are one, a sentence stands in the place of the chart.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::tables::number;
+use super::axis::Axis;
+use super::page::{escape, escape_name, ticks};
+use super::tables::{brief, number};
 
-const WIDTH: f64 = 760.0;
-const LABELS: f64 = 250.0;
-const VALUES: f64 = 90.0;
-const BAR: f64 = 12.0;
-const GAP: f64 = 8.0;
-const AXIS: f64 = 26.0;
+/// Ticks of an axis, about.
+const TICKS: u32 = 4;
+/// Digits that an axis has room for on a narrow screen.
+const NARROW: f64 = 22.0;
+/// Names that a sentence lists before it only counts them.
+const LISTED: usize = 6;
+/// Places of a strip that are told apart; dots that fall together are drawn once.
+const PLACES: f64 = 500.0;
 
-/// Text that may stand in HTML and SVG.
-pub(crate) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c if c.is_control() => out.push(' '),
-            c => out.push(c),
-        }
-    }
-    out
+/// What a chart says above its bars.
+#[derive(Clone, Copy)]
+pub(super) struct Words {
+    pub(super) title: &'static str,
+    /// What the numbers are, in a sentence below the title.
+    pub(super) under: &'static str,
+    /// Written after each number.
+    pub(super) unit: &'static str,
 }
 
-/// Where a text begins, ends, or has its middle.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Anchor {
-    Start,
-    Middle,
-    End,
-}
-
-/// A picture that is being drawn. Lengths are in its own units, from the top left. Texts are escaped here.
-pub(crate) struct Svg(String);
-
-impl Svg {
-    /// A picture in a page, whose style sheet it uses. `label` says in words what it shows.
-    pub(crate) fn inline(label: &str, width: f64, height: f64) -> Self {
-        let label = escape(label);
-        Self(format!(r#"<svg viewBox="0 0 {width:.0} {height:.0}" role="img" aria-label="{label}">"#))
+impl Words {
+    fn value(&self, v: f64) -> String {
+        [&brief(v), self.unit].join(" ").trim_end().to_owned()
     }
 
-    /// A picture that is a file of its own, with its style sheet inside.
-    pub(crate) fn file(title: &str, style: &str, width: f64, height: f64) -> Self {
-        let title = escape(title);
-        Self(format!(
-            r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0} {height:.0}" role="img" aria-label="{title}"><title>{title}</title><style>{style}</style>"#
-        ))
+    fn figure(&self, inside: &str) -> String {
+        let (title, under) = (escape(self.title), escape(self.under));
+        format!(
+            "<figure aria-label=\"{title}\">\n<figcaption><h2>{title}</h2>\n<p class=\"under\">{under}</p></figcaption>\n{inside}</figure>\n"
+        )
     }
 
-    pub(crate) fn finish(mut self) -> String {
-        self.0.push_str("</svg>");
-        self.0
-    }
-
-    /// Writes one element; what is not `None` of its words goes into it as text.
-    fn element(&mut self, name: &str, class: &str, attributes: std::fmt::Arguments<'_>, words: Option<&str>) {
-        let class = if class.is_empty() { String::new() } else { format!(r#" class="{class}""#) };
-        // Writing to a String cannot fail.
-        let _ = match words {
-            Some(words) => write!(self.0, "<{name}{class} {attributes}>{words}</{name}>"),
-            None => write!(self.0, "<{name}{class} {attributes}/>"),
-        };
-    }
-
-    pub(crate) fn text(&mut self, (x, y): (f64, f64), anchor: Anchor, class: &str, words: &str) {
-        let anchor = match anchor {
-            Anchor::Start => "",
-            Anchor::Middle => r#" text-anchor="middle""#,
-            Anchor::End => r#" text-anchor="end""#,
-        };
-        self.element("text", class, format_args!(r#"x="{x:.1}" y="{y:.1}"{anchor}"#), Some(&escape(words)));
-    }
-
-    pub(crate) fn heading(&mut self, (x, y): (f64, f64), words: &str) {
-        self.element("text", "", format_args!(r#"x="{x:.1}" y="{y:.1}" font-weight="600""#), Some(&escape(words)));
-    }
-
-    /// A line; `tip` is shown where a mouse rests on it.
-    pub(crate) fn line(&mut self, (x1, y1): (f64, f64), (x2, y2): (f64, f64), class: &str, tip: Option<&str>) {
-        let ends = format_args!(r#"x1="{x1:.1}" x2="{x2:.1}" y1="{y1:.1}" y2="{y2:.1}""#);
-        self.element("line", class, ends, tipped(tip).as_deref());
-    }
-
-    pub(crate) fn circle(&mut self, (x, y): (f64, f64), radius: f64, class: &str, tip: Option<&str>) {
-        let place = format_args!(r#"cx="{x:.1}" cy="{y:.1}" r="{radius}""#);
-        self.element("circle", class, place, tipped(tip).as_deref());
-    }
-
-    fn rect(&mut self, (x, y): (f64, f64), (width, height): (f64, f64), class: &str, tip: &str) {
-        let place = format_args!(r#"x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}""#);
-        self.element("rect", class, place, tipped(Some(tip)).as_deref());
-    }
-
-    pub(crate) fn polyline(&mut self, points: &[(f64, f64)], class: &str) {
-        let points: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        self.element("polyline", class, format_args!(r#"points="{}""#, points.join(" ")), None);
+    fn sentence(&self, sentence: &str) -> String {
+        self.figure(&format!("<p class=\"same\">{}</p>\n", escape(sentence)))
     }
 }
 
-fn tipped(tip: Option<&str>) -> Option<String> {
-    tip.map(|tip| format!("<title>{}</title>", escape(tip)))
+/// A bar's name, and its length for each series: at most two, of which the first is A and the second is B.
+pub(super) type Category = (String, Vec<Option<f64>>);
+
+/// Whose bar it is: the key before it, and the class of its color.
+#[derive(Clone, Copy)]
+struct Lane {
+    who: &'static str,
+    class: &'static str,
+    series: usize,
 }
 
-/// From values to places on an axis.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Scale {
-    /// The least and the greatest value.
-    pub(crate) values: (f64, f64),
-    /// Where these two lie.
-    pub(crate) places: (f64, f64),
-}
+const A: Lane = Lane { who: "A", class: "s0", series: 0 };
+const B: Lane = Lane { who: "B", class: "s1", series: 1 };
+const BOTH: Lane = Lane { who: "A B", class: "both", series: 0 };
+const NOBODY: Lane = Lane { who: "", class: "s0", series: 0 };
 
-impl Scale {
-    fn span(&self) -> f64 {
-        self.values.1 - self.values.0
-    }
-
-    /// The middle, where all values are one.
-    pub(crate) fn at(&self, value: f64) -> f64 {
-        let (from, to) = self.places;
-        let share = if self.span() > 0.0 { (value - self.values.0) / self.span() } else { 0.5 };
-        from + share * (to - from)
-    }
-
-    /// The values that are written at the axis.
-    pub(crate) fn ticks(&self) -> Vec<f64> {
-        let (least, most) = self.values;
-        if self.span() > 0.0 { vec![least, (least + most) / 2.0, most] } else { vec![least] }
+impl Lane {
+    fn key(&self) -> String {
+        format!("<span class=\"who {}\">{}</span>", self.class, self.who)
     }
 }
 
-/// Horizontal bars: of each category one bar per series (at most two). Values are zero or more.
-pub(super) fn bars(label: &str, categories: &[(String, Vec<Option<f64>>)]) -> String {
-    let values = categories.iter().flat_map(|(_, v)| v).flatten().copied().filter(|v| v.is_finite());
-    let most = values.fold(0.0, f64::max);
-    let plot = WIDTH - LABELS - VALUES;
-    let tall = |v: &Vec<Option<f64>>| v.len().max(1) as f64 * BAR + GAP;
-    let height: f64 = categories.iter().map(|(_, v)| tall(v)).sum::<f64>() + GAP;
-    let mut svg = Svg::inline(label, WIDTH, height);
-    let mut y = GAP;
+/// Bars of both sides; values are zero or more.
+pub(super) fn bars(words: Words, categories: &[Category]) -> String {
+    let two = categories.iter().any(|(_, v)| v.len() > 1);
+    let alike = |v: &Vec<Option<f64>>| v.len() == 2 && v[0].map(number) == v[1].map(number);
+    match (two, categories.iter().all(|(_, v)| alike(v))) {
+        (false, _) => drawn(words, categories, &[A]),
+        (true, true) => drawn(words, categories, &[BOTH]),
+        (true, false) => drawn(words, categories, &[A, B]),
+    }
+}
+
+/// Bars of something that A and B have between them.
+pub(super) fn plain_bars(words: Words, categories: &[Category]) -> String {
+    drawn(words, categories, &[NOBODY])
+}
+
+fn drawn(words: Words, categories: &[Category], lanes: &[Lane]) -> String {
+    let seen: Vec<f64> = categories.iter().flat_map(|(_, v)| v).flatten().copied().filter(|v| v.is_finite()).collect();
+    if let Some(sentence) = same(&words, categories, lanes, &seen) {
+        return words.sentence(&sentence);
+    }
+    let axis = Axis::from_zero(seen.iter().copied().fold(0.0, f64::max), TICKS);
+    let longest = seen.iter().map(|v| words.value(*v).chars().count()).max().unwrap_or(0);
+    // A digit of room on each side of the number.
+    let mut out = format!("<div class=\"bars\" style=\"--value:{}ch;--names:{}ch\">\n", longest + 2, names(categories));
     for (name, values) in categories {
-        let middle = y + (tall(values) - GAP) / 2.0 + 4.0;
-        svg.text((LABELS - 8.0, middle), Anchor::End, "", &shorten(name));
-        for (series, value) in values.iter().enumerate() {
-            let top = y + series as f64 * BAR;
-            let Some(value) = value.filter(|v| v.is_finite()) else { continue };
-            let wide = if most > 0.0 { value / most * plot } else { 0.0 };
-            let tip = format!("{name}: {}", number(value));
-            svg.rect((LABELS, top), (wide, BAR - 2.0), &format!("s{series}"), &tip);
-            svg.text((LABELS + wide + 6.0, top + BAR - 3.0), Anchor::Start, "v", &number(value));
+        let _ = write!(out, "<div class=\"row\"><div class=\"name\">{}</div><div>", escape_name(name));
+        for lane in lanes {
+            let value = values.get(lane.series).copied().flatten();
+            let _ = write!(out, "<div class=\"lane\">{}<div class=\"rail\">", lane.key());
+            let _ = match value.filter(|v| v.is_finite()) {
+                Some(v) => write!(
+                    out,
+                    "<i class=\"bar {}\" style=\"width:{:.2}%\"></i><span class=\"value\">{}</span>",
+                    lane.class,
+                    axis.map_or(0.0, |axis| axis.share(v)) * 100.0,
+                    escape(&words.value(v))
+                ),
+                None => write!(
+                    out,
+                    "<span class=\"value\">{}</span>",
+                    if value.is_some() { "no number" } else { "not quantized" }
+                ),
+            };
+            out.push_str("</div></div>");
         }
-        y += tall(values);
+        out.push_str("</div></div>\n");
     }
-    svg.finish()
+    out.push_str(&axis_row(axis));
+    out.push_str("</div>\n");
+    if lanes.len() == 1 && lanes[0].who == BOTH.who {
+        out.push_str("<p class=\"note\">A and B are equal here: each bar stands for both.</p>\n");
+    }
+    words.figure(&out)
 }
 
-/// A strip of dots for each category, on one axis from the least to the greatest value.
-pub(super) fn dots(label: &str, unit: &str, categories: &[(String, Vec<(usize, f64)>)]) -> String {
-    let all: Vec<f64> = categories.iter().flat_map(|(_, v)| v.iter().map(|(_, x)| *x)).collect();
-    let values = (all.iter().copied().fold(f64::INFINITY, f64::min), all.iter().copied().fold(0.0, f64::max));
-    let right = WIDTH - VALUES;
-    let scale = Scale { values, places: (LABELS, right) };
-    let row = 2.0 * BAR + GAP;
-    let height = categories.len() as f64 * row + AXIS;
-    let mut svg = Svg::inline(label, WIDTH, height);
-    for (i, (name, values)) in categories.iter().enumerate() {
-        let middle = i as f64 * row + GAP + BAR - 2.0;
-        svg.text((LABELS - 8.0, middle + 4.0), Anchor::End, "", &shorten(name));
-        svg.line((LABELS, middle), (right, middle), "", None);
-        for (series, x) in values {
-            let place = (scale.at(*x), middle + (*series as f64 - 0.5) * 9.0);
-            svg.circle(place, 3.5, &format!("s{series}"), None);
-        }
+/// What to say where every bar has one length; none where they differ.
+fn same(words: &Words, categories: &[Category], lanes: &[Lane], seen: &[f64]) -> Option<String> {
+    let Some(first) = seen.first() else { return Some("There is no number to show.".to_owned()) };
+    let complete = categories.iter().all(|(_, v)| lanes.iter().all(|l| v.get(l.series).is_some_and(Option::is_some)));
+    let equal = seen.iter().all(|v| number(*v) == number(*first));
+    if !equal || !complete && seen.len() > 1 {
+        return None;
     }
-    if !all.is_empty() {
-        for x in scale.ticks() {
-            svg.text((scale.at(x), height - 8.0), Anchor::Middle, "v", &format!("{x:.2} {unit}"));
-        }
-    }
-    svg.finish()
+    let value = words.value(*first);
+    let whose = match lanes {
+        [lane] if lane.who == BOTH.who => " with A and with B",
+        [_, _] if complete => " with A and with B",
+        _ => "",
+    };
+    let names: Vec<&str> = categories.iter().map(|(name, _)| name.as_str()).collect();
+    Some(match names.as_slice() {
+        [name] => format!("{name}: {value}{whose}."),
+        _ => format!("The same everywhere: {value}{whose} ({}).", listed(&names)),
+    })
 }
 
-/// The end of a long name, which tells tensors apart.
-fn shorten(name: &str) -> String {
-    const MOST: usize = 38;
-    let n = name.chars().count();
-    if n <= MOST {
-        return name.to_owned();
+/// `a, b and c`; of many names the first ones and how many more there are.
+fn listed(names: &[&str]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [first @ .., last] if names.len() <= LISTED => format!("{} and {last}", first.join(", ")),
+        _ => {
+            let (shown, more) = names.split_at(LISTED.min(names.len()));
+            format!("{} and {} more", shown.join(", "), more.len())
+        }
     }
-    let end: String = name.chars().skip(n - MOST + 1).collect();
-    format!("…{end}")
+}
+
+/// Digits that the longest name takes; it wraps where the page has less room.
+fn names<T>(categories: &[(String, T)]) -> usize {
+    categories.iter().map(|(name, _)| name.chars().count() + 1).max().unwrap_or(0).max(10)
+}
+
+fn axis_row(axis: Option<Axis>) -> String {
+    let Some(axis) = axis else { return String::new() };
+    let ticks = ticks(&axis.ticks(), NARROW);
+    format!(
+        "<div class=\"row axis\" aria-hidden=\"true\"><div class=\"name\"></div><div class=\"lane\"><span></span><div class=\"ticks\">{ticks}</div></div></div>\n"
+    )
+}
+
+/// The dots of one strip.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Dots {
+    /// A dot for each.
+    pub(super) values: Vec<f64>,
+    /// Things that have no such number because nothing was lost.
+    pub(super) exact: usize,
+}
+
+impl Dots {
+    /// As it is read without looking at the dots.
+    fn summary(&self, unit: &str) -> String {
+        let mut sorted = self.values.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let exact = match self.exact {
+            0 => String::new(),
+            n if sorted.is_empty() => format!("{n} exact"),
+            n => format!(", {n} exact"),
+        };
+        let (Some(least), Some(most)) = (sorted.first(), sorted.last()) else { return exact };
+        let middle = sorted.get(sorted.len() / 2).unwrap_or(most);
+        match format!("{least:.2}") == format!("{most:.2}") {
+            true => format!("{most:.2} {unit}{exact}"),
+            false => format!("{middle:.2} {unit} ({least:.2} to {most:.2}){exact}"),
+        }
+    }
+}
+
+/// A strip of dots for each category and side.
+pub(super) fn strips(words: Words, categories: &[(String, [Dots; 2])]) -> String {
+    let all = || categories.iter().flat_map(|(_, sides)| sides);
+    let mut values = all().flat_map(|dots| &dots.values).copied();
+    let exact: usize = all().map(|dots| dots.exact).sum();
+    let Some(first) = values.next() else {
+        return words.sentence(&format!("Nothing is lost: all {exact} are exact."));
+    };
+    let (least, most) = values.fold((first, first), |(least, most), v| (least.min(v), most.max(v)));
+    let told = format!("{first:.2}");
+    if exact == 0 && all().flat_map(|dots| &dots.values).all(|v| format!("{v:.2}") == told) {
+        return words.sentence(&format!("The same for every tensor: {told} {}.", words.unit));
+    }
+    let equal = categories.iter().all(|(_, [a, b])| a == b);
+    let empty = |side: usize| categories.iter().all(|(_, sides)| sides[side] == Dots::default());
+    let lanes: &[Lane] = match (equal, empty(1), empty(0)) {
+        (true, ..) => &[BOTH],
+        (_, true, _) => &[A],
+        (_, _, true) => &[B],
+        _ => &[A, B],
+    };
+    let axis = Axis::around(least, most, TICKS);
+    let mut out = format!("<div class=\"strips\" style=\"--names:{}ch\">\n", names(categories));
+    for (name, sides) in categories {
+        let _ = write!(out, "<div class=\"row\"><div class=\"name\">{}</div><div>", escape_name(name));
+        for lane in lanes {
+            let dots = &sides[lane.series];
+            let _ = write!(
+                out,
+                "<div class=\"lane\">{}<div class=\"strip\" aria-hidden=\"true\"><svg viewBox=\"0 0 1000 10\" preserveAspectRatio=\"none\">{}</svg></div><span class=\"value\">{}</span></div>",
+                lane.key(),
+                path(axis, &dots.values, lane.class),
+                escape(&dots.summary(words.unit))
+            );
+        }
+        out.push_str("</div></div>\n");
+    }
+    out.push_str(&axis_row(axis));
+    out.push_str("</div>\n");
+    if lanes.len() == 1 && lanes[0].who == BOTH.who {
+        out.push_str("<p class=\"note\">A and B are equal here: each strip stands for both.</p>\n");
+    }
+    words.figure(&out)
+}
+
+/// Dots as lines without a length: their round ends stay round however the strip is stretched.
+fn path(axis: Option<Axis>, values: &[f64], class: &str) -> String {
+    let place = |v: &f64| (axis.map_or(0.5, |axis| axis.share(*v)) * PLACES).round() as u32;
+    let places: BTreeSet<u32> = values.iter().map(place).collect();
+    if places.is_empty() {
+        return String::new();
+    }
+    let dots: String = places.iter().map(|p| format!("M{} 5h0", f64::from(*p) / PLACES * 1000.0)).collect();
+    format!("<path class=\"{class}\" d=\"{dots}\"/>")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Category, Dots, Words, bars, plain_bars, strips};
+
+    const WORDS: Words = Words { title: "t", under: "u", unit: "nats" };
+
+    fn both(values: &[(&str, f64, f64)]) -> Vec<Category> {
+        values.iter().map(|(name, a, b)| ((*name).to_owned(), vec![Some(*a), Some(*b)])).collect()
+    }
+
+    #[test]
+    fn bars_that_are_all_equal_are_a_sentence() {
+        let made = bars(WORDS, &both(&[("attention", 0.5, 0.5), ("experts", 0.5, 0.5)]));
+        assert!(
+            !made.contains("class=\"bar")
+                && made.contains("The same everywhere: 0.500 nats with A and with B (attention and experts)")
+        );
+        assert!(bars(WORDS, &both(&[("attention", 0.0, 0.0)])).contains("attention: 0 nats with A and with B."));
+        // Equal in all digits that are shown is equal.
+        assert!(!bars(WORDS, &both(&[("a", 0.5, 0.500_000_1), ("b", 0.5, 0.5)])).contains("class=\"bar"));
+        assert!(bars(WORDS, &both(&[("a", 0.5, 0.6)])).contains("class=\"bar"));
+        let many: Vec<Category> = (0..9).map(|i| (format!("t{i}"), vec![Some(100.0)])).collect();
+        assert!(plain_bars(WORDS, &many).contains("t5 and 3 more"));
+        assert!(bars(WORDS, &[("a".to_owned(), vec![Some(f64::NAN)])]).contains("no number"));
+    }
+
+    #[test]
+    fn sides_that_are_equal_share_their_bars() {
+        let made = bars(WORDS, &both(&[("a", 0.5, 0.5), ("b", 0.25, 0.25)]));
+        assert_eq!(made.matches("<i class=\"bar").count(), 2);
+        assert!(made.contains("A and B are equal here"));
+        // The axis ends at a round value, and lengths are shares of it.
+        assert!(made.contains("width:83.33%") && made.contains("width:41.67%") && made.contains(">0.6<"), "{made}");
+    }
+
+    #[test]
+    fn what_one_side_does_not_quantize_is_said() {
+        let made =
+            bars(WORDS, &[("a".to_owned(), vec![Some(0.5), None]), ("b".to_owned(), vec![Some(0.5), Some(0.5)])]);
+        assert_eq!((made.matches("<i class=\"bar").count(), made.matches("not quantized").count()), (3, 1));
+    }
+
+    #[test]
+    fn names_are_escaped_and_whole() {
+        let name = format!("{}.<script>", "model.layers".repeat(20));
+        let made = bars(WORDS, &both(&[(&name, 0.5, 0.6)])).replace("<wbr>", "");
+        assert!(!made.contains("<script") && made.contains(&format!("{}.&lt;script&gt;", "model.layers".repeat(20))));
+    }
+
+    #[test]
+    fn strips_say_their_numbers_and_equal_ones_are_a_sentence() {
+        let dots = |values: &[f64], exact| Dots { values: values.to_vec(), exact };
+        let made = strips(WORDS, &[("a".to_owned(), [dots(&[31.0, 33.0, 32.0], 0), dots(&[30.0], 2)])]);
+        assert!(made.contains("32.00 nats (31.00 to 33.00)") && made.contains("30.00 nats, 2 exact"), "{made}");
+        assert_eq!(made.matches("<path").count(), 2);
+        let equal = strips(WORDS, &[("a".to_owned(), [dots(&[31.0, 31.001], 0), dots(&[31.0], 0)])]);
+        assert!(!equal.contains("<path") && equal.contains("The same for every tensor: 31.00 nats."), "{equal}");
+        let exact = strips(WORDS, &[("a".to_owned(), [dots(&[], 3), dots(&[], 3)])]);
+        assert!(exact.contains("Nothing is lost: all 6 are exact."), "{exact}");
+        // Ten thousand dots are drawn where they can be told apart.
+        let values: Vec<f64> = (0..10_000).map(|i| 30.0 + f64::from(i) * 1e-3).collect();
+        let many = strips(WORDS, &[("a".to_owned(), [dots(&values, 0), Dots::default()])]);
+        assert!(many.matches("h0").count() <= 501 && !many.contains(">B<"));
+    }
 }

@@ -1,114 +1,196 @@
-//! The report as one HTML file that needs nothing else: style, tables and charts are inside.
+//! The report as one HTML file that needs nothing else: the verdict, then what it rests on, then everything that was measured.
 
 use std::fmt::Write;
 
-use super::chart::{bars, dots, escape};
+use super::chart::{Category, Dots, Words, bars, plain_bars, strips};
+use super::groups::{By, Group, groups, table};
+use super::page::{escape, escape_name, folded, notes, page, section, verdict};
 use super::report::Report;
-use super::tables::{Table, kl_by_class, tables};
+use super::subset::Subset;
+use super::tables::{Table, classes, kl_by_class, predictions};
+use super::tensors::SideRow;
+use super::verdict::{Better, Measure, Verdict};
 
-/// Tensors in the chart of differing bytes.
-const CHARTED: usize = 30;
+/// Bars in the chart of differing bytes.
+const CHARTED: usize = 12;
+/// Lines of tensors that are shown at once; more are folded away.
+const AT_ONCE: usize = 25;
 
-const STYLE: &str = "
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5d6a7b; --line: #d5dbe3; --paper: #fff; --s0: #2563ab; --s1: #c2621c; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e9f0; --soft: #98a5b6; --line: #39434f; --paper: #14191f; --s0: #6aa5e8; --s1: #eb9a5c; }
+/// The page. `all`: every tensor has a line of its own, beside the lines that sum up layers and experts.
+pub fn render(report: &Report, all: bool) -> String {
+    let mut out = String::new();
+    let found = Verdict::of(report);
+    verdict(&format!("patchhost compare: {}", report.model), &found.text, &mut out);
+    sides(report, &mut out);
+    evidence(report, &found, &mut out);
+    charts(report, &mut out);
+    section(&classes(report), &mut out);
+    all_tensors(report, all, &mut out);
+    predictions(report).iter().for_each(|table| section(table, &mut out));
+    page(&format!("patchhost compare: {}", report.model), &out)
 }
-body { margin: 2rem auto; max-width: 76rem; padding: 0 1.25rem; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin-bottom: .25rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
-p, li { color: var(--soft); } code { font: 13px ui-monospace, monospace; color: var(--ink); overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-svg { width: 100%; max-width: 62rem; height: auto; font: 11px system-ui, sans-serif; } svg text { fill: var(--ink); } svg text.v { fill: var(--soft); }
-svg line { stroke: var(--line); } .s0 { fill: var(--s0); } .s1 { fill: var(--s1); }
-.key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; } .key.s0 { background: var(--s0); } .key.s1 { background: var(--s1); }
-";
 
-/// The page. Every tensor is in it.
-pub fn render(report: &Report) -> String {
-    let mut out = String::from("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
-    out.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
-    let title = format!("patchhost compare: {}", report.model);
-    // Writing to a String cannot fail.
-    let _ = write!(out, "<title>{}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n", escape(&title));
-    let _ = writeln!(out, "<h1>{}</h1>", escape(&title));
-    let architecture = report.architecture.as_deref().unwrap_or("a plain file of matrices");
-    let _ = writeln!(out, "<p>{}; activations: {}</p>\n<ul>", escape(architecture), report.fp8_activation);
+fn sides(report: &Report, out: &mut String) {
+    out.push_str("<ul class=\"sides\">\n");
     for (series, label, side) in [(0, "A", &report.a), (1, "B", &report.b)] {
+        // Writing to a String cannot fail.
         let _ = writeln!(
             out,
-            "<li><span class=\"key s{series}\"></span>{label}: <code>{}</code></li>",
-            escape(&side.line())
+            "<li><span class=\"key s{series}\">{label}</span><code>{}</code></li>",
+            escape_name(&side.line())
         );
     }
-    out.push_str("</ul>\n");
-    charts(report, &mut out);
-    for table in tables(report, None) {
-        render_table(&table, &mut out);
+    let architecture = report.architecture.as_deref().unwrap_or("a plain file of matrices");
+    let _ = write!(out, "</ul>\n<p class=\"note\">{}", escape(architecture));
+    if report.ablation.is_some() {
+        let _ = write!(out, "; activations: {}", report.fp8_activation);
     }
-    let _ = writeln!(out, "<p>Made by patchhost {}.</p>\n</body>\n</html>", env!("CARGO_PKG_VERSION"));
-    out
+    out.push_str("</p>\n");
 }
 
-fn chart(out: &mut String, title: &str, svg: &str) {
-    let _ = writeln!(out, "<h2>{}</h2>\n{svg}", escape(title));
+fn evidence(report: &Report, found: &Verdict, out: &mut String) {
+    if found.measures.is_empty() && found.notes.is_empty() {
+        return;
+    }
+    let row = |m: &Measure| {
+        let mark = |side: Better| if m.better == Some(side) { " ✓" } else { "" };
+        let [a, b] = &m.shown;
+        let what = if m.unit.is_empty() { m.what.to_owned() } else { format!("{}, {}", m.what, m.unit) };
+        vec![what, format!("{a}{}", mark(Better::A)), format!("{b}{}", mark(Better::B))]
+    };
+    let title = match report.b.kind {
+        "bf16" => "What it costs",
+        _ => "Why",
+    };
+    let rows: Vec<Vec<String>> = found.measures.iter().map(row).collect();
+    if rows.is_empty() {
+        notes(&found.notes, out);
+        return;
+    }
+    let mut table = Table { title: title.to_owned(), head: vec!["measure", "A", "B"], rows, notes: Vec::new() };
+    if found.measures.iter().any(|m| m.better.is_some()) {
+        table.notes.push("✓ marks the better side; without it there is no clear difference.".to_owned());
+    }
+    table.notes.extend(found.notes.iter().cloned());
+    section(&table, out);
 }
 
 fn charts(report: &Report, out: &mut String) {
     if let Some(ablation) = &report.ablation {
         let candidates = [Some(&ablation.a), ablation.b.as_ref()];
-        let series = |of: &dyn Fn(usize) -> Vec<(String, f64)>| merge([of(0), of(1)]);
+        let series = |of: &dyn Fn(usize) -> Vec<(String, f64)>| merge([of(0), of(1)], ablation.b.is_some());
         let of = |i: usize| candidates.get(i).copied().flatten();
-        let classes = series(&|i| of(i).map(kl_by_class).unwrap_or_default());
-        let title = "Mean KL from the unquantized model when only one class is quantized";
-        chart(out, title, &bars(title, &with_whole(classes, candidates.map(|c| c.map(|c| c.all.kl_vocab)))));
+        let mut classes = series(&|i| of(i).map(kl_by_class).unwrap_or_default());
+        let whole = candidates.iter().flatten().map(|c| Some(c.all.kl_vocab)).collect();
+        classes.push(("all together".to_owned(), whole));
+        let words = Words {
+            title: "Which class of layers costs how much",
+            under: "Mean KL from the unquantized model, in nats per token, when only one class is quantized. Shorter is better.",
+            unit: "nats",
+        };
+        out.push_str(&bars(words, &classes));
         let layers = series(&|i| {
             let effects = of(i).map(|c| c.layers.as_slice()).unwrap_or_default();
             effects.iter().map(|e| (layer_name(e.only), e.distance.kl_vocab)).collect()
         });
         if !layers.is_empty() {
-            let title = "Mean KL when only one layer is quantized";
-            chart(out, title, &bars(title, &layers));
+            let words = Words {
+                title: "Which layer costs how much",
+                under: "Mean KL from the unquantized model, in nats per token, when only one layer is quantized. Shorter is better.",
+                unit: "nats",
+            };
+            out.push_str(&bars(words, &layers));
         }
     }
-    let strips: Vec<(String, Vec<(usize, f64)>)> = report
-        .classes
-        .iter()
-        .map(|c| {
-            let rows = report.tensors.iter().filter(|r| r.class == c.class);
-            let dots = rows.flat_map(|r| {
-                let snr = |s: &Option<super::tensors::SideRow>| s.as_ref().and_then(|s| s.snr_db);
-                [snr(&r.a).map(|x| (0, x)), snr(&r.b).map(|x| (1, x))].into_iter().flatten()
-            });
-            (c.class.name().to_string(), dots.collect())
-        })
-        .collect();
-    let title = "Signal-to-noise ratio of each tensor against its source";
-    chart(out, title, &dots(title, "dB", &strips));
-    let differing: Vec<(String, Vec<Option<f64>>)> = report
-        .tensors
-        .iter()
-        .filter_map(|r| r.weight_bytes.filter(|w| w.differing > 0).map(|w| (r.name.clone(), vec![Some(w.share())])))
-        .take(CHARTED)
-        .collect();
-    if !differing.is_empty() {
-        let title = "Share of weight bytes that differ between A and B, the worst tensors";
-        chart(out, title, &bars(title, &differing));
+    if report.total.tensors > 0 {
+        out.push_str(&snr(report));
+        differing(&groups(report, By::Experts), out);
     }
 }
 
-fn layer_name(only: super::subset::Subset) -> String {
+fn snr(report: &Report) -> String {
+    let dots = |of: &dyn Fn(&super::tensors::TensorRow) -> Option<&SideRow>, class| {
+        let mut dots = Dots::default();
+        for side in report.tensors.iter().filter(|r| r.class == class).filter_map(of) {
+            match side.snr_db {
+                Some(snr) => dots.values.push(snr),
+                None => dots.exact += 1,
+            }
+        }
+        dots
+    };
+    let rows = report.classes.iter().map(|c| {
+        let sides = [dots(&|r| r.a.as_ref(), c.class), dots(&|r| r.b.as_ref(), c.class)];
+        (c.class.name().to_owned(), sides)
+    });
+    let words = Words {
+        title: "How close each tensor stays to its source",
+        under: "Signal-to-noise ratio in dB: a dot for each tensor, and the median. Further right is better.",
+        unit: "dB",
+    };
+    strips(words, &rows.collect::<Vec<_>>())
+}
+
+/// The groups of tensors whose bytes differ most; nothing where no byte does.
+fn differing(groups: &[Group], out: &mut String) {
+    let share = |g: &Group| {
+        let bytes = &g.totals.weight_bytes;
+        (bytes.differing > 0).then(|| (g.name.clone(), bytes.share() * 100.0))
+    };
+    let mut found: Vec<(String, f64)> = groups.iter().filter_map(share).collect();
+    if found.is_empty() {
+        return;
+    }
+    found.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let words = Words {
+        title: "Where A and B differ",
+        under: "Share of the weight bytes that are not the same, in the tensors with the largest share.",
+        unit: "%",
+    };
+    let left = found.len().saturating_sub(CHARTED);
+    let shown: Vec<Category> = found.into_iter().take(CHARTED).map(|(name, share)| (name, vec![Some(share)])).collect();
+    out.push_str(&plain_bars(words, &shown));
+    if left > 0 {
+        notes(&[format!("{left} more differ less; they are in the tables.")], out);
+    }
+}
+
+/// Tensors that differ in numbers alone on one line, then the experts of each layer on one, then every one if asked for.
+fn all_tensors(report: &Report, all: bool, out: &mut String) {
+    let kinds = groups(report, By::Numbers);
+    let by_layer = groups(report, By::Experts);
+    let every = report.tensors.len();
+    if every == 0 {
+        return;
+    }
+    let put = |table: &Table, out: &mut String| match table.rows.len() <= AT_ONCE {
+        true => section(table, out),
+        false => folded(table, out),
+    };
+    let title = if kinds.len() == every { "Tensors, the worst first" } else { "Kinds of tensors, the worst first" };
+    put(&table(title.to_owned(), &kinds), out);
+    if by_layer.len() > kinds.len() {
+        let what = if by_layer.len() == every { "Every tensor" } else { "Layer by layer, experts summed up" };
+        folded(&table(format!("{what} ({} lines)", by_layer.len()), &by_layer), out);
+    }
+    if all && every > by_layer.len() {
+        let table = table(format!("Every tensor ({every} lines)"), &groups(report, By::Tensor));
+        folded(&table, out);
+    } else if every > by_layer.len() {
+        notes(&[format!("{every} tensors in all; --all gives each a line of its own.")], out);
+    }
+}
+
+fn layer_name(only: Subset) -> String {
     match only {
-        super::subset::Subset::Layer(layer) => format!("layer {layer}"),
-        super::subset::Subset::Class(class) => class.name().to_string(),
+        Subset::Layer(layer) => format!("layer {layer}"),
+        Subset::Class(class) => class.name().to_owned(),
     }
 }
 
 /// Two series over the categories of both, in their order.
-fn merge([a, b]: [Vec<(String, f64)>; 2]) -> Vec<(String, Vec<Option<f64>>)> {
-    let mut out: Vec<(String, Vec<Option<f64>>)> = Vec::new();
-    let two = !b.is_empty();
+fn merge([a, b]: [Vec<(String, f64)>; 2], two: bool) -> Vec<Category> {
+    let mut out: Vec<Category> = Vec::new();
     for (series, values) in [a, b].into_iter().enumerate() {
         for (name, value) in values {
             let known = out.iter().position(|(n, _)| *n == name);
@@ -122,33 +204,4 @@ fn merge([a, b]: [Vec<(String, f64)>; 2]) -> Vec<(String, Vec<Option<f64>>)> {
         }
     }
     out
-}
-
-fn with_whole(
-    mut categories: Vec<(String, Vec<Option<f64>>)>,
-    whole: [Option<f64>; 2],
-) -> Vec<(String, Vec<Option<f64>>)> {
-    let [a, b] = whole;
-    let values = if b.is_some() { vec![a, b] } else { vec![a] };
-    categories.push(("all together".to_string(), values));
-    categories
-}
-
-fn render_table(table: &Table, out: &mut String) {
-    let _ = write!(out, "<h2>{}</h2>\n<div class=\"scroll\"><table>\n<thead><tr>", escape(&table.title));
-    table.head.iter().for_each(|h| {
-        let _ = write!(out, "<th>{}</th>", escape(h));
-    });
-    out.push_str("</tr></thead>\n<tbody>\n");
-    for row in &table.rows {
-        out.push_str("<tr>");
-        row.iter().for_each(|cell| {
-            let _ = write!(out, "<td>{}</td>", escape(cell));
-        });
-        out.push_str("</tr>\n");
-    }
-    out.push_str("</tbody>\n</table></div>\n");
-    table.notes.iter().for_each(|note| {
-        let _ = writeln!(out, "<p>{}</p>", escape(note));
-    });
 }

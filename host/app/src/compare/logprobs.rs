@@ -42,6 +42,8 @@ pub(super) struct Sums {
     tokens: usize,
     kl: f64,
     k3: f64,
+    /// The KL of each position, in order.
+    pub(super) each: Vec<f64>,
 }
 
 impl Sums {
@@ -56,6 +58,7 @@ impl Sums {
         for row in &rows {
             self.positions += 1;
             self.kl_vocab += row.kl;
+            self.each.push(row.kl);
             self.kl_vocab_max = self.kl_vocab_max.max(row.kl);
             self.agree += row.top1_agreement;
         }

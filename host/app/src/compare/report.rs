@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::ablation::Ablation;
 use super::class::Class;
+use super::paired::Paired;
 use super::rollout_corr::{Metrics, Settings};
 use super::tensors::{TensorRow, Totals, totals};
 
@@ -60,6 +61,8 @@ pub struct RolloutCorr {
     pub a: Metrics,
     /// With B's.
     pub b: Metrics,
+    /// `k3` of B against that of A, token by token.
+    pub paired: Option<Paired>,
 }
 
 /// A comparison.

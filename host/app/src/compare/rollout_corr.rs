@@ -220,6 +220,11 @@ pub fn k3(d: f64) -> f64 {
     d.exp_m1() - d
 }
 
+/// [`k3`] of each counted token, in order: what `k3_kl` is the mean of.
+pub fn k3_of_each(batch: &Batch) -> Vec<f64> {
+    batch.iter().flatten().map(|token| k3(token.log_ratio())).collect()
+}
+
 fn sum_log_ratio(sequence: &[Token]) -> f64 {
     sequence.iter().map(Token::log_ratio).sum()
 }

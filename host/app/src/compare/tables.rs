@@ -1,24 +1,31 @@
 //! The report as tables of text, for the terminal and for HTML alike.
 
 use super::ablation::{Ablation, Candidate};
+use super::groups;
 use super::logprobs::Distance;
 use super::report::{Report, RolloutCorr};
 use super::subset::Subset;
-use super::tensors::{SideRow, SideTotals, State, TensorRow, Totals};
-use crate::base::fold::fold;
+use super::tensors::{SideTotals, Totals};
 
 /// A table: the first column is words, the others are numbers.
-pub(super) struct Table {
-    pub(super) title: String,
-    pub(super) head: Vec<&'static str>,
-    pub(super) rows: Vec<Vec<String>>,
+pub(crate) struct Table {
+    pub(crate) title: String,
+    pub(crate) head: Vec<&'static str>,
+    pub(crate) rows: Vec<Vec<String>>,
     /// What a reader should know, below it.
-    pub(super) notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
-/// All tables; of the tensors every one, or the `most` worst lines after tensors that are alike were folded.
+/// All tables; of the tensors every one, or the `most` worst lines after the experts of each layer were summed up.
 pub(super) fn tables(report: &Report, most: Option<usize>) -> Vec<Table> {
-    let mut out = vec![classes(report), tensors(report, most)];
+    let mut out = vec![classes(report), groups::worst(report, most)];
+    out.extend(predictions(report));
+    out
+}
+
+/// The tables of forward passes; none where there were none.
+pub(super) fn predictions(report: &Report) -> Vec<Table> {
+    let mut out = Vec::new();
     if let Some(ablation) = &report.ablation {
         out.extend(effects(ablation));
     }
@@ -28,25 +35,24 @@ pub(super) fn tables(report: &Report, most: Option<usize>) -> Vec<Table> {
     out
 }
 
-fn classes(report: &Report) -> Table {
+/// Sums by class of layers.
+pub(super) fn classes(report: &Report) -> Table {
     let row = |name: &str, t: &Totals| {
-        let (a, b) = (t.a.as_ref(), t.b.as_ref());
-        let side = |f: &dyn Fn(&SideTotals) -> String, s: Option<&SideTotals>| s.map_or("-".to_string(), f);
         vec![
             name.to_string(),
             t.tensors.to_string(),
             ratio(t.scales.differing, t.scales.total),
-            t.scales.max_ulp.to_string(),
+            most(t.scales.max_ulp, t.scales.total),
             ratio(t.weight_bytes.differing, t.weight_bytes.total),
             rate(t.weight_bytes.differing, t.weight_bytes.total),
-            t.weight_bytes.max_steps.to_string(),
+            most(t.weight_bytes.max_steps, t.weight_bytes.total),
             number(t.max_abs_difference),
-            side(&|s| decibel(s.snr_db), a),
-            side(&|s| decibel(s.snr_db), b),
-            side(&|s| percent(s.relative_rmse), a),
-            side(&|s| percent(s.relative_rmse), b),
-            side(&|s| format!("{}+{}", s.saturated, s.flushed), a),
-            side(&|s| format!("{}+{}", s.saturated, s.flushed), b),
+            side(t.a.as_ref(), |s| decibel(s.snr_db)),
+            side(t.b.as_ref(), |s| decibel(s.snr_db)),
+            side(t.a.as_ref(), |s| percent(s.relative_rmse)),
+            side(t.b.as_ref(), |s| percent(s.relative_rmse)),
+            side(t.a.as_ref(), lost),
+            side(t.b.as_ref(), lost),
         ]
     };
     let mut rows: Vec<Vec<String>> = report.classes.iter().map(|c| row(c.class.name(), &c.totals)).collect();
@@ -88,86 +94,16 @@ fn classes(report: &Report) -> Table {
     }
 }
 
-fn tensors(report: &Report, most: Option<usize>) -> Table {
-    let row = |r: &TensorRow| {
-        let (a, b) = (r.a.as_ref(), r.b.as_ref());
-        let side = |f: &dyn Fn(&SideRow) -> String, s: Option<&SideRow>| s.map_or("-".to_string(), f);
-        let scales = r.scales.as_ref();
-        let bytes = r.weight_bytes.as_ref();
-        let dash = || "-".to_string();
-        vec![
-            patchhost_runtime::error::plain(r.name.clone()),
-            r.shape.iter().map(u64::to_string).collect::<Vec<_>>().join("x"),
-            match r.state {
-                State::Both => "both".to_string(),
-                State::OnlyA => "only A".to_string(),
-                State::OnlyB => "only B".to_string(),
-                State::DifferentBlocks => {
-                    let block = |s: &SideRow| format!("{}x{}", s.block[0], s.block[1]);
-                    format!("{} / {}", side(&block, a), side(&block, b))
-                }
-            },
-            scales.map_or_else(dash, |s| ratio(s.differing, s.total)),
-            scales.map_or_else(dash, |s| s.max_ulp.to_string()),
-            bytes.map_or_else(dash, |w| ratio(w.differing, w.total)),
-            bytes.map_or_else(dash, |w| w.max_steps.to_string()),
-            number(r.max_abs_difference),
-            side(&|s| decibel(s.snr_db), a),
-            side(&|s| decibel(s.snr_db), b),
-            side(&|s| format!("{}+{}", s.saturated, s.flushed), a),
-            side(&|s| format!("{}+{}", s.saturated, s.flushed), b),
-        ]
-    };
-    let mut head = vec![
-        "tensor",
-        "shape",
-        "quantized by",
-        "scales differ",
-        "max ulp",
-        "weight bytes differ",
-        "max steps",
-        "max |A-B|",
-        "SNR A",
-        "SNR B",
-        "sat+flush A",
-        "sat+flush B",
-    ];
-    let mut rows: Vec<Vec<String>> = report.tensors.iter().map(row).collect();
-    let mut notes = Vec::new();
-    if let Some(most) = most {
-        let (folded, left) = fold_rows(rows, most);
-        rows = folded;
-        head.insert(1, "tensors");
-        if left > 0 {
-            notes.push(format!("and {left} more (--all)"));
-        }
-    }
-    Table { title: "Tensors, the worst first".to_string(), head, rows, notes }
-}
-
-/// At most `most` rows, of which each stands for all that are equal but for the numbers in their names, and says for how
-/// many in a second column; and the number of rows that are in none of them.
-fn fold_rows(rows: Vec<Vec<String>>, most: usize) -> (Vec<Vec<String>>, usize) {
-    let named = rows.iter().filter_map(|row| row.split_first());
-    let folds = fold(named.map(|(name, cells)| (name.as_str(), cells)));
-    let shown = folds.iter().take(most).filter_map(|f| {
-        let (_, cells) = rows.get(*f.rows.first()?)?.split_first()?;
-        Some([f.name.clone(), f.rows.len().to_string()].into_iter().chain(cells.iter().cloned()).collect())
-    });
-    let left = folds.iter().skip(most).map(|f| f.rows.len()).sum();
-    (shown.collect(), left)
-}
-
 fn effects(ablation: &Ablation) -> Vec<Table> {
     let head = vec![
         "only this quantized",
         "side",
         "tensors",
-        "KL mean",
-        "KL max",
+        "KL mean, nats",
+        "KL max, nats",
         "share of sum",
-        "k3_kl",
-        "kl",
+        "k3_kl, nats",
+        "kl, nats",
         "top-1 agreement",
     ];
     let mut classes = Vec::new();
@@ -221,7 +157,7 @@ fn effects(ablation: &Ablation) -> Vec<Table> {
     }
     if let Some(between) = &ablation.between {
         let row = distance_row("B against A".into(), "-", "-".into(), between, "-".into());
-        let head = vec!["", "KL mean", "KL max", "k3_kl", "kl", "top-1 agreement"];
+        let head = vec!["", "KL mean, nats", "KL max, nats", "k3_kl, nats", "kl, nats", "top-1 agreement"];
         let pick = [0, 3, 4, 6, 7, 8].into_iter().filter_map(|i| row.get(i).cloned()).collect();
         out.push(Table {
             title: "Between the two sides".to_string(),
@@ -296,19 +232,37 @@ pub(super) fn kl_by_class(candidate: &Candidate) -> Vec<(String, f64)> {
     candidate.classes.iter().map(|e| (name(e.only), e.distance.kl_vocab)).collect()
 }
 
-fn ratio(part: u64, whole: u64) -> String {
+/// `part/whole`; a dash of nothing.
+pub(super) fn ratio(part: u64, whole: u64) -> String {
     if whole == 0 { "-".to_string() } else { format!("{part}/{whole}") }
+}
+
+/// What a side has; a dash where it quantizes nothing.
+pub(super) fn side(side: Option<&SideTotals>, of: impl Fn(&SideTotals) -> String) -> String {
+    side.map_or("-".to_string(), of)
+}
+
+/// Values that were clipped, and values that became zero.
+pub(super) fn lost(side: &SideTotals) -> String {
+    format!("{}+{}", side.saturated, side.flushed)
+}
+
+/// The greatest of `whole` distances; a dash where there were none.
+pub(super) fn most(distance: u32, whole: u64) -> String {
+    if whole == 0 { "-".to_string() } else { distance.to_string() }
 }
 
 fn rate(part: u64, whole: u64) -> String {
     if whole == 0 { "-".to_string() } else { number(part as f64 / whole as f64) }
 }
 
-fn decibel(snr: Option<f64>) -> String {
+/// A ratio in dB; where nothing was lost it has none.
+pub(super) fn decibel(snr: Option<f64>) -> String {
     snr.map_or("exact".to_string(), |s| format!("{s:.2} dB"))
 }
 
-fn percent(share: Option<f64>) -> String {
+/// A share in percent.
+pub(super) fn percent(share: Option<f64>) -> String {
     share.map_or("-".to_string(), |s| format!("{:.3} %", s * 100.0))
 }
 
@@ -325,9 +279,39 @@ pub(crate) fn number(v: f64) -> String {
     }
 }
 
+/// Three digits, written out where that is not too long: for sentences and charts.
+pub(crate) fn brief(v: f64) -> String {
+    match v {
+        0.0 => "0".to_string(),
+        v if !v.is_finite() => v.to_string(),
+        v => {
+            let short = format!("{v:.2e}");
+            // The power of ten after rounding: 99.96 has three digits as 100 and not as 100.0.
+            let power = short.split_once('e').and_then(|(_, power)| power.parse::<i32>().ok()).unwrap_or(0);
+            if (-5..6).contains(&power) { format!("{v:.*}", (2 - power).max(0) as usize) } else { short }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::number;
+    use super::{brief, number};
+
+    #[test]
+    fn sentences_have_three_digits_and_few_exponents() {
+        for (v, text) in [
+            (0.0, "0"),
+            (0.00191, "0.00191"),
+            (-0.5, "-0.500"),
+            (31.62, "31.6"),
+            (99.97, "100"),
+            (123456.7, "123457"),
+            (1.5e-7, "1.50e-7"),
+            (f64::INFINITY, "inf"),
+        ] {
+            assert_eq!(brief(v), text);
+        }
+    }
 
     #[test]
     fn numbers_have_four_digits() {

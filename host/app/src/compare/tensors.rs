@@ -49,6 +49,22 @@ pub struct SideRow {
     signal: Signal,
 }
 
+#[cfg(test)]
+impl SideRow {
+    /// A row of which only these sums matter.
+    pub(super) fn of(signal: Signal) -> Self {
+        Self {
+            profile: "deepseek".to_owned(),
+            block: [128, 128],
+            snr_db: signal.snr_db(),
+            relative_rmse: signal.relative_rmse(),
+            saturated: 0,
+            flushed: 0,
+            signal,
+        }
+    }
+}
+
 /// One tensor that a side quantizes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TensorRow {

@@ -4,13 +4,19 @@ use std::fmt::Write;
 
 use super::report::Report;
 use super::tables::{Table, tables};
+use super::verdict::Verdict;
 
-/// The whole report; of the tensors every one, or the `most` worst lines after tensors that are alike were folded.
+/// The whole report, the verdict first; of the tensors every one, or the `most` worst lines after tensors that are alike were folded.
 pub fn render(report: &Report, most: Option<usize>) -> String {
     let mut out = String::new();
     let architecture = report.architecture.as_ref().map(|a| format!(" ({a})")).unwrap_or_default();
+    let verdict = Verdict::of(report);
     // Writing to a String cannot fail.
-    let _ = writeln!(out, "model {}{architecture}", report.model);
+    let _ = writeln!(out, "{}", verdict.text);
+    for note in &verdict.notes {
+        let _ = writeln!(out, "  {note}");
+    }
+    let _ = writeln!(out, "\nmodel {}{architecture}", report.model);
     let _ = writeln!(out, "  A  {}", report.a.line());
     let _ = writeln!(out, "  B  {}", report.b.line());
     for table in tables(report, most) {

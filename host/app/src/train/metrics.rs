@@ -101,30 +101,76 @@ pub struct Timing {
     pub step: f64,
 }
 
-/// What is kept of a step for the plot.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// What is kept of a step for the plot. What a checkpoint of an older version does not have is none; what JSON cannot write
+/// as a number is NaN.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Point {
     /// From 1.
     pub step: u64,
     /// Mean reward.
+    #[serde(deserialize_with = "or_nan")]
     pub reward: f64,
     /// `rollout_corr/kl`.
+    #[serde(deserialize_with = "or_nan")]
     pub kl: f64,
     /// `rollout_corr/k3_kl`.
+    #[serde(deserialize_with = "or_nan")]
     pub k3_kl: f64,
+    /// Norm of all gradients before clipping.
+    #[serde(default)]
+    pub grad_norm: Option<f64>,
+    /// Mean tokens of the responses.
+    #[serde(default)]
+    pub response_length: Option<f64>,
+    /// Seconds that the refit took.
+    #[serde(default)]
+    pub refit_seconds: Option<f64>,
     /// The set is another than in the step before.
     pub swap: Option<Swap>,
+    /// Digest of the patch set, at the first step of a run and at each swap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patch_set: Option<String>,
+    /// Names of its patches, at the same steps.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub patches: Vec<String>,
+}
+
+/// NaN and infinity are null in JSON.
+fn or_nan<'de, D: serde::Deserializer<'de>>(json: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(json)?.unwrap_or(f64::NAN))
 }
 
 impl From<&Record> for Point {
     fn from(r: &Record) -> Self {
-        let get = |name: &str| r.mismatch.get(name).unwrap_or_default();
+        let get = |name: &str| r.mismatch.get(name).unwrap_or(f64::NAN);
+        // A set that goes on is not written down again: a run may have very many steps.
+        let new = r.step == 1 || r.swap.is_some();
         Self {
             step: r.step,
             reward: r.reward.mean,
             kl: get("rollout_corr/kl"),
             k3_kl: get("rollout_corr/k3_kl"),
+            grad_norm: Some(r.grad_norm),
+            response_length: Some(r.response_length.mean),
+            refit_seconds: Some(r.timing.refit),
             swap: r.swap.clone(),
+            patch_set: new.then(|| r.patch_set.clone()),
+            patches: if new { r.patches.iter().map(|p| p.name.clone()).collect() } else { Vec::new() },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::Point;
+
+    #[test]
+    fn points_of_older_checkpoints_are_read_and_null_is_no_number() {
+        let old = r#"{"step":3,"reward":0.5,"kl":0.1,"k3_kl":null,"swap":null}"#;
+        let point: Point = serde_json::from_str(old).unwrap();
+        assert!(point.k3_kl.is_nan() && point.grad_norm.is_none() && point.patches.is_empty());
+        let text = serde_json::to_string(&point).unwrap();
+        assert!(!text.contains("patches") && serde_json::from_str::<Point>(&text).unwrap().k3_kl.is_nan());
     }
 }

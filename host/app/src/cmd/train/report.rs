@@ -13,11 +13,13 @@ use crate::cmd::output::{count, duration, json, plural};
 use crate::cmd::session::LedgerRow;
 use crate::patch::{Applicability, Patch};
 use crate::train::metrics::{Point, Record, Swap};
+use crate::train::plot::{short, verdict};
 use crate::train::rollout::Sample;
 use crate::train::{Task, Trainer};
 
 #[derive(Debug, Serialize)]
 struct Summary {
+    verdict: String,
     model: String,
     architecture: String,
     parameters: usize,
@@ -86,12 +88,6 @@ pub(super) fn report_step(r: &Record, samples: &[Sample], steps: u64) {
     );
 }
 
-/// The first digits of a digest.
-fn short(digest: &str) -> &str {
-    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
-    hex.get(..12).unwrap_or(hex)
-}
-
 /// What the summary says besides what trainer and history know.
 pub(super) struct Rest {
     pub(super) resumed_at: Option<u64>,
@@ -114,6 +110,7 @@ pub(super) fn summary(
     let not_applicable = started.live.board().status().not_applicable;
     let patches = used.iter().map(|p| LedgerRow::of(p, &Applicability::Applies)).collect();
     let made = Summary {
+        verdict: verdict(history),
         model: started.name.clone(),
         architecture: started.live.engine().info().architecture.clone(),
         parameters: trainer.masters().parameters(),
@@ -133,12 +130,10 @@ pub(super) fn summary(
     if format == Format::Json {
         return json(&made);
     }
+    outln!("{}", made.verdict);
     outln!("{} in {}", plural(made.steps as usize, "step"), duration(made.seconds));
-    if let (Some((first, last)), Some(k3)) = (made.reward, made.k3_kl) {
-        let steps = plural(quarter, "step");
-        outln!(
-            "mean reward {first:.3} in the first {steps}, {last:.3} in the last; mean k3 KL {k3:.2e} nats per token"
-        );
+    if let Some(k3) = made.k3_kl {
+        outln!("mean k3 KL {k3:.2e} nats per token");
     }
     outln!("{}; master weights sha256:{}", plural(made.swaps.len(), "swap"), &made.master_sha256[..12]);
     if let Some(path) = &made.checkpoint {
