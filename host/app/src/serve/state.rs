@@ -17,6 +17,7 @@ use super::error::{ApiError, ApiResult};
 use super::intake::Room;
 use super::json::Bodies;
 use super::metrics::Metrics;
+use super::openai::ToolParser;
 use super::weights::{RlState, Roots};
 use crate::base::text::clean;
 use crate::live::LiveModel;
@@ -43,6 +44,12 @@ pub struct ServeOptions {
     pub max_choices: usize,
     /// Most connections at once of each address.
     pub max_connections: usize,
+    /// Requests may bring chat templates.
+    pub trust_request_chat_template: bool,
+    /// In which form the model calls tools; none where its chat template says it.
+    pub tool_parser: Option<ToolParser>,
+    /// Tools are left out of a prompt whose answer may not call them.
+    pub exclude_tools_when_tool_choice_none: bool,
 }
 
 impl Default for ServeOptions {
@@ -56,6 +63,9 @@ impl Default for ServeOptions {
             logprobs_mode: LogprobsMode::default(),
             max_choices: 1024,
             max_connections: 4096,
+            trust_request_chat_template: false,
+            tool_parser: None,
+            exclude_tools_when_tool_choice_none: false,
         }
     }
 }
