@@ -37,6 +37,7 @@ mod state;
 mod strided;
 mod supply;
 mod support;
+mod templates;
 mod train;
 mod transaction;
 mod trial;

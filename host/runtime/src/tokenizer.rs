@@ -1,9 +1,11 @@
 //! tokenizer.json, the chat template, and turning tokens into text while they arrive.
 
 mod ends;
+mod message;
 mod pieces;
 mod shape;
 mod template;
+mod templates;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,9 +19,11 @@ use tokenizers::{
 use crate::caught::caught;
 use crate::error::{Refusal, Result, RuntimeError};
 use crate::files;
+pub use message::{Message, Turns};
 use pieces::Spelling;
 use shape::Shape;
 pub use template::{Renderer, Rendering, refused};
+use templates::Templates;
 
 /// A text may become so long on the way to tokens, in bytes, and eight times longer than it was: about twenty bytes of
 /// memory are needed for each.
@@ -42,6 +46,10 @@ pub struct TokenizerFiles {
     pub model: Option<String>,
     /// chat_template.jinja.
     pub template: Option<String>,
+    /// The files of additional_chat_templates: name and text of each.
+    pub more_templates: Vec<(String, String)>,
+    /// chat_template.json, which folders of processors have.
+    pub template_json: Option<String>,
 }
 
 /// A model's tokenizer.
@@ -54,18 +62,9 @@ pub struct Tokenizer {
     /// Ids of special tokens, in order.
     special: Vec<u32>,
     renderer: Option<Arc<dyn Renderer>>,
-    template: Option<String>,
+    templates: Templates,
     specials: Vec<(String, String)>,
     eos: Vec<u32>,
-}
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-pub struct Message {
-    /// `system`, `user` or `assistant`.
-    pub role: String,
-    /// What is said.
-    pub content: String,
 }
 
 impl TokenizerFiles {
@@ -82,9 +81,15 @@ impl TokenizerFiles {
             generation: optional("generation_config.json", files::CONFIG)?,
             model: optional("config.json", files::CONFIG)?,
             template: optional("chat_template.jinja", files::TEMPLATE)?,
+            more_templates: templates::read(folder)?,
+            template_json: optional("chat_template.json", files::TEMPLATE)?,
         })
     }
 }
+
+/// The special tokens that have names, which chat templates know.
+const SPECIALS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// No token has more bytes of text than this many, in any vocabulary in use.
 const MOST_BYTES_PER_TOKEN: usize = 512;
@@ -124,11 +129,8 @@ impl Tokenizer {
         let map = parse("special_tokens_map.json", &files.special_tokens)?;
         let generation = parse("generation_config.json", &files.generation)?;
         let model = parse("config.json", &files.model)?;
-        let template = match &files.template {
-            Some(template) => Some(template.clone()),
-            None => template_of(&config)?,
-        };
-        let specials: Vec<(String, String)> = ["bos_token", "eos_token", "unk_token", "pad_token"]
+        let templates = Templates::of(files, &config)?;
+        let specials: Vec<(String, String)> = SPECIALS
             .iter()
             .filter_map(|key| special(&config, key).or_else(|| special(&map, key)).map(|v| (key.to_string(), v)))
             .collect();
@@ -136,7 +138,7 @@ impl Tokenizer {
         let eos = ends::union(&inner, texts.into_iter().flatten(), &generation, &model)?;
         let (size, special) = pieces::ids(&inner);
         let spelling = Spelling::of(&inner);
-        Ok(Self { inner, shape, spelling, size, special, renderer: None, template, specials, eos })
+        Ok(Self { inner, shape, spelling, size, special, renderer: None, templates, specials, eos })
     }
 
     /// Tokens that end a text: all that the tokenizer, generation_config.json and config.json name, whichever of them, as
@@ -152,12 +154,12 @@ impl Tokenizer {
 
     /// Whether the model has a chat template.
     pub fn has_template(&self) -> bool {
-        self.template.is_some()
+        self.template(false).is_some()
     }
 
-    /// The chat template.
-    pub fn template(&self) -> Option<&str> {
-        self.template.as_deref()
+    /// The chat template of a conversation, with tools or without.
+    pub fn template(&self, tools: bool) -> Option<&str> {
+        self.templates.choose(tools)
     }
 
     /// The special tokens that the model's files name (`bos_token` and the like), and their texts.
@@ -249,7 +251,7 @@ impl Tokenizer {
     /// The same tokenizer with another chat template.
     #[must_use]
     pub fn with_template(mut self, template: String) -> Self {
-        self.template = Some(template);
+        self.templates = Templates::one(template);
         self
     }
 
@@ -262,26 +264,25 @@ impl Tokenizer {
 
     /// The conversation as the template writes it, ready for the model's answer.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
-        self.render_with(messages, true, &serde_json::Map::new())
+        self.render_with(Turns { messages: messages.to_vec(), add_generation_prompt: true, ..Turns::default() })
     }
 
-    /// The conversation as the template writes it. `more` are further variables of the template (vLLM's
-    /// `chat_template_kwargs`, for example `enable_thinking`).
-    pub fn render_with(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-        more: &serde_json::Map<String, Value>,
-    ) -> Result<String> {
-        let Some(template) = &self.template else {
+    /// The conversation as the template writes it.
+    pub fn render_with(&self, turns: Turns) -> Result<String> {
+        let own = || self.template(turns.tools.is_some()).map(str::to_owned);
+        let Some(template) = turns.template.clone().or_else(own) else {
             return Err(refuse("a conversation", "the model has no chat template".to_string()));
         };
         let rendering = Rendering {
-            template: template.clone(),
-            messages: messages.to_vec(),
+            template,
+            messages: turns.messages,
+            tools: turns.tools,
+            documents: turns.documents,
             specials: self.specials.iter().cloned().collect(),
-            add_generation_prompt,
-            more: more.clone(),
+            add_generation_prompt: turns.add_generation_prompt,
+            continue_final_message: turns.continue_final_message,
+            more: turns.more,
+            now: Some(template::now()),
         };
         rendering.check()?;
         match &self.renderer {
@@ -299,38 +300,6 @@ fn build(text: &str) -> tokenizers::Result<HfTokenizer> {
     match serde_json::from_str::<Bpe>(text) {
         Ok(tokenizer) => Ok(tokenizer.into()),
         Err(_) => HfTokenizer::from_bytes(text),
-    }
-}
-
-/// The chat template of tokenizer_config.json: a text, or a list of texts with names, of which `default` counts.
-fn template_of(config: &Value) -> Result<Option<String>> {
-    let bad = |what: &str, found: &Value| {
-        let kind = match found {
-            Value::Null => "null",
-            Value::Bool(_) => "a truth value",
-            Value::Number(_) => "a number",
-            Value::String(_) => "a text",
-            Value::Array(_) => "a list",
-            Value::Object(_) => "an object",
-        };
-        let why = format!("{what} is {kind}, not a text or a list of {{\"name\", \"template\"}} with texts");
-        refuse("`chat_template` of tokenizer_config.json", why)
-    };
-    match &config["chat_template"] {
-        Value::Null => Ok(None),
-        Value::String(template) => Ok(Some(template.clone())),
-        Value::Array(named) => {
-            if let Some(wrong) = named.iter().find(|t| !t["name"].is_string() || !t["template"].is_string()) {
-                let part = ["name", "template"].into_iter().find(|part| !wrong[*part].is_string());
-                return Err(match part.filter(|_| wrong.is_object()) {
-                    Some(part) => bad(&format!("`{part}` of a member"), &wrong[part]),
-                    None => bad("a member of it", wrong),
-                });
-            }
-            let default = named.iter().find(|t| t["name"] == "default").or(named.first());
-            Ok(default.and_then(|t| t["template"].as_str()).map(str::to_string))
-        }
-        other => Err(bad("it", other)),
     }
 }
 

@@ -300,7 +300,7 @@ fn texts(folder: &Path) -> Result<(), String> {
     let said = "KING HENRY.\nWhat's here? \u{0} ünï ﷺ 🎉 aaaa    bbbb <|endoftext|>";
     let mut wrong = None;
     if tokenizer.has_template() {
-        let message = Message { role: "user".into(), content: said.into() };
+        let message = Message::new("user", said);
         wrong = chat(&tokenizer, message).err();
     }
     let ids = tokenizer.encode(&said.repeat(20)).map_err(|e| e.to_string())?;

@@ -12,13 +12,13 @@ use crate::http::server::Server;
 use crate::support::{binary, copy_folder, repo, tmp};
 
 fn rendering(template: &str) -> Rendering {
-    let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
     Rendering {
         template: template.to_owned(),
-        messages: vec![message("system", "Be brief."), message("user", "Grüße an {{ alle }}\n")],
+        messages: vec![Message::new("system", "Be brief."), Message::new("user", "Grüße an {{ alle }}\n")],
         specials: [("bos_token".to_owned(), "<s>".to_owned())].into(),
         add_generation_prompt: true,
         more: json!({ "enable_thinking": false, "n": 0.1, "list": [1, null, "x"] }).as_object().unwrap().clone(),
+        ..Rendering::default()
     }
 }
 

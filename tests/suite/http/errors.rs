@@ -93,17 +93,26 @@ fn wrong_requests_are_refused_by_name() {
     };
     let image = json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": { "url": "x" } }] }]);
     let call = json!([{ "role": "assistant", "tool_calls": [{ "id": "x" }] }]);
+    let tools = json!([{ "type": "function", "function": { "name": "f" } }]);
     for (more, param) in [
         (json!({ "messages": [] }), Some("messages")),
         (json!({ "messages": "hi" }), Some("messages")),
         (json!({ "messages": [{ "content": "a" }] }), Some("messages[0]")),
-        (json!({ "messages": [{ "role": "tool", "content": "a" }] }), Some("messages[0].role")),
+        (json!({ "messages": [{ "role": 7, "content": "a" }] }), Some("messages[0].role")),
+        (json!({ "messages": [{ "role": "", "content": "a" }] }), Some("messages[0].role")),
+        (json!({ "messages": [{ "role": "tool" }] }), Some("messages[0].content")),
         (json!({ "messages": [{ "role": "user" }] }), Some("messages[0].content")),
         (json!({ "messages": [{ "role": "user", "content": [{ "type": "text" }] }] }), Some("messages[0].content[0]")),
         (json!({ "messages": image }), Some("messages[0].content[0]")),
-        (json!({ "messages": call }), Some("messages[0].tool_calls")),
-        (json!({ "tools": [{ "type": "function" }] }), Some("tools")),
+        (json!({ "messages": call }), Some("messages[0].tool_calls[0].function")),
+        (json!({ "tools": [{ "type": "function" }] }), Some("tools[0].function")),
         (json!({ "tool_choice": "required" }), Some("tool_choice")),
+        (json!({ "tools": tools, "tool_choice": "sometimes" }), Some("tool_choice")),
+        // The template of the bundled model teaches no form of calls.
+        (json!({ "tools": tools }), Some("tool_choice")),
+        (json!({ "functions": [{ "name": "f" }] }), Some("functions")),
+        (json!({ "function_call": { "name": "f" } }), Some("function_call")),
+        (json!({ "continue_final_message": true, "add_generation_prompt": true }), Some("continue_final_message")),
         (json!({ "modalities": ["text", "audio"] }), Some("modalities")),
         (json!({ "audio": {} }), Some("audio")),
         (json!({ "chat_template": "{{ x }}" }), Some("chat_template")),

@@ -39,7 +39,8 @@ fn fields_that_nobody_knows_are_named_in_the_answer() {
         (
             "/v1/chat/completions",
             json!({ "messages": messages, "max_tokens": 1, "max_completion_token": 1 }),
-            "messages[].content[].cache_control, messages[].nmae, max_completion_token (did you mean max_completion_tokens?)",
+            "messages[].content[].cache_control, max_completion_token (did you mean max_completion_tokens?), \
+             messages[].nmae (did you mean messages[].name?)",
         ),
         (
             "/generate",

@@ -1,5 +1,6 @@
 //! `patchhost serve`, from outside: the binary on a free port, and a client.
 
+mod agents;
 mod answers;
 mod chat;
 mod ends;

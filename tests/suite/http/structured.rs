@@ -41,6 +41,7 @@ fn answers_have_the_structure_that_was_asked_for() {
     let server = Server::start(&[]);
     whole_and_streamed(&server);
     every_way_of_asking(&server);
+    calls(&server);
     refusals(&server);
     probabilities(&server);
     server.get("/health");
@@ -103,6 +104,44 @@ fn every_way_of_asking(server: &Server) {
     let trl = json!({ "prompts": [PROMPT], "structured_outputs_regex": "[ab]", "max_tokens": 5 });
     let answer = server.post("/generate/", &trl).good();
     assert_eq!(answer["completion_ids"][0].as_array().unwrap().len(), 1, "{answer}");
+}
+
+/// A choice that binds the model gives calls by the functions' schemas, from a model that knows nothing of tools; streamed the same.
+fn calls(server: &Server) {
+    let tool = |name: &str, parameters: Value| json!({ "type": "function", "function": { "name": name, "parameters": parameters } });
+    let point = json!({ "type": "object", "properties": { "at": { "$ref": "#/$defs/at" } }, "required": ["at"],
+        "additionalProperties": false, "$defs": { "at": { "enum": ["here", "there"] } } });
+    let tools = json!([tool("person", person()), tool("point", point)]);
+    let named = json!({ "type": "function", "function": { "name": "point" } });
+    for (choice, parallel, reason) in
+        [(json!("required"), true, "tool_calls"), (json!("required"), false, "tool_calls"), (named, true, "stop")]
+    {
+        for seed in 0..4 {
+            let body = json!({ "messages": [{ "role": "user", "content": "Who?" }], "tools": tools, "tool_choice": choice,
+                "parallel_tool_calls": parallel, "max_tokens": 150, "seed": seed });
+            let answer = server.post("/v1/chat/completions", &body).good();
+            let choice = &answer["choices"][0];
+            assert_eq!(choice["finish_reason"], reason, "{choice}");
+            let calls = choice["message"]["tool_calls"].as_array().unwrap();
+            assert!(!calls.is_empty() && (parallel || calls.len() == 1), "{choice}");
+            for call in calls {
+                let text = call["function"]["arguments"].as_str().unwrap();
+                let arguments: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+                match call["function"]["name"].as_str().unwrap() {
+                    "person" if reason == "tool_calls" => assert!(is_person(text), "{text}"),
+                    "point" => assert!(arguments["at"] == "here" || arguments["at"] == "there", "{text}"),
+                    other => panic!("{other}"),
+                }
+            }
+            let mut streamed = String::new();
+            for chunk in server.stream("/v1/chat/completions", body) {
+                let deltas = chunk["choices"][0]["delta"]["tool_calls"].as_array().cloned().unwrap_or_default();
+                let first = deltas.iter().filter(|delta| delta["index"] == 0);
+                first.for_each(|delta| streamed.push_str(delta["function"]["arguments"].as_str().unwrap_or_default()));
+            }
+            assert_eq!(calls[0]["function"]["arguments"], streamed);
+        }
+    }
 }
 
 fn refusals(server: &Server) {

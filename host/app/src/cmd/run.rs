@@ -293,7 +293,7 @@ fn requests(
             UsageError::new(format!("a prompt of {has}"), why, "shorten the prompt")
         };
         let rendered = match tokenizer.has_template() && !args.raw {
-            true => Some(tokenizer.render(&[Message { role: "user".into(), content: text.clone() }])?),
+            true => Some(tokenizer.render(&[Message::new("user", text)])?),
             false => None,
         };
         let text = rendered.as_ref().unwrap_or(text);

@@ -26,7 +26,9 @@ use crate::base::text::clean;
 use crate::checkpoint::bundled;
 use crate::live::CanaryUnit;
 use crate::patch::Actor;
-use crate::serve::{self, Address, AdminAuth, App, Drained, Listener, RlAuth, RlMode, Roots, Secret, ServeOptions};
+use crate::serve::{
+    self, Address, AdminAuth, App, Drained, Listener, RlAuth, RlMode, Roots, Secret, ServeOptions, ToolParser,
+};
 
 /// Bundled patches that are on by default where text is sampled and adapters are loaded.
 const PATCHES: &[&str] = &["vocab_mask", super::lora::PATCH];
@@ -72,6 +74,19 @@ pub struct Args {
     /// A Jinja file to use as the chat template
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
+    /// Take chat templates from requests (`chat_template`): they are programs
+    #[arg(long)]
+    trust_request_chat_template: bool,
+    /// In which form the model calls tools: hermes, deepseek_v3 or deepseek_v31 [default: the one that its chat template
+    /// teaches]
+    #[arg(long, value_name = "NAME")]
+    tool_call_parser: Option<ToolParser>,
+    /// Do not start where the form of the model's calls is not known (elsewhere the model may call tools anyway)
+    #[arg(long)]
+    enable_auto_tool_choice: bool,
+    /// Leave tools out of the prompt where a request says `tool_choice` none
+    #[arg(long)]
+    exclude_tools_when_tool_choice_none: bool,
     /// Most sequences that run at once
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
     max_num_seqs: usize,
@@ -356,7 +371,17 @@ fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer
         max_connections: args.max_connections,
         tokenizer_config: names::tokenizer_config(started.folder.as_deref()),
         scheduler: options,
+        trust_request_chat_template: args.trust_request_chat_template,
+        tool_parser: args.tool_call_parser,
+        exclude_tools_when_tool_choice_none: args.exclude_tools_when_tool_choice_none,
     };
+    let teaches = tokenizer.template(true).and_then(ToolParser::of_template);
+    if args.enable_auto_tool_choice && served.tool_parser.or(teaches).is_none() {
+        let why =
+            "in which form this model calls tools is not known: its chat template teaches none that this server reads";
+        let next = format!("give --tool-call-parser ({})", ToolParser::names());
+        return Err(UsageError::new("--enable-auto-tool-choice", why, next).into());
+    }
     let mut app = App::new(live, tokenizer, scheduler, name, served);
     (app.roots, app.admin, app.rl.auth) = (doors.roots, doors.admin, doors.rl);
     app.rl.max_body = args.max_weights_body.saturating_mul(1 << 20);

@@ -20,6 +20,7 @@ use super::error::{ApiError, ApiResult};
 use super::intake::Room;
 use super::json::Bodies;
 use super::metrics::Metrics;
+use super::openai::ToolParser;
 use super::weights::{RlState, Roots};
 use crate::base::text::clean;
 use crate::live::LiveModel;
@@ -52,6 +53,12 @@ pub struct ServeOptions {
     pub tokenizer_config: Map<String, Value>,
     /// What the scheduler was started with, for clients that ask for it.
     pub scheduler: SchedulerOptions,
+    /// Requests may bring chat templates.
+    pub trust_request_chat_template: bool,
+    /// In which form the model calls tools; none where its chat template says it.
+    pub tool_parser: Option<ToolParser>,
+    /// Tools are left out of a prompt whose answer may not call them.
+    pub exclude_tools_when_tool_choice_none: bool,
 }
 
 impl Default for ServeOptions {
@@ -68,6 +75,9 @@ impl Default for ServeOptions {
             max_connections: 4096,
             tokenizer_config: Map::new(),
             scheduler: SchedulerOptions::default(),
+            trust_request_chat_template: false,
+            tool_parser: None,
+            exclude_tools_when_tool_choice_none: false,
         }
     }
 }

@@ -11,6 +11,7 @@ use utoipa_axum::routes;
 
 use super::ask::{ChatMessage, Conversation, check_bytes};
 use super::error::{ApiError, ApiResult, ErrorBody};
+use super::fields::Ignored;
 use super::json::Json;
 use super::state::App;
 
@@ -33,6 +34,17 @@ pub struct TokenizeRequest {
     /// Further variables of the chat template.
     #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<serde_json::Map<String, serde_json::Value>>,
+    /// End a conversation within its last message.
+    pub continue_final_message: Option<bool>,
+    /// Another chat template, where the server takes one (`--trust-request-chat-template`).
+    #[schema(max_length = 1048576)]
+    pub chat_template: Option<String>,
+    /// The tools of a conversation, as the template gets them.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub tools: Option<Vec<serde_json::Value>>,
+    /// The documents of a conversation.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub documents: Option<Vec<serde_json::Value>>,
 }
 
 /// Its tokens.
@@ -74,6 +86,7 @@ pub struct DetokenizeResponse {
 ))]
 async fn tokenize(
     State(app): State<Arc<App>>,
+    ignored: Ignored,
     Json(request): Json<TokenizeRequest>,
 ) -> ApiResult<Json<TokenizeResponse>> {
     app.adapter(request.model.as_deref())?;
@@ -89,8 +102,13 @@ async fn tokenize(
         (None, Some(messages)) => {
             let conversation = Conversation {
                 messages: &messages,
-                add_generation_prompt: request.add_generation_prompt.unwrap_or(true),
+                tools: request.tools.filter(|tools| !tools.is_empty()),
+                documents: request.documents,
+                add_generation_prompt: request.add_generation_prompt,
+                continue_final_message: request.continue_final_message.unwrap_or(false),
+                template: request.chat_template,
                 more: request.chat_template_kwargs.unwrap_or_default(),
+                ignored,
             };
             conversation.tokens(&app, request.add_special_tokens.unwrap_or(false)).await?
         }
@@ -150,7 +168,7 @@ async fn tokenizer_info(State(app): State<Arc<App>>) -> Json<Value> {
     for (name, token) in app.tokenizer.specials() {
         info.insert(name.clone(), Value::from(token.as_str()));
     }
-    info.insert("chat_template".to_string(), app.tokenizer.template().map_or(Value::Null, Value::from));
+    info.insert("chat_template".to_string(), app.tokenizer.template(false).map_or(Value::Null, Value::from));
     Json(Value::Object(info))
 }
 

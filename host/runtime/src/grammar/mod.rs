@@ -24,4 +24,4 @@ mod vocabulary;
 
 pub use compile::{Grammar, Grammars};
 pub(crate) use guide::Guide;
-pub use source::Source;
+pub use source::{Enclosed, Source};

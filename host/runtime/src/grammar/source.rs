@@ -31,17 +31,21 @@ pub enum Source {
     Choice(Vec<String>),
     /// A text of this grammar: Lark as llguidance reads it, or rules with `::=`.
     Grammar(String),
-    /// JSON by one of these schemas, between two texts: a call of a tool, in the form that a model writes calls in.
-    Enclosed {
-        /// What stands before the JSON.
-        before: String,
-        /// The schemas, at least one.
-        schemas: Vec<Value>,
-        /// What stands behind it.
-        after: String,
-        /// Whether more of them may follow, each on a line of its own.
-        several: bool,
-    },
+    /// JSON between two texts: a call of a tool, in the form that a model writes calls in.
+    Enclosed(Enclosed),
+}
+
+/// JSON by one of some schemas, between two texts.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Enclosed {
+    /// What stands before the JSON.
+    pub before: String,
+    /// The schemas, at least one.
+    pub schemas: Vec<Value>,
+    /// What stands behind it.
+    pub after: String,
+    /// Whether more of them may follow, each on a line of its own.
+    pub several: bool,
 }
 
 impl Source {
@@ -57,13 +61,13 @@ impl Source {
             Self::Regex(_) => "the regular expression",
             Self::Choice(_) => "the list of choices",
             Self::Grammar(_) => "the grammar",
-            Self::Enclosed { .. } => "the JSON schema of a tool",
+            Self::Enclosed(_) => "the JSON schema of a tool",
         }
     }
 
     /// Whether its texts are JSON, at least where they have quotes.
     pub(super) fn is_json(&self) -> bool {
-        matches!(self, Self::Json { .. } | Self::Enclosed { .. })
+        matches!(self, Self::Json { .. } | Self::Enclosed(_))
     }
 
     /// The key under which the compiled grammar is kept.
@@ -109,9 +113,9 @@ impl Source {
                 TopLevelGrammar::from_lark(gbnf::to_lark(text).map_err(|why| self.refuse(why, next))?)
             }
             Self::Grammar(text) => TopLevelGrammar::from_lark(text.clone()),
-            Self::Enclosed { before, schemas, after, several } => {
-                schemas.iter().try_for_each(|schema| self.check_depth(schema))?;
-                TopLevelGrammar::from_lark(enclosed(before, schemas, after, *several))
+            Self::Enclosed(enclosed) => {
+                enclosed.schemas.iter().try_for_each(|schema| self.check_depth(schema))?;
+                TopLevelGrammar::from_lark(enclosed.lark())
             }
         })
     }
@@ -165,17 +169,19 @@ fn decided(schema: &mut Value) {
     }
 }
 
-/// JSON by one of some schemas between two texts, in Lark.
-fn enclosed(before: &str, schemas: &[Value], after: &str, several: bool) -> String {
-    let text = |text: &str| Value::from(text).to_string();
-    let more = if several { " (\"\\n\" one)*" } else { "" };
-    let names: Vec<String> = (0..schemas.len()).map(|i| format!("json_{i}")).collect();
-    let mut lark =
-        format!("start: one{more}\none: {} body {}\nbody: {}\n", text(before), text(after), names.join(" | "));
-    for (name, schema) in names.iter().zip(schemas) {
-        lark.push_str(&format!("{name}: %json {}\n", prepared(schema, false)));
+impl Enclosed {
+    /// The same as a grammar of llguidance, in Lark.
+    pub fn lark(&self) -> String {
+        let text = |text: &str| Value::from(text).to_string();
+        let more = if self.several { " (\"\\n\" one)*" } else { "" };
+        let names: Vec<String> = (0..self.schemas.len()).map(|i| format!("json_{i}")).collect();
+        let (before, after) = (text(&self.before), text(&self.after));
+        let mut lark = format!("start: one{more}\none: {before} body {after}\nbody: {}\n", names.join(" | "));
+        for (name, schema) in names.iter().zip(&self.schemas) {
+            lark.push_str(&format!("{name}: %json {}\n", prepared(schema, false)));
+        }
+        lark
     }
-    lark
 }
 
 /// The pattern without anchors at its ends: it is matched as a whole anyway, and the parser knows none.

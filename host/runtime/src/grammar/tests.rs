@@ -129,7 +129,7 @@ fn calls_stand_between_their_marks() {
             "$defs": { "point": { "type": "object", "properties": { "x": { "type": "string" } }, "required": ["x"] } } })
     };
     let (before, after) = ("<tool_call>\n".to_owned(), "\n</tool_call>".to_owned());
-    let source = Source::Enclosed { before, schemas: vec![call("f"), call("g")], after, several: true };
+    let source = Source::Enclosed(Enclosed { before, schemas: vec![call("f"), call("g")], after, several: true });
     for seed in 0..10 {
         let (text, ended) = babble(&all, &source, 90, seed);
         assert!(ended, "{text}");

@@ -100,7 +100,7 @@ mod tests {
             special_tokens: text(map),
             generation: text(generation),
             model: text(model),
-            template: None,
+            ..TokenizerFiles::default()
         }
     }
 

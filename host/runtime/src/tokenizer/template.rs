@@ -1,41 +1,68 @@
 //! Chat templates: programs out of a model's folder. They are bounded by fuel, which does not count memory or depth; so who
-//! has a program to start again has them rendered elsewhere ([`Renderer`]).
+//! has a program to start again has them rendered elsewhere ([`Renderer`]). What they write is what transformers writes.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`engine`] | the engine, with what transformers adds to Jinja |
+//! | [`filters`] | filters and tests that the engine lacks |
+//! | [`source`] | tags and operators that the engine lacks, in its words |
+//! | [`json`] | `tojson` |
+//! | [`python`], [`words`], [`methods`] | Python's texts of values, and the methods of its types |
+//! | [`turns`] | messages as transformers hands them over, and a last one that goes on |
+//! | [`date`] | `strftime_now` |
+
+mod date;
+mod engine;
+mod filters;
+mod json;
+mod methods;
+mod python;
+mod source;
+mod turns;
+mod words;
 
 use std::collections::BTreeMap;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
-use minijinja::{Environment, Error as TemplateError, ErrorKind, context};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Message, refuse};
 use crate::caught::caught;
-use crate::error::{Result, RuntimeError};
+use crate::error::{Refusal, Result, RuntimeError};
 use crate::files;
 
-/// Work a chat template may do before it is stopped.
-const FUEL: u64 = 1_000_000;
+pub use date::now;
+
 /// Stack of a thread that renders: a template of [`files::TEMPLATE`] bytes can nest deep.
 const STACK: usize = 256 << 20;
 /// Most bytes of further variables, as JSON.
 const MOST_VARIABLES: usize = 256 << 10;
 /// How deep further variables may be nested.
 const MOST_DEPTH: usize = 32;
+/// How deep messages, tools and documents may be nested.
+const MOST_DEPTH_OF_TURNS: usize = 96;
 
 /// A conversation to be written by a template.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Rendering {
     /// The template.
     pub template: String,
     /// The turns.
     pub messages: Vec<Message>,
+    /// The tools that the model may call, as JSON schemas.
+    pub tools: Option<Vec<Value>>,
+    /// The documents that the model may quote.
+    pub documents: Option<Vec<Value>>,
     /// `bos_token` and the like.
     pub specials: BTreeMap<String, String>,
     /// Whether the text ends where the model's answer begins.
     pub add_generation_prompt: bool,
+    /// Whether the text ends within the last turn, which the model goes on with.
+    pub continue_final_message: bool,
     /// Further variables (vLLM's `chat_template_kwargs`, for example `enable_thinking`).
     pub more: Map<String, Value>,
+    /// The local time that `strftime_now` writes, as [`now`] says it: a child cannot know the time zone.
+    pub now: Option<String>,
 }
 
 /// Renders chat templates where they can do no harm: in another process.
@@ -47,18 +74,27 @@ pub trait Renderer: Send + Sync {
 impl Rendering {
     /// Refuses variables that are larger or deeper than any template needs.
     pub(super) fn check(&self) -> Result<()> {
-        let variables = |why: String| {
+        let refused = |what: &str, why: String| {
             let next = "send less, or write it into the messages";
-            RuntimeError::Request(crate::error::Refusal::new("`chat_template_kwargs`", why, next))
+            RuntimeError::Request(Refusal::new(format!("`{what}`"), why, next))
         };
+        let deeper = |most: usize| format!("values are nested deeper than the limit of {most}");
         if self.more.values().any(|value| depth(value) > MOST_DEPTH) {
-            return Err(variables(format!("values are nested deeper than the limit of {MOST_DEPTH}")));
+            return Err(refused("chat_template_kwargs", deeper(MOST_DEPTH)));
         }
         let bytes = serde_json::to_string(&self.more).map_or(0, |text| text.len());
         if bytes > MOST_VARIABLES {
-            return Err(variables(format!("{bytes} bytes, more than the limit of {MOST_VARIABLES}")));
+            let why = format!("{bytes} bytes, more than the limit of {MOST_VARIABLES}");
+            return Err(refused("chat_template_kwargs", why));
         }
-        Ok(())
+        let lists = [("tools", &self.tools), ("documents", &self.documents)];
+        let deep = lists.into_iter().find(|(_, list)| list.iter().flatten().any(|v| depth(v) > MOST_DEPTH_OF_TURNS));
+        let deep = deep.map(|(name, _)| name);
+        let turns = || self.messages.iter().any(|m| m.fields().values().any(|v| depth(v) > MOST_DEPTH_OF_TURNS));
+        match deep.or_else(|| turns().then_some("messages")) {
+            Some(name) => Err(refused(name, deeper(MOST_DEPTH_OF_TURNS))),
+            None => Ok(()),
+        }
     }
 
     /// Renders it on a thread of its own, with a stack for deep templates. Against what fuel does not count, which is memory
@@ -79,31 +115,10 @@ impl Rendering {
         if size > files::TEMPLATE {
             return Err(format!("it has {size} bytes, and at most {} are read", files::TEMPLATE));
         }
-        match caught(|| self.run()) {
-            Ok(done) => done.map_err(|e| e.to_string()),
+        match caught(|| engine::render(self)) {
+            Ok(done) => done,
             Err(panic) => Err(format!("the template engine gave up: {panic}")),
         }
-    }
-
-    fn run(&self) -> std::result::Result<String, TemplateError> {
-        let mut env = Environment::new();
-        // As transformers renders templates.
-        env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-        env.set_fuel(Some(FUEL));
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.add_function("raise_exception", |message: String| -> std::result::Result<String, TemplateError> {
-            Err(TemplateError::new(ErrorKind::InvalidOperation, message))
-        });
-        // A fixed date: templates that print today's would make prompts differ from day to day.
-        env.add_function("strftime_now", |_: String| "26 Jul 2024".to_string());
-        env.add_template("chat", &self.template)?;
-        // What the host sets wins over what a request adds.
-        let context = context! {
-            messages => Serde(&self.messages),
-            add_generation_prompt => self.add_generation_prompt,
-            ..context! { ..minijinja::Value::from(self.specials.clone()), ..minijinja::Value::from(Serde(&self.more)) }
-        };
-        env.get_template("chat")?.render(context)
     }
 }
 

@@ -1,58 +1,128 @@
-//! The turns of a conversation, and the prompt that the chat template makes of them.
-
-use std::sync::Arc;
+//! The turns of a conversation as OpenAI's API has them.
 
 use patchhost_runtime::tokenizer::Message;
 use serde::de::value::SeqAccessDeserializer;
-use serde::de::{SeqAccess, Visitor};
+use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{OneOfBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::prompt::{check, check_bytes, truncate};
 use crate::base::text::clean;
 use crate::serve::error::{ApiError, ApiResult};
-use crate::serve::state::App;
 
-/// One turn.
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+/// Longest name of a role.
+const ROLE: usize = 64;
+
+/// One turn. Templates may read more fields than these: all are handed to them.
+#[derive(Debug, Clone, Default, ToSchema)]
 pub struct ChatMessage {
-    /// Who speaks.
-    pub role: Role,
-    /// What is said.
+    /// Who speaks: `system`, `developer`, `user`, `assistant`, `tool`, or what else the chat template knows.
+    #[schema(min_length = 1, max_length = 64)]
+    pub role: String,
+    /// What is said; an assistant that calls tools may say nothing.
     pub content: Option<Content>,
+    /// Who of several that have the role; of a `tool`, its name.
+    pub name: Option<String>,
+    /// What an assistant thought before it spoke.
+    pub reasoning_content: Option<String>,
+    /// The newer name of `reasoning_content`.
+    pub reasoning: Option<String>,
+    /// The tools that an assistant called.
+    #[schema(value_type = Option<Vec<EarlierCall>>)]
+    pub tool_calls: Option<Vec<Value>>,
+    /// The call that a `tool` answers.
+    pub tool_call_id: Option<String>,
+    /// All fields, in the order in which they came.
     #[schema(ignore)]
-    tool_calls: Option<serde_json::Value>,
+    fields: Map<String, Value>,
+    /// Names of fields that OpenAI's messages do not have.
     #[schema(ignore)]
-    function_call: Option<serde_json::Value>,
-    #[schema(ignore)]
-    audio: Option<serde_json::Value>,
+    strange: Vec<String>,
 }
 
-/// Who speaks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Who set the model up.
-    System,
-    /// OpenAI's newer name of `system`; templates know it as that.
-    Developer,
-    /// Who asks.
-    #[default]
-    User,
-    /// The model.
-    Assistant,
+/// A call of a tool that the model made before.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "for the OpenAPI document: calls are kept as they came")]
+struct EarlierCall {
+    /// Its id, which the answer names.
+    id: Option<String>,
+    /// `function`.
+    #[schema(rename = "type", pattern = "^function$")]
+    kind: Option<String>,
+    /// What was called.
+    function: EarlierFunction,
 }
 
-impl Role {
-    fn name(self) -> &'static str {
-        match self {
-            Self::System | Self::Developer => "system",
-            Self::User => "user",
-            Self::Assistant => "assistant",
+/// A function with its arguments.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "for the OpenAPI document: calls are kept as they came")]
+struct EarlierFunction {
+    /// Its name.
+    name: String,
+    /// Its arguments.
+    arguments: Option<EarlierArguments>,
+}
+
+/// Arguments of a call: a JSON text, as OpenAI has it, or the object itself.
+#[derive(Deserialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "for the OpenAPI document: calls are kept as they came")]
+enum EarlierArguments {
+    Text(String),
+    Object(Map<String, Value>),
+}
+
+/// Not derived: fields are checked, and all of them are kept as they came.
+impl<'de> Deserialize<'de> for ChatMessage {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl<'de> Visitor<'de> for Reader {
+            type Value = ChatMessage;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a message: an object with a `role`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ChatMessage, A::Error> {
+                let (mut message, mut role) = (ChatMessage::default(), None);
+                while let Some(name) = map.next_key::<String>()? {
+                    let value = match name.as_str() {
+                        "role" => Value::from(role.insert(map.next_value::<String>()?).as_str()),
+                        "content" => {
+                            message.content = map.next_value()?;
+                            message.content.as_ref().map_or(Value::Null, Content::json)
+                        }
+                        "name" => text(&mut map, &mut message.name)?,
+                        "reasoning_content" => text(&mut map, &mut message.reasoning_content)?,
+                        "reasoning" => text(&mut map, &mut message.reasoning)?,
+                        "tool_call_id" => text(&mut map, &mut message.tool_call_id)?,
+                        "tool_calls" => {
+                            message.tool_calls = map.next_value()?;
+                            Value::from(message.tool_calls.clone())
+                        }
+                        _ => {
+                            message.strange.push(name.clone());
+                            map.next_value()?
+                        }
+                    };
+                    message.fields.insert(name, value);
+                }
+                message.role = role.ok_or_else(|| serde::de::Error::missing_field("role"))?;
+                Ok(message)
+            }
         }
+
+        deserializer.deserialize_map(Reader)
     }
+}
+
+/// A field that is a text or null.
+fn text<'de, A: MapAccess<'de>>(map: &mut A, place: &mut Option<String>) -> Result<Value, A::Error> {
+    *place = map.next_value()?;
+    Ok(place.as_deref().map_or(Value::Null, Value::from))
 }
 
 /// A text, or parts of one.
@@ -112,36 +182,98 @@ pub struct ContentPart {
     pub text: Option<String>,
 }
 
-impl ChatMessage {
-    /// The turn as chat templates read it. `at` is its place in the conversation: errors name it.
-    fn message(&self, at: usize) -> ApiResult<Message> {
-        for (name, value) in
-            [("tool_calls", &self.tool_calls), ("function_call", &self.function_call), ("audio", &self.audio)]
-        {
-            if value.as_ref().is_some_and(|v| v.as_array().is_none_or(|list| !list.is_empty())) {
-                return Err(ApiError::unsupported(
-                    &format!("messages[{at}].{name}"),
-                    "messages are plain text: there are no tools and no audio",
-                ));
+impl Content {
+    /// The content as templates read it: a text, or a list of parts.
+    fn json(&self) -> Value {
+        match self {
+            Self::Text(text) => Value::from(text.as_str()),
+            Self::Parts(parts) => {
+                let part = |part: &ContentPart| serde_json::json!({ "type": part.kind, "text": part.text });
+                Value::from(parts.iter().map(part).collect::<Vec<_>>())
             }
         }
-        let content = match &self.content {
-            None if self.role == Role::Assistant => String::new(),
-            None => {
-                let field = format!("messages[{at}].content");
-                return Err(ApiError::bad(format!("`{field}`"), "it is missing", "give a text").param(field));
-            }
-            Some(Content::Text(text)) => text.clone(),
-            Some(Content::Parts(parts)) => {
-                parts.iter().enumerate().map(|(i, part)| part.text(at, i)).collect::<ApiResult<Vec<_>>>()?.join("\n")
-            }
-        };
-        Ok(Message { role: self.role.name().to_string(), content })
+    }
+
+    /// Bytes of its texts.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Parts(parts) => parts.iter().filter_map(|part| part.text.as_ref()).map(String::len).sum(),
+        }
+    }
+}
+
+impl ChatMessage {
+    /// The turn as chat templates read it. `at` is its place in the conversation: errors name it.
+    pub(super) fn message(&self, at: usize) -> ApiResult<Message> {
+        let place = |field: &str| format!("messages[{at}].{field}");
+        if self.role.is_empty() || self.role.len() > ROLE {
+            let why = format!("it has {} bytes, and a role has from 1 to {ROLE}", self.role.len());
+            return Err(ApiError::bad(format!("`{}`", place("role")), why, "give `user`, `assistant` or the like")
+                .param(place("role")));
+        }
+        let asks = |value: &&Value| value.as_array().is_none_or(|list| !list.is_empty()) && !value.is_null();
+        if self.fields.get("function_call").filter(asks).is_some() {
+            return Err(ApiError::new(
+                axum::http::StatusCode::BAD_REQUEST,
+                "unsupported_parameter",
+                format!("`{}`", place("function_call")),
+                "it is the form that OpenAI had before tools",
+                "send the call in `tool_calls`, and the answer as role `tool`",
+            )
+            .param(place("function_call")));
+        }
+        if self.fields.get("audio").filter(asks).is_some() {
+            return Err(ApiError::unsupported(&place("audio"), "the model reads text only"));
+        }
+        let speaks = matches!(self.role.as_str(), "system" | "developer" | "user" | "tool" | "function");
+        if self.content.is_none() && speaks {
+            let field = place("content");
+            return Err(ApiError::bad(format!("`{field}`"), "it is missing", "give a text").param(field));
+        }
+        if let Some(Content::Parts(parts)) = &self.content {
+            parts.iter().enumerate().try_for_each(|(i, part)| part.check(at, i))?;
+        }
+        let mut calls = self.tool_calls.iter().flatten().enumerate();
+        calls.try_for_each(|(i, call)| check_call(call, &place(&format!("tool_calls[{i}]"))))?;
+        Ok(Message::from(self.fields.clone()))
+    }
+
+    /// Bytes of what is said.
+    pub(super) fn bytes(&self) -> usize {
+        self.content.as_ref().map_or(0, Content::bytes)
+    }
+
+    /// Names of fields that OpenAI's messages do not have: a template may know them.
+    pub(super) fn strange(&self) -> &[String] {
+        &self.strange
+    }
+}
+
+/// Refuses a call that no template could write.
+fn check_call(call: &Value, place: &str) -> ApiResult<()> {
+    let wrong = |field: &str, why: String| {
+        let field = format!("{place}{field}");
+        let next = "give {\"id\", \"type\": \"function\", \"function\": {\"name\", \"arguments\"}}";
+        Err(ApiError::bad(format!("`{field}`"), why, next).param(field))
+    };
+    if let Some(kind) = call.get("type").filter(|kind| !kind.is_null() && *kind != "function") {
+        return wrong(".type", format!("it is {}, and only `function` is known", clean(&kind.to_string(), 60)));
+    }
+    let Some(function) = call.get("function").filter(|function| function.is_object()) else {
+        return wrong(".function", "it is missing, or no object".to_owned());
+    };
+    if function.get("name").and_then(Value::as_str).is_none() {
+        return wrong(".function.name", "it is missing, or no text".to_owned());
+    }
+    match function.get("arguments") {
+        None | Some(Value::Null | Value::String(_) | Value::Object(_)) => Ok(()),
+        Some(_) => wrong(".function.arguments", "it is neither a JSON text nor an object".to_owned()),
     }
 }
 
 impl ContentPart {
-    fn text(&self, message: usize, at: usize) -> ApiResult<&str> {
+    fn check(&self, message: usize, at: usize) -> ApiResult<()> {
         let field = format!("messages[{message}].content[{at}]");
         if self.kind != "text" {
             return Err(ApiError::unsupported(
@@ -149,55 +281,9 @@ impl ContentPart {
                 format!("its type is `{}`, and the model reads text only", clean(&self.kind, 60)),
             ));
         }
-        self.text
-            .as_deref()
-            .ok_or_else(|| ApiError::bad(format!("`{field}`"), "its `text` is missing", "give the text").param(field))
-    }
-}
-
-/// A conversation as it goes to the template.
-pub struct Conversation<'a> {
-    pub messages: &'a [ChatMessage],
-    /// End where the assistant's answer begins.
-    pub add_generation_prompt: bool,
-    /// Further variables of the template.
-    pub more: serde_json::Map<String, serde_json::Value>,
-}
-
-impl Conversation<'_> {
-    /// The tokens of the prompt. `specials`: with those that the tokenizer adds by itself, which a template usually writes.
-    pub async fn tokens(self, app: &Arc<App>, specials: bool) -> ApiResult<Vec<u32>> {
-        if self.messages.is_empty() {
-            return Err(ApiError::bad("`messages`", "the list is empty", "give at least one message").param("messages"));
+        match &self.text {
+            Some(_) => Ok(()),
+            None => Err(ApiError::bad(format!("`{field}`"), "its `text` is missing", "give the text").param(field)),
         }
-        let messages =
-            self.messages.iter().enumerate().map(|(i, m)| m.message(i)).collect::<ApiResult<Vec<Message>>>()?;
-        check_bytes(app, messages.iter().map(|m| m.content.len()).sum())?;
-        if !app.tokenizer.has_template() {
-            return Err(ApiError::bad(
-                "a conversation",
-                "the model has no chat template",
-                "use /v1/completions, or start the server with --chat-template FILE",
-            )
-            .param("messages"));
-        }
-        let tokenizer = Arc::clone(&app.tokenizer);
-        let (generation, more) = (self.add_generation_prompt, self.more);
-        let of = Arc::clone(app);
-        tokio::task::spawn_blocking(move || {
-            let text = tokenizer.render_with(&messages, generation, &more)?;
-            check_bytes(&of, text.len())?;
-            Ok(tokenizer.encode_with(&text, specials)?)
-        })
-        .await
-        .map_err(|e| ApiError::internal(&e))?
-    }
-
-    /// The same, cut to the last tokens (as many as `last` says) and checked against the model.
-    pub async fn prompt(self, app: &Arc<App>, specials: bool, last: Option<u32>) -> ApiResult<Vec<u32>> {
-        let mut prompt = self.tokens(app, specials).await?;
-        truncate(&mut prompt, last);
-        check(app, &prompt)?;
-        Ok(prompt)
     }
 }

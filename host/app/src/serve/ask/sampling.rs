@@ -106,13 +106,13 @@ pub struct Asked {
     /// How tokens are chosen; `max_tokens` and `logprobs` are the endpoint's.
     pub params: SampleParams,
     /// What the answer must be; [`Asked::structured`] makes it a part of `params`.
-    structure: Option<Structure>,
+    pub structure: Option<Structure>,
 }
 
 impl Asked {
     /// With the grammar of the answer, compiled.
     pub async fn structured(mut self, app: &Arc<App>) -> ApiResult<Self> {
-        if let Some(structure) = self.structure.take() {
+        if let Some(structure) = &self.structure {
             self.params.grammar = Some(structure.compiled(app).await?);
         }
         Ok(self)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use patchhost_runtime::grammar::{Grammar, Source};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::base::text::clean;
@@ -105,9 +105,21 @@ impl Structure {
         }
     }
 
+    /// The same as vLLM's `structured_outputs`.
+    pub fn structured_outputs(&self) -> Value {
+        match &self.source {
+            Source::Json { schema, whitespace: true } => json!({ "json": schema }),
+            Source::Json { schema, whitespace: false } => json!({ "json": schema, "disable_any_whitespace": true }),
+            Source::Regex(regex) => json!({ "regex": regex }),
+            Source::Choice(choice) => json!({ "choice": choice }),
+            Source::Grammar(grammar) => json!({ "grammar": grammar }),
+            Source::Enclosed(enclosed) => json!({ "grammar": enclosed.lark() }),
+        }
+    }
+
     /// The grammar, compiled. It takes milliseconds.
-    pub async fn compiled(self, app: &Arc<App>) -> ApiResult<Arc<Grammar>> {
-        let Self { field, source } = self;
+    pub async fn compiled(&self, app: &Arc<App>) -> ApiResult<Arc<Grammar>> {
+        let Self { field, source } = self.clone();
         blocking(app, move |app| app.grammars.compile(&source).map_err(ApiError::from))
             .await
             .map_err(|e| e.param(field))
@@ -175,8 +187,6 @@ impl StructuredOutputs {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use serde_json::json;
-
     use super::*;
 
     fn asked(body: Value) -> ApiResult<Option<Structure>> {

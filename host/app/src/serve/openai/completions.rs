@@ -11,6 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::logprobs::{CompletionLogprobs, PromptLogprobs, Writer, prompt as prompt_logprobs};
+use super::rendered::{Rendered, sampling_params};
 use super::request::{StreamOptions, request};
 use super::types::{PATCH_SET, Usage, fingerprint, patch_set};
 use crate::serve::ask::sse::{self, Chunks};
@@ -128,13 +129,7 @@ struct Answer {
     (status = 503, description = "The server is going down", body = ErrorBody),
 ))]
 async fn completions(State(app): State<Arc<App>>, Json(request): Json<CompletionRequest>) -> ApiResult<Response> {
-    refuse(
-        &[
-            ("suffix", &request.suffix, "the model writes behind a prompt, not into a gap"),
-            ("prompt_embeds", &request.prompt_embeds, "prompts are texts or token ids"),
-        ],
-        |_, _| false,
-    )?;
+    request.refuse_unsupported()?;
     let adapter = app.adapter(request.model.as_deref())?;
     let mut asked = request.asked(&app)?.structured(&app).await?;
     let streamed = request.streamed()?;
@@ -175,6 +170,18 @@ async fn completions(State(app): State<Arc<App>>, Json(request): Json<Completion
     }
     let outputs = Running::start(&app, id, batch, Limit::Total)?.collect().await?;
     Ok(answer.whole(&outputs))
+}
+
+impl CompletionRequest {
+    fn refuse_unsupported(&self) -> ApiResult<()> {
+        refuse(
+            &[
+                ("suffix", &self.suffix, "the model writes behind a prompt, not into a gap"),
+                ("prompt_embeds", &self.prompt_embeds, "prompts are texts or token ids"),
+            ],
+            |_, _| false,
+        )
+    }
 }
 
 impl Answer {
@@ -332,6 +339,44 @@ impl Chunks for Stream {
     }
 }
 
+/// The prompts of completions
+#[utoipa::path(post, path = "/v1/completions/render", tag = "openai", request_body = CompletionRequest, responses(
+    (status = 200, description = "What would be generated from, for each prompt", body = Vec<Rendered>),
+    (status = 400, description = "The request is wrong", body = ErrorBody),
+    (status = 404, description = "There is no such model", body = ErrorBody),
+    (status = 408, description = "It took too long", body = ErrorBody),
+    (status = 413, description = "The body is too large", body = ErrorBody),
+    (status = 415, description = "The body is not JSON", body = ErrorBody),
+))]
+async fn render_completions(
+    State(app): State<Arc<App>>,
+    Json(request): Json<CompletionRequest>,
+) -> ApiResult<Json<Vec<Rendered>>> {
+    request.refuse_unsupported()?;
+    app.adapter(request.model.as_deref())?;
+    let mut asked = request.asked(&app)?;
+    let stream_options = request.streamed()?;
+    asked.params.logprobs = check_logprobs("logprobs", request.logprobs, app.options.max_logprobs)?;
+    let specials = request.add_special_tokens.unwrap_or(true);
+    let prompts = request.prompt.tokens(&app, specials, request.truncate_prompt_tokens).await?;
+    check_choices(&app, prompts.len(), asked.n)?;
+    asked.params.max_tokens = max_tokens(&app, &prompts, Some(request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)))?;
+    let one = |token_ids: Vec<u32>| {
+        Ok(Rendered {
+            request_id: app.claim("cmpl-", None)?.as_str().to_owned(),
+            token_ids,
+            features: None,
+            sampling_params: sampling_params(&asked),
+            model: request.model.clone().unwrap_or_else(|| app.served_name.clone()),
+            stream: stream_options.is_some(),
+            stream_options: stream_options.clone().filter(|_| request.stream_options.is_some()),
+            cache_salt: request.cache_salt.clone(),
+            priority: request.priority.unwrap_or(0),
+        })
+    };
+    prompts.into_iter().map(one).collect::<ApiResult<Vec<_>>>().map(Json)
+}
+
 pub fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(completions))
+    OpenApiRouter::new().routes(routes!(completions)).routes(routes!(render_completions))
 }

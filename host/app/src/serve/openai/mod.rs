@@ -4,11 +4,14 @@ mod chat;
 mod completions;
 mod logprobs;
 mod models;
+mod rendered;
 mod request;
+mod tools;
 mod types;
 
 pub use chat::ChatRequest;
 pub use completions::CompletionRequest;
+pub use tools::ToolParser;
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! The fields that completions and chat completions share, and how they are translated.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::serve::error::{ApiError, ApiResult};
@@ -180,7 +180,7 @@ macro_rules! request {
 pub(super) use request;
 
 /// Options of a stream.
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize, ToSchema)]
 pub struct StreamOptions {
     /// A last chunk without choices says how many tokens were used.
     pub include_usage: Option<bool>,

@@ -1,0 +1,19 @@
+//! Tools: what a request says of them, and the calls in what the model writes.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`choice`] | `tools`, `tool_choice` and `parallel_tool_calls` of a request |
+//! | [`parser`] | which forms of calls are known, and which one a template teaches |
+//! | [`calls`] | a text that arrives in pieces becomes content and calls |
+//! | [`object`] | the JSON object of a call, while it arrives |
+//! | [`answer`] | calls as OpenAI's answers and streams have them |
+
+mod answer;
+mod calls;
+mod choice;
+mod object;
+mod parser;
+
+pub use answer::{CallDelta, Listener, ToolCall};
+pub use choice::{Asked, Tool, Tools};
+pub use parser::ToolParser;
