@@ -356,7 +356,7 @@ async fn render_completions(
     app.adapter(request.model.as_deref())?;
     let mut asked = request.asked(&app)?;
     let stream_options = request.streamed()?;
-    asked.params.logprobs = check_logprobs("logprobs", request.logprobs, app.options.max_logprobs)?;
+    asked.params.logprobs = check_logprobs(&app, "logprobs", request.logprobs)?;
     let specials = request.add_special_tokens.unwrap_or(true);
     let prompts = request.prompt.tokens(&app, specials, request.truncate_prompt_tokens).await?;
     check_choices(&app, prompts.len(), asked.n)?;
