@@ -84,6 +84,9 @@ pub struct Args {
     /// Do not start where the form of the model's calls is not known (elsewhere the model may call tools anyway)
     #[arg(long)]
     enable_auto_tool_choice: bool,
+    /// How to take the model's thoughts out of its answers: deepseek_r1 or qwen3 [default: they stay in the text]
+    #[arg(long, value_name = "NAME")]
+    reasoning_parser: Option<ReasoningParser>,
     /// Leave tools out of the prompt where a request says `tool_choice` none
     #[arg(long)]
     exclude_tools_when_tool_choice_none: bool,
@@ -346,6 +349,7 @@ fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer
         max_connections: args.max_connections,
         trust_request_chat_template: args.trust_request_chat_template,
         tool_parser: args.tool_call_parser,
+        reasoning_parser: args.reasoning_parser,
         exclude_tools_when_tool_choice_none: args.exclude_tools_when_tool_choice_none,
     };
     let teaches = tokenizer.template(true).and_then(ToolParser::of_template);
