@@ -24,7 +24,8 @@ use crate::checkpoint::bundled;
 use crate::live::CanaryUnit;
 use crate::patch::Actor;
 use crate::serve::{
-    self, Address, AdminAuth, App, Drained, Listener, RlAuth, RlMode, Roots, Secret, ServeOptions, ToolParser,
+    self, Address, AdminAuth, App, Drained, Listener, ReasoningParser, RlAuth, RlMode, Roots, Secret, ServeOptions,
+    ToolParser,
 };
 
 /// Bundled patches that are on by default where text is sampled and adapters are loaded.
