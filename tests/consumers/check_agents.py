@@ -51,7 +51,7 @@ def parrot(binary, model, folder):
     tokenizer = json.load(open(path))
     tokenizer["model"]["merges"] = []
     json.dump(tokenizer, open(path, "w"))
-    args = {"max_tokens": len(PIECES) + 1, "temperature": 0, "repetition_penalty": 100, "ignore_eos": True}
+    args = {"max_tokens": len(PIECES) + 1, "temperature": 0, "repetition_penalty": 100, "ignore_eos": True, "logit_bias": {"0": -100}}
     with Server(binary, folder) as server:
         ids = server.post("/v1/chat/completions", {"messages": ASKED, "return_token_ids": True, **args})["choices"][0]["token_ids"]
     assert len(set(ids)) == len(PIECES) + 1, ids

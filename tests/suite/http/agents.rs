@@ -101,7 +101,7 @@ fn parrot(folder: &Path, pieces: &[&str]) -> (PathBuf, Value) {
     std::fs::write(&path, tokenizer.to_string()).unwrap();
     // No token comes twice, so each can have a text of its own.
     let mut body = json!({ "messages": [{ "role": "user", "content": "a" }], "max_tokens": pieces.len() + 1, "temperature": 0,
-        "repetition_penalty": 100, "ignore_eos": true, "return_token_ids": true });
+        "repetition_penalty": 100, "ignore_eos": true, "logit_bias": { "0": -100 }, "return_token_ids": true });
     let server = Server::start(&[model.to_str().unwrap()]);
     let answer = server.post("/v1/chat/completions", &body).good();
     let ids: Vec<u64> =

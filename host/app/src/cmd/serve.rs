@@ -27,7 +27,8 @@ use crate::checkpoint::bundled;
 use crate::live::CanaryUnit;
 use crate::patch::Actor;
 use crate::serve::{
-    self, Address, AdminAuth, App, Drained, Listener, RlAuth, RlMode, Roots, Secret, ServeOptions, ToolParser,
+    self, Address, AdminAuth, App, Drained, Listener, ReasoningParser, RlAuth, RlMode, Roots, Secret, ServeOptions,
+    ToolParser,
 };
 
 /// Bundled patches that are on by default where text is sampled and adapters are loaded.
@@ -84,6 +85,9 @@ pub struct Args {
     /// Do not start where the form of the model's calls is not known (elsewhere the model may call tools anyway)
     #[arg(long)]
     enable_auto_tool_choice: bool,
+    /// How to take the model's thoughts out of its answers: deepseek_r1 or qwen3 [default: they stay in the text]
+    #[arg(long, value_name = "NAME")]
+    reasoning_parser: Option<ReasoningParser>,
     /// Leave tools out of the prompt where a request says `tool_choice` none
     #[arg(long)]
     exclude_tools_when_tool_choice_none: bool,
@@ -373,6 +377,7 @@ fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer
         scheduler: options,
         trust_request_chat_template: args.trust_request_chat_template,
         tool_parser: args.tool_call_parser,
+        reasoning_parser: args.reasoning_parser,
         exclude_tools_when_tool_choice_none: args.exclude_tools_when_tool_choice_none,
     };
     let teaches = tokenizer.template(true).and_then(ToolParser::of_template);

@@ -56,7 +56,7 @@ pub use auth::{AdminAuth, RlAuth, RlMode, Secret};
 pub use error::{ApiError, ApiResult};
 pub use json::parse as parse_json;
 pub use listen::{Address, Listener};
-pub use openai::{ChatRequest, CompletionRequest, ToolParser};
+pub use openai::{ChatRequest, CompletionRequest, ReasoningParser, ToolParser};
 pub use state::{App, ServeOptions};
 pub use weights::Roots;
 

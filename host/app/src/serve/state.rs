@@ -20,7 +20,7 @@ use super::error::{ApiError, ApiResult};
 use super::intake::Room;
 use super::json::Bodies;
 use super::metrics::Metrics;
-use super::openai::ToolParser;
+use super::openai::{ReasoningParser, ToolParser};
 use super::weights::{RlState, Roots};
 use crate::base::text::clean;
 use crate::live::LiveModel;
@@ -57,6 +57,8 @@ pub struct ServeOptions {
     pub trust_request_chat_template: bool,
     /// In which form the model calls tools; none where its chat template says it.
     pub tool_parser: Option<ToolParser>,
+    /// How the model's thoughts are taken out of its answers; none where they stay in the text.
+    pub reasoning_parser: Option<ReasoningParser>,
     /// Tools are left out of a prompt whose answer may not call them.
     pub exclude_tools_when_tool_choice_none: bool,
 }
@@ -77,6 +79,7 @@ impl Default for ServeOptions {
             scheduler: SchedulerOptions::default(),
             trust_request_chat_template: false,
             tool_parser: None,
+            reasoning_parser: None,
             exclude_tools_when_tool_choice_none: false,
         }
     }

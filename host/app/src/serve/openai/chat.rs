@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::request::request;
-use super::tools::{self, Tools};
+use super::tools::{self, Thoughts, Tools};
 use crate::serve::ask::{
     Asked, Batch, ChatMessage, Conversation, Limit, Running, check_choices, check_logprobs, max_tokens, refuse, sse,
 };
@@ -23,6 +23,9 @@ use crate::serve::json::Json;
 use crate::serve::state::{App, unix_seconds};
 use answer::{Answer, ChatResponse};
 use stream::Stream;
+
+/// Tokens at the end of a prompt that are looked at for thoughts that it opens.
+const PROMPT_END: usize = 64;
 
 request! {
     /// A conversation to go on with, and how.
@@ -95,11 +98,17 @@ async fn chat(State(app): State<Arc<App>>, ignored: Ignored, Json(request): Json
     let streamed = request.streamed()?;
     let Prepared { asked, prompt, tools } = request.prepared(&app, ignored).await?;
     let id = app.claim("chatcmpl-", request.request_id.as_deref())?;
+    let thoughts = app.options.reasoning_parser.map(|parser| {
+        // What opens thoughts stands at the end of the prompt.
+        let tail = &prompt[prompt.len().saturating_sub(PROMPT_END)..];
+        Thoughts::behind(parser, &app.tokenizer.decode_all(tail).unwrap_or_default())
+    });
     let answer = Answer {
         id: id.as_str().to_string(),
         created: unix_seconds(),
         model: request.model.clone().unwrap_or_else(|| app.served_name.clone()),
         tools,
+        thoughts,
         logprobs: asked.params.logprobs.is_some(),
         token_ids: request.return_token_ids.unwrap_or(false),
         as_ids: request.return_tokens_as_token_ids.unwrap_or(false),
@@ -147,8 +156,8 @@ impl ChatRequest {
         let prompt = self.prompt(app, &tools, ignored).await?;
         check_choices(app, 1, asked.n)?;
         let params = &mut asked.params;
-        // Marks of calls can be special tokens.
-        if tools.parser().is_some() && self.skip_special_tokens.is_none() {
+        // Marks of calls and thoughts can be special tokens.
+        if (tools.parser().is_some() || app.options.reasoning_parser.is_some()) && self.skip_special_tokens.is_none() {
             params.skip_special_tokens = false;
         }
         let asked_tokens = self.max_completion_tokens.or(self.max_tokens);

@@ -11,7 +11,7 @@ mod types;
 
 pub use chat::ChatRequest;
 pub use completions::CompletionRequest;
-pub use tools::ToolParser;
+pub use tools::{ReasoningParser, ToolParser};
 
 use std::sync::Arc;
 

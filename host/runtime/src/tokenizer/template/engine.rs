@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 use serde_json::{Map, json};
 
 use super::turns::{self, Form, NEEDLE};
@@ -89,15 +89,15 @@ fn environment(what: &Rendering, refused: &Arc<AtomicBool>) -> Result<Environmen
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_fuel(Some(FUEL));
     env.set_unknown_method_callback(methods::call);
-    env.set_formatter(|out, _, value| {
-        out.write_str(&python::text(value)?)?;
+    env.set_formatter(|out, state, value| {
+        out.write_str(&python::text(state, value)?)?;
         Ok(())
     });
     minijinja_contrib::add_to_environment(&mut env);
     let refused = Arc::clone(refused);
-    env.add_function("raise_exception", move |why: Value| -> Result<Value, Error> {
+    env.add_function("raise_exception", move |state: &State<'_, '_>, why: Value| -> Result<Value, Error> {
         refused.store(true, Ordering::Relaxed);
-        Err(wrong(python::text(&why)?.into_owned()))
+        Err(wrong(python::text(state, &why)?.into_owned()))
     });
     let now = what.now.clone().unwrap_or_else(date::now);
     env.add_function("strftime_now", move |format: String| date::written(&now, &format).map_err(wrong));

@@ -55,16 +55,16 @@ fn percent(state: &mut State<'_, '_>, format: &Value, values: &Value) -> Result<
 }
 
 /// A value as Python's `str` has it.
-fn string(value: &Value) -> Result<String, Error> {
-    Ok(python::text(value)?.into_owned())
+fn string(state: &State<'_, '_>, value: &Value) -> Result<String, Error> {
+    Ok(python::text(state, value)?.into_owned())
 }
 
 fn center(state: &mut State<'_, '_>, value: &Value, width: Option<i64>) -> Result<Value, Error> {
-    methods::call(state, &Value::from(string(value)?), "center", &[Value::from(width.unwrap_or(80))])
+    methods::call(state, &Value::from(string(state, value)?), "center", &[Value::from(width.unwrap_or(80))])
 }
 
-fn wordcount(value: &Value) -> Result<usize, Error> {
-    let text = python::text(value)?;
+fn wordcount(state: &State<'_, '_>, value: &Value) -> Result<usize, Error> {
+    let text = python::text(state, value)?;
     Ok(text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty()).count())
 }
 
@@ -80,7 +80,7 @@ fn indent(
     let first = first.or(named.get("first")?).unwrap_or(false);
     let blank = named.get::<Option<bool>>("blank")?.unwrap_or(false);
     named.assert_all_used()?;
-    let text = python::text(value)?;
+    let text = python::text(state, value)?;
     let (unit, times) = match width.as_str() {
         Some(text) => (text, 1),
         None => (" ", usize::try_from(i64::try_from(width.clone())?).unwrap_or(0)),
@@ -105,18 +105,18 @@ fn indent(
 
 /// Jinja's `truncate`: at the end of a word, unless it is told to cut words.
 fn truncate(
+    state: &State<'_, '_>,
     value: &Value,
     length: Option<usize>,
     kill: Option<bool>,
-    end: Option<String>,
     named: Kwargs,
 ) -> Result<String, Error> {
     let length = length.or(named.get("length")?).unwrap_or(255);
     let kill = kill.or(named.get("killwords")?).unwrap_or(false);
-    let end = end.or(named.get("end")?).unwrap_or_else(|| "...".to_owned());
+    let end = named.get::<Option<String>>("end")?.unwrap_or_else(|| "...".to_owned());
     let leeway = named.get::<Option<usize>>("leeway")?.unwrap_or(5);
     named.assert_all_used()?;
-    let text = python::text(value)?;
+    let text = python::text(state, value)?;
     if text.chars().count() <= length.saturating_add(leeway) {
         return Ok(text.into_owned());
     }

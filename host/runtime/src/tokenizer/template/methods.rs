@@ -57,6 +57,11 @@ fn text_method(state: &State<'_, '_>, text: &str, method: &str, args: &[Value]) 
         "rjust" => padded(state, text, args, |room| (room, 0)),
         "center" => center(state, text, args),
         "expandtabs" => expandtabs(state, text, args),
+        // The engine writes it, however wide.
+        "format" => {
+            let widths = text.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse::<usize>().ok());
+            return pay(state, widths.fold(0, usize::saturating_add)).err().map(Err);
+        }
         "isdecimal" | "isdigit" | "isnumeric" => no_arguments(args, || all(text, char::is_numeric)),
         "isidentifier" => no_arguments(args, || {
             let mut chars = text.chars();

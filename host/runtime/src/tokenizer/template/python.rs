@@ -4,26 +4,28 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use minijinja::value::ValueKind;
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 
 /// How deep a value may be nested. One that holds itself is deeper.
 const MOST_DEPTH: usize = 200;
 
 /// A value as `str` writes it. What is undefined is nothing.
-pub(super) fn text(value: &Value) -> Result<Cow<'_, str>, Error> {
+pub(super) fn text<'a>(state: &State<'_, '_>, value: &'a Value) -> Result<Cow<'a, str>, Error> {
     match value.as_str() {
         Some(text) => Ok(Cow::Borrowed(text)),
         None if value.is_undefined() => Ok(Cow::Borrowed("")),
         None => {
             let mut out = String::new();
-            repr(value, &mut out, 0)?;
+            repr(state, value, &mut out, 0)?;
             Ok(Cow::Owned(out))
         }
     }
 }
 
 /// A value as `repr` writes it.
-fn repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
+fn repr(state: &State<'_, '_>, value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
+    // A value can hold others again and again.
+    state.consume_fuel(1)?;
     if depth > MOST_DEPTH {
         let why = format!("a value is nested deeper than the limit of {MOST_DEPTH}");
         return Err(Error::new(ErrorKind::InvalidOperation, why));
@@ -40,7 +42,7 @@ fn repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
                 if count > 0 {
                     out.push_str(", ");
                 }
-                repr(&entry?, out, depth + 1)?;
+                repr(state, &entry?, out, depth + 1)?;
                 count += 1;
             }
             if value.is_tuple() && count == 1 {
@@ -55,9 +57,9 @@ fn repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
                 if i > 0 {
                     out.push_str(", ");
                 }
-                repr(&key, out, depth + 1)?;
+                repr(state, &key, out, depth + 1)?;
                 out.push_str(": ");
-                repr(&value.get_item(&key)?, out, depth + 1)?;
+                repr(state, &value.get_item(&key)?, out, depth + 1)?;
             }
             out.push('}');
         }
@@ -128,7 +130,9 @@ mod tests {
         let value = Value::from(minijinja::value::Serde(
             serde_json::json!({ "a": [1, 2.5, null, true, "it's", "\"q\"\n"], "b": {} }),
         ));
-        assert_eq!(text(&value).unwrap(), r#"{'a': [1, 2.5, None, True, "it's", '"q"\n'], 'b': {}}"#);
-        assert_eq!(text(&Value::UNDEFINED).unwrap(), "");
+        let env = minijinja::Environment::new();
+        let state = env.empty_state();
+        assert_eq!(text(&state, &value).unwrap(), r#"{'a': [1, 2.5, None, True, "it's", '"q"\n'], 'b': {}}"#);
+        assert_eq!(text(&state, &Value::UNDEFINED).unwrap(), "");
     }
 }

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::super::logprobs::{ChatLogprobs, PromptLogprobs, Writer, chat as chat_logprob, prompt as prompt_logprobs};
 use super::super::request::StreamOptions;
-use super::super::tools::{Listener, ToolCall, Tools};
+use super::super::tools::{Listener, Thoughts, ToolCall, Tools, Whole};
 use super::super::types::{PATCH_SET, Usage, fingerprint, patch_set};
 use crate::serve::ask::{Asked, Output, Stopped, WeightVersion, weight_versions};
 use crate::serve::json::Json;
@@ -71,6 +71,12 @@ pub struct AssistantMessage {
     pub role: &'static str,
     /// The text; null where there are only calls.
     pub content: Option<String>,
+    /// What the model thought, where `--reasoning-parser` takes that out of the text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// The same under its newer name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
     /// The tools that the model calls.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
@@ -90,6 +96,8 @@ pub(super) struct Answer {
     pub(super) usage: StreamOptions,
     /// How calls of tools are found in the text.
     pub(super) tools: Tools,
+    /// How thoughts are taken out of the text.
+    pub(super) thoughts: Option<Thoughts>,
     pub(super) logprobs: bool,
     pub(super) token_ids: bool,
     pub(super) as_ids: bool,
@@ -106,11 +114,18 @@ impl Answer {
 
     pub(super) fn whole(&self, outputs: &[Output]) -> Response {
         let choice = |(index, output): (usize, &Output)| {
-            let mut listener = Listener::new(&self.tools);
-            let (content, tool_calls) = listener.whole(&output.text);
+            let mut listener = Listener::new(&self.tools, self.thoughts.as_ref());
+            let Whole { reasoning, content, calls: tool_calls } = listener.whole(&output.text);
             ChatChoice {
                 index,
-                message: AssistantMessage { role: "assistant", content, tool_calls, refusal: None },
+                message: AssistantMessage {
+                    role: "assistant",
+                    content,
+                    reasoning_content: reasoning.clone(),
+                    reasoning,
+                    tool_calls,
+                    refusal: None,
+                },
                 logprobs: self.logprobs.then(|| ChatLogprobs {
                     content: output.logprobs.iter().map(|l| chat_logprob(l, self.writer())).collect(),
                 }),

@@ -4,7 +4,7 @@ use patchhost_runtime::scheduler::Event;
 use serde::Serialize;
 
 use super::super::logprobs::{ChatLogprobs, PromptLogprobs, chat as chat_logprob};
-use super::super::tools::{CallDelta, Listener};
+use super::super::tools::{CallDelta, Listener, joined};
 use super::super::types::{Usage, fingerprint};
 use super::answer::Answer;
 use crate::serve::ask::sse::{self, Chunks};
@@ -50,6 +50,10 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<CallDelta>,
 }
@@ -68,7 +72,7 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn new(answer: Answer) -> Self {
-        let listeners = (0..answer.asked.n).map(|_| Listener::new(&answer.tools)).collect();
+        let listeners = (0..answer.asked.n).map(|_| Listener::new(&answer.tools, answer.thoughts.as_ref())).collect();
         Self { answer, listeners, tokens: 0, cached: 0, opened: false, patch_set: String::new() }
     }
 
@@ -100,7 +104,7 @@ impl Chunks for Stream {
             Event::Started(started) => {
                 self.patch_set = started.version.patches;
                 self.cached = started.cached_tokens;
-                choice.delta = Delta { role: Some("assistant"), content: Some(String::new()), tool_calls: Vec::new() };
+                choice.delta = Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
                 let first = !std::mem::replace(&mut self.opened, true);
                 let mut chunk = self.chunk(vec![choice]);
                 if first {
@@ -117,11 +121,14 @@ impl Chunks for Stream {
                 }
                 choice.token_ids = self.answer.token_ids.then(|| vec![token.token_id]);
                 let heard = self.listeners[index].hear(&token.text);
-                let silent = heard.content.is_none() && heard.calls.is_empty();
+                let wordless = heard.reasoning.is_none() && heard.calls.is_empty();
+                let silent = heard.content.is_none() && wordless;
                 if silent && choice.logprobs.is_none() && choice.token_ids.is_none() {
                     return Ok(Vec::new());
                 }
-                choice.delta.content = heard.content.or_else(|| heard.calls.is_empty().then(String::new));
+                choice.delta.content = heard.content.or_else(|| wordless.then(String::new));
+                choice.delta.reasoning_content = heard.reasoning.clone();
+                choice.delta.reasoning = heard.reasoning;
                 choice.delta.tool_calls = heard.calls;
                 Ok(vec![sse::chunk(&self.chunk(vec![choice]))?])
             }
@@ -131,8 +138,9 @@ impl Chunks for Stream {
                 }
                 let listener = &mut self.listeners[index];
                 let (tail, rest) = (listener.hear(&done.text_tail), listener.end());
-                choice.delta.content =
-                    [tail.content, rest.content].into_iter().flatten().reduce(|all, more| all + &more);
+                choice.delta.content = joined([tail.content, rest.content]);
+                choice.delta.reasoning = joined([tail.reasoning, rest.reasoning]);
+                choice.delta.reasoning_content.clone_from(&choice.delta.reasoning);
                 choice.delta.tool_calls = tail.calls.into_iter().chain(rest.calls).collect();
                 choice.finish_reason = Some(self.listeners[index].reason(reason_name(done.finish_reason)));
                 choice.stop_reason = done.stop_reason.map(Stopped::from);

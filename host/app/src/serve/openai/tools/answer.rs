@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use super::calls::{Calls, Event};
 use super::choice::Tools;
+use super::thoughts::Thoughts;
 
 /// A call of a tool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -48,14 +49,29 @@ struct FunctionDelta {
 /// What a piece of the model's text said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Heard {
+    /// What the model thought, where that is taken out of the text.
+    pub reasoning: Option<String>,
     /// Text that is no call.
     pub content: Option<String>,
     /// Pieces of calls.
     pub calls: Vec<CallDelta>,
 }
 
+/// An answer that was heard to its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Whole {
+    /// What the model thought, where that is taken out of the text.
+    pub reasoning: Option<String>,
+    /// What it said; none where there are only calls.
+    pub content: Option<String>,
+    /// The tools that it calls.
+    pub calls: Vec<ToolCall>,
+}
+
 /// Listens to the text of one answer.
 pub struct Listener {
+    /// None where thoughts stay in the text.
+    thoughts: Option<Thoughts>,
     /// None where the text is taken as it is.
     calls: Option<Calls>,
     parallel: bool,
@@ -65,26 +81,43 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// A listener for calls of these tools.
-    pub fn new(tools: &Tools) -> Self {
-        Self { calls: tools.parser().map(Calls::new), parallel: tools.parallel(), called: tools.reason(), count: 0 }
+    /// A listener for thoughts, and for calls of these tools.
+    pub fn new(tools: &Tools, thoughts: Option<&Thoughts>) -> Self {
+        let calls = tools.parser().map(Calls::new);
+        Self { thoughts: thoughts.cloned(), calls, parallel: tools.parallel(), called: tools.reason(), count: 0 }
     }
 
     /// Takes a piece of the text in.
     pub fn hear(&mut self, text: &str) -> Heard {
-        match &mut self.calls {
-            Some(calls) => {
-                let events = calls.push(text);
-                self.heard(events)
+        match &mut self.thoughts {
+            Some(thoughts) => {
+                let (reasoning, answer) = thoughts.hear(text);
+                Heard { reasoning: some(reasoning), ..self.answered(&answer) }
             }
-            None => Heard { content: Some(text.to_owned()).filter(|text| !text.is_empty()), calls: Vec::new() },
+            None => self.answered(text),
         }
     }
 
     /// What is left at the end of the text.
     pub fn end(&mut self) -> Heard {
+        let (reasoning, answer) = self.thoughts.as_mut().map(Thoughts::finish).unwrap_or_default();
+        let mut heard = self.answered(&answer);
         let events = self.calls.as_mut().map(Calls::finish).unwrap_or_default();
-        self.heard(events)
+        let last = self.heard(events);
+        heard.reasoning = some(reasoning);
+        heard.content = joined([heard.content, last.content]);
+        heard.calls.extend(last.calls);
+        heard
+    }
+
+    fn answered(&mut self, text: &str) -> Heard {
+        match &mut self.calls {
+            Some(calls) => {
+                let events = calls.push(text);
+                self.heard(events)
+            }
+            None => Heard { content: some(text.to_owned()), ..Heard::default() },
+        }
     }
 
     /// Why the answer ended, in OpenAI's words: one that called tools ended for that.
@@ -123,10 +156,9 @@ impl Listener {
         heard
     }
 
-    /// A whole text: what is said, and the calls.
-    pub fn whole(&mut self, text: &str) -> (Option<String>, Vec<ToolCall>) {
+    /// A whole text.
+    pub fn whole(&mut self, text: &str) -> Whole {
         let (first, last) = (self.hear(text), self.end());
-        let content = [first.content, last.content].into_iter().flatten().reduce(|all, more| all + &more);
         let mut calls: Vec<ToolCall> = Vec::new();
         for delta in first.calls.into_iter().chain(last.calls) {
             match (delta.id, delta.function.name) {
@@ -142,8 +174,18 @@ impl Listener {
             }
         }
         // OpenAI's content is null only where there are calls.
-        (content.or_else(|| calls.is_empty().then(String::new)), calls)
+        let content = joined([first.content, last.content]).or_else(|| calls.is_empty().then(String::new));
+        Whole { reasoning: joined([first.reasoning, last.reasoning]), content, calls }
     }
+}
+
+fn some(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+/// Two pieces of a text, of which each may be absent.
+pub fn joined(pieces: [Option<String>; 2]) -> Option<String> {
+    pieces.into_iter().flatten().reduce(|all, more| all + &more)
 }
 
 #[cfg(test)]
@@ -152,6 +194,7 @@ mod tests {
     use serde_json::json;
 
     use super::super::parser::ToolParser;
+    use super::super::thoughts::ReasoningParser;
     use super::*;
 
     const TEXT: &str = "Well.\n<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>\n\
@@ -159,29 +202,39 @@ mod tests {
 
     #[test]
     fn an_answer_with_calls_says_so() {
-        let mut listener = Listener::new(&Tools::listening(ToolParser::Hermes, true));
-        let (content, calls) = listener.whole(TEXT);
+        let mut listener = Listener::new(&Tools::listening(ToolParser::Hermes, true), None);
+        let Whole { content, calls, .. } = listener.whole(TEXT);
         assert_eq!(content.as_deref(), Some("Well."));
         let named: Vec<_> = calls.iter().map(|c| (c.function.name.as_str(), c.function.arguments.as_str())).collect();
         assert_eq!(named, [("f", "{\"a\": 1}"), ("g", "{}")]);
         assert!(calls[0].id.starts_with("chatcmpl-tool-") && calls[0].id != calls[1].id);
         assert_eq!((listener.reason("stop"), listener.reason("length")), ("tool_calls", "length"));
-        let mut plain = Listener::new(&Tools::default());
-        assert_eq!(plain.whole(TEXT), (Some(TEXT.to_owned()), Vec::new()));
+        let mut plain = Listener::new(&Tools::default(), None);
+        assert_eq!(plain.whole(TEXT), Whole { content: Some(TEXT.to_owned()), ..Whole::default() });
         assert_eq!(plain.reason("stop"), "stop");
-        assert_eq!(Listener::new(&Tools::listening(ToolParser::Hermes, true)).whole("").0.as_deref(), Some(""));
+        let mut silent = Listener::new(&Tools::listening(ToolParser::Hermes, true), None);
+        assert_eq!(silent.whole("").content.as_deref(), Some(""));
+    }
+
+    #[test]
+    fn calls_in_thoughts_are_none() {
+        let thoughts = Thoughts::behind(ReasoningParser::Qwen3, "assistant\n");
+        let mut listener = Listener::new(&Tools::listening(ToolParser::Hermes, true), Some(&thoughts));
+        let whole = listener.whole(&format!("<think>Say <tool_call>?</think>\n\n{TEXT}"));
+        assert_eq!(whole.reasoning.as_deref(), Some("Say <tool_call>?"));
+        assert_eq!((whole.content.as_deref(), whole.calls.len()), (Some("\n\nWell."), 2));
     }
 
     #[test]
     fn one_call_is_enough_where_only_one_was_asked_for() {
-        let mut listener = Listener::new(&Tools::listening(ToolParser::Hermes, false));
-        let (content, calls) = listener.whole(&format!("{TEXT} And more."));
+        let mut listener = Listener::new(&Tools::listening(ToolParser::Hermes, false), None);
+        let Whole { content, calls, .. } = listener.whole(&format!("{TEXT} And more."));
         assert_eq!((content.as_deref(), calls.len()), (Some("Well."), 1));
     }
 
     #[test]
     fn a_stream_has_the_id_and_the_name_first() {
-        let mut listener = Listener::new(&Tools::listening(ToolParser::Hermes, true));
+        let mut listener = Listener::new(&Tools::listening(ToolParser::Hermes, true), None);
         let mut deltas = Vec::new();
         for at in (0..TEXT.len()).step_by(7) {
             deltas.extend(listener.hear(&TEXT[at..TEXT.len().min(at + 7)]).calls);

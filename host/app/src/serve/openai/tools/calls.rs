@@ -287,7 +287,7 @@ impl Calls {
 }
 
 /// Bytes at the end of a text that could be the beginning of a mark.
-fn partial(text: &str, mark: &str) -> usize {
+pub(super) fn partial(text: &str, mark: &str) -> usize {
     let starts = mark.char_indices().map(|(at, _)| at).filter(|at| *at > 0);
     starts.filter(|at| text.ends_with(&mark[..*at])).max().unwrap_or(0)
 }
