@@ -138,7 +138,7 @@ fn names_are_escaped_in_the_page() {
     let html = tmp.path().join("report.html");
     let args = ["fp8_block", "--against", "bf16", path.to_str().unwrap(), "--html", html.to_str().unwrap()];
     compare(&args);
-    let page = std::fs::read_to_string(&html).unwrap();
+    let page = std::fs::read_to_string(&html).unwrap().replace("<wbr>", "");
     assert!(!page.contains("<script") && page.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&amp;&quot;"));
 }
 

@@ -131,7 +131,7 @@ fn bare_table(table: &Table, out: &mut String) {
         others + BETWEEN,
         columns.len()
     );
-    let _ = write!(out, "<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-label=\"{title}\"><table>\n");
+    let _ = writeln!(out, "<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-label=\"{title}\"><table>");
     let _ = write!(out, "<caption>{title}</caption>\n<thead><tr>");
     for i in &columns {
         let _ = write!(out, "<th scope=\"col\">{}</th>", escape(table.head.get(*i).copied().unwrap_or_default()));

@@ -85,14 +85,14 @@ fn wrapped(text: &str, class: &'static str) -> Vec<(String, &'static str)> {
             end(&mut lines, &mut used);
         }
         if used > 0 {
-            lines.iter_mut().last().into_iter().for_each(|line| line.push(' '));
+            lines.last_mut().into_iter().for_each(|line| line.push(' '));
             used += 1;
         }
         for c in word.chars() {
             if used + wide(c) > most {
                 end(&mut lines, &mut used);
             }
-            lines.iter_mut().last().into_iter().for_each(|line| line.push(c));
+            lines.last_mut().into_iter().for_each(|line| line.push(c));
             used += wide(c);
         }
     }

@@ -31,12 +31,16 @@ pub(crate) fn verdict(points: &[Point]) -> String {
     };
     // Two standard errors of the difference of the two means.
     let chance = 2.0 * (variance(first) / quarter as f64 + variance(last) / quarter as f64).sqrt();
-    let said = match () {
-        () if a_text == b_text => "The mean reward did not change",
-        () if quarter < ENOUGH => "These are too few steps to show a trend of the mean reward",
-        () if (b - a).abs() <= chance => "The mean reward did not clearly change",
-        () if b > a => "The mean reward rose",
-        () => "The mean reward fell",
+    let said = if a_text == b_text {
+        "The mean reward did not change"
+    } else if quarter < ENOUGH {
+        "These are too few steps to show a trend of the mean reward"
+    } else if (b - a).abs() <= chance {
+        "The mean reward did not clearly change"
+    } else if b > a {
+        "The mean reward rose"
+    } else {
+        "The mean reward fell"
     };
     format!("{said}: {ends}.")
 }
