@@ -273,7 +273,6 @@ async fn serve(args: &Args, app: Arc<App>, started: Arc<Started>, listeners: Vec
         print_refit(&loaded.report);
     }
     drop(loaded);
-    app.rl.started_with(started.checkpoint.clone());
     announce(args, &app, &addresses, format);
     let reloads = tokio::spawn(reload_on_hangup(hangup, started));
     let drained = server.await.map_err(lost)?;
@@ -390,6 +389,7 @@ fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer
     let mut app = App::new(live, tokenizer, scheduler, name, served);
     (app.roots, app.admin, app.rl.auth) = (doors.roots, doors.admin, doors.rl);
     app.rl.max_body = args.max_weights_body.saturating_mul(1 << 20);
+    app.rl.started_with(started.checkpoint.clone());
     Ok(app)
 }
 

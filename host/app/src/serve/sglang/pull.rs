@@ -35,7 +35,7 @@ pub struct PullWeights {
 #[utoipa::path(post, path = "/pull_weights", tag = "rl", request_body = PullWeights, responses(
     (status = 200, description = "It is verified and held; the old weights serve on", body = Success),
     (status = "4XX", description = "Refused", body = Success),
-    (status = 503, description = "The server's own weights are still being loaded", body = Success),
+    (status = 503, description = "Not now", body = Success),
 ))]
 async fn pull_weights(
     RlControl(actor): RlControl,

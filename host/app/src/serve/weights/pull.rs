@@ -64,7 +64,7 @@ impl RlState {
         let before = pulls.pulled.as_ref().filter(|p| p.folder == folder && p.version <= target && target > Version(0));
         let (start, version) = match before {
             Some(p) => (p.checkpoint.clone(), p.version),
-            None => (pulls.base.clone().ok_or_else(loading)?, Version(0)),
+            None => (pulls.base.clone().ok_or_else(no_start)?, Version(0)),
         };
         let mut done = PulledVersion { version: target, steps: 0, changed: 0 };
         let checkpoint = match version == target {
@@ -91,9 +91,10 @@ impl RlState {
     }
 }
 
-fn loading() -> ApiError {
-    let why = "the server's own weights are still being loaded";
-    ApiError::unavailable("this pull", why, "try again in a moment", 5)
+/// Only a host of its own that starts a server without saying what it loads.
+fn no_start() -> ApiError {
+    let why = "the server was not told what it started with, on which the first version builds";
+    ApiError::unavailable("this pull", why, "load whole weights with /update_weights_from_disk", 5)
 }
 
 /// The number of a version, as JSON has it.
