@@ -11,7 +11,7 @@ use super::file::{Look, is_gone, settled};
 use super::places::Places;
 use super::{LOG, MOST_FILES, Seen, SettingsFor, is_component};
 use crate::live::{LiveError, LiveModel};
-use crate::patch::{Actor, Candidate, Requested, StageError, SwapRequest, When};
+use crate::patch::{Actor, Candidate, Requested, SwapRequest, When};
 
 /// Versions that wait. Beyond, the oldest one that has a successor is left out.
 const MOST_WAITING: usize = 64;
