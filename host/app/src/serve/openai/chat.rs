@@ -61,7 +61,7 @@ request! {
         #[schema(value_type = Option<Vec<super::tools::Tool>>)]
         pub tools: Option<Vec<serde_json::Value>>,
         /// `none`, or `auto`: the model may call tools. A choice that binds it is refused.
-        #[schema(value_type = Option<String>, pattern = "^(none|auto)$")]
+        #[schema(value_type = Option<String>, pattern = "^(none|auto|required)$")]
         pub tool_choice: Option<serde_json::Value>,
         /// Whether an answer may have several calls; the default is true.
         pub parallel_tool_calls: Option<bool>,
