@@ -17,7 +17,7 @@ pub(crate) enum Leads {
 /// Where a name in a folder leads, all links followed.
 pub(crate) fn leads(folder: &Path, file: &Path) -> io::Result<Leads> {
     let (folder, real) = (folder.canonicalize()?, file.canonicalize()?);
-    let here = real.starts_with(&folder) || blobs(&folder).is_some_and(|blobs| real.parent() == Some(&blobs));
+    let here = real.starts_with(&folder) || blobs(&folder).is_some_and(|blobs| real.parent() == Some(blobs.as_path()));
     Ok(if here { Leads::Here(real) } else { Leads::Away(real) })
 }
 

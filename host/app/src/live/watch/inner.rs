@@ -93,22 +93,34 @@ impl Inner {
 
     /// Looks at everything and stages it, and gives what became of it.
     pub(super) fn sync(&self) -> Vec<Seen> {
+        let _turn = self.turn();
         let mut state = self.state();
         state.begun = true;
         self.read(&mut state, true, None);
         drop(state);
-        self.bring()
+        self.stage_all()
     }
 
     /// The same in the name of `actor`, and for files that have not changed too.
     pub(super) fn reload(&self, actor: &Actor) -> Vec<Seen> {
+        let _turn = self.turn();
         self.read(&mut self.state(), true, Some(actor));
-        self.bring()
+        self.stage_all()
+    }
+
+    /// Stages what waits.
+    pub(super) fn bring(&self) {
+        let _turn = self.turn();
+        self.stage_all();
+    }
+
+    /// Always taken before the state.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stages what waits, in the order in which it came.
-    pub(super) fn bring(&self) -> Vec<Seen> {
-        let _turn = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+    fn stage_all(&self) -> Vec<Seen> {
         let mut done = Vec::new();
         loop {
             let (version, replaced) = {
