@@ -280,9 +280,6 @@ impl Checkpoint {
 
     fn add_bytes(&mut self, label: &str, owner: Owner) -> Result<()> {
         let bytes = (*owner).as_ref();
-        if let Some(pointer) = files::Pointer::read(bytes) {
-            return Err(refuse(format!("`{label}`"), pointer.to_string(), files::LFS_PULL));
-        }
         let length = header_length(label, bytes, bytes.len() as u64)?;
         let header = bytes.get(8..).unwrap_or_default();
         let header = header.get(..length).unwrap_or(header);
@@ -371,6 +368,9 @@ fn header_length(label: &str, bytes: &[u8], size: u64) -> Result<usize> {
             AGAIN,
         ));
     };
+    if let Some(pointer) = files::Pointer::read(bytes) {
+        return Err(refuse(format!("`{label}`"), pointer.to_string(), files::LFS_PULL));
+    }
     let length = u64::from_le_bytes(*length);
     usize::try_from(length).ok().filter(|_| length <= MAX_HEADER).ok_or_else(|| {
         let why = format!("the header claims {length} bytes, more than the limit of {MAX_HEADER}");

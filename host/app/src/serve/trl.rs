@@ -25,7 +25,8 @@ use super::fields::Ignored;
 use super::json::{Json, of_value};
 use super::state::{App, blocking};
 use super::weights::{
-    BucketEntry, BucketMeta, Claim, Content, Dialect, Narrowing, Payload, Published, Terms, base64_bytes, bucket,
+    BucketEntry, BucketMeta, Claim, Content, Dialect, Narrowing, OfUpdate, Payload, Published, Terms, base64_bytes,
+    bucket,
 };
 
 /// Liveness.
@@ -296,7 +297,7 @@ async fn update_named_param(
 }
 
 /// Forget the prefixes, and publish the parameters that were sent
-#[utoipa::path(post, path = "/reset_prefix_cache/", tag = "trl", responses(
+#[utoipa::path(post, path = "/reset_prefix_cache/", tag = "trl", params(OfUpdate), responses(
     (status = 200, description = "Done", body = Message),
     (status = 422, description = "The weights were refused; the old ones serve on", body = ErrorBody),
     (status = "4XX", description = "Refused", body = ErrorBody),

@@ -62,9 +62,9 @@ impl Begin {
     pub fn renaming(mut self, renames: Renames) -> Result<Self> {
         if let Some(manifest) = &mut self.manifest {
             let mut names = Names::new(renames.clone());
-            let promised = std::mem::take(&mut manifest.tensors).into_iter();
-            let renamed = promised.map(|(name, promise)| Ok((names.take(&name)?.into_owned(), promise)));
-            manifest.tensors = renamed.collect::<Result<_>>()?;
+            for (name, promise) in std::mem::take(&mut manifest.tensors) {
+                manifest.tensors.insert(names.take(&name)?.into_owned(), promise);
+            }
         }
         self.renames = renames;
         Ok(self)

@@ -38,7 +38,7 @@ pub struct Stayed {
     pub names_sha256: String,
     /// All of their names.
     #[serde(skip)]
-    all: BTreeSet<String>,
+    all: Arc<BTreeSet<String>>,
 }
 
 impl Stayed {
@@ -51,7 +51,7 @@ impl Stayed {
             tensors: all.len(),
             names: all.iter().take(NAMED).map(|name| shown(name)).collect(),
             names_sha256: hex(&hasher.finalize()),
-            all,
+            all: Arc::new(all),
         }
     }
 

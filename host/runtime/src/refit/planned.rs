@@ -249,7 +249,7 @@ impl<'a> Planned<'a> {
         report.notes.clone_from(&self.plan.notes);
         let notes = |d: &Declared| d.notes(self.checkpoint, &self.plan.actions, &|name| self.came(name));
         report.notes.extend(self.setup.declared.map(notes).unwrap_or_default());
-        report.stayed.clone_from(&self.stayed);
+        report.stayed = self.stayed.as_deref().cloned().map(Box::new);
         report.ignored = self.plan.actions.len() - total - self.plan.not_local;
         report.not_local = self.plan.not_local;
         for pass in self.passes.iter().flatten() {

@@ -1,7 +1,6 @@
 //! What a refit says: of each tensor, and of the whole.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::partial::Stayed;
 use crate::hooks::{Dtype, LayoutPass, Role, Slot};
@@ -132,7 +131,7 @@ pub struct RefitReport {
     pub notes: Vec<String>,
     /// What a partial update left as it was; none of a whole one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub stayed: Option<Arc<Stayed>>,
+    pub stayed: Option<Box<Stayed>>,
     /// Wall time.
     pub seconds: f64,
 }

@@ -212,6 +212,8 @@ impl<T: RefitTarget> Live<T> {
             Ok(whole) => whole.unwrap_or(source),
             Err(error) => {
                 self.refused(&source, at, actor, &error);
+                drop(turn);
+                self.board.drain();
                 return Err(error);
             }
         };

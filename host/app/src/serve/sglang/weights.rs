@@ -23,8 +23,8 @@ use crate::serve::fields::Ignored;
 use crate::serve::json::{Json, OptionalJson, of_value};
 use crate::serve::state::{App, blocking};
 use crate::serve::weights::{
-    Action, Checked, Claim, Content, Dialect, Narrowing, Payload, Piece, Published, Terms, Updated, base64_bytes,
-    begin_of, framed, pickle, safetensors, version_text,
+    Action, Checked, Claim, Content, Dialect, Narrowing, OfUpdate, Payload, Piece, Published, Terms, Updated,
+    base64_bytes, begin_of, framed, pickle, safetensors, version_text,
 };
 
 /// What both updates can be told.
@@ -102,7 +102,7 @@ pub struct UpdateFromDisk {
 /// Take the weights of a file or folder inside a root
 ///
 /// From a folder of versions: the version that `weight_version` names if it is one of them, else the newest.
-#[utoipa::path(post, path = "/update_weights_from_disk", tag = "rl", request_body = UpdateFromDisk, responses(
+#[utoipa::path(post, path = "/update_weights_from_disk", tag = "rl", params(OfUpdate), request_body = UpdateFromDisk, responses(
     (status = 200, description = "The new weights are live", body = Success),
     (status = "4XX", description = "Refused; the old weights serve on", body = Success),
 ))]
@@ -149,7 +149,7 @@ pub struct UpdateFromTensor {
 /// Send tensors: a part of the update that was begun, or (where none was) all of them at once
 ///
 /// As JSON with base64, or with the tensors as the body itself (as `/update_weights` takes them).
-#[utoipa::path(post, path = "/update_weights_from_tensor", tag = "rl",
+#[utoipa::path(post, path = "/update_weights_from_tensor", tag = "rl", params(OfUpdate),
     request_body(content(
         (UpdateFromTensor = "application/json"),
         (Vec<u8> = "application/octet-stream"),
@@ -285,7 +285,7 @@ fn success(app: &App, published: Published) -> Success {
 }
 
 /// Begin an update of the weights
-#[utoipa::path(post, path = "/begin_weight_update", tag = "rl", request_body = Option<UpdateOptions>, responses(
+#[utoipa::path(post, path = "/begin_weight_update", tag = "rl", params(OfUpdate), request_body = Option<UpdateOptions>, responses(
     (status = 200, description = "Send tensors", body = Success),
     (status = 409, description = "Another update is open", body = Success),
     (status = "4XX", description = "Refused", body = Success),
@@ -317,7 +317,7 @@ async fn begin_weight_update(
 }
 
 /// End an update: all of it is proved, and live in one step
-#[utoipa::path(post, path = "/end_weight_update", tag = "rl", request_body = Option<UpdateOptions>, responses(
+#[utoipa::path(post, path = "/end_weight_update", tag = "rl", params(OfUpdate), request_body = Option<UpdateOptions>, responses(
     (status = 200, description = "The new weights are live", body = Success),
     (status = 409, description = "No update is open", body = Success),
     (status = "4XX", description = "Refused; the old weights serve on", body = Success),

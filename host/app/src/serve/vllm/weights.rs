@@ -17,8 +17,8 @@ use crate::serve::error::{ApiError, ApiResult, ErrorBody};
 use crate::serve::json::{Json, OptionalJson};
 use crate::serve::state::{App, blocking};
 use crate::serve::weights::{
-    ALLOW_NARROWING, Begun, Claim, Dialect, Narrowing, Payload, Published, Terms, UpdateInfo, Updated, begin_of,
-    version_text,
+    ALLOW_NARROWING, Begun, Claim, Dialect, Narrowing, OfUpdate, Payload, Published, Terms, UpdateInfo, Updated,
+    begin_of, version_text,
 };
 
 /// Transports that need no group of processes: their tensors come in requests.
@@ -110,7 +110,7 @@ pub struct StartAnswer {
 }
 
 /// Begin an update of the weights
-#[utoipa::path(post, path = "/start_weight_update", tag = "rl", request_body = Option<StartWeightUpdate>, responses(
+#[utoipa::path(post, path = "/start_weight_update", tag = "rl", params(OfUpdate), request_body = Option<StartWeightUpdate>, responses(
     (status = 200, description = "Send tensors", body = StartAnswer),
     (status = 409, description = "Another update is open", body = ErrorBody),
     (status = "4XX", description = "Refused", body = ErrorBody),
@@ -171,7 +171,7 @@ pub struct UpdateAnswer {
 /// The body is safetensors bytes (`application/octet-stream` or `application/x-safetensors`); or raw bytes described by
 /// the query or header (`update_info`, `bucket_meta`, or `name`, `dtype`, `shape`, `offset`); or `application/x-bucket`
 /// (eight bytes of length, JSON, raw bytes); or JSON with base64 or a path in a root. Pickles and IPC handles are refused.
-#[utoipa::path(post, path = "/update_weights", tag = "rl",
+#[utoipa::path(post, path = "/update_weights", tag = "rl", params(OfUpdate),
     request_body(content(
         (UpdateWeights = "application/json"),
         (Vec<u8> = "application/octet-stream"),
@@ -236,7 +236,7 @@ pub struct FinishAnswer {
 }
 
 /// End an update: all of it is proved, and live in one step
-#[utoipa::path(post, path = "/finish_weight_update", tag = "rl", request_body = Option<FinishWeightUpdate>, responses(
+#[utoipa::path(post, path = "/finish_weight_update", tag = "rl", params(OfUpdate), request_body = Option<FinishWeightUpdate>, responses(
     (status = 200, description = "The new weights are live", body = FinishAnswer),
     (status = 409, description = "No update is open", body = ErrorBody),
     (status = 422, description = "The weights were refused; the old ones serve on", body = ErrorBody),

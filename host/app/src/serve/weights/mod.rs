@@ -48,7 +48,7 @@ pub use open::{Claim, Dialect};
 pub use piece::{Piece, base64_bytes, bucket, framed, packed, safetensors};
 pub use published::{Published, Stayed};
 pub use roots::Roots;
-pub use terms::Terms;
+pub use terms::{OfUpdate, Terms};
 pub use update::{Begun, Received, RlState, Updated};
 
 use patchhost_runtime::error::{Refusal, RuntimeError};

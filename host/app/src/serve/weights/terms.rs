@@ -16,6 +16,21 @@ use crate::serve::error::{ApiError, ApiResult};
 const COMPLETE: &str = "complete";
 const RENAME: &str = "rename";
 
+/// What the URL of every request of an update can say.
+#[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "for the OpenAPI document: the query is read by the extractors of each")]
+pub struct OfUpdate {
+    /// False where only a part of the tensors comes: the rest stays as it is live. Also the header `X-Complete`.
+    complete: Option<bool>,
+    /// FROM=TO: what the names of the tensors become; again for each. Also the header `X-Rename`.
+    rename: Option<String>,
+    /// Take tensors that come less precise than the model is declared. Also the header `X-Allow-Narrowing`.
+    allow_narrowing: Option<bool>,
+    /// Which update is meant, as begin answered it. Also the header `X-Update-Id`.
+    update_id: Option<String>,
+}
+
 /// What a request says about the tensors of its update.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Terms {
