@@ -58,9 +58,9 @@ impl Rename {
             return name.strip_prefix(from.as_str()).map(|rest| format!("{to}{rest}"));
         }
         let (mut out, mut taken) = (String::new(), 0);
-        for (start, _) in name.match_indices(from.as_str()) {
-            let begins = start == 0 || name.as_bytes().get(start - 1) == Some(&b'.');
-            if begins && start >= taken {
+        let starts = std::iter::once(0).chain(name.match_indices('.').map(|(dot, _)| dot + 1));
+        for start in starts {
+            if start >= taken && name.get(start..).is_some_and(|rest| rest.starts_with(from.as_str())) {
                 out.push_str(name.get(taken..start).unwrap_or_default());
                 out.push_str(to);
                 taken = start + from.len();
@@ -165,9 +165,12 @@ const LOOKED_AT: usize = 1000;
 pub(crate) struct Proposal {
     /// A name that is not known, and the known one that it stands for.
     pub(crate) example: (String, String),
-    /// What would help, as `--rename` takes it, and who left it there.
-    pub(crate) renames: Vec<(String, Option<&'static str>)>,
+    /// What would help.
+    pub(crate) renames: Vec<Wanted>,
 }
+
+/// A rename as `--rename` takes it, and whose wrapper made it necessary, where that is known.
+type Wanted = (String, Option<&'static str>);
 
 impl Proposal {
     /// Looks for renames, one unknown name after the other.
@@ -223,11 +226,11 @@ impl Proposal {
 }
 
 /// A known name that an unknown one stands for, and the renames that lead to it.
-fn propose(name: &str, known: impl Fn(&str) -> bool) -> Option<(String, Vec<(String, Option<&'static str>)>)> {
+fn propose(name: &str, known: impl Fn(&str) -> bool) -> Option<(String, Vec<Wanted>)> {
     if name.len() > NAME || name.split('.').count() > COMPONENTS {
         return None;
     }
-    let (mut bare, mut renames) = (name.to_string(), Vec::new());
+    let (mut bare, mut renames): (String, Vec<Wanted>) = (name.to_string(), Vec::new());
     for (wrapper, who) in WRAPPERS {
         let without = Rename { from: wrapper.to_string(), to: String::new(), anchored: false };
         if let Some(shorter) = without.apply(&bare).filter(|shorter| !shorter.is_empty()) {
@@ -281,6 +284,7 @@ mod tests {
             ("weight=kernel", "a.weight_scale_inv", "a.kernel_scale_inv"),
             ("^=model.", "norm.weight", "model.norm.weight"),
             ("a.a.=", "a.a.a.x", "a.x"),
+            ("a.a.=", "xa.a.a.y", "xa.y"),
         ];
         for (rename, name, becomes) in cases {
             assert_eq!(renames(&[rename]).apply(name).unwrap(), becomes, "{rename}");

@@ -8,7 +8,7 @@ use crate::http_rl::{expected, file, step};
 use crate::support::Tensor;
 
 const FP8: [&str; 2] = ["moe_loader", "fp8_block"];
-const BYTES: (&str, &str) = ("Content-Type", "application/octet-stream");
+const BYTES: &str = "application/octet-stream";
 
 /// How a sender says that the rest stays.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -35,7 +35,7 @@ impl How {
     }
 
     fn bytes(self, server: &Server, path: &str, body: &[u8]) -> Answer {
-        self.send(server, path, BYTES.1, body)
+        self.send(server, path, BYTES, body)
     }
 }
 

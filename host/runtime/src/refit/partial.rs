@@ -201,10 +201,7 @@ fn cut(registry: &Registry, t: &CheckpointTensor, left: &[PartId], by: &str) -> 
     let Some(elem) = t.elem() else { return Err(no("its FP8 codes cannot be cut from their scales")) };
     let cols = decl.cols.unwrap_or(1);
     let whole = Whole { decl, both: place.slot == Slot::W13, expert: place.expert, cols, elem: elem.size() };
-    let turned = match whole.lies(&t.shape) {
-        Some(turned) => turned,
-        None => return Err(no("its shape does not say how its parts lie")),
-    };
+    let Some(turned) = whole.lies(&t.shape) else { return Err(no("its shape does not say how its parts lie")) };
     let bytes = turned.then(|| t.data.load()).transpose()?;
     let mut made = Vec::with_capacity(left.len());
     for (param, part) in left {

@@ -91,7 +91,7 @@ fn an_fp8_weight_and_its_scales_come_together() {
     let codes = tensor("m.weight", Dtype::F8_E4M3, &[2, 2], 7);
     let scale = |name: &str| tensor(name, Dtype::F32, &[1, 1], 9);
     let error = |came: &[CheckpointTensor]| over(&engine, &held, came).map(|_| ()).unwrap_err().to_string();
-    let alone = error(&[codes.clone()]);
+    let alone = error(std::slice::from_ref(&codes));
     assert!(alone.contains("tensor `m.weight`") && alone.contains("without its scales"), "{alone}");
     let alone = error(&[scale("m.weight_scale_inv")]);
     assert!(alone.contains("tensor `m.weight_scale_inv`") && alone.contains("did not come with them"), "{alone}");
@@ -123,7 +123,7 @@ fn all_experts_in_one_tensor_replace_a_tensor_for_each() {
     let leaves = ["gate_proj", "up_proj", "down_proj"];
     let held: Vec<_> = (0..EXPERTS).flat_map(|e| leaves.map(|leaf| single(e, leaf, e as u8))).collect();
     let stacked = tensor(&format!("{EXPERT}.gate_up_proj"), Dtype::BF16, &[EXPERTS, 2 * WIDTH, 6], 3);
-    let merged = over(&engine, &held, &[stacked.clone()]).unwrap();
+    let merged = over(&engine, &held, std::slice::from_ref(&stacked)).unwrap();
     let downs: Vec<String> = (0..EXPERTS).map(|e| format!("{EXPERT}.{e}.down_proj.weight")).collect();
     assert_eq!(names(&merged), [downs.iter().map(String::as_str).collect::<Vec<_>>(), vec![&stacked.name]].concat());
     // And the other way round.
