@@ -203,7 +203,7 @@ impl NativeBoard {
                 );
             }
             shared.live.target().hash.store(digest, Ordering::Relaxed);
-            let begin = Begin { version, step, manifest, duplicates, allow_narrowing };
+            let begin = Begin { version, step, manifest, duplicates, allow_narrowing, ..Begin::default() };
             Ok(NativeRefit::new(Arc::clone(&shared), Arrivals::new(begin, usize::MAX)))
         })
     }

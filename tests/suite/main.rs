@@ -3,6 +3,7 @@
 
 mod architecture;
 mod audit;
+mod checkpoints;
 mod cli;
 mod compare;
 mod crash;
@@ -25,6 +26,7 @@ mod live;
 mod lora;
 mod malformed;
 mod oracle;
+mod partial;
 mod probe;
 mod quantize;
 mod record;

@@ -80,6 +80,29 @@ impl TensorData {
         self.len() == 0
     }
 
+    /// Which buffer in memory holds it, and how many bytes that has; none of a file.
+    pub(crate) fn buffer(&self) -> Option<(usize, usize)> {
+        match &self.0 {
+            Place::Memory(bytes) => {
+                let all = (*bytes.owner).as_ref();
+                Some((all.as_ptr().addr(), all.len()))
+            }
+            Place::File(..) => None,
+        }
+    }
+
+    /// The same bytes in a buffer of their own; those of a file stay there.
+    pub(crate) fn copied(&self) -> Self {
+        match &self.0 {
+            Place::Memory(bytes) => {
+                let own = bytes.to_vec();
+                let range = 0..own.len();
+                Self(Place::Memory(TensorBytes { owner: Arc::new(own), range }))
+            }
+            Place::File(..) => self.clone(),
+        }
+    }
+
     /// A part of the data; `None` if it lies outside.
     pub fn slice(&self, range: Range<usize>) -> Option<Self> {
         Some(Self(match &self.0 {

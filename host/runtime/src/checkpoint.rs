@@ -14,6 +14,7 @@ use crate::files;
 use crate::fp8::{self, BlockScale};
 use crate::hooks::{Dtype, Elem};
 use crate::quant_config::QuantFormat;
+use crate::rename::{Renames, two_become_one};
 use crate::size::{check_header, check_index};
 use crate::weight_file::{Extent, WeightFile};
 
@@ -139,9 +140,15 @@ impl Checkpoint {
     }
 
     /// The same with every FP8 weight paired with its scales, which are no tensors of their own any more. With
-    /// `dequantize`, such weights are bf16 instead (in memory, all of them).
-    pub fn with_scales(&self, format: Option<&QuantFormat>, dequantize: bool) -> Result<Self> {
-        let mut tensors = fp8::pair(self.tensors.clone(), format)?;
+    /// `dequantize`, such weights are bf16 instead (in memory, all of them). Names that are `spare` are not loaded, and need
+    /// no scales.
+    pub fn with_scales(
+        &self,
+        format: Option<&QuantFormat>,
+        dequantize: bool,
+        spare: &dyn Fn(&str) -> bool,
+    ) -> Result<Self> {
+        let mut tensors = fp8::pair(self.tensors.clone(), format, spare)?;
         if dequantize {
             for tensor in tensors.values_mut().filter(|t| t.scale.is_some()) {
                 *tensor = fp8::dequantized(tensor)?;
@@ -167,6 +174,24 @@ impl Checkpoint {
             made.bytes = (made.bytes + new as u64).saturating_sub(old.data.len() as u64);
         }
         Ok(made)
+    }
+
+    /// The same under the names that the renames make; and what is worth saying of the renames.
+    pub fn renamed(&self, renames: &Renames) -> Result<(Self, Vec<String>)> {
+        if renames.is_empty() {
+            return Ok((self.clone(), Vec::new()));
+        }
+        let mut used = BTreeSet::new();
+        let mut made: BTreeMap<String, CheckpointTensor> = BTreeMap::new();
+        let mut origins: BTreeMap<String, &str> = BTreeMap::new();
+        for tensor in self.tensors.values() {
+            let name = renames.noting(&tensor.name, &mut used).map_err(RuntimeError::Checkpoint)?.into_owned();
+            if let Some(first) = origins.insert(name.clone(), &tensor.name) {
+                return Err(RuntimeError::Checkpoint(two_become_one(first, &tensor.name, &name)));
+            }
+            made.insert(name.clone(), CheckpointTensor { name, ..tensor.clone() });
+        }
+        Ok((Self { tensors: made, ..self.clone() }, renames.notes(&used)))
     }
 
     fn empty() -> Self {
@@ -343,6 +368,9 @@ fn header_length(label: &str, bytes: &[u8], size: u64) -> Result<usize> {
             AGAIN,
         ));
     };
+    if let Some(pointer) = files::Pointer::read(bytes) {
+        return Err(refuse(format!("`{label}`"), pointer.to_string(), files::LFS_PULL));
+    }
     let length = u64::from_le_bytes(*length);
     usize::try_from(length).ok().filter(|_| length <= MAX_HEADER).ok_or_else(|| {
         let why = format!("the header claims {length} bytes, more than the limit of {MAX_HEADER}");
@@ -431,5 +459,5 @@ pub(crate) fn refuse(what: impl Into<String>, why: impl Into<String>, next: impl
 }
 
 pub(crate) fn unreadable(path: &Path, e: &std::io::Error) -> RuntimeError {
-    refuse(format!("`{}`", path.display()), e.to_string(), "check the path and its permissions")
+    refuse(format!("`{}`", path.display()), e.to_string(), files::next_of(e, "check the path and its permissions"))
 }

@@ -48,14 +48,35 @@ pub(crate) fn check(setup: &Setup<'_>, checkpoint: &Checkpoint, actions: &mut [A
                 tied(setup, tensor, source, &dest)?
             }
             Some(Spare::Frequencies(known)) => other_frequencies(tensor, known)?,
-            Some(Spare::Outside(_)) | None => None,
+            Some(Spare::Outside(_) | Spare::CacheScale | Spare::ActivationScale) | None => None,
         };
         let (Some(note), Some(Action::Ignore(reason))) = (note, actions.get_mut(i)) else { continue };
         reason.push_str("; ");
         reason.push_str(&note);
         notes.push(format!("tensor `{}` is ignored: {reason}", tensor.name));
     }
+    notes.extend(scales(setup, checkpoint, actions));
     Ok(notes)
+}
+
+/// One line for each kind of scale that is not used.
+fn scales(setup: &Setup<'_>, checkpoint: &Checkpoint, actions: &[Action]) -> Vec<String> {
+    let mut kinds: Vec<(&'static str, &str, usize)> = Vec::new();
+    for (tensor, action) in checkpoint.tensors().zip(actions) {
+        if !matches!(action, Action::Ignore(_)) {
+            continue;
+        }
+        let Some(reason) = setup.registry.spare(&tensor.name).and_then(|spare| spare.of_scale()) else { continue };
+        match kinds.iter_mut().find(|(known, ..)| *known == reason) {
+            Some((_, _, count)) => *count += 1,
+            None => kinds.push((reason, &tensor.name, 1)),
+        }
+    }
+    let said = |(reason, first, count): (&str, &str, usize)| match count {
+        1 => format!("tensor `{first}` is ignored: {reason}"),
+        _ => format!("{count} tensors, the first of them `{first}`, are ignored: {reason}"),
+    };
+    kinds.into_iter().map(said).collect()
 }
 
 /// The checkpoint tensor that writes a runtime tensor of one part.

@@ -127,7 +127,7 @@ impl Engine {
             RuntimeError::Config(Refusal::new(
                 format!("`{}`", path.display()),
                 e.to_string(),
-                "give a Hugging Face model folder: config.json, tokenizer.json and *.safetensors",
+                files::next_of(&e, "give a Hugging Face model folder: config.json, tokenizer.json and *.safetensors"),
             ))
         })?;
         Self::new(&text, options).map_err(|e| e.of_config(&path))
@@ -173,7 +173,18 @@ impl Engine {
     /// The checkpoint as a refit takes it: FP8 weights paired with their scales, or widened. A trainer may send a model
     /// whose own files are FP8 in bf16: then there is nothing to pair.
     pub fn readable(&self, checkpoint: &Checkpoint) -> Result<Checkpoint> {
-        checkpoint.with_scales(self.format.as_ref(), self.options.dequantize)
+        self.with_scales(checkpoint, self.options.dequantize)
+    }
+
+    /// The same, widened or not as somebody says.
+    pub fn with_scales(&self, checkpoint: &Checkpoint, dequantize: bool) -> Result<Checkpoint> {
+        let spare = |name: &str| self.registry.is_beyond(name) || self.options.allow_unknown.allows(name).is_some();
+        checkpoint.with_scales(self.format.as_ref(), dequantize, &spare)
+    }
+
+    /// All tensors after a partial update: those that came, and from `held` those that stay.
+    pub fn over(&self, held: &Checkpoint, part: &Source) -> Result<Source> {
+        part.over(held, Some(&self.registry))
     }
 
     /// How the model's own checkpoint is quantized.

@@ -30,13 +30,14 @@ pub struct BlockScale {
     pub block: [usize; 2],
 }
 
-/// Gives every FP8 weight its scale and takes the scales out of `tensors`.
+/// Gives every FP8 weight its scale and takes the scales out of `tensors`. What is `spare` stays as it is.
 pub(crate) fn pair(
     mut tensors: BTreeMap<String, CheckpointTensor>,
     format: Option<&QuantFormat>,
+    spare: &dyn Fn(&str) -> bool,
 ) -> Result<BTreeMap<String, CheckpointTensor>> {
-    let weights: Vec<String> =
-        tensors.values().filter(|t| t.stored == StDtype::F8_E4M3).map(|t| t.name.clone()).collect();
+    let is_weight = |t: &&CheckpointTensor| t.stored == StDtype::F8_E4M3 && !spare(&t.name);
+    let weights: Vec<String> = tensors.values().filter(is_weight).map(|t| t.name.clone()).collect();
     let Some(format) = format else {
         return match weights.first() {
             None => Ok(tensors),
@@ -71,7 +72,8 @@ pub(crate) fn pair(
             weight.scale = Some(Arc::new(read_scale(weight, &stored, format)?));
         }
     }
-    let orphan = tensors.values().find(|t| t.name.ends_with("_scale_inv") || t.name.ends_with(".weight_scale"));
+    let is_scale = |t: &&CheckpointTensor| t.name.ends_with("_scale_inv") || t.name.ends_with(".weight_scale");
+    let orphan = tensors.values().find(|t| is_scale(t) && !spare(&t.name));
     match orphan {
         None => Ok(tensors),
         Some(t) => Err(refuse(
@@ -83,7 +85,7 @@ pub(crate) fn pair(
 }
 
 /// The names under which engines store the scale of a weight.
-fn scale_names(weight: &str) -> Vec<String> {
+pub(crate) fn scale_names(weight: &str) -> Vec<String> {
     let mut names = vec![format!("{weight}_scale_inv"), format!("{weight}_scale")];
     if let Some(module) = weight.strip_suffix(".weight") {
         names.extend([format!("{module}.scale"), format!("{module}.qscale_weight")]);

@@ -33,6 +33,7 @@ pub mod quant_config;
 pub mod quantize;
 pub mod refit;
 pub mod registry;
+pub mod rename;
 pub mod rope;
 pub mod sampling;
 #[cfg(feature = "text")]

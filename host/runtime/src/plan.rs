@@ -8,12 +8,14 @@ use regex::Regex;
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::copies;
 use crate::error::{Refusal, Result, RuntimeError};
-use crate::hooks::{HookError, LoaderMap, Placement, Role, Slot, TensorInfo};
+use crate::hooks::{LoaderMap, Placement, Role, Slot, TensorInfo};
 use crate::refit::{Placed, Setup};
 use crate::registry::{ParamId, Registry, Spare};
 use crate::words::nearest;
+use hints::{below_wrappers, with_assumed};
 pub use host_map::Elsewhere;
 
+mod hints;
 mod host_map;
 
 /// One part that a checkpoint tensor writes.
@@ -101,7 +103,7 @@ impl AllowUnknown {
     }
 
     /// The glob that allows a name.
-    fn allows(&self, name: &str) -> Option<&str> {
+    pub(crate) fn allows(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(_, pattern)| pattern.is_match(name)).map(|(glob, _)| glob.as_str())
     }
 }
@@ -118,7 +120,8 @@ impl Plan {
         let placements = match loader {
             Some(loader) => {
                 let targets: Vec<TensorInfo> = registry.params().iter().map(|p| p.info()).collect();
-                loader.resolve(model, &targets, &infos)?
+                let asked = loader.resolve(model, &targets, &infos);
+                asked.map_err(|e| below_wrappers(setup, checkpoint, None, e.into()))?
             }
             None => vec![Placement::Native; infos.len()],
         };
@@ -137,10 +140,14 @@ impl Plan {
             }
             let action = match placement {
                 Placement::Ignore(reason) => Action::Ignore(reason),
-                Placement::Native => native(setup, tensor, loader)?,
+                Placement::Native => native(setup, tensor, loader)
+                    .map_err(|e| below_wrappers(setup, checkpoint, Some(&tensor.name), e))?,
                 Placement::Place { target, slot, expert, transposed } => {
                     let who = loader.map_or("the host", |l| l.name());
-                    let param = registry.find(&target).ok_or_else(|| unknown_target(registry, tensor, who, &target))?;
+                    let param = registry.find(&target).ok_or_else(|| {
+                        let unknown = unknown_target(registry, tensor, who, &target);
+                        below_wrappers(setup, checkpoint, Some(&tensor.name), unknown)
+                    })?;
                     place(registry, tensor, who, param, slot, expert.map(|e| e as usize), transposed)?
                 }
             };
@@ -159,19 +166,6 @@ impl Plan {
         let notes = copies::check(setup, checkpoint, &mut actions)?;
         Ok(Self { actions, placed, elsewhere, not_local, notes })
     }
-}
-
-/// Where a checkpoint does not fit, sizes that config.json leaves out are the first thing to look at.
-fn with_assumed(assumed: &[String], mut error: RuntimeError) -> RuntimeError {
-    if let (RuntimeError::Refit(Refusal { why, .. }) | RuntimeError::Hook(HookError { why, .. }), false) =
-        (&mut error, assumed.is_empty())
-    {
-        why.push_str(&format!(
-            "; config.json leaves out {}, and the family's default stands for it",
-            assumed.join(", ")
-        ));
-    }
-    error
 }
 
 /// A checkpoint tensor as patches see it: the role is the registry's where the name is known to it.
@@ -201,7 +195,17 @@ fn native(setup: &Setup<'_>, tensor: &CheckpointTensor, loader: Option<&dyn Load
         Some(Spare::TiedHead(embed)) => {
             return Ok(Action::Ignore(format!("tied to `{}`", registry.params()[embed].name)));
         }
+        Some(scale @ (Spare::CacheScale | Spare::ActivationScale)) => {
+            return Ok(Action::Ignore(scale.of_scale().unwrap_or_default().to_string()));
+        }
         None => {}
+    }
+    if name.split('.').any(|part| matches!(part, "lora_A" | "lora_B" | "lora_embedding_A" | "lora_embedding_B")) {
+        return Err(refit(
+            format!("tensor `{name}`"),
+            "it belongs to an adapter (LoRA), which is no part of the model's own weights",
+            "merge the adapter first (PEFT: merge_and_unload), or load it as one (--lora, /v1/load_lora_adapter)",
+        ));
     }
     if name.split('.').any(|c| c == "experts") && registry.params().iter().any(|p| p.role == Role::Expert) {
         let why = match experts {
@@ -364,11 +368,15 @@ fn missing(setup: &Setup<'_>, written: &[Vec<Option<usize>>]) -> Result<()> {
     } else {
         format!("a checkpoint that lacks {} tensors", absent.len())
     };
-    Err(refit(
-        what,
-        format!("nothing writes {shown}{more}; the old weights, if any, keep serving"),
-        "give the complete checkpoint (all shards), or a loader map that covers it",
-    ))
+    let next = match setup.declared {
+        None => "give the complete checkpoint (all shards), or a loader map that covers it",
+        // There are weights that could stay.
+        Some(_) => {
+            "give the complete checkpoint (all shards), or a loader map that covers it; a partial update says \
+             `\"complete\": false` (patchhost refit: --partial), and the rest stays as it is"
+        }
+    };
+    Err(refit(what, format!("nothing writes {shown}{more}; the old weights, if any, keep serving"), next))
 }
 
 fn refit(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> RuntimeError {

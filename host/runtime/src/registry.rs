@@ -4,6 +4,7 @@
 
 mod build;
 mod params;
+mod scales;
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -109,6 +110,10 @@ pub enum Spare<'r> {
     Frequencies(&'r [Vec<f32>; 2]),
     /// The head of a model whose config.json says that it is this embedding.
     TiedHead(ParamId),
+    /// A scale of a quantized KV cache, which is not quantized here.
+    CacheScale,
+    /// A scale of activations, which are scaled by what they are when they come.
+    ActivationScale,
 }
 
 /// All runtime tensors of one model.
@@ -200,7 +205,42 @@ impl Registry {
         if name.ends_with(".rotary_emb.inv_freq") {
             return Some(Spare::Frequencies(&self.frequencies));
         }
+        if let Some(scale) = scales::unused(name).filter(|_| self.has_module_of(name)) {
+            return Some(scale);
+        }
         self.tied_head.as_ref().filter(|(head, _)| head == name).map(|(_, embed)| Spare::TiedHead(*embed))
+    }
+
+    /// Whether a name is beyond the text model, or a scale that is not used: nothing of it is ever loaded.
+    pub(crate) fn is_beyond(&self, name: &str) -> bool {
+        matches!(self.spare(name), Some(Spare::Outside(_) | Spare::CacheScale | Spare::ActivationScale))
+    }
+
+    /// Whether a name stands below a layer of this model, or beside one of its weights.
+    fn has_module_of(&self, name: &str) -> bool {
+        let Some((module, _)) = name.rsplit_once('.') else { return false };
+        let weight = format!("{module}.weight");
+        if self.native.contains_key(&weight) || self.expert_names.contains_key(&weight) {
+            return true;
+        }
+        let Some((decoder, rest)) = name.split_once(".layers.") else { return false };
+        let layer = rest.split('.').next().unwrap_or_default();
+        self.native.contains_key(&format!("{decoder}.layers.{layer}.input_layernorm.weight"))
+    }
+
+    /// The name of a head that is the embedding, and the embedding.
+    pub(crate) fn tied_head(&self) -> Option<(&str, ParamId)> {
+        self.tied_head.as_ref().map(|(head, embed)| (head.as_str(), *embed))
+    }
+
+    /// Where the host's own map puts a name, experts included.
+    pub(crate) fn place(&self, name: &str) -> Option<NativePlace> {
+        self.native(name).or_else(|| self.expert_names(name)).or_else(|| self.stacked_experts(name))
+    }
+
+    /// Whether a checkpoint of this model may have a name: it is loaded, or known to be spare.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.place(name).is_some() || self.spare(name).is_some()
     }
 
     /// Whether a tensor is the embedding that is the head too.

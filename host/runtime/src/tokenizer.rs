@@ -70,7 +70,10 @@ pub struct Tokenizer {
 impl TokenizerFiles {
     /// Those of a model folder, each read up to a bound.
     pub fn read(folder: &Path) -> Result<Self> {
-        let bad = |name: &str, e: std::io::Error| refuse(&folder.join(name).display().to_string(), e.to_string());
+        let bad = |name: &str, e: std::io::Error| {
+            let next = files::next_of(&e, TOKENIZER_NEXT);
+            RuntimeError::Tokenizer(Refusal::new(folder.join(name).display().to_string(), e.to_string(), next))
+        };
         let optional =
             |name: &str, most: u64| files::read_text_if_any(&folder.join(name), most).map_err(|e| bad(name, e));
         let name = "tokenizer.json";
@@ -308,8 +311,10 @@ fn special(config: &Value, key: &str) -> Option<String> {
     value.as_str().or_else(|| value["content"].as_str()).map(str::to_string)
 }
 
+const TOKENIZER_NEXT: &str = "use the tokenizer files that belong to the model";
+
 fn refuse(what: &str, why: String) -> RuntimeError {
-    RuntimeError::Tokenizer(Refusal::new(what, why, "use the tokenizer files that belong to the model"))
+    RuntimeError::Tokenizer(Refusal::new(what, why, TOKENIZER_NEXT))
 }
 
 /// Turns a growing list of tokens into pieces of text. A token can hold half of a UTF-8 character: text is given out

@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
+use super::failure::UsageError;
 use super::trust_args::TrustArgs;
 use clap::{Args, ValueEnum};
 use patchhost_runtime::activation::ActivationMode;
+use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::copies;
+use patchhost_runtime::rename::{Rename, Renames};
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +94,35 @@ pub struct ReadingArgs {
     /// file's (as transformers does), or use the embedding
     #[arg(long, value_enum, value_name = "WHICH", default_value = "refuse")]
     pub tied_head: TiedHead,
+    #[command(flatten)]
+    pub renames: RenameArgs,
+}
+
+/// What names of tensors become when they are read.
+#[derive(Debug, Clone, Default, Args)]
+pub struct RenameArgs {
+    /// Rename tensors when they are read: FROM becomes TO wherever it stands at the beginning of a component of a name (`_orig_mod.=`
+    /// takes that wrapper's prefix away), with ^FROM only at the beginning of the name; can be repeated, one after the other
+    #[arg(long, value_name = "FROM=TO", value_parser = rename)]
+    pub rename: Vec<Rename>,
+}
+
+impl RenameArgs {
+    /// In the order of the command line.
+    pub fn all(&self) -> Result<Renames, UsageError> {
+        Renames::new(self.rename.iter().cloned()).map_err(|r| UsageError::new(r.what, r.why, r.next))
+    }
+
+    /// The checkpoint under its new names; what is worth saying of the renames is said.
+    pub fn apply(&self, checkpoint: Checkpoint) -> super::failure::Result<Checkpoint> {
+        let (renamed, notes) = checkpoint.renamed(&self.all()?)?;
+        notes.iter().for_each(|note| errln!("note: {note}"));
+        Ok(renamed)
+    }
+}
+
+fn rename(text: &str) -> Result<Rename, String> {
+    Rename::parse(text).map_err(|r| format!("{}; {}", r.why, r.next))
 }
 
 /// [`patchhost_runtime::copies::TiedHead`], as the command line names it.

@@ -154,7 +154,7 @@ impl Input {
                 )
                 .into());
             }
-            return Ok(Input::File(file.clone(), Checkpoint::open(file)?));
+            return Ok(Input::File(file.clone(), args.reading.renames.apply(Checkpoint::open(file)?)?));
         }
         let args = super::args::ModelArgs { model, reading: args.reading.clone() };
         Ok(Input::Model(Box::new(Model::open(&args, Default::default())?)))
@@ -185,7 +185,7 @@ impl Input {
         match self {
             Input::File(_, checkpoint) => Ok(of_file(checkpoint)),
             Input::Model(model) => {
-                let readable = model.checkpoint.with_scales(model.engine.format().as_ref(), dequantize)?;
+                let readable = model.engine.with_scales(&model.checkpoint, dequantize)?;
                 let loader = a.hooks.loader.as_deref();
                 Ok(of_model(&model.engine.setup(), &readable, loader)?)
             }

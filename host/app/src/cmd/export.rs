@@ -163,7 +163,7 @@ pub fn run(mut args: Args, call: &Call) -> Result {
     args.reader.settings(&mut args.patches)?;
     let model_args = super::args::ModelArgs { model: model_path, reading: args.reading.clone() };
     let mut model = Model::open(&model_args, EngineOptions::default())?;
-    if let Some(source) = model.engine.format() {
+    if model.engine.format().is_some() {
         if !args.reading.dequantize {
             return Err(UsageError::new(
                 format!("export of `{}`", model.name),
@@ -172,7 +172,7 @@ pub fn run(mut args: Args, call: &Call) -> Result {
             )
             .into());
         }
-        model.checkpoint = model.checkpoint.with_scales(Some(&source), true)?;
+        model.checkpoint = model.engine.with_scales(&model.checkpoint, true)?;
     }
     let target = Target::new(&out, model.folder(), args.force)?;
     let info = model.engine.info();

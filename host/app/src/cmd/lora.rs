@@ -71,7 +71,7 @@ fn read_config(folder: &Path) -> Result<String, UsageError> {
         UsageError::new(
             format!("adapter `{}`", config.display()),
             e.to_string(),
-            "give the folder that PEFT's save_pretrained wrote",
+            files::next_of(&e, "give the folder that PEFT's save_pretrained wrote"),
         )
     })
 }

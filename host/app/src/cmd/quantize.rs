@@ -14,7 +14,7 @@ use patchhost_runtime::refit::info;
 use safetensors::tensor::Dtype;
 
 use super::Call;
-use super::args::{Format, PatchArgs};
+use super::args::{Format, PatchArgs, RenameArgs};
 use super::failure::{Result, UsageError};
 use super::output::{bytes, json, plural};
 use super::record::RecordArgs;
@@ -34,6 +34,8 @@ pub struct Args {
     patches: PatchArgs,
     #[command(flatten)]
     record: RecordArgs,
+    #[command(flatten)]
+    renames: RenameArgs,
     /// Only tensors whose name matches; the others are copied
     #[arg(long, value_name = "GLOB")]
     tensors: Option<String>,
@@ -49,7 +51,7 @@ pub fn run(mut args: Args, call: &Call) -> Result {
     let glob = args.tensors.as_deref().map(parse_glob).transpose()?;
     refuse_same_file(&args.input, &args.output)?;
     refuse_existing(&args.output, args.force)?;
-    let checkpoint = Checkpoint::open(&args.input)?;
+    let checkpoint = args.renames.apply(Checkpoint::open(&args.input)?)?;
     let recorded = args.record.start(&args.input.display().to_string(), "{}")?;
     let patches = Patches::load(Load { recorded, ..Load::new(&args.patches, "") })?;
     let (patch, quant) = patches.require_quant("quantize")?;

@@ -7,6 +7,7 @@ use patchhost_runtime::checkpoint::CheckpointTensor;
 use patchhost_runtime::engine::{EngineOptions, ExpertParallel};
 use patchhost_runtime::layout;
 use patchhost_runtime::refit::{Arrivals, Begin, Manifest, RefitReport};
+use patchhost_runtime::rename::Renames;
 
 use super::Call;
 use super::args::{Format, Fp8Activation, ModelArgs, PatchArgs};
@@ -48,6 +49,9 @@ pub struct Args {
     /// A JSON file of what must come: {"tensors": {NAME: {"dtype": "BF16", "shape": […], "sha256": "…"}}}
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
+    /// Tensors that --from does not have stay as they are in MODEL (a manifest says what has to come)
+    #[arg(long)]
+    partial: bool,
     /// Also load the new weights into a fresh engine, and compare every bit before they are published
     #[arg(long)]
     verify: bool,
@@ -111,8 +115,8 @@ pub fn run(args: Args, call: &Call) -> Result {
         (None, None) => None,
     };
     let base = Base { checkpoint: &model.checkpoint, version: held };
-    let loaded = Source::open(&args.from)?;
-    let loaded = loaded.load(Some(base), args.target_version.map(Version))?;
+    let loaded = Source::open(&args.from)?.renamed(&model.renames)?;
+    let mut loaded = loaded.load(Some(base), args.target_version.map(Version))?;
     for s in &loaded.skipped {
         errln!("note: `{}` is passed over: {}", s.name, s.why);
     }
@@ -136,10 +140,16 @@ pub fn run(args: Args, call: &Call) -> Result {
 
     let version = args.version.clone().or_else(|| loaded.version.map(|v| v.to_string()));
     let begin = Begin { version, step: args.step, manifest, allow_narrowing: args.allow_narrowing, ..Begin::default() };
+    // Its tensors have the model's names already, those of a manifest come to them now.
+    let begin = Begin { renames: Renames::default(), ..begin.renaming(model.renames.clone())? };
     let staged = (|| -> Result<_> {
         let mut arrivals = model.engine.arrivals(begin);
         send(&mut arrivals, loaded.checkpoint.tensors(), args.chunk_size as usize)?;
-        let source = arrivals.finish()?;
+        let mut source = arrivals.finish()?;
+        if args.partial {
+            source = model.engine.over(&model.checkpoint, &source)?;
+            loaded.checkpoint = source.checkpoint().clone();
+        }
         let bar = progress_bar("refit");
         let staged = model.engine.prepare(&source, &hooks, &advance(&bar));
         bar.finish_and_clear();

@@ -381,6 +381,11 @@ pub(super) fn print_refit(r: &RefitReport) {
             r.flushed
         );
     }
+    if let Some(stayed) = &r.stayed {
+        let more = if stayed.tensors > stayed.names.len() { ", …" } else { "" };
+        let names = patchhost_runtime::error::plain(stayed.names.join(", "));
+        outln!("  {} came, {} stayed as they were: {names}{more}", plural(stayed.came, "tensor"), stayed.tensors);
+    }
     for note in &r.notes {
         outln!("  note: {}", patchhost_runtime::error::plain(note.clone()));
     }

@@ -388,6 +388,7 @@ fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer
     }
     let mut app = App::new(live, tokenizer, scheduler, name, served);
     (app.roots, app.admin, app.rl.auth) = (doors.roots, doors.admin, doors.rl);
+    app.rl.renames = args.model.reading.renames.all()?;
     app.rl.max_body = args.max_weights_body.saturating_mul(1 << 20);
     app.rl.started_with(started.checkpoint.clone());
     Ok(app)

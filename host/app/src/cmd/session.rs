@@ -13,6 +13,7 @@ use patchhost_runtime::engine::{Engine, EngineOptions};
 use patchhost_runtime::hooks::BlockQuant;
 use patchhost_runtime::plan::AllowUnknown;
 use patchhost_runtime::refit::RefitHooks;
+use patchhost_runtime::rename::Renames;
 use patchhost_runtime::tokenizer::Tokenizer;
 use serde::Serialize;
 
@@ -45,6 +46,8 @@ pub struct Model {
     pub checkpoint: Checkpoint,
     folder: Option<std::path::PathBuf>,
     options: EngineOptions,
+    /// What names of tensors become; those of the checkpoint have become it.
+    pub renames: Renames,
 }
 
 impl Model {
@@ -60,7 +63,9 @@ impl Model {
                 (folder.display().to_string(), Engine::open(folder, options.clone())?, Checkpoint::open(folder)?)
             }
         };
-        Ok(Self { name, engine, checkpoint, folder: args.model.clone(), options })
+        let renames = args.reading.renames.all()?;
+        let checkpoint = args.reading.renames.apply(checkpoint)?;
+        Ok(Self { name, engine, checkpoint, folder: args.model.clone(), options, renames })
     }
 
     /// The folder it was read from; none for the bundled model.

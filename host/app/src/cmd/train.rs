@@ -134,7 +134,7 @@ pub fn run(args: Args, call: &Call) -> Result {
     let text = format == Format::Text;
     let model = Model::open(&args.model, EngineOptions::default())?;
     let base = match args.model.reading.dequantize {
-        true => model.checkpoint.with_scales(model.engine.format().as_ref(), true)?,
+        true => model.engine.with_scales(&model.checkpoint, true)?,
         false => model.checkpoint.clone(),
     };
     let config = model.engine.info().config.clone();

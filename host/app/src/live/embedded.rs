@@ -68,6 +68,10 @@ impl RefitTarget for Embedded {
         self.engine.arrivals(begin)
     }
 
+    fn over(&self, held: &Source, part: &Source) -> Result<Source, RuntimeError> {
+        self.engine.over(held.checkpoint(), part)
+    }
+
     fn attempt<'t>(&'t self, source: &Source, attempt: &Attempt<'_>) -> Result<Proved<StagedRefit<'t>>, RuntimeError> {
         let hooks = attempt.hooks(|generation| self.hooks(generation));
         let staged = self.engine.prepare(source, &hooks, attempt.progress)?;

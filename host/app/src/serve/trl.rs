@@ -28,7 +28,8 @@ use super::health::serves;
 use super::json::{Json, of_value};
 use super::state::{App, blocking};
 use super::weights::{
-    BucketEntry, BucketMeta, Claim, Content, Dialect, Narrowing, Payload, Published, base64_bytes, bucket,
+    BucketEntry, BucketMeta, Claim, Content, Dialect, Narrowing, OfUpdate, Payload, Published, Terms, base64_bytes,
+    bucket,
 };
 
 /// It serves.
@@ -228,6 +229,13 @@ pub struct UpdateNamedParam {
     /// the header `X-Allow-Narrowing: true`, here and with `/reset_prefix_cache/`.
     #[serde(default)]
     pub allow_narrowing: bool,
+    /// False where only a part of the parameters comes: the rest stays as it is live. Also in the query (`?complete=false`) and as
+    /// the header `X-Complete: false`, here and with `/reset_prefix_cache/`.
+    #[schema(value_type = Option<bool>)]
+    pub complete: Option<Value>,
+    /// What the name becomes: {FROM: TO}. Also in the query (`?rename=FROM=TO`) and as the header `X-Rename`.
+    #[schema(value_type = Option<Object>)]
+    pub rename: Option<Value>,
 }
 
 /// Send one parameter; the first one opens an update, `/reset_prefix_cache/` ends it
@@ -237,6 +245,8 @@ pub struct UpdateNamedParam {
         ("dtype" = Option<String>, Query, description = "Its element type"),
         ("shape" = Option<String>, Query, description = "Its dimensions, with commas"),
         ("allow_narrowing" = Option<bool>, Query, description = "Take parameters that come less precise than the model is declared"),
+        ("complete" = Option<bool>, Query, description = "False where only a part of the parameters comes, and the rest stays"),
+        ("rename" = Option<String>, Query, description = "FROM=TO: what the name becomes"),
         ("update_id" = Option<String>, Query, description = "The sender's own name of this update: all of its requests have to give it then"),
     ),
     request_body(content(
@@ -250,6 +260,7 @@ pub struct UpdateNamedParam {
 async fn update_named_param(
     RlControl(actor): RlControl,
     narrowing: Narrowing,
+    terms: Terms,
     State(app): State<Arc<App>>,
     ignored: Ignored,
     request: Request,
@@ -259,9 +270,10 @@ async fn update_named_param(
     let mut payload = Payload::read(request, &app.rl).await?;
     let received = blocking(&app, move |app| {
         let _place = payload.place();
-        let (pieces, narrow) = match payload.content {
+        let (pieces, narrow, terms) = match payload.content {
             Content::Json(value) => {
                 let body: UpdateNamedParam = of_value(value, &ignored)?;
+                let terms = terms.and(Terms::of(body.complete.as_ref(), body.rename.as_ref())?)?;
                 let data = body.data.ok_or_else(|| {
                     ApiError::bad(
                         "this parameter",
@@ -279,11 +291,14 @@ async fn update_named_param(
                     nbytes: Some(bytes.len()),
                     tensor_offset: 0,
                 };
-                (bucket(BucketMeta::List(vec![entry]), &bytes)?, body.allow_narrowing)
+                (bucket(BucketMeta::List(vec![entry]), &bytes)?, body.allow_narrowing, terms)
             }
-            _ => (payload.pieces(&app.roots)?, false),
+            _ => {
+                let terms = terms.and(payload.terms()?)?;
+                (payload.pieces(&app.roots)?, false, terms)
+            }
         };
-        let begin = Begin { allow_narrowing: narrowing.allowed(narrow), ..Begin::default() };
+        let begin = terms.begin(Begin { allow_narrowing: narrowing.allowed(narrow), ..Begin::default() });
         app.rl.parameter(begin, &claim, &pieces, &actor)
     })
     .await?;
@@ -291,7 +306,7 @@ async fn update_named_param(
 }
 
 /// Forget the prefixes, and publish the parameters that were sent
-#[utoipa::path(post, path = "/reset_prefix_cache/", tag = "trl", responses(
+#[utoipa::path(post, path = "/reset_prefix_cache/", tag = "trl", params(OfUpdate), responses(
     (status = 200, description = "Done", body = Message),
     (status = 422, description = "The weights were refused; the old ones serve on", body = ErrorBody),
     (status = "4XX", description = "Refused", body = ErrorBody),
@@ -299,6 +314,7 @@ async fn update_named_param(
 async fn reset_prefix_cache(
     _who: RlControl,
     narrowing: Narrowing,
+    terms: Terms,
     State(app): State<Arc<App>>,
     uri: Uri,
     headers: HeaderMap,
@@ -306,7 +322,8 @@ async fn reset_prefix_cache(
     let claim = Claim::of(Dialect::Trl, &uri, &headers)?;
     let published = blocking(&app, move |app| {
         if app.rl.is_implicit() {
-            return app.rl.finish(&claim, None, narrowing.allowed(false)).map(Some);
+            let allow_narrowing = narrowing.allowed(false);
+            return app.rl.finish(&claim, terms.begin(Begin { allow_narrowing, ..Begin::default() })).map(Some);
         }
         app.scheduler.reset_prefix_cache();
         Ok(None)

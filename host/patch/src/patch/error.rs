@@ -191,7 +191,9 @@ impl StageError {
     pub fn next(&self) -> String {
         match self {
             Self::NotFound { .. } => "give a path to a component, or one of these names".into(),
-            Self::Unreadable { .. } => "check the path and its permissions".into(),
+            Self::Unreadable { error, .. } => {
+                patchhost_runtime::files::next_of(error, "check the path and its permissions").into()
+            }
             Self::TooLarge { .. } => "strip it, or build it with opt-level = \"s\"".into(),
             Self::DigestMismatch { found, .. } => {
                 format!("if these bytes are meant, review them and pin {found}")

@@ -31,6 +31,11 @@ pub trait RefitTarget: Send + Sync {
         Arrivals::new(begin, usize::MAX)
     }
 
+    /// All tensors after a partial update: those that came, and those of the last refit that stay.
+    fn over(&self, held: &Source, part: &Source) -> Result<Source, RuntimeError> {
+        part.over(held.checkpoint(), None)
+    }
+
     /// Makes weights of `source` through the hooks of one generation, and proves them; touches nothing that serves. It can
     /// be asked again with other patches. An error of a patch must come as that patch gave it: the failure policy reads it.
     fn attempt<'t>(&'t self, source: &Source, attempt: &Attempt<'_>) -> Result<Proved<Self::Staged<'t>>, RuntimeError>;

@@ -1,13 +1,17 @@
 //! The one way in for the tensors of a refit: they arrive whole or in pieces, are compared with what was promised, and
 //! become a [`Source`], which can be staged as often as somebody wants to try it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
+use super::names::Names;
+use super::partial::Stayed;
 use super::watch::digests;
 use crate::assembly::{Assembly, ChunkHeader, Duplicates};
 use crate::checkpoint::{Checkpoint, CheckpointTensor};
 use crate::error::{Refusal, Result, RuntimeError};
+use crate::rename::Renames;
 use crate::words::nearest;
 
 /// What the trainer promised about one tensor.
@@ -47,40 +51,82 @@ pub struct Begin {
     pub duplicates: Duplicates,
     /// Take tensors that come less precise than the model is declared.
     pub allow_narrowing: bool,
+    /// Whether all tensors come. Where it is false, those that do not come stay as they are; none is yes.
+    pub complete: Option<bool>,
+    /// What the sender's names become. A manifest has the names that they become; [`Begin::renaming`] sees to it.
+    pub renames: Renames,
+}
+
+impl Begin {
+    /// The same with these renames, for the tensors and for the manifest.
+    pub fn renaming(mut self, renames: Renames) -> Result<Self> {
+        if let Some(manifest) = &mut self.manifest {
+            let mut names = Names::new(renames.clone());
+            for (name, promise) in std::mem::take(&mut manifest.tensors) {
+                manifest.tensors.insert(names.take(&name)?.into_owned(), promise);
+            }
+        }
+        self.renames = renames;
+        Ok(self)
+    }
+
+    /// Whether what does not come stays as it is.
+    pub fn is_partial(&self) -> bool {
+        self.complete == Some(false)
+    }
 }
 
 /// Tensors on their way. Dropping it forgets them; nothing live was touched.
 pub struct Arrivals {
     begin: Begin,
     assembly: Assembly,
+    names: Names,
 }
 
 /// Everything that a refit brings, complete. Its bytes are shared with whoever sent them whole, and with every attempt; what
 /// lies in files is read anew by each.
 pub struct Source {
-    checkpoint: Checkpoint,
-    begin: Begin,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) begin: Begin,
+    /// What a partial update left as it was.
+    pub(super) stayed: Option<Arc<Stayed>>,
+    /// What is worth saying of how it came.
+    pub(super) notes: Vec<String>,
     /// SHA-256 of each tensor's bytes, in order, once somebody asked.
-    sums: OnceLock<Vec<String>>,
+    pub(super) sums: OnceLock<Vec<String>>,
 }
 
 impl Arrivals {
     /// Nothing yet. All tensors together may take `limit` bytes.
     pub fn new(begin: Begin, limit: usize) -> Self {
         let assembly = Assembly::new(begin.duplicates, limit);
-        Self { begin, assembly }
+        let names = Names::new(begin.renames.clone());
+        Self { begin, assembly, names }
     }
 
     /// A range of bytes of a tensor. A chunk that is refused changes nothing; others may follow.
     pub fn chunk(&mut self, chunk: &ChunkHeader<'_>, bytes: &[u8]) -> Result<()> {
-        self.admits(chunk.name, chunk.dtype, chunk.shape)?;
-        self.assembly.chunk(chunk, bytes).map_err(RuntimeError::Refit)
+        let name = self.names.take(chunk.name)?;
+        let chunk = ChunkHeader { name: &name, ..chunk.clone() };
+        let taken = self.admits(chunk.name, chunk.dtype, chunk.shape);
+        let taken = taken.and_then(|()| self.assembly.chunk(&chunk, bytes).map_err(RuntimeError::Refit));
+        self.settled(taken)
     }
 
     /// A whole tensor; its bytes are shared, not copied.
     pub fn tensor(&mut self, tensor: &CheckpointTensor) -> Result<()> {
-        self.admits(&tensor.name, tensor.stored, &tensor.shape)?;
-        self.assembly.tensor(tensor).map_err(RuntimeError::Refit)
+        let tensor = match self.names.take(&tensor.name)? {
+            Cow::Borrowed(_) => Cow::Borrowed(tensor),
+            Cow::Owned(name) => Cow::Owned(CheckpointTensor { name, ..tensor.clone() }),
+        };
+        let taken = self.admits(&tensor.name, tensor.stored, &tensor.shape);
+        let taken = taken.and_then(|()| self.assembly.tensor(&tensor).map_err(RuntimeError::Refit));
+        self.settled(taken)
+    }
+
+    /// A name of which nothing came is free for another tensor.
+    fn settled(&mut self, taken: Result<()>) -> Result<()> {
+        taken.inspect_err(|_| self.names.keep(|name| self.assembly.has(name)))
     }
 
     /// All that `take` brings of tensors with these names, or nothing of it.
@@ -89,8 +135,12 @@ impl Arrivals {
         names: impl Iterator<Item = &'n str>,
         take: impl FnOnce(&mut Self) -> Result<()>,
     ) -> Result<()> {
-        let mark = self.assembly.mark(names);
-        take(self).inspect_err(|_| self.assembly.back(mark))
+        let names: Vec<Cow<'n, str>> = names.map(|name| self.names.look(name)).collect::<Result<_>>()?;
+        let mark = self.assembly.mark(names.iter().map(|name| &**name));
+        take(self).inspect_err(|_| {
+            self.assembly.back(mark);
+            self.names.keep(|name| self.assembly.has(name));
+        })
     }
 
     /// All tensors together may take no more than `limit` bytes from now on.
@@ -100,7 +150,7 @@ impl Arrivals {
 
     /// Whether anything of this tensor arrived.
     pub fn has(&self, name: &str) -> bool {
-        self.assembly.has(name)
+        self.names.look(name).is_ok_and(|name| self.assembly.has(&name))
     }
 
     /// Bytes that arrived.
@@ -123,16 +173,25 @@ impl Arrivals {
         self.begin.allow_narrowing = true;
     }
 
+    /// Says whether all tensors come, whatever the beginning said.
+    pub fn complete(&mut self, complete: bool) {
+        self.begin.complete = Some(complete);
+    }
+
     /// All has been sent; refused where bytes of a tensor are missing.
     pub fn finish(self) -> Result<Source> {
         let tensors = self.assembly.finish().map_err(RuntimeError::Refit)?;
-        Ok(Source { checkpoint: Checkpoint::from_tensors(tensors)?, begin: self.begin, sums: OnceLock::new() })
+        let (checkpoint, notes) = (Checkpoint::from_tensors(tensors)?, self.names.notes());
+        Ok(Source { checkpoint, begin: self.begin, stayed: None, notes, sums: OnceLock::new() })
     }
 
     /// The same for all tensors of a checkpoint at once; those in files stay there until they are staged.
     pub fn whole(mut self, checkpoint: Checkpoint) -> Result<Source> {
         checkpoint.tensors().try_for_each(|tensor| self.tensor(tensor))?;
-        Ok(Source { checkpoint, begin: self.begin, sums: OnceLock::new() })
+        if !self.names.are_plain() {
+            return self.finish();
+        }
+        Ok(Source { checkpoint, begin: self.begin, stayed: None, notes: Vec::new(), sums: OnceLock::new() })
     }
 
     fn admits(&self, name: &str, dtype: safetensors::tensor::Dtype, shape: &[usize]) -> Result<()> {
@@ -155,7 +214,27 @@ impl Source {
     #[must_use]
     pub fn renamed(&self, version: Option<String>) -> Self {
         let begin = Begin { version, ..self.begin.clone() };
-        Self { checkpoint: self.checkpoint.clone(), begin, sums: self.sums.clone() }
+        let (checkpoint, stayed) = (self.checkpoint.clone(), self.stayed.clone());
+        Self { checkpoint, begin, stayed, notes: self.notes.clone(), sums: self.sums.clone() }
+    }
+
+    /// What a partial update left as it was, where these are its tensors and those that stayed.
+    pub fn stayed(&self) -> Option<&Arc<Stayed>> {
+        self.stayed.as_ref()
+    }
+
+    /// What is worth saying of how it came.
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The names that were promised, and those that stayed; none where nothing was promised.
+    pub(crate) fn expected(&self) -> Option<Vec<String>> {
+        let promised = self.begin.manifest.as_ref()?.tensors.keys().map(String::as_str);
+        let stayed = self.stayed.iter().flat_map(|stayed| stayed.all());
+        let mut all: Vec<String> = promised.chain(stayed).map(str::to_string).collect();
+        all.sort_unstable();
+        Some(all)
     }
 
     /// SHA-256 of each tensor's bytes as they arrived, hex, in the order of their names.
@@ -177,8 +256,9 @@ impl Source {
         let Some(manifest) = &self.begin.manifest else { return Ok(()) };
         let known = manifest.tensors.values().any(|promise| promise.sha256.is_some());
         let sums = if known { self.sums()? } else { &[] };
-        let came: BTreeMap<&str, usize> =
-            self.checkpoint.tensors().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+        let stayed = |name: &str| self.stayed.as_ref().is_some_and(|stayed| stayed.has(name));
+        let all = self.checkpoint.tensors().enumerate().filter(|(_, t)| !stayed(&t.name));
+        let came: BTreeMap<&str, usize> = all.map(|(i, t)| (t.name.as_str(), i)).collect();
         for (name, promise) in &manifest.tensors {
             let shown = crate::words::shown(name);
             let Some(i) = came.get(name.as_str()) else {
@@ -225,8 +305,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::bytes::TensorBytes;
+    use crate::rename::Rename;
     use safetensors::tensor::Dtype;
-    use std::sync::Arc;
 
     fn tensor(name: &str, bytes: &[u8]) -> CheckpointTensor {
         let data = TensorBytes::new(Arc::new(bytes.to_vec()), 0..bytes.len()).unwrap();
@@ -256,6 +336,32 @@ mod tests {
         let again = whole.renamed(Some("eight".into()));
         assert_eq!((again.sums().unwrap(), again.begin().version.as_deref()), (whole.sums().unwrap(), Some("eight")));
         assert!(Arrivals::new(Begin::default(), 4).whole(checkpoint).is_err(), "more than the limit");
+    }
+
+    #[test]
+    fn renamed_tensors_are_those_of_the_model() {
+        let renames = || Renames::new([Rename::parse("w.=").unwrap(), Rename::parse("x.=").unwrap()]).unwrap();
+        let begin = Begin::default().renaming(renames()).unwrap();
+        let mut arrivals = Arrivals::new(begin.clone(), 100);
+        arrivals.tensor(&tensor("w.a", &[1])).unwrap();
+        let both = arrivals.tensor(&tensor("a", &[2])).unwrap_err().to_string();
+        assert!(both.contains("the renames make `a` of it, and of `w.a` too"), "{both}");
+        // What was taken back never came: another tensor may have its name.
+        let again = arrivals.together(["w.b"].into_iter(), |all| {
+            all.tensor(&tensor("w.b", &[3]))?;
+            all.tensor(&tensor("w.a", &[3]))
+        });
+        assert!(again.is_err() && !arrivals.has("w.b"));
+        arrivals.tensor(&tensor("b", &[4])).unwrap();
+        assert!(arrivals.has("w.a") && arrivals.has("b"));
+        let source = arrivals.finish().unwrap();
+        let names: Vec<&str> = source.checkpoint().tensors().map(|t| t.name.as_str()).collect();
+        assert_eq!((names, source.notes()), (vec!["a", "b"], &["rename `x.=` matched no tensor".to_string()][..]));
+        let file = Checkpoint::from_tensors([tensor("w.a", &[1]), tensor("b", &[4])]).unwrap();
+        assert_eq!(Arrivals::new(begin, 100).whole(file).unwrap().sums().unwrap(), source.sums().unwrap());
+        let promised = promising(&[("w.a", None)]).renaming(renames()).unwrap();
+        assert!(promised.manifest.unwrap().tensors.contains_key("a"));
+        assert!(promising(&[("w.a", None), ("a", None)]).renaming(renames()).is_err());
     }
 
     #[test]

@@ -75,14 +75,16 @@ impl Declared {
         *self.0.get(d.param)?.get(d.part)?
     }
 
-    /// Refuses the first tensor that comes less precise than it is declared; says how many more there are.
+    /// Refuses the first tensor that comes less precise than it is declared; says how many more there are. What did not come
+    /// now was allowed before.
     pub(crate) fn refuse_narrowed(
         &self,
         registry: &Registry,
         checkpoint: &Checkpoint,
         actions: &[Action],
+        came: &dyn Fn(&str) -> bool,
     ) -> Result<()> {
-        let narrowed = self.narrowed(checkpoint, actions);
+        let narrowed = self.narrowed(checkpoint, actions, came);
         let Some((tensor, dest, least)) = narrowed.first() else { return Ok(()) };
         let more = match narrowed.len() - 1 {
             0 => String::new(),
@@ -101,9 +103,15 @@ impl Declared {
     }
 
     /// What a refit with these tensors does about their types, in words.
-    pub(crate) fn notes(&self, checkpoint: &Checkpoint, actions: &[Action]) -> Vec<String> {
-        let wider: Vec<_> = checkpoint.tensors().zip(actions).filter_map(|(t, a)| self.rounds(t, a)).collect();
-        let narrowed = self.narrowed(checkpoint, actions);
+    pub(crate) fn notes(
+        &self,
+        checkpoint: &Checkpoint,
+        actions: &[Action],
+        came: &dyn Fn(&str) -> bool,
+    ) -> Vec<String> {
+        let all = checkpoint.tensors().zip(actions).filter(|(t, _)| came(&t.name));
+        let wider: Vec<_> = all.filter_map(|(t, a)| self.rounds(t, a)).collect();
+        let narrowed = self.narrowed(checkpoint, actions, came);
         let said = |n: usize, name: &str, what: String| {
             let tensors = if n == 1 { "1 tensor".to_string() } else { format!("{n} tensors, the first of them") };
             format!("{tensors} `{name}`, {what}")
@@ -128,10 +136,11 @@ impl Declared {
     }
 
     /// The tensors that come less precise than they are declared.
-    pub(crate) fn narrowed<'c>(
+    fn narrowed<'c>(
         &self,
         checkpoint: &'c Checkpoint,
         actions: &[Action],
+        came: &dyn Fn(&str) -> bool,
     ) -> Vec<(&'c CheckpointTensor, Dest, Dtype)> {
         let of = |(tensor, action): (&'c CheckpointTensor, &Action)| {
             let Action::Load { dests, .. } = action else { return None };
@@ -140,7 +149,7 @@ impl Declared {
                 (precision(tensor.dtype()) < precision(least)).then_some((tensor, *d, least))
             })
         };
-        checkpoint.tensors().zip(actions).filter_map(of).collect()
+        checkpoint.tensors().zip(actions).filter(|(t, _)| came(&t.name)).filter_map(of).collect()
     }
 
     /// What the elements of a part become that come as `elem`.

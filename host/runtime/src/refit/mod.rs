@@ -2,11 +2,14 @@
 //! by one pointer exchange; an error at any point leaves the live weights as they were.
 //!
 //! [`Arrivals`] take chunks (a tensor may be split in byte ranges) → [`Source`]: all that came → [`StagedRefit`]: observers,
-//! promises, coverage, quantization, layout passes → verify → publish. A source can be staged again with other patches.
+//! promises, coverage, quantization, layout passes → verify → publish. A source can be staged again with other patches. Of a
+//! partial update, [`Source::over`] makes a whole one first.
 
 mod arrivals;
 mod cast;
 pub(crate) mod declared;
+mod names;
+mod partial;
 mod planned;
 mod remarks;
 mod report;
@@ -23,6 +26,7 @@ use crate::hooks::{BlockQuant, Layout, LoaderMap, LogitsMask, RefitObserver};
 pub use arrivals::{Arrivals, Begin, Manifest, Promise, Source};
 pub use cast::{first_nonfinite, nonfinite};
 pub use declared::rounded;
+pub use partial::Stayed;
 pub use planned::{Planned, Progress, Setup, info};
 pub use report::{Outcome, Placed, RefitReport, TensorOutcome};
 pub use rules::{Differs, NonFinite, RefitRules};

@@ -1,6 +1,7 @@
 //! A planned refit: every question to the patches is answered and checked; then the weights are staged.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use patchhost_kernels::cast::CastReport;
@@ -8,6 +9,7 @@ use rayon::prelude::*;
 
 use super::cast::{Job, Staged};
 use super::declared::{Declared, OfConfig, dtype};
+use super::partial::Stayed;
 use super::report::{Outcome, RefitReport, TensorOutcome};
 use super::{MaskHook, RefitHooks, remarks};
 use crate::activation::{Activation, ActivationMode};
@@ -58,6 +60,8 @@ pub struct Planned<'a> {
     passes: Vec<Vec<LayoutPass>>,
     /// What somebody should know of the answers.
     remarks: Vec<String>,
+    /// What a partial update left as it was.
+    stayed: Option<Arc<Stayed>>,
 }
 
 /// Who reads what the runtime publishes: it does, itself.
@@ -80,9 +84,20 @@ impl<'a> Planned<'a> {
         let mut remarks: Vec<String> = remarks::placements(&plan, checkpoint, hooks)?.into_iter().collect();
         let decisions = decide(&setup, checkpoint, &plan, hooks)?;
         remarks.extend(remarks::edges(&decisions, checkpoint, hooks));
-        let mut planned = Self { setup, checkpoint, plan, decisions, passes: Vec::new(), remarks };
+        let mut planned = Self { setup, checkpoint, plan, decisions, passes: Vec::new(), remarks, stayed: None };
         planned.passes = planned.layout(hooks)?;
         Ok(planned)
+    }
+
+    /// The same of a partial update, which left these tensors as they were.
+    #[must_use]
+    pub(super) fn keeping(mut self, stayed: Option<&Arc<Stayed>>) -> Self {
+        self.stayed = stayed.cloned();
+        self
+    }
+
+    fn came(&self, name: &str) -> bool {
+        self.stayed.as_ref().is_none_or(|stayed| !stayed.has(name))
     }
 
     /// What somebody should know of the answers about the tensors, although they are followed.
@@ -127,7 +142,8 @@ impl<'a> Planned<'a> {
     /// an f32 router into another one, silently.
     pub(super) fn refuse_narrowed(&self) -> Result<()> {
         let Setup { registry, declared, .. } = self.setup;
-        declared.map_or(Ok(()), |d| d.refuse_narrowed(registry, self.checkpoint, &self.plan.actions))
+        let came = |name: &str| self.came(name);
+        declared.map_or(Ok(()), |d| d.refuse_narrowed(registry, self.checkpoint, &self.plan.actions, &came))
     }
 
     /// The types that the model is declared in if this is its first load.
@@ -231,9 +247,9 @@ impl<'a> Planned<'a> {
             }
         }
         report.notes.clone_from(&self.plan.notes);
-        report
-            .notes
-            .extend(self.setup.declared.map(|d| d.notes(self.checkpoint, &self.plan.actions)).unwrap_or_default());
+        let notes = |d: &Declared| d.notes(self.checkpoint, &self.plan.actions, &|name| self.came(name));
+        report.notes.extend(self.setup.declared.map(notes).unwrap_or_default());
+        report.stayed = self.stayed.as_deref().cloned().map(Box::new);
         report.ignored = self.plan.actions.len() - total - self.plan.not_local;
         report.not_local = self.plan.not_local;
         for pass in self.passes.iter().flatten() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::partial::Stayed;
 use crate::hooks::{Dtype, LayoutPass, Role, Slot};
 
 /// What became of one checkpoint tensor.
@@ -128,6 +129,9 @@ pub struct RefitReport {
     /// What whoever sent the tensors should know: what was rounded, narrowed, or ignored though it says something else.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// What a partial update left as it was; none of a whole one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stayed: Option<Box<Stayed>>,
     /// Wall time.
     pub seconds: f64,
 }

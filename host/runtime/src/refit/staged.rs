@@ -33,18 +33,18 @@ impl<'e> StagedRefit<'e> {
     ) -> Result<Self> {
         let begin = source.begin();
         let label = begin.version.clone().unwrap_or_else(|| (engine.version() + 1).to_string());
-        let expected: Option<Vec<String>> = begin.manifest.as_ref().map(|m| m.tensors.keys().cloned().collect());
-        let mut watches = watch(&hooks.observers, &label, expected.as_deref())?;
+        let mut watches = watch(&hooks.observers, &label, source.expected().as_deref())?;
         source.check()?;
         let observers = watches.show(source)?;
         let checkpoint = engine.readable(source.checkpoint())?;
-        let planned = Planned::new(engine.setup(), &checkpoint, hooks)?;
+        let planned = Planned::new(engine.setup(), &checkpoint, hooks)?.keeping(source.stayed());
         if !engine.allows_narrowing(begin) {
             planned.refuse_narrowed()?;
         }
         let declares = planned.declares(engine.of_config());
         let (set, mut report) = planned.stage(engine.version() + 1, &label, hooks, progress)?;
         report.observers = observers;
+        report.notes.extend(source.notes().iter().cloned());
         Ok(Self { engine, _turn: turn, checkpoint, hooks: hooks.clone(), set, report, declares })
     }
 

@@ -37,8 +37,7 @@ pub(crate) fn watch(observers: &[Arc<dyn RefitObserver>], label: &str, expected:
 /// Shows a whole refit to observers: its name, what was promised, every tensor that arrived. Gives the names of those who
 /// accepted it; the first veto is the error. For targets of refits besides the engine of this crate.
 pub fn observe(observers: &[Arc<dyn RefitObserver>], label: &str, source: &Source) -> Result<Vec<String>> {
-    let expected: Option<Vec<String>> = source.begin().manifest.as_ref().map(|m| m.tensors.keys().cloned().collect());
-    watch(observers, label, expected.as_deref())?.show(source)
+    watch(observers, label, source.expected().as_deref())?.show(source)
 }
 
 impl Watches {

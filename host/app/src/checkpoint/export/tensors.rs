@@ -113,6 +113,8 @@ pub fn outputs(setup: &Setup<'_>, checkpoint: &Checkpoint, loader: Option<&dyn L
             Action::Elsewhere(_) => continue,
             // Who reads the export takes the embedding, or would take a head that is not the one which is served.
             Action::Ignore(_) if matches!(registry.spare(&tensor.name), Some(Spare::TiedHead(_))) => continue,
+            // They are of the quantization that is undone here; readers of the new one know no such scales.
+            Action::Ignore(_) if matches!(registry.spare(&tensor.name), Some(Spare::ActivationScale)) => continue,
             Action::Ignore(reason) => {
                 whole.fixed = Some(format!("not part of the model that is served: {reason}"));
                 out.push(whole);

@@ -80,7 +80,8 @@ shorthand!(
 
 /// The system could not read something.
 pub(super) fn unreadable(path: &std::path::Path, e: &std::io::Error) -> VersionError {
-    source(format!("`{}`", path.display()), e.to_string(), "check the path and its permissions")
+    let next = patchhost_runtime::files::next_of(e, "check the path and its permissions");
+    source(format!("`{}`", path.display()), e.to_string(), next)
 }
 
 impl VersionError {

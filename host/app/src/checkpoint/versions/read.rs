@@ -5,12 +5,13 @@ use std::path::Path;
 
 use patchhost_runtime::bytes::TensorData;
 use patchhost_runtime::checkpoint::Checkpoint;
+use patchhost_runtime::rename::Renames;
 use rayon::prelude::*;
 use safetensors::tensor::Dtype;
 
 use super::checksum::Checksum;
 use super::codec::Encoding;
-use super::error::{Result, corrupt, format, incomplete, unreadable};
+use super::error::{Result, VersionError, corrupt, format, incomplete, unreadable};
 use super::index::{self, AT_BASE, AT_FULL, Index};
 use super::version::{PREFIX, Version, applied_version};
 use crate::checkpoint::layout::INDEX;
@@ -49,7 +50,27 @@ pub(super) struct DeltaTensor {
     pub base: Option<String>,
 }
 
+impl Full {
+    /// The same with other names of the tensors.
+    pub fn renamed(self, renames: &Renames) -> Result<Self> {
+        Ok(Self { checkpoint: self.checkpoint.renamed(renames)?.0, ..self })
+    }
+}
+
 impl Delta {
+    /// The same for a base with other names of the tensors.
+    pub fn renamed(self, renames: &Renames) -> Result<Self> {
+        let mut made: BTreeMap<String, DeltaTensor> = BTreeMap::new();
+        for tensor in self.tensors {
+            let name = renames.apply(&tensor.name).map_err(VersionError::Source)?.into_owned();
+            if made.insert(name.clone(), DeltaTensor { name: name.clone(), ..tensor }).is_some() {
+                let why = "the renames make it of two of its tensors";
+                return Err(format(format!("tensor `{name}` of version {}", self.version), why, "repair the renames"));
+            }
+        }
+        Ok(Self { tensors: made.into_values().collect(), ..self })
+    }
+
     /// Names of the tensors that change, sorted.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.tensors.iter().map(|t| t.name.as_str())

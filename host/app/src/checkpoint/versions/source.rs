@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use patchhost_runtime::checkpoint::Checkpoint;
+use patchhost_runtime::rename::Renames;
 
 use super::apply::{Base, apply};
 use super::codec::Encoding;
@@ -31,6 +32,8 @@ pub struct Series {
     path: PathBuf,
     versions: BTreeMap<Version, PathBuf>,
     skipped: Vec<Skipped>,
+    /// What the names of their tensors become.
+    renames: Renames,
 }
 
 /// Something in a folder of versions that was passed over.
@@ -94,6 +97,15 @@ impl Source {
         }
     }
 
+    /// The same with other names of the tensors: what is held has the names that the renames make, and a delta is for those.
+    pub fn renamed(self, renames: &Renames) -> Result<Self> {
+        Ok(match self {
+            Self::Full(full) => Self::Full(full.renamed(renames)?),
+            Self::Delta(delta) => Self::Delta(delta.renamed(renames)?),
+            Self::Series(series) => Self::Series(Series { renames: renames.clone(), ..series }),
+        })
+    }
+
     /// The weights, starting from what is held if that is needed. From a folder of versions: `target`, or else the newest
     /// that is complete, down to what is held.
     pub fn load(&self, base: Option<Base<'_>>, target: Option<Version>) -> Result<Loaded> {
@@ -152,7 +164,7 @@ impl Series {
             return Ok(None);
         }
         skipped.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Some(Self { path: path.to_path_buf(), versions, skipped }))
+        Ok(Some(Self { path: path.to_path_buf(), versions, skipped, renames: Renames::default() }))
     }
 
     /// The versions that have a folder, complete or not, in order.
@@ -201,8 +213,9 @@ impl Series {
             }
             let Some(path) = self.versions.get(&at) else { return Err(self.missing(at, held, deltas.last())) };
             match read::folder(path)? {
-                Folder::Full(full) => break Some(full),
+                Folder::Full(full) => break Some(full.renamed(&self.renames)?),
                 Folder::Delta(delta) => {
+                    let delta = delta.renamed(&self.renames)?;
                     // Smaller at each step: the index was refused otherwise.
                     at = delta.base_version;
                     deltas.push(delta);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard};
 
 use patchhost_runtime::checkpoint::Checkpoint;
+use patchhost_runtime::error::{Refusal, RuntimeError};
 use patchhost_runtime::refit::{Begin, Progress, RefitReport, Source};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -206,6 +207,16 @@ impl<T: RefitTarget> Live<T> {
         let turn = self.turn();
         self.heed_revocations();
         let at = RefitAt { refit: turn.refits + 1, step: source.begin().step };
+        // In the turn: nothing is published between what is held now and this.
+        let source = match self.completed(&source) {
+            Ok(whole) => whole.unwrap_or(source),
+            Err(error) => {
+                self.refused(&source, at, actor, &error);
+                drop(turn);
+                self.board.drain();
+                return Err(error);
+            }
+        };
         let job = Job { target: &self.target, board: &self.board, source: &source, at, run, progress };
         match self.pools.refit(|| self.through_board(&job)) {
             Ok(proved) => Ok(Prepared { live: self, turn, source, at, actor: actor.clone(), proved }),
@@ -216,6 +227,22 @@ impl<T: RefitTarget> Live<T> {
                 Err(error)
             }
         }
+    }
+
+    /// All tensors of a partial update, with those that stay; none where all of them came.
+    fn completed(&self, source: &Source) -> Result<Option<Source>, LiveError> {
+        if !source.begin().is_partial() {
+            return Ok(None);
+        }
+        let Some(held) = self.source.load_full() else {
+            return Err(RuntimeError::Refit(Refusal::new(
+                "a partial update",
+                "there are no tensors that could stay: none were loaded yet, or they are not kept here",
+                "send all tensors",
+            ))
+            .into());
+        };
+        Ok(Some(self.target.over(&held, source)?))
     }
 
     fn refused(&self, source: &Source, at: RefitAt, actor: &Actor, error: &LiveError) {
@@ -311,6 +338,9 @@ impl<T: RefitTarget> Live<T> {
             "remarks": report.remarks, "observers": report.observers, "weights_sha256": sha256, "calls": calls,
             "receipt": receipt,
         });
+        if let Some(stayed) = &report.stayed {
+            fields["stayed"] = json!(**stayed);
+        }
         // A trainer that was started again from an earlier checkpoint.
         if let (Some(step), Some(before)) = (at.step, turn.step)
             && step < before

@@ -78,6 +78,11 @@ impl<T: RefitTarget> Update<T> {
         self.arrivals.allow_narrowing();
     }
 
+    /// Says whether all tensors come, or what does not come stays as it is.
+    pub fn complete(&mut self, complete: bool) {
+        self.arrivals.complete(complete);
+    }
+
     /// All has been sent: one refit. Whatever it says, the update is over.
     pub fn finish(self, progress: Progress<'_>) -> Result<Refitted<T::Weights>, LiveError> {
         let Self { lock, arrivals, actor } = self;

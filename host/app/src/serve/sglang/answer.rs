@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use crate::serve::error::ApiError;
 use crate::serve::json::Json;
+use crate::serve::weights::Stayed;
 
 /// What became of a request.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
@@ -27,6 +28,9 @@ pub struct Success {
     /// Digest of the patch set that made them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patch_set: Option<String>,
+    /// What a partial update left as it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stayed: Option<Stayed>,
 }
 
 impl Success {

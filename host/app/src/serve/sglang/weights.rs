@@ -23,8 +23,8 @@ use crate::serve::fields::Ignored;
 use crate::serve::json::{Json, OptionalJson, of_value};
 use crate::serve::state::{App, blocking};
 use crate::serve::weights::{
-    Action, Checked, Claim, Content, Dialect, Narrowing, Payload, Piece, Published, Updated, base64_bytes, begin_of,
-    framed, pickle, safetensors, version_text,
+    Action, Checked, Claim, Content, Dialect, Narrowing, OfUpdate, Payload, Piece, Published, Terms, Updated,
+    base64_bytes, begin_of, framed, pickle, safetensors, version_text,
 };
 
 /// What both updates can be told.
@@ -53,6 +53,13 @@ pub struct UpdateOptions {
     /// header `X-Allow-Narrowing: true`.
     #[serde(default)]
     pub allow_narrowing: bool,
+    /// False where only a part of the tensors comes: the rest stays as it is live. Also in the query (`?complete=false`) and as
+    /// the header `X-Complete: false`.
+    #[schema(value_type = Option<bool>)]
+    pub complete: Option<Value>,
+    /// What the names of the tensors become: {FROM: TO}. Also in the query (`?rename=FROM=TO`) and as the header `X-Rename`.
+    #[schema(value_type = Option<Object>)]
+    pub rename: Option<Value>,
     /// What must come: {"tensors": {NAME: {"dtype", "shape", "sha256"}}}.
     #[schema(value_type = Option<Object>)]
     pub manifest: Option<Value>,
@@ -64,9 +71,14 @@ pub struct UpdateOptions {
 }
 
 impl UpdateOptions {
-    /// How an update with these options begins, its weights being called `version`.
-    fn begin(&self, version: Option<String>) -> ApiResult<Begin> {
-        Ok(Begin { allow_narrowing: self.allow_narrowing, ..begin_of(version, self.manifest.clone())? })
+    /// How an update with these options begins, its weights being called `version`; `terms` are those of the URL.
+    fn begin(&self, terms: Terms, version: Option<String>) -> ApiResult<Begin> {
+        let begin = begin_of(version, self.manifest.clone())?;
+        Ok(self.terms(terms)?.begin(Begin { allow_narrowing: self.allow_narrowing, ..begin }))
+    }
+
+    fn terms(&self, of_url: Terms) -> ApiResult<Terms> {
+        of_url.and(Terms::of(self.complete.as_ref(), self.rename.as_ref())?)
     }
 
     fn version(&self) -> ApiResult<Option<String>> {
@@ -91,13 +103,14 @@ pub struct UpdateFromDisk {
 /// Take the weights of a file or folder inside a root
 ///
 /// From a folder of versions: the version that `weight_version` names if it is one of them, else the newest.
-#[utoipa::path(post, path = "/update_weights_from_disk", tag = "rl", request_body = UpdateFromDisk, responses(
+#[utoipa::path(post, path = "/update_weights_from_disk", tag = "rl", params(OfUpdate), request_body = UpdateFromDisk, responses(
     (status = 200, description = "The new weights are live", body = Success),
     (status = "4XX", description = "Refused; the old weights serve on", body = Success),
 ))]
 async fn update_weights_from_disk(
     RlControl(actor): RlControl,
     narrowing: Narrowing,
+    terms: Terms,
     State(app): State<Arc<App>>,
     Json(mut body): Json<UpdateFromDisk>,
 ) -> SgResult<Json<Success>> {
@@ -106,20 +119,25 @@ async fn update_weights_from_disk(
         let why = format!("`{}` is not read: only safetensors are", clean(format, 60));
         return Err(ApiError::unsupported("load_format", why).into());
     }
-    let published = blocking(&app, move |app| from_disk(app, &body, &actor)).await?;
+    let published = blocking(&app, move |app| from_disk(app, &body, terms, &actor)).await?;
     Ok(Json(success(&app, published)))
 }
 
-fn from_disk(app: &Arc<App>, body: &UpdateFromDisk, actor: &Actor) -> ApiResult<Published> {
+fn from_disk(app: &Arc<App>, body: &UpdateFromDisk, terms: Terms, actor: &Actor) -> ApiResult<Published> {
     let version = body.options.version()?;
+    let renames = body.options.terms(terms.clone())?.renames;
     let (pieces, version) = match app.rl.pulled(&body.model_path) {
+        Some(_) if !renames.is_empty() => {
+            let why = "the tensors of a folder that was pulled have the model's names already";
+            return Err(ApiError::bad("`rename`", why, "leave it away").param("rename"));
+        }
         Some((pieces, pulled)) => (pieces, version.or(Some(pulled))),
-        None => app.rl.load(&app.roots.pin(&body.model_path)?, version)?,
+        None => app.rl.load(&app.roots.pin(&body.model_path)?, version, &renames)?,
     };
     if body.options.abort_all_requests {
         app.scheduler.abort_all();
     }
-    app.rl.whole(body.options.begin(version)?, &pieces, actor)
+    app.rl.loaded(body.options.begin(terms, version)?, &pieces, actor)
 }
 
 /// Body of `/update_weights_from_tensor` as JSON.
@@ -139,7 +157,7 @@ pub struct UpdateFromTensor {
 /// Send tensors: a part of the update that was begun, or (where none was) all of them at once
 ///
 /// As JSON with base64, or with the tensors as the body itself (as `/update_weights` takes them).
-#[utoipa::path(post, path = "/update_weights_from_tensor", tag = "rl",
+#[utoipa::path(post, path = "/update_weights_from_tensor", tag = "rl", params(OfUpdate),
     request_body(content(
         (UpdateFromTensor = "application/json"),
         (Vec<u8> = "application/octet-stream"),
@@ -151,6 +169,7 @@ pub struct UpdateFromTensor {
 async fn update_weights_from_tensor(
     RlControl(actor): RlControl,
     narrowing: Narrowing,
+    terms: Terms,
     State(app): State<Arc<App>>,
     ignored: Ignored,
     request: Request,
@@ -158,15 +177,23 @@ async fn update_weights_from_tensor(
     let claim = Claim::of(Dialect::Sglang, request.uri(), request.headers())?;
     app.rl.expects(&claim)?;
     let payload = Payload::read(request, &app.rl).await?;
-    let answer = blocking(&app, move |app| from_tensor(app, claim, payload, narrowing, &ignored, &actor)).await?;
+    let answer =
+        blocking(&app, move |app| from_tensor(app, claim, payload, Said { narrowing, terms }, &ignored, &actor))
+            .await?;
     Ok(Json(answer))
+}
+
+/// What the URL and the headers of a request with tensors say.
+struct Said {
+    narrowing: Narrowing,
+    terms: Terms,
 }
 
 fn from_tensor(
     app: &Arc<App>,
     claim: Claim,
     mut payload: Payload,
-    narrowing: Narrowing,
+    Said { narrowing, mut terms }: Said,
     ignored: &Ignored,
     actor: &Actor,
 ) -> ApiResult<Success> {
@@ -178,6 +205,7 @@ fn from_tensor(
             (base64_pieces(&body.serialized_named_tensors, body.load_format.as_deref())?, body.options)
         }
         _ => {
+            terms = terms.and(payload.terms()?)?;
             let options = UpdateOptions {
                 weight_version: payload.text("weight_version").map(Value::String),
                 abort_all_requests: payload.flag("abort_all_requests", false),
@@ -192,7 +220,7 @@ fn from_tensor(
     if options.abort_all_requests {
         app.scheduler.abort_all();
     }
-    match app.rl.take(options.begin(version)?, &claim, &pieces, actor)? {
+    match app.rl.take(options.begin(terms, version)?, &claim, &pieces, actor)? {
         Updated::Received(received) => {
             let message =
                 format!("Received {} tensors; nothing is live before {}.", received.tensors, received.ends_with);
@@ -248,21 +276,24 @@ fn paused(app: &App) -> usize {
 }
 
 fn success(app: &App, published: Published) -> Success {
+    let stayed = published.stayed.as_ref().map_or(0, |stayed| stayed.tensors);
     let message = match (&published.degraded, &published.reversed) {
         (Some(why), _) => format!("Succeeded, with a fallback: {why}"),
         (_, Some(why)) => format!("Succeeded; the candidate was reversed: {why}"),
+        _ if stayed > 0 => format!("Succeeded to update model weights; {stayed} tensors stay as they were."),
         _ => "Succeeded to update model weights.".to_string(),
     };
     Success {
         num_paused_requests: Some(paused(app)),
         weight_version: Some(published.weight_version),
         patch_set: Some(published.patch_set),
+        stayed: published.stayed,
         ..Success::good(message)
     }
 }
 
 /// Begin an update of the weights
-#[utoipa::path(post, path = "/begin_weight_update", tag = "rl", request_body = Option<UpdateOptions>, responses(
+#[utoipa::path(post, path = "/begin_weight_update", tag = "rl", params(OfUpdate), request_body = Option<UpdateOptions>, responses(
     (status = 200, description = "Send tensors", body = Success),
     (status = 409, description = "Another update is open", body = Success),
     (status = "4XX", description = "Refused", body = Success),
@@ -270,6 +301,7 @@ fn success(app: &App, published: Published) -> Success {
 async fn begin_weight_update(
     RlControl(actor): RlControl,
     narrowing: Narrowing,
+    terms: Terms,
     State(app): State<Arc<App>>,
     uri: Uri,
     headers: HeaderMap,
@@ -277,7 +309,7 @@ async fn begin_weight_update(
 ) -> SgResult<Json<Success>> {
     let claim = Claim::of(Dialect::Sglang, &uri, &headers)?.or(body.update_id.clone())?;
     body.allow_narrowing = narrowing.allowed(body.allow_narrowing);
-    let begin = body.begin(body.version()?)?;
+    let begin = body.begin(terms, body.version()?)?;
     let begun = blocking(&app, move |app| {
         if body.abort_all_requests {
             app.scheduler.abort_all();
@@ -293,7 +325,7 @@ async fn begin_weight_update(
 }
 
 /// End an update: all of it is proved, and live in one step
-#[utoipa::path(post, path = "/end_weight_update", tag = "rl", request_body = Option<UpdateOptions>, responses(
+#[utoipa::path(post, path = "/end_weight_update", tag = "rl", params(OfUpdate), request_body = Option<UpdateOptions>, responses(
     (status = 200, description = "The new weights are live", body = Success),
     (status = 409, description = "No update is open", body = Success),
     (status = "4XX", description = "Refused; the old weights serve on", body = Success),
@@ -301,14 +333,16 @@ async fn begin_weight_update(
 async fn end_weight_update(
     _who: RlControl,
     narrowing: Narrowing,
+    terms: Terms,
     State(app): State<Arc<App>>,
     uri: Uri,
     headers: HeaderMap,
     OptionalJson(body): OptionalJson<UpdateOptions>,
 ) -> SgResult<Json<Success>> {
     let claim = Claim::of(Dialect::Sglang, &uri, &headers)?.or(body.update_id.clone())?;
-    let (version, narrow) = (body.version()?, narrowing.allowed(body.allow_narrowing));
-    let published = blocking(&app, move |app| app.rl.finish(&claim, version, narrow)).await?;
+    let (version, allow_narrowing) = (body.version()?, narrowing.allowed(body.allow_narrowing));
+    let said = body.terms(terms)?.begin(Begin { version, allow_narrowing, ..Begin::default() });
+    let published = blocking(&app, move |app| app.rl.finish(&claim, said)).await?;
     Ok(Json(success(&app, published)))
 }
 

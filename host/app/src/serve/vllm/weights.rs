@@ -17,7 +17,8 @@ use crate::serve::error::{ApiError, ApiResult, ErrorBody};
 use crate::serve::json::{Json, OptionalJson};
 use crate::serve::state::{App, blocking};
 use crate::serve::weights::{
-    ALLOW_NARROWING, Begun, Claim, Dialect, Narrowing, Payload, Published, UpdateInfo, Updated, begin_of, version_text,
+    ALLOW_NARROWING, Begun, Claim, Dialect, Narrowing, OfUpdate, Payload, Published, Terms, UpdateInfo, Updated,
+    begin_of, version_text,
 };
 
 /// Transports that need no group of processes: their tensors come in requests.
@@ -83,6 +84,15 @@ pub struct StartWeightUpdate {
     /// Take tensors that come less precise than the model is declared. Every request of an update can say it, in the query
     /// (`?allow_narrowing=true`) and as the header `X-Allow-Narrowing: true` too.
     pub allow_narrowing: bool,
+    /// False where only a part of the tensors will come: the rest stays as it is live. Every request of an update can say it, in
+    /// the query (`?complete=false`) and as the header `X-Complete: false` too.
+    #[schema(value_type = Option<bool>)]
+    pub complete: Option<Value>,
+    /// What the names of the tensors become: {FROM: TO}, FROM at the beginning of a component of a name, or with `^` at the
+    /// beginning of the name. Every request with tensors can say it, in the query (`?rename=FROM=TO`) and as the header
+    /// `X-Rename` too.
+    #[schema(value_type = Option<Object>)]
+    pub rename: Option<Value>,
     /// The trainer's own step: swaps that wait for a step go by it.
     pub step: Option<u64>,
     /// An id of the client's own; each request of the update has to name it then.
@@ -100,7 +110,7 @@ pub struct StartAnswer {
 }
 
 /// Begin an update of the weights
-#[utoipa::path(post, path = "/start_weight_update", tag = "rl", request_body = Option<StartWeightUpdate>, responses(
+#[utoipa::path(post, path = "/start_weight_update", tag = "rl", params(OfUpdate), request_body = Option<StartWeightUpdate>, responses(
     (status = 200, description = "Send tensors", body = StartAnswer),
     (status = 409, description = "Another update is open", body = ErrorBody),
     (status = "4XX", description = "Refused", body = ErrorBody),
@@ -108,6 +118,7 @@ pub struct StartAnswer {
 async fn start_weight_update(
     RlControl(actor): RlControl,
     narrowing: Narrowing,
+    terms: Terms,
     State(app): State<Arc<App>>,
     uri: Uri,
     headers: HeaderMap,
@@ -120,7 +131,8 @@ async fn start_weight_update(
             "tensors come under the checkpoint's names; patches and the host decide where they go",
         ));
     }
-    let mut begin = begin_of(version_text(body.weight_version)?, body.manifest)?;
+    let terms = terms.and(Terms::of(body.complete.as_ref(), body.rename.as_ref())?)?;
+    let mut begin = terms.begin(begin_of(version_text(body.weight_version)?, body.manifest)?);
     (begin.allow_narrowing, begin.step) = (narrowing.allowed(body.allow_narrowing), body.step);
     let begun = blocking(&app, move |app| app.rl.begin(begin, &claim, &actor)).await?;
     Ok(Json(StartAnswer { message: "Weight update started", begun }))
@@ -136,6 +148,12 @@ pub struct UpdateWeights {
     /// Take tensors that come less precise than the model is declared.
     #[serde(default)]
     allow_narrowing: bool,
+    /// False where only a part of the tensors comes: the rest stays as it is live.
+    #[serde(default)]
+    complete: Option<bool>,
+    /// What the names become: {FROM: TO}.
+    #[schema(value_type = Option<Object>)]
+    rename: Option<Value>,
 }
 
 /// What happened to tensors.
@@ -153,7 +171,7 @@ pub struct UpdateAnswer {
 /// The body is safetensors bytes (`application/octet-stream` or `application/x-safetensors`); or raw bytes described by
 /// the query or header (`update_info`, `bucket_meta`, or `name`, `dtype`, `shape`, `offset`); or `application/x-bucket`
 /// (eight bytes of length, JSON, raw bytes); or JSON with base64 or a path in a root. Pickles and IPC handles are refused.
-#[utoipa::path(post, path = "/update_weights", tag = "rl",
+#[utoipa::path(post, path = "/update_weights", tag = "rl", params(OfUpdate),
     request_body(content(
         (UpdateWeights = "application/json"),
         (Vec<u8> = "application/octet-stream"),
@@ -167,6 +185,7 @@ pub struct UpdateAnswer {
 async fn update_weights(
     RlControl(actor): RlControl,
     narrowing: Narrowing,
+    terms: Terms,
     State(app): State<Arc<App>>,
     request: Request,
 ) -> ApiResult<Json<UpdateAnswer>> {
@@ -176,10 +195,11 @@ async fn update_weights(
     let claim = claim.or(payload.text("update_id"))?;
     let version = payload.text("weight_version");
     let narrow = narrowing.allowed(payload.flag(ALLOW_NARROWING, false));
+    let terms = terms.and(payload.terms()?)?;
     let updated = blocking(&app, move |app| {
         let _place = payload.place();
         let pieces = payload.pieces(&app.roots)?;
-        let begin = Begin { allow_narrowing: narrow, ..begin_of(version, None)? };
+        let begin = terms.begin(Begin { allow_narrowing: narrow, ..begin_of(version, None)? });
         app.rl.take(begin, &claim, &pieces, &actor)
     })
     .await?;
@@ -198,6 +218,9 @@ pub struct FinishWeightUpdate {
     pub weight_version: Option<Value>,
     /// Take tensors that came less precise than the model is declared.
     pub allow_narrowing: bool,
+    /// False where only a part of the tensors came: the rest stays as it is live.
+    #[schema(value_type = Option<bool>)]
+    pub complete: Option<Value>,
     /// Which update, as begin answered it.
     pub update_id: Option<String>,
 }
@@ -213,7 +236,7 @@ pub struct FinishAnswer {
 }
 
 /// End an update: all of it is proved, and live in one step
-#[utoipa::path(post, path = "/finish_weight_update", tag = "rl", request_body = Option<FinishWeightUpdate>, responses(
+#[utoipa::path(post, path = "/finish_weight_update", tag = "rl", params(OfUpdate), request_body = Option<FinishWeightUpdate>, responses(
     (status = 200, description = "The new weights are live", body = FinishAnswer),
     (status = 409, description = "No update is open", body = ErrorBody),
     (status = 422, description = "The weights were refused; the old ones serve on", body = ErrorBody),
@@ -222,14 +245,17 @@ pub struct FinishAnswer {
 async fn finish_weight_update(
     _who: RlControl,
     narrowing: Narrowing,
+    terms: Terms,
     State(app): State<Arc<App>>,
     uri: Uri,
     headers: HeaderMap,
     OptionalJson(body): OptionalJson<FinishWeightUpdate>,
 ) -> ApiResult<Json<FinishAnswer>> {
     let claim = Claim::of(Dialect::Vllm, &uri, &headers)?.or(body.update_id)?;
-    let (version, narrow) = (version_text(body.weight_version)?, narrowing.allowed(body.allow_narrowing));
-    let published = blocking(&app, move |app| app.rl.finish(&claim, version, narrow)).await?;
+    let (version, allow_narrowing) = (version_text(body.weight_version)?, narrowing.allowed(body.allow_narrowing));
+    let said = terms.and(Terms::of(body.complete.as_ref(), None)?)?;
+    let said = said.begin(Begin { version, allow_narrowing, ..Begin::default() });
+    let published = blocking(&app, move |app| app.rl.finish(&claim, said)).await?;
     Ok(Json(FinishAnswer { message: "Weight update finished", published }))
 }
 

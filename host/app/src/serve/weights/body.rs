@@ -10,9 +10,12 @@ use patchhost_runtime::checkpoint::stated_size;
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::piece::frame_terms;
 use super::roots::Roots;
 use super::update::RlState;
-use super::{BucketEntry, BucketMeta, Piece, UpdateInfo, base64_bytes, bucket, framed, packed, pickle, safetensors};
+use super::{
+    BucketEntry, BucketMeta, Piece, Terms, UpdateInfo, base64_bytes, bucket, framed, packed, pickle, safetensors,
+};
 use crate::base::text::clean;
 use crate::serve::error::{ApiError, ApiResult};
 use crate::serve::intake::{Limit, PATIENCE, Read, begins_as_json, read};
@@ -220,6 +223,29 @@ impl Payload {
         };
         let query = || self.query.get(field).map(|v| !matches!(v.as_str(), "false" | "False" | "0"));
         json.or_else(query).unwrap_or(default)
+    }
+
+    /// What the body says about all tensors of its update, beside them or in what describes them.
+    pub fn terms(&self) -> ApiResult<Terms> {
+        let of_infos = |infos: &[UpdateInfo]| {
+            infos.iter().try_fold(Terms::default(), |terms, info| {
+                terms.and(Terms::of(info.complete.as_ref(), info.rename.as_ref())?)
+            })
+        };
+        match &self.content {
+            Content::Json(Value::Object(fields)) => {
+                let inner = match fields.get("update_info") {
+                    Some(Value::Array(list)) => list.as_slice(),
+                    Some(one) => std::slice::from_ref(one),
+                    None => &[],
+                };
+                let inner = inner.iter().filter_map(Value::as_object);
+                inner.map(Terms::of_fields).try_fold(Terms::of_fields(fields)?, |terms, more| terms.and(more?))
+            }
+            Content::Raw(infos, _) => of_infos(infos),
+            Content::Framed(bytes) => frame_terms(bytes),
+            Content::Json(_) | Content::Safetensors(_) | Content::Empty => Ok(Terms::default()),
+        }
     }
 
     /// The tensors. Files named in it are looked for in the roots.

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use patchhost_runtime::error::RuntimeError;
 use patchhost_runtime::generate::TokenVersion;
 use patchhost_runtime::refit::{Begin, Manifest};
+use patchhost_runtime::rename::Renames;
 use patchhost_runtime::weights::WeightSet;
 use serde_json::Value;
 
@@ -52,16 +54,23 @@ impl RlState {
         }
     }
 
-    /// The tensors of a file or folder in a root, and what they are called: as `version` says, else by their number where
-    /// they are a version. Of a folder of versions, `version` names one, and the newest is taken where it names none.
-    pub fn load(&self, pinned: &Pinned, version: Option<String>) -> ApiResult<(Vec<Piece>, Option<String>)> {
+    /// The tensors of a file or folder in a root under the model's names, and what they are called: as `version` says, else by
+    /// their number where they are a version. Of a folder of versions, `version` names one, and the newest is taken where it
+    /// names none. `renames` are the sender's.
+    pub fn load(
+        &self,
+        pinned: &Pinned,
+        version: Option<String>,
+        renames: &Renames,
+    ) -> ApiResult<(Vec<Piece>, Option<String>)> {
+        let renames = renames.then(&self.renames).map_err(RuntimeError::Request)?;
         let source = self.live.source();
         let base = source
             .as_ref()
             .map(|(checkpoint, held)| Base { checkpoint, version: held.as_deref().and_then(Version::parse) });
         // Of anything but a folder of versions it is only a name.
         let target = version.as_deref().and_then(Version::parse).filter(|_| pinned.is_series());
-        let loaded = pinned.load(base, target).map_err(|e| version_error(e, |text| pinned.plain(text)))?;
+        let loaded = pinned.load(base, target, &renames).map_err(|e| version_error(e, |text| pinned.plain(text)))?;
         Ok((Piece::all(&loaded.checkpoint), version.or_else(|| loaded.version.map(|v| v.to_string()))))
     }
 

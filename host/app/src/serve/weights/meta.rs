@@ -89,6 +89,14 @@ pub struct UpdateInfo {
     /// A file or folder inside a `--root`. With lists: the raw bytes that they describe.
     #[serde(default)]
     pub path: Option<String>,
+    /// False where only a part of the tensors comes, and the rest stays as it is. Also beside `update_info`.
+    #[serde(default)]
+    #[schema(value_type = Option<bool>)]
+    pub complete: Option<Value>,
+    /// What the names become: {FROM: TO}. Also beside `update_info`.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    pub rename: Option<Value>,
 }
 
 impl UpdateInfo {

@@ -11,6 +11,8 @@
 //! | `piece`, `dtype` | bytes taken apart into tensors and parts of tensors |
 //! | `pickle` | pickles are recognized and refused, never read |
 //! | `narrowing` | whether less precise tensors are wanted |
+//! | `terms` | whether all tensors come, and what their names become |
+//! | `published` | what an update did, as answers tell it |
 //! | `roots` | files and folders that a request may name |
 //! | `inspect` | checksums and values of the live weights |
 //! | `refused` | why weights were not taken, as answers over HTTP |
@@ -31,9 +33,11 @@ mod narrowing;
 mod open;
 pub mod pickle;
 mod piece;
+mod published;
 mod pull;
 mod refused;
 mod roots;
+mod terms;
 mod update;
 
 pub use body::{Content, Payload};
@@ -43,9 +47,11 @@ pub use meta::{BucketEntry, BucketMeta, UpdateInfo};
 pub use narrowing::{FIELD as ALLOW_NARROWING, Narrowing};
 pub use open::{Claim, Dialect};
 pub use piece::{Piece, base64_bytes, bucket, framed, packed, safetensors};
+pub use published::{Published, Stayed};
 pub use pull::target as pull_target;
 pub use roots::Roots;
-pub use update::{Begun, Published, Received, RlState, Updated};
+pub use terms::{OfUpdate, Terms};
+pub use update::{Begun, Received, RlState, Updated};
 
 use patchhost_runtime::error::{Refusal, RuntimeError};
 

@@ -10,10 +10,15 @@
 //!   requests, for as long as an update can be open without a sign of life.
 //! - A `begin` that brings an id of its own asks for the same.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, StatusCode, Uri};
+use patchhost_runtime::error::RuntimeError;
+use patchhost_runtime::refit::Begin;
+use patchhost_runtime::rename::Renames;
 
+use super::Piece;
 use crate::base::text::clean;
 use crate::live::Update;
 use crate::serve::error::{ApiError, ApiResult};
@@ -106,6 +111,8 @@ pub(super) struct Open {
     pub named: bool,
     /// What it was called when it began.
     pub version: Option<String>,
+    /// The renames that its sender began it with.
+    pub renames: Renames,
     pub begun: Instant,
     pub last: Instant,
     /// The parameter that opened it, and its first byte: TRL has no call for that. When it comes again, its sender has
@@ -119,6 +126,28 @@ impl Open {
     /// Whether its sender is gone.
     pub fn is_abandoned(&self) -> bool {
         self.last.elapsed() >= ABANDONED
+    }
+
+    /// Takes in what one of its requests says of all of it.
+    pub fn told(&mut self, said: &Begin) {
+        if said.allow_narrowing {
+            self.update.allow_narrowing();
+        }
+        if let Some(complete) = said.complete {
+            self.update.complete(complete);
+        }
+    }
+
+    /// The tensors of a request that has renames of its own, which go before those of the update.
+    pub fn renamed<'p>(&self, renames: &Renames, pieces: &'p [Piece]) -> ApiResult<Cow<'p, [Piece]>> {
+        if renames.is_empty() || *renames == self.renames {
+            return Ok(Cow::Borrowed(pieces));
+        }
+        let one = |piece: &Piece| {
+            let name = renames.apply(&piece.name).map_err(RuntimeError::Request)?.into_owned();
+            Ok(Piece { name, ..piece.clone() })
+        };
+        pieces.iter().map(one).collect::<ApiResult<Vec<_>>>().map(Cow::Owned)
     }
 
     /// Whether a request means it, as far as is known before its body.

@@ -12,8 +12,9 @@ use serde::Deserialize;
 
 use super::dtype;
 use super::meta::{BucketEntry, BucketMeta, UpdateInfo};
-use super::{BodyError, malformed, pickle};
+use super::{BodyError, Terms, malformed, pickle};
 use crate::base::text::clean;
+use crate::serve::error::ApiResult;
 
 /// Marks the entry of `__metadata__` that says where a part of a tensor belongs.
 const AT_RANGE: &str = "@range";
@@ -167,26 +168,40 @@ fn cut_all(entries: &[BucketEntry], bytes: &Bytes) -> Result<Vec<Piece>, BodyErr
     pieces.into_iter().map(copied).collect()
 }
 
+/// The JSON text of a frame: eight bytes of its length, the text, raw bytes, which begin where it ends.
+fn header<'b>(label: &str, bytes: &'b Bytes) -> Result<(&'b [u8], Bytes), BodyError> {
+    pickle::refuse(label, bytes)?;
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(bad_frame(label, format!("{} bytes are too few for a header", bytes.len())));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_HEADER || length > rest.len() as u64 {
+        return Err(bad_frame(label, format!("its header claims {length} bytes of {}", rest.len())));
+    }
+    Ok((&rest[..length as usize], bytes.slice(8 + length as usize..)))
+}
+
+fn bad_frame(label: &str, why: String) -> BodyError {
+    let next = "send eight bytes of length (little endian), a JSON text of that length, then the raw bytes";
+    malformed(label, why, next)
+}
+
+/// What the header of a frame says about all tensors of its update.
+pub(super) fn frame_terms(bytes: &Bytes) -> ApiResult<Terms> {
+    // What is wrong with it is said when its tensors are taken.
+    let Ok((text, _)) = header("the frame", bytes) else { return Ok(Terms::default()) };
+    let fields = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(text);
+    fields.map_or_else(|_| Ok(Terms::default()), |fields| Terms::of_fields(&fields))
+}
+
 /// Eight bytes of length, JSON (`{"bucket_meta": …}` or vLLM's lists), raw bytes.
 pub fn framed(label: &str, bytes: Bytes) -> Result<Vec<Piece>, BodyError> {
-    pickle::refuse(label, &bytes)?;
     #[derive(Deserialize)]
     struct Header {
         bucket_meta: Option<BucketMeta>,
     }
-    let bad = |why: String| {
-        let next = "send eight bytes of length (little endian), a JSON text of that length, then the raw bytes";
-        malformed(label, why, next)
-    };
-    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        return Err(bad(format!("{} bytes are too few for a header", bytes.len())));
-    };
-    let length = u64::from_le_bytes(*length);
-    if length > MAX_HEADER || length > rest.len() as u64 {
-        return Err(bad(format!("its header claims {length} bytes of {}", rest.len())));
-    }
-    let text = &rest[..length as usize];
-    let raw = bytes.slice(8 + length as usize..);
+    let bad = |why: String| bad_frame(label, why);
+    let (text, raw) = header(label, &bytes)?;
     let header: Header = serde_json::from_slice(text).map_err(|e| bad(format!("its header is not JSON: {e}")))?;
     match header.bucket_meta {
         Some(meta) => bucket(meta, &raw),

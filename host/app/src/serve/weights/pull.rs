@@ -72,8 +72,9 @@ impl RlState {
             false => {
                 let pinned = roots.pin(source)?;
                 let base = Base { checkpoint: &start, version: Some(version) };
-                let loaded =
-                    pinned.load(Some(base), Some(target)).map_err(|e| version_error(e, |text| pinned.plain(text)))?;
+                let loaded = pinned
+                    .load(Some(base), Some(target), &self.renames)
+                    .map_err(|e| version_error(e, |text| pinned.plain(text)))?;
                 done.steps = loaded.steps.len();
                 done.changed = loaded.steps.iter().map(|step| step.changed).sum();
                 loaded.checkpoint

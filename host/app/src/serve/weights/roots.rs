@@ -13,6 +13,7 @@ use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
 use patchhost_runtime::checkpoint::Checkpoint;
 use patchhost_runtime::error::{Refusal, RuntimeError};
 use patchhost_runtime::files;
+use patchhost_runtime::rename::Renames;
 
 use super::pickle;
 use crate::base::text::clean;
@@ -200,8 +201,13 @@ impl Pinned {
     }
 
     /// The weights, read as `patchhost refit --from` reads them.
-    pub fn load(&self, base: Option<Base<'_>>, target: Option<Version>) -> Result<Loaded, VersionError> {
-        let loaded = Source::open(&self.path)?.load(base, target)?;
+    pub fn load(
+        &self,
+        base: Option<Base<'_>>,
+        target: Option<Version>,
+        renames: &Renames,
+    ) -> Result<Loaded, VersionError> {
+        let loaded = Source::open(&self.path)?.renamed(renames)?.load(base, target)?;
         loaded.checkpoint.call_files(|label| self.plain(label));
         Ok(loaded)
     }
@@ -360,7 +366,11 @@ mod tests {
         let whole = tmp.path().join("root/model").display().to_string();
         let one = tmp.path().join("root/model/model.safetensors").display().to_string();
         for name in ["model", "./model", "model/../model", "model/model.safetensors", &whole, &one] {
-            let loaded = roots.pin(name).unwrap_or_else(|e| panic!("{name}: {e}")).load(None, None).unwrap();
+            let loaded = roots
+                .pin(name)
+                .unwrap_or_else(|e| panic!("{name}: {e}"))
+                .load(None, None, &Renames::default())
+                .unwrap();
             // The handles are closed; the checkpoint's own are not.
             assert_eq!(loaded.checkpoint.get("w").unwrap().data.load().unwrap()[..], [1, 2, 3, 4], "{name}");
         }
@@ -410,12 +420,12 @@ mod tests {
             std::fs::create_dir_all(all.join(format!("weight_v00000{n}"))).unwrap();
             file(&all.join(format!("weight_v00000{n}/model.safetensors")));
         }
-        let loaded = roots.pin("all").unwrap().load(None, None).unwrap();
+        let loaded = roots.pin("all").unwrap().load(None, None, &Renames::default()).unwrap();
         assert_eq!(loaded.version, Some(Version(2)));
-        let loaded = roots.pin("all/weight_v000001").unwrap().load(None, None).unwrap();
+        let loaded = roots.pin("all/weight_v000001").unwrap().load(None, None, &Renames::default()).unwrap();
         assert_eq!(loaded.version, Some(Version(1)));
         let pinned = roots.pin("all").unwrap();
-        let error = pinned.load(None, Some(Version(9))).map(|_| ()).unwrap_err();
+        let error = pinned.load(None, Some(Version(9)), &Renames::default()).map(|_| ()).unwrap_err();
         let text = pinned.plain(&error.to_string());
         assert!(text.contains("`all`") && !text.contains("patchhost-view"), "{text}");
     }

@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use axum::http::StatusCode;
 use patchhost_runtime::checkpoint::Checkpoint;
+use patchhost_runtime::error::RuntimeError;
 use patchhost_runtime::refit::Begin;
+use patchhost_runtime::rename::Renames;
 use patchhost_runtime::scheduler::Scheduler;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -18,9 +20,10 @@ use utoipa::ToSchema;
 use super::Piece;
 use super::held::{Renamed, version_name};
 use super::open::{Claim, Dialect, Open, Refused, fresh_id};
+use super::published::Published;
 use super::pull::Pulls;
 use crate::base::text::clean;
-use crate::live::{LiveModel, Refitted, Update};
+use crate::live::{LiveModel, Update};
 use crate::patch::Actor;
 use crate::serve::auth::RlAuth;
 use crate::serve::error::{ApiError, ApiResult};
@@ -40,6 +43,8 @@ pub struct RlState {
     pub max_body: usize,
     /// The memory for such bodies.
     pub uploads: Room,
+    /// What names of tensors become, whoever sends them; a sender's own renames come before.
+    pub renames: Renames,
     pub(super) live: Arc<LiveModel>,
     scheduler: Scheduler,
     metrics: Arc<Metrics>,
@@ -69,38 +74,6 @@ pub struct Begun {
     pub update_id: String,
     /// Whether each of its requests has to: another sender was refused a moment ago, or the id is the client's own.
     pub must_be_named: bool,
-}
-
-/// Weights that are live now.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Published {
-    /// What they are called.
-    pub weight_version: String,
-    /// Digest of the patch set that made them.
-    pub patch_set: String,
-    /// Number of the refit.
-    pub refit: u64,
-    /// The trainer's step, where it named one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub step: Option<u64>,
-    /// Tensors that became FP8.
-    pub quantized: usize,
-    /// Tensors loaded as they were.
-    pub kept: usize,
-    /// Bytes of the tensors that came.
-    pub bytes: u64,
-    /// What was rounded, narrowed, or ignored though it says something else.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub notes: Vec<String>,
-    /// Why another set than the active one made them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub degraded: Option<String>,
-    /// The swap that landed with them: from, to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub swapped: Option<[String; 2]>,
-    /// Why a candidate that should have landed did not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reversed: Option<String>,
 }
 
 /// What has come so far.
@@ -139,6 +112,7 @@ impl RlState {
             auth: RlAuth::default(),
             max_body: MAX_BODY,
             uploads: Room::default(),
+            renames: Renames::default(),
             live,
             scheduler,
             metrics,
@@ -221,9 +195,10 @@ impl RlState {
     }
 
     fn opened(&self, begin: Begin, claim: &Claim, named: bool, actor: &Actor) -> ApiResult<Open> {
-        let version = begin.version.clone();
+        let (version, renames) = (begin.version.clone(), begin.renames.clone());
         Ok(Open {
-            update: self.update(begin, actor)?,
+            update: self.update(self.renaming(begin)?, actor)?,
+            renames,
             dialect: claim.dialect,
             id: claim.id.clone().unwrap_or_else(fresh_id),
             named,
@@ -233,6 +208,12 @@ impl RlState {
             first: None,
             _in_flight: self.metrics.weight_update("update"),
         })
+    }
+
+    /// With the renames of this server after the sender's own, which the manifest's names go through too.
+    fn renaming(&self, begin: Begin) -> ApiResult<Begin> {
+        let renames = begin.renames.then(&self.renames).map_err(RuntimeError::Request)?;
+        Ok(begin.renaming(renames)?)
     }
 
     fn update(&self, begin: Begin, actor: &Actor) -> ApiResult<Update> {
@@ -250,14 +231,13 @@ impl RlState {
                 match is_whole(open, claim, &begin, pieces) {
                     false => {
                         open.is_meant(claim)?;
-                        if begin.allow_narrowing {
-                            open.update.allow_narrowing();
-                        }
+                        let pieces = open.renamed(&begin.renames, pieces)?;
+                        open.told(&begin);
                         if let Some(version) = begin.version {
                             open.version = Some(version.clone());
                             open.update.rename(version);
                         }
-                        return self.send(open, pieces).map(Updated::Received);
+                        return self.send(open, &pieces).map(Updated::Received);
                     }
                     true if open.is_abandoned() => place.open = None,
                     true => {
@@ -285,11 +265,10 @@ impl RlState {
                 Err(_) => {}
                 Ok(()) if open.first.is_some() && open.first == first => {}
                 Ok(()) => {
-                    if begin.allow_narrowing {
-                        open.update.allow_narrowing();
-                    }
+                    let pieces = open.renamed(&begin.renames, pieces)?;
+                    open.told(&begin);
                     let again = pieces.iter().any(|piece| open.update.arrivals().has(&piece.name));
-                    let sent = self.send(open, pieces);
+                    let sent = self.send(open, &pieces);
                     if sent.is_err() && again && open.dialect == Dialect::Trl {
                         place.open = None;
                         return Err(doubled(first));
@@ -321,9 +300,9 @@ impl RlState {
         })
     }
 
-    /// Ends the open update: it is published, or refused and forgotten.
-    pub fn finish(&self, claim: &Claim, version: Option<String>, allow_narrowing: bool) -> ApiResult<Published> {
-        let version = version_name(version)?;
+    /// Ends the open update: it is published, or refused and forgotten. `said`: what the end says about it.
+    pub fn finish(&self, claim: &Claim, said: Begin) -> ApiResult<Published> {
+        let version = version_name(said.version.clone())?;
         let mut open = {
             let mut place = lock(&self.place);
             let place = &mut *place;
@@ -346,9 +325,7 @@ impl RlState {
         if let Some(version) = version {
             open.update.rename(version);
         }
-        if allow_narrowing {
-            open.update.allow_narrowing();
-        }
+        open.told(&said);
         let _time = self.metrics.weight_update("finish");
         let named = open.named;
         self.publish(open.update).inspect_err(|_| {
@@ -374,6 +351,16 @@ impl RlState {
 
     /// A whole update at once, as one request brings it. It is never a part of one that is open.
     pub fn whole(&self, begin: Begin, pieces: &[Piece], actor: &Actor) -> ApiResult<Published> {
+        self.at_once(self.renaming(begin)?, pieces, actor)
+    }
+
+    /// The same with tensors that have the model's names already, as [`RlState::load`] gives them.
+    pub fn loaded(&self, begin: Begin, pieces: &[Piece], actor: &Actor) -> ApiResult<Published> {
+        let begin = self.renaming(begin)?;
+        self.at_once(Begin { renames: Renames::default(), ..begin }, pieces, actor)
+    }
+
+    fn at_once(&self, begin: Begin, pieces: &[Piece], actor: &Actor) -> ApiResult<Published> {
         let _time = self.metrics.weight_update("update");
         let mut update = {
             let mut place = lock(&self.place);
@@ -396,7 +383,7 @@ impl RlState {
         let done = update.finish(&|_, _, _| {})?;
         // New weights are new keys of the prefix cache; this only gives the memory back at once.
         self.scheduler.reset_prefix_cache();
-        Ok(published(&done))
+        Ok(Published::of(&done))
     }
 }
 
@@ -431,22 +418,6 @@ fn take(update: &mut Update, pieces: &[Piece]) -> ApiResult<()> {
         })
     });
     Ok(taken?)
-}
-
-fn published(done: &Refitted) -> Published {
-    Published {
-        weight_version: done.weights.label().to_string(),
-        patch_set: done.patch_set.to_string(),
-        refit: done.refit,
-        step: done.step,
-        quantized: done.report.quantized,
-        kept: done.report.kept,
-        bytes: done.report.bytes_before,
-        notes: done.report.notes.iter().map(|note| clean(note, 600)).collect(),
-        degraded: done.degraded.as_deref().map(|t| clean(t, 600)),
-        swapped: done.swap.map(|s| [s.from.to_string(), s.to.to_string()]),
-        reversed: done.reversed.as_deref().map(|t| clean(t, 600)),
-    }
 }
 
 fn none_open(what: String) -> ApiError {
