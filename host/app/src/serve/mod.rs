@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `error`, `fields` | errors in OpenAI's form; fields that nobody knows |
 //! | `intake`, `json` | bodies, bounded; JSON and queries |
-//! | `auth`, `metrics` | who may do what; counters and clocks |
+//! | `auth`, `keys`, `hosts`, `metrics` | who may do what; API keys; names of the server; counters and clocks |
+//! | `traces` | spans of requests, refits and swaps, and how they get to a collector |
 //! | `weights` | how weights come in: one update at a time, from bodies and files |
 //! | `state` | what handlers share: [`App`] |
 //! | `control`, `adapters` | pauses and memory; adapters that come and go |
@@ -15,7 +16,7 @@
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/models` |
 //! | `vllm`, `sglang`, `trl` | what RL trainers use: pauses, weights, adapters, tokens in and out |
 //! | `tokenize`, `health`, `admin` | `/tokenize`, `/detokenize`; liveness, status, metrics; which patches run |
-//! | `router`, `bodies` | routes, layers, the OpenAPI document; what of a request no route takes |
+//! | `router`, `bodies`, `doors` | routes, layers, the OpenAPI document; what of a request no route takes; what a route asks for |
 //! | `listen`, `connections`, `patience` | ports and sockets, connections on them, slow clients |
 //! | `heap` | memory that goes back to the system after requests |
 
@@ -26,12 +27,15 @@ mod auth;
 mod bodies;
 mod connections;
 mod control;
+mod doors;
 mod error;
 mod fields;
 mod health;
 mod heap;
+mod hosts;
 mod intake;
 mod json;
+mod keys;
 mod listen;
 mod metrics;
 mod openai;
@@ -40,6 +44,7 @@ mod router;
 mod sglang;
 mod state;
 mod tokenize;
+mod traces;
 mod trl;
 mod vllm;
 pub mod weights;
@@ -50,10 +55,13 @@ use std::time::Duration;
 
 pub use auth::{AdminAuth, RlAuth, RlMode, Secret};
 pub use error::{ApiError, ApiResult};
+pub use hosts::Hosts;
 pub use json::parse as parse_json;
+pub use keys::{ApiKey, ApiKeys};
 pub use listen::{Address, Listener};
 pub use openai::{ChatRequest, CompletionRequest};
 pub use state::{App, ServeOptions};
+pub use traces::{Endpoint, Traces};
 pub use weights::Roots;
 
 /// How long aborted requests get to send what they have.
@@ -71,7 +79,7 @@ pub struct Drained {
 pub async fn run(listeners: Vec<Listener>, app: Arc<App>, shutdown: impl Future<Output = ()>) -> Drained {
     let mut servers = tokio::task::JoinSet::new();
     for listener in listeners {
-        let router = router::router(&app, listener.via);
+        let router = router::router(&app, listener.via, listener.reach());
         servers.spawn(connections::accept(listener, router, Arc::clone(&app)));
     }
     let heap = tokio::spawn(heap::keep_small(Arc::clone(&app)));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use patchhost_runtime::refit::Source;
 use serde::Serialize;
 
+use super::told::Telling;
 use super::{Live, LiveError};
 use crate::base::Digest;
 use crate::patch::{
@@ -61,7 +62,36 @@ impl<T: RefitTarget> Live<T> {
         actor: &Actor,
     ) -> Result<Staged, LiveError> {
         let (name, sha256) = (candidate.name().to_owned(), *candidate.digest());
-        let result = self.through_stages(candidate, expected, settings, source);
+        let mut telling = self.begins("stage", actor);
+        telling.fact("patch.sha256", || sha256);
+        telling.fact("patch_set", || self.board.active().digest());
+        telling.maybe("weight_version", || self.last.load().as_ref().map(|last| last.report.label.clone()));
+        let result = self.through_stages(candidate, expected, settings, source, &mut telling);
+        let result = self.staged(&name, sha256, result, actor);
+        match &result {
+            Ok(staged) => {
+                telling.fact("patch.name", || staged.name.as_str());
+                telling.fact("patch.version", || staged.version.as_str());
+                telling.fact("patch.generation", || staged.generation);
+                telling.fact("patch.already_staged", || staged.already);
+                telling.ends::<LiveError>(None);
+            }
+            Err(error) => {
+                telling.fact("patch.name", || name);
+                telling.ends(Some(error));
+            }
+        }
+        result
+    }
+
+    /// Gives a candidate to the board, or writes down what it was refused for.
+    fn staged(
+        &self,
+        name: &str,
+        sha256: Digest,
+        result: Result<Passed, LiveError>,
+        actor: &Actor,
+    ) -> Result<Staged, LiveError> {
         match result {
             Ok(Passed { patch, already, facts, remarks }) => {
                 let fresh = self.board.staged(&patch, &facts, &remarks, actor)?;
@@ -81,7 +111,7 @@ impl<T: RefitTarget> Live<T> {
                     LiveError::Swap(_) => "quarantine".to_owned(),
                     _ => "probe".to_owned(),
                 };
-                self.board.refused(&name, Some(&sha256), &stage, &error.to_string(), actor);
+                self.board.refused(name, Some(&sha256), &stage, &error.to_string(), actor);
                 Err(error)
             }
         }
@@ -93,6 +123,7 @@ impl<T: RefitTarget> Live<T> {
         expected: Option<Digest>,
         settings: &[(String, String)],
         source: Option<&Source>,
+        telling: &mut Telling,
     ) -> Result<Passed, LiveError> {
         if let Some(why) = self.board.quarantined(candidate.digest()) {
             let what = format!("patch `{}` ({})", candidate.name(), candidate.digest());
@@ -102,6 +133,7 @@ impl<T: RefitTarget> Live<T> {
         }
         let terms = Terms { sha256: expected, ..Terms::settings(settings.iter().cloned()) };
         let audited = self.pools.stage(|| candidate.admit(&*self.gate, &terms)?.audit())?;
+        telling.step("audit");
         let facts = audited.facts().clone();
         // Going back to what is still instantiated compiles nothing.
         if let Some(known) = self.board.known(&audited.generation()) {
@@ -110,10 +142,12 @@ impl<T: RefitTarget> Live<T> {
         let compiled = self.pools.stage(|| audited.compile(&self.site))?;
         // Not in the pool: with `--isolate` this starts the child that will answer.
         let patch = compiled.ready()?;
+        telling.step("compile");
         let remarks = match patch.applies_to(&self.target.describe()) {
             Applicability::Applies => self.pools.stage(|| self.probe(&patch, source))?,
             Applicability::NotApplicable { .. } => Vec::new(),
         };
+        telling.step("probe");
         Ok(Passed { patch, already: false, facts, remarks })
     }
 
