@@ -26,7 +26,7 @@ use super::session::{Model, this_program};
 use crate::checkpoint::bundled;
 use crate::live::CanaryUnit;
 use crate::patch::Actor;
-use crate::serve::{self, Address, App, Drained, Endpoint, Listener, RlMode, ServeOptions, Traces};
+use crate::serve::{self, Address, App, Endpoint, Listener, RlMode, ServeOptions, Traces};
 use doors::{DoorArgs, Doors};
 use traces::{LAST_SPANS, TraceArgs};
 use words::{announce, farewell};
