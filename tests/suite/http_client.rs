@@ -92,6 +92,12 @@ impl Server {
         Ok(Self { child, url: url.to_string() })
     }
 
+    /// The same of a server that listens on all addresses: it is asked over loopback.
+    pub fn at_loopback(mut self) -> Self {
+        self.url = self.url.replace("0.0.0.0", "127.0.0.1");
+        self
+    }
+
     /// The process.
     pub fn pid(&self) -> u32 {
         self.child.id()

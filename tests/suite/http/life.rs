@@ -44,11 +44,12 @@ fn who_hangs_up_does_not_end_the_server() {
     let body = json!({ "prompt": "KING HENRY.\n", "max_tokens": 2, "temperature": 0, "stream": true }).to_string();
     let request = |path: &str| {
         format!(
-            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         )
     };
-    let pipelined = request("/v1/completions").repeat(6) + &"GET /status HTTP/1.1\r\nHost: x\r\n\r\n".repeat(40);
+    let pipelined =
+        request("/v1/completions").repeat(6) + &"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(40);
     for round in 0..60_usize {
         let mut stream = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
         // Any of these may fail: the server is free to hang up too.

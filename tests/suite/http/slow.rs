@@ -20,7 +20,7 @@ fn connect(server: &Server) -> TcpStream {
 /// The status of `GET /health` over a connection of its own.
 fn health(server: &Server) -> String {
     let mut stream = connect(server);
-    stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer of /health");
     answer.lines().next().unwrap_or_default().to_string()
@@ -37,8 +37,8 @@ fn stuck(server: &Server, bytes: &[u8]) -> TcpStream {
 #[test]
 fn slow_clients_give_their_places_up() {
     let server = Server::start(&["--max-connections", "6", "--max-num-seqs", "2"]);
-    let post = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n{\"pro";
-    let unread = "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(400);
+    let post = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n{\"pro";
+    let unread = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(400);
     // It is computed all the time, and keeps its place.
     let stream = server.open("/v1/completions", json!({ "prompt": "a", "max_tokens": 500, "ignore_eos": true }));
     let mut slow = Vec::new();
@@ -48,7 +48,7 @@ fn slow_clients_give_their_places_up() {
             post,
             &unread,
             "",
-            "POST /update_weights_from_tensor HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nx",
+            "POST /update_weights_from_tensor HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nx",
         ] {
             slow.push(stuck(&server, bytes.as_bytes()));
         }
@@ -70,7 +70,8 @@ fn requests_that_are_given_up_leave_nothing_behind() {
         let body = json!({ "prompt": format!("KING HENRY {i}.\n"), "max_tokens": 300, "ignore_eos": true,
             "stream": !i.is_multiple_of(3), "n": 1 + i % 2 });
         let body = body.to_string();
-        let head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length:";
+        let head =
+            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length:";
         format!("{head} {}\r\n\r\n{body}", body.len())
     };
     for i in 0..120 {

@@ -32,7 +32,7 @@ fn send(server: &Server, head: &str, body: impl Iterator<Item = Vec<u8>>) -> (St
 }
 
 fn head(path: &str, kind: &str, more: &str) -> String {
-    format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {kind}\r\n{more}\r\n")
+    format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: {kind}\r\n{more}\r\n")
 }
 
 /// Chunks as HTTP has them.

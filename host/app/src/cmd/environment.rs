@@ -10,8 +10,9 @@ use crate::sandbox::CACHE_VARIABLE;
 
 /// Sets what is logged.
 const LOG_VARIABLE: &str = "PATCHHOST_LOG";
-/// Logged where the user says nothing: errors, request fields that were ignored (once each), and what became of watched files.
-const LOG_DEFAULT: &str = "error,patchhost::request=warn,patchhost::watch=info";
+/// Logged where the user says nothing: errors, request fields that were ignored (once each), what became of watched files, and
+/// traces that get nowhere.
+const LOG_DEFAULT: &str = "error,patchhost::request=warn,patchhost::watch=info,patchhost::traces=warn";
 /// Variables that only some verbs use: those that talk to a server, or start Python.
 const TEXT_VARIABLES: [&str; 4] = ["PATCHHOST_ADMIN", "PATCHHOST_SERVER", "PATCHHOST_TOKEN_FILE", "PATCHHOST_PYTHON"];
 

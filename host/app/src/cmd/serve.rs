@@ -1,6 +1,9 @@
 //! `patchhost serve`: a model behind OpenAI's API, whose patches and weights can change while it serves.
 
+mod doors;
 mod names;
+mod traces;
+mod words;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,7 +12,6 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use patchhost_runtime::engine::EngineOptions;
-use patchhost_runtime::error::Refusal;
 use patchhost_runtime::files;
 use patchhost_runtime::scheduler::{LogprobsMode, Scheduler, SchedulerOptions};
 use patchhost_runtime::tokenizer::Tokenizer;
@@ -26,10 +28,10 @@ use crate::base::text::clean;
 use crate::checkpoint::bundled;
 use crate::live::CanaryUnit;
 use crate::patch::Actor;
-use crate::serve::{
-    self, Address, AdminAuth, App, Drained, Listener, ReasoningParser, RlAuth, RlMode, Roots, Secret, ServeOptions,
-    ToolParser,
-};
+use crate::serve::{self, Address, App, Endpoint, Listener, ReasoningParser, RlMode, ServeOptions, ToolParser, Traces};
+use doors::{DoorArgs, Doors};
+use traces::{LAST_SPANS, TraceArgs};
+use words::{announce, farewell};
 
 /// Bundled patches that are on by default where text is sampled and adapters are loaded.
 const PATCHES: &[&str] = &["vocab_mask", super::lora::PATCH];
@@ -62,6 +64,10 @@ pub struct Args {
     /// A file with the token for the endpoints of --rl; the admin token does too
     #[arg(long, value_name = "FILE")]
     rl_token_file: Option<PathBuf>,
+    #[command(flatten)]
+    doors: DoorArgs,
+    #[command(flatten)]
+    traces: TraceArgs,
     /// Take weights that come less precise than the model is declared (an f32 router in bf16), from every sender
     #[arg(long)]
     allow_narrowing: bool,
@@ -211,6 +217,7 @@ pub fn run(mut args: Args, call: &Call) -> Result {
     raise_open_files();
     let template = args.chat_template.as_deref().map(read_template).transpose()?;
     let doors = Doors::open(&args)?;
+    let traces = args.traces.open()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| HostError::system("the threads of the server", e))?;
     // Before the model is loaded: a port that is taken should not cost that time.
@@ -236,15 +243,27 @@ pub fn run(mut args: Args, call: &Call) -> Result {
     }
     let needs = Needs { patches: PATCHES, canary: CanaryUnit::Request, hash_weights: false };
     let started = Arc::new(args.live.start(model, &args.patches, needs)?);
-    let app = Arc::new(app(&args, doors, &started, tokenizer)?);
-    let result = runtime.block_on(serve(&args, app, started, listeners, format));
+    let traced = traces.as_ref().map(|(traces, _)| traces.clone());
+    let app = Arc::new(app(&args, doors, traced, &started, tokenizer)?);
+    let collector = traces.as_ref().map(|(_, endpoint)| endpoint);
+    let result = runtime.block_on(serve(&args, app, started, listeners, collector, format));
+    if let Some((traces, _)) = &traces {
+        traces.shutdown(LAST_SPANS);
+    }
     // Does not wait for a load that nobody needs any more.
     runtime.shutdown_background();
     result
 }
 
 /// Answers from the start (`/readyz` says no), loads the weights meanwhile, and ends with a signal.
-async fn serve(args: &Args, app: Arc<App>, started: Arc<Started>, listeners: Vec<Listener>, format: Format) -> Result {
+async fn serve(
+    args: &Args,
+    app: Arc<App>,
+    started: Arc<Started>,
+    listeners: Vec<Listener>,
+    collector: Option<&Endpoint>,
+    format: Format,
+) -> Result {
     // From here on no signal is missed.
     let listen = |kind| signal(kind).map_err(|e| HostError::system("listening for signals", e));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
@@ -273,8 +292,8 @@ async fn serve(args: &Args, app: Arc<App>, started: Arc<Started>, listeners: Vec
         print_refit(&loaded.report);
     }
     drop(loaded);
-    announce(args, &app, &addresses, format);
-    let reloads = tokio::spawn(reload_on_hangup(hangup, started));
+    announce(args, &app, &addresses, collector, format);
+    let reloads = tokio::spawn(reload_on_hangup(hangup, started, Arc::clone(&app)));
     let drained = server.await.map_err(lost)?;
     reloads.abort();
     farewell(&drained, format);
@@ -317,31 +336,18 @@ async fn bind(args: &Args) -> Result<Vec<Listener>, UsageError> {
     Ok(listeners)
 }
 
-/// Who may reach which endpoints and files. It is decided before anything is loaded.
-struct Doors {
-    roots: Roots,
-    admin: AdminAuth,
-    rl: RlAuth,
-}
-
-impl Doors {
-    fn open(args: &Args) -> Result<Self, UsageError> {
-        let usage = |r: Refusal| UsageError::new(r.what, r.why, r.next);
-        let secret = |flag: &str, path: &Option<PathBuf>| {
-            path.as_deref().map(|path| Secret::from_file(flag, path)).transpose().map_err(usage)
-        };
-        let token = secret("--admin-token-file", &args.admin_token_file)?;
-        let rl_token = secret("--rl-token-file", &args.rl_token_file)?;
-        let local = args.listen.iter().all(Address::is_local);
-        let rl = RlAuth::new(args.rl, rl_token, token.clone(), local).map_err(usage)?;
-        let roots = Roots::open(&args.roots).map_err(|e| usage(e.into_refusal()))?;
-        Ok(Self { roots, admin: AdminAuth { socket: args.admin.clone(), token }, rl })
-    }
-}
-
 /// What every request of the server shares.
-fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer>) -> Result<App> {
+fn app(
+    args: &Args,
+    doors: Doors,
+    traces: Option<Traces>,
+    started: &Started,
+    tokenizer: Option<Tokenizer>,
+) -> Result<App> {
     let live = Arc::clone(&started.live);
+    if let Some(traces) = &traces {
+        live.tell(traces.listener());
+    }
     let tokenizer = match tokenizer {
         Some(tokenizer) => Arc::new(tokenizer),
         None => Arc::clone(&started.tokenizer),
@@ -389,79 +395,21 @@ fn app(args: &Args, doors: Doors, started: &Started, tokenizer: Option<Tokenizer
     let mut app = App::new(live, tokenizer, scheduler, name, served);
     (app.roots, app.admin, app.rl.auth) = (doors.roots, doors.admin, doors.rl);
     app.rl.renames = args.model.reading.renames.all()?;
+    (app.keys, app.hosts, app.traces) = (doors.keys, doors.hosts, traces);
     app.rl.max_body = args.max_weights_body.saturating_mul(1 << 20);
     app.rl.started_with(started.checkpoint.clone());
     Ok(app)
 }
 
-/// What is served, where, with which patches, who may change it, and how to try it; or one line of JSON.
-fn announce(args: &Args, app: &App, addresses: &[(String, Option<SocketAddr>)], format: Format) {
-    let tcp = addresses.iter().find_map(|(_, tcp)| *tcp);
-    let active = app.live.board().active();
-    let set = active.set();
-    if format == Format::Json {
-        let patches: Vec<_> = set
-            .patches()
-            .iter()
-            .map(|p| serde_json::json!({ "name": p.info().name, "sha256": p.digest(), "generation": p.generation() }))
-            .collect();
-        let line = serde_json::json!({
-            "ready": true,
-            "model": app.served_name,
-            "listen": addresses.iter().map(|(text, _)| text).collect::<Vec<_>>(),
-            "port": tcp.map(|a| a.port()),
-            "patch_set": set.digest(),
-            "patches": patches,
-        });
-        outln!("{line}");
-        return;
-    }
-    outln!("patch set {}", set.digest());
-    for p in set.patches() {
-        let hooks: Vec<String> = p.hooks().iter().map(ToString::to_string).collect();
-        outln!("  {} {}  sha256:{}  {}", p.info().name, p.info().version, p.digest().short(), hooks.join(", "));
-    }
-    for path in &args.live.watch {
-        outln!("watching {} (--watch-when {})", path.display(), args.live.watch_when);
-    }
-    match &args.admin {
-        Some(path) => outln!("admin: unix:{} (only this user)", path.display()),
-        None if args.admin_token_file.is_some() => outln!("admin: with the token of --admin-token-file"),
-        None => outln!("admin: off (--admin unix:PATH or --admin-token-file FILE switches it on)"),
-    }
-    match args.rl {
-        RlMode::On if args.listen.iter().all(Address::is_local) => {
-            outln!("weights, adapters, pauses: whoever reaches this server (--rl token or off changes that)");
-        }
-        RlMode::On | RlMode::Token => outln!("weights, adapters, pauses: with a token"),
-        RlMode::Off => outln!("weights, adapters, pauses: nobody (--rl off)"),
-    }
-    if args.live.ledger.is_none() {
-        outln!("ledger: in memory only (--ledger FILE keeps it)");
-    }
-    for (address, _) in addresses {
-        outln!("serving `{}` on {address}", app.served_name);
-    }
-    if let Some(address) = tcp {
-        outln!(
-            "try it: curl http://{address}/v1/completions -H 'Content-Type: application/json' -d '{}'",
-            serde_json::json!({ "model": app.served_name, "prompt": bundled::PROMPT, "max_tokens": 32 })
-        );
-    }
-    outln!("{} at once, {} waiting; stop with Ctrl-C", plural(args.max_num_seqs, "sequence"), args.max_waiting);
-}
-
-fn farewell(drained: &Drained, format: Format) {
-    match (format, drained.aborted) {
-        (Format::Json, aborted) => outln!("{}", serde_json::json!({ "stopped": true, "aborted": aborted })),
-        (Format::Text, 0) => outln!("stopped; every request was answered"),
-        (Format::Text, n) => outln!("stopped; {} aborted after --drain-timeout", plural(n, "sequence")),
-    }
-}
-
-/// At every SIGHUP, looks at the given and watched files again; what was refused before is tried again too.
-async fn reload_on_hangup(mut hangup: Signal, started: Arc<Started>) {
+/// At every SIGHUP, looks at the given and watched files again; what was refused before is tried again too. So are API keys.
+async fn reload_on_hangup(mut hangup: Signal, started: Arc<Started>, app: Arc<App>) {
     while hangup.recv().await.is_some() {
+        if app.keys.have_file() {
+            match app.keys.reload() {
+                Ok(count) => errln!("reload: {}", plural(count, "API key")),
+                Err(refusal) => errln!("reload: the API keys stay as they were\n{refusal}"),
+            }
+        }
         let started = Arc::clone(&started);
         let seen = tokio::task::spawn_blocking(move || started.files.reload(&Actor::new("sighup"))).await;
         for seen in seen.unwrap_or_default() {

@@ -13,7 +13,10 @@ mod watch;
 pub use crate::patch::{CanaryUnit, TensorFinding};
 pub use embedded::Embedded;
 pub use model::{LiveModel, LiveOptions, LiveStatus};
-pub use policy::{LastRefit, Live, LiveError, Prepared, Staged, Staging, StagingStep, SwapOutcome, Swapped};
+pub use policy::{
+    Deed, Fact, LastRefit, Listener, Live, LiveError, Prepared, Staged, Staging, StagingStep, Step, SwapOutcome,
+    Swapped,
+};
 pub use shadow::ShadowReport;
 pub use watch::{Seen, SettingsFor, WatchError, Watcher};
 

@@ -1,7 +1,8 @@
 //! Who may do what.
 //!
 //! Three circles:
-//! - **Requests** (generate, tokenize, health, metrics): everybody who reaches a listener.
+//! - **Requests** (generate, tokenize, health, metrics): everybody who reaches a listener; where there are API keys, who has
+//!   one ([`super::keys`], and [`super::guard`] for which route asks for what).
 //! - **RL control** (weights, adapters, pauses, caches): with `--rl on`, everybody who reaches a listener, and so the
 //!   server starts only if all of them are loopback addresses or unix sockets, or a token is configured; with
 //!   `--rl token`, who has the token; with `--rl off`, nobody. A page in a browser is never let in.
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use axum::extract::{FromRef, FromRequestParts};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, StatusCode, header};
 use hmac::{Hmac, KeyInit, Mac};
 use patchhost_runtime::error::Refusal;
 use sha2::Sha256;
@@ -51,24 +52,8 @@ impl Secret {
 
     /// From the file that `flag` names: only its owner may read it, and it holds one line of at least 16 characters.
     pub fn from_file(flag: &str, path: &Path) -> Result<Self, Refusal> {
-        let bad = |why: String| {
-            let next = "make it with: umask 077; openssl rand -hex 32 > FILE";
-            Refusal::new(format!("{flag} {}", clean(&path.to_string_lossy(), 300)), why, next)
-        };
-        let file = patchhost_runtime::files::open(path).map_err(|e| bad(e.to_string()))?;
-        let data = file.metadata().map_err(|e| bad(e.to_string()))?;
-        if !data.is_file() || data.len() > MAX_TOKEN {
-            return Err(bad(format!("a token is a file of at most {MAX_TOKEN} bytes")));
-        }
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::MetadataExt;
-            let mode = data.mode() & 0o777;
-            if mode & 0o077 != 0 {
-                return Err(bad(format!("its mode is {mode:04o}: others than its owner may use it (chmod 600)")));
-            }
-        }
-        let text = std::io::read_to_string(file).map_err(|e| bad(e.to_string()))?;
+        let bad = |why: String| not_private(flag, path, why);
+        let text = private_text(flag, path, MAX_TOKEN)?;
         let token = text.trim_end_matches(['\r', '\n']);
         if token.len() < MIN_TOKEN {
             return Err(bad(format!("it holds {} characters; a token has at least {MIN_TOKEN}", token.len())));
@@ -83,6 +68,31 @@ impl Secret {
     pub fn matches(&self, given: &[u8]) -> bool {
         mac(&self.key, given).is_some_and(|m| m.verify_slice(&self.tag).is_ok())
     }
+}
+
+/// The text of a file of secrets that `flag` names: only its owner may read it, and it has `most` bytes at most.
+pub(super) fn private_text(flag: &str, path: &Path, most: u64) -> Result<String, Refusal> {
+    let bad = |why: String| not_private(flag, path, why);
+    let file = patchhost_runtime::files::open(path).map_err(|e| bad(e.to_string()))?;
+    let data = file.metadata().map_err(|e| bad(e.to_string()))?;
+    if !data.is_file() || data.len() > most {
+        return Err(bad(format!("a token is a file of at most {most} bytes")));
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let mode = data.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(bad(format!("its mode is {mode:04o}: others than its owner may use it (chmod 600)")));
+        }
+    }
+    // It may have grown since.
+    std::io::read_to_string(std::io::Read::take(file, most)).map_err(|e| bad(e.to_string()))
+}
+
+fn not_private(flag: &str, path: &Path, why: String) -> Refusal {
+    let next = "make it with: umask 077; openssl rand -hex 32 > FILE";
+    Refusal::new(format!("{flag} {}", clean(&path.to_string_lossy(), 300)), why, next)
 }
 
 fn mac(key: &[u8; 32], token: &[u8]) -> Option<Hmac<Sha256>> {
@@ -118,13 +128,13 @@ pub struct Caller {
 
 impl Caller {
     /// A request that no listener marked is treated as one from the network.
-    fn of(parts: &Parts) -> Self {
-        let via = parts.extensions.get().copied().unwrap_or(Via::Tcp);
-        Self { via, uid: parts.extensions.get().map(|PeerUid(uid)| *uid) }
+    pub(super) fn of(extensions: &Extensions) -> Self {
+        let via = extensions.get().copied().unwrap_or(Via::Tcp);
+        Self { via, uid: extensions.get().map(|PeerUid(uid)| *uid) }
     }
 
     /// Whether it came over the admin socket, from a user who may do what the server may.
-    fn is_admin(&self) -> bool {
+    pub(super) fn is_admin(&self) -> bool {
         self.via == Via::Admin && self.uid.is_some_and(trusted)
     }
 }
@@ -183,6 +193,8 @@ pub enum RlMode {
 #[derive(Debug, Clone, Default)]
 pub struct RlAuth {
     access: Access,
+    /// Tokens of trainers and admins, also where none is asked for: with API keys they open what trainers read.
+    tokens: Vec<Secret>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -190,7 +202,7 @@ enum Access {
     Off,
     #[default]
     Local,
-    Token(Vec<Secret>),
+    Token,
 }
 
 impl RlAuth {
@@ -201,7 +213,7 @@ impl RlAuth {
         let access = match mode {
             RlMode::Off => Access::Off,
             RlMode::On if local => Access::Local,
-            _ if !tokens.is_empty() => Access::Token(tokens),
+            _ if !tokens.is_empty() => Access::Token,
             RlMode::On => {
                 return Err(Refusal::new(
                     "--listen on an address that others can reach",
@@ -214,7 +226,14 @@ impl RlAuth {
                 return Err(Refusal::new("--rl token", why, "give --rl-token-file FILE or --admin-token-file FILE"));
             }
         };
-        Ok(Self { access })
+        Ok(Self { access, tokens })
+    }
+
+    /// Whether a request brings a trainer's or the admin's token.
+    pub(super) fn knows(&self, headers: &HeaderMap) -> bool {
+        let Some(given) = bearer_of(headers) else { return false };
+        // Each token is tried: which one it was must not show in the time.
+        self.tokens.iter().fold(false, |found, token| found | token.matches(given))
     }
 
     /// Who asks, in the words of the ledger; an error says why it is not allowed.
@@ -241,18 +260,9 @@ impl RlAuth {
                     None => "rl:tcp".to_string(),
                 }))
             }
-            Access::Token(tokens) => {
-                if caller.is_admin() {
-                    return Ok(Actor::new("rl:admin-socket"));
-                }
-                let refused = |token| bearer(token, headers, "this endpoint").err();
-                // Each token is tried: which one it was must not show in the time.
-                let errors: Vec<Option<ApiError>> = tokens.iter().map(refused).collect();
-                match errors.iter().any(Option::is_none) {
-                    true => Ok(Actor::new("rl:token")),
-                    false => Err(errors.into_iter().flatten().next().unwrap_or_else(unauthorized)),
-                }
-            }
+            Access::Token if caller.is_admin() => Ok(Actor::new("rl:admin-socket")),
+            Access::Token if self.knows(headers) => Ok(Actor::new("rl:token")),
+            Access::Token => Err(unauthorized("this endpoint", headers)),
         }
     }
 }
@@ -269,7 +279,7 @@ where
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        RlAuth::from_ref(state).allow(Caller::of(parts), &parts.headers).map(Self)
+        RlAuth::from_ref(state).allow(Caller::of(&parts.extensions), &parts.headers).map(Self)
     }
 }
 
@@ -284,7 +294,7 @@ where
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        AdminAuth::from_ref(state).allow(Caller::of(parts), &parts.headers).map(Self)
+        AdminAuth::from_ref(state).allow(Caller::of(&parts.extensions), &parts.headers).map(Self)
     }
 }
 
@@ -296,21 +306,25 @@ fn trusted(uid: u32) -> bool {
     return uid == 0;
 }
 
+/// What a request says in `Authorization: Bearer …`.
+pub(super) fn bearer_of(headers: &HeaderMap) -> Option<&[u8]> {
+    let given = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, value) = given.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| value.trim_ascii())
+}
+
 fn bearer(token: &Secret, headers: &HeaderMap, what: &str) -> Result<(), ApiError> {
-    let given = headers.get(header::AUTHORIZATION).map(|v| v.as_bytes());
-    let Some(given) = given else { return Err(unauthorized_of(what, "no token was sent")) };
-    let (scheme, value) = given.split_at_checked(7).unwrap_or((given, &[]));
-    match scheme.eq_ignore_ascii_case(b"bearer ") && token.matches(value.trim_ascii()) {
+    match bearer_of(headers).is_some_and(|given| token.matches(given)) {
         true => Ok(()),
-        false => Err(unauthorized_of(what, "the token in `Authorization` is not the server's")),
+        false => Err(unauthorized(what, headers)),
     }
 }
 
-fn unauthorized() -> ApiError {
-    unauthorized_of("this endpoint", "no token was sent")
-}
-
-fn unauthorized_of(what: &str, why: &str) -> ApiError {
+fn unauthorized(what: &str, headers: &HeaderMap) -> ApiError {
+    let why = match headers.contains_key(header::AUTHORIZATION) {
+        true => "the token in `Authorization` is not the server's",
+        false => "no token was sent",
+    };
     let next = "send the header `Authorization: Bearer …` with the token of the server's token file";
     ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", what, why, next)
 }

@@ -89,6 +89,13 @@ impl ApiError {
         e
     }
 
+    /// 401: the request brings no API key of the server.
+    pub fn no_key(why: &str) -> Self {
+        let next = "send the header `Authorization: Bearer KEY` with a key of --api-key or --api-key-file; clients of OpenAI \
+                    take it as `api_key`";
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "this request", why, next)
+    }
+
     /// 503: not now; the client may try again after `seconds`.
     pub fn unavailable(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>, seconds: u32) -> Self {
         Self {

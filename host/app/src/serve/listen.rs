@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::auth::Via;
+use super::hosts::Reach;
 
 /// An address as it is given on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,6 +135,17 @@ impl Listener {
                 Ok(Stream::Tcp(stream))
             }
             Kind::Unix(listener, _) => Ok(Stream::Unix(listener.accept().await?.0)),
+        }
+    }
+
+    /// Who can reach it.
+    pub fn reach(&self) -> Reach {
+        match &self.kind {
+            Kind::Unix(..) => Reach::Socket,
+            Kind::Tcp(listener) => match listener.local_addr() {
+                Ok(address) if !address.ip().to_canonical().is_loopback() => Reach::Network,
+                _ => Reach::Loopback,
+            },
         }
     }
 

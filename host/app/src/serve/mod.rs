@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `error`, `fields` | errors in OpenAI's form; fields that nobody knows |
 //! | `intake`, `json` | bodies, bounded; JSON and queries |
-//! | `auth`, `metrics` | who may do what; counters and clocks |
+//! | `auth`, `keys`, `hosts`, `metrics` | who may do what; API keys; names of the server; counters and clocks |
+//! | `traces` | spans of requests, refits and swaps, and how they get to a collector |
 //! | `weights` | how weights come in: one update at a time, from bodies and files |
 //! | `state`, `doors` | what handlers share: [`App`]; what log probabilities are at each door |
 //! | `control`, `adapters` | pauses and memory; adapters that come and go |
@@ -16,7 +17,7 @@
 //! | `vllm`, `sglang`, `trl` | what RL trainers use: pauses, weights, adapters, tokens in and out |
 //! | `tokenize`, `health`, `admin` | `/tokenize`, `/detokenize`; liveness, status, metrics; which patches run |
 //! | `info`, `loads` | what the server is and how busy, as clients and routers of vLLM and SGLang ask for it |
-//! | `router`, `bodies` | routes, layers, the OpenAPI document; what of a request no route takes |
+//! | `router`, `bodies`, `guard` | routes, layers, the OpenAPI document; what of a request no route takes; what a route asks for |
 //! | `listen`, `connections`, `patience` | ports and sockets, connections on them, slow clients |
 //! | `heap` | memory that goes back to the system after requests |
 
@@ -30,11 +31,14 @@ mod control;
 mod doors;
 mod error;
 mod fields;
+mod guard;
 mod health;
 mod heap;
+mod hosts;
 mod info;
 mod intake;
 mod json;
+mod keys;
 mod listen;
 mod loads;
 mod metrics;
@@ -44,6 +48,7 @@ mod router;
 mod sglang;
 mod state;
 mod tokenize;
+mod traces;
 mod trl;
 mod vllm;
 pub mod weights;
@@ -54,10 +59,13 @@ use std::time::Duration;
 
 pub use auth::{AdminAuth, RlAuth, RlMode, Secret};
 pub use error::{ApiError, ApiResult};
+pub use hosts::Hosts;
 pub use json::parse as parse_json;
+pub use keys::{ApiKey, ApiKeys};
 pub use listen::{Address, Listener};
 pub use openai::{ChatRequest, CompletionRequest, ReasoningParser, ToolParser};
 pub use state::{App, ServeOptions};
+pub use traces::{Endpoint, Traces};
 pub use weights::Roots;
 
 /// How long aborted requests get to send what they have.
@@ -75,7 +83,7 @@ pub struct Drained {
 pub async fn run(listeners: Vec<Listener>, app: Arc<App>, shutdown: impl Future<Output = ()>) -> Drained {
     let mut servers = tokio::task::JoinSet::new();
     for listener in listeners {
-        let router = router::router(&app, listener.via);
+        let router = router::router(&app, listener.via, listener.reach());
         servers.spawn(connections::accept(listener, router, Arc::clone(&app)));
     }
     let heap = tokio::spawn(heap::keep_small(Arc::clone(&app)));

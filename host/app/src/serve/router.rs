@@ -17,9 +17,11 @@ use utoipa_axum::router::OpenApiRouter;
 
 use super::auth::Via;
 use super::error::ApiError;
+use super::guard::{Doors, Guard};
+use super::hosts::Reach;
 use super::intake::Lingering;
 use super::state::App;
-use super::{admin, bodies, doors, fields, health, info, loads, openai, sglang, tokenize, trl, vllm};
+use super::{admin, bodies, doors, fields, guard, health, info, loads, openai, sglang, tokenize, traces, trl, vllm};
 use crate::base::text::clean;
 
 #[derive(utoipa::OpenApi)]
@@ -57,21 +59,26 @@ fn api() -> OpenApiRouter<Arc<App>> {
 }
 
 /// What answers the requests of one listener.
-pub fn router(app: &Arc<App>, via: Via) -> Router {
+pub fn router(app: &Arc<App>, via: Via, reach: Reach) -> Router {
     let (router, document) = api().split_for_parts();
+    let guard = Arc::new(Guard { app: Arc::clone(app), doors: Doors::of(&document), reach });
     let (routes, document) = (Arc::new(bodies::Routes::of(&document)), written(&document));
-    router
+    let router = router
         .route("/openapi.json", get(move || async move { ([(header::CONTENT_TYPE, "application/json")], document) }))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(guard, guard::guard))
         .layer(Extension(routes))
         .layer(Extension(via))
         .layer(middleware::map_request(|request: Request| async { Lingering::of(request) }))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(fields::say))
-        .layer(middleware::from_fn_with_state(Arc::clone(app), doors::say))
-        .layer(middleware::from_fn_with_state(Arc::clone(app), count))
-        .with_state(Arc::clone(app))
+        .layer(middleware::from_fn_with_state(Arc::clone(app), doors::say));
+    let router = match app.traces.clone() {
+        Some(traces) => router.layer(middleware::from_fn_with_state((Arc::clone(app), traces), traces::trace)),
+        None => router,
+    };
+    router.layer(middleware::from_fn_with_state(Arc::clone(app), count)).with_state(Arc::clone(app))
 }
 
 /// The document as it is sent: written once, since it is the largest answer that anybody can ask for.

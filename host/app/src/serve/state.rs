@@ -17,10 +17,13 @@ use tokio::sync::{Notify, watch};
 use super::auth::{AdminAuth, RlAuth};
 use super::doors::Door;
 use super::error::{ApiError, ApiResult};
+use super::hosts::Hosts;
 use super::intake::Room;
 use super::json::Bodies;
+use super::keys::ApiKeys;
 use super::metrics::Metrics;
 use super::openai::{ReasoningParser, ToolParser};
+use super::traces::Traces;
 use super::weights::{RlState, Roots};
 use crate::base::text::clean;
 use crate::live::LiveModel;
@@ -114,6 +117,12 @@ pub struct App {
     pub roots: Roots,
     /// Who may change the server.
     pub admin: AdminAuth,
+    /// Who may ask the model.
+    pub keys: ApiKeys,
+    /// What the server may be called.
+    pub hosts: Hosts,
+    /// Where traces of requests go, where somebody wants them.
+    pub traces: Option<Traces>,
     /// The weights that are on their way, and who may send them.
     pub rl: RlState,
     /// Seconds since 1970 when the server started, for `created` of the models.
@@ -149,6 +158,9 @@ impl App {
             metrics,
             roots: Roots::default(),
             admin: AdminAuth::default(),
+            keys: ApiKeys::default(),
+            hosts: Hosts::default(),
+            traces: None,
             rl,
             started: unix_seconds(),
             bodies: Room::default(),
@@ -279,7 +291,13 @@ pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&Arc<App>) -> ApiResult<T> + Send + 'static,
 ) -> ApiResult<T> {
     let app = Arc::clone(app);
-    tokio::task::spawn_blocking(move || work(&app)).await.map_err(|e| ApiError::internal(&e))?
+    // What is done there belongs to the trace of this request.
+    let traced = opentelemetry::Context::current();
+    let work = move || {
+        let _traced = traced.attach();
+        work(&app)
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::internal(&e))?
 }
 
 /// The id of a running request; it is free again when this is dropped.

@@ -12,11 +12,12 @@ mod state;
 mod swap;
 #[cfg(test)]
 mod tests;
+mod told;
 mod update;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use patchhost_runtime::pace::Pace;
@@ -32,6 +33,7 @@ pub use refit::{Prepared, Refitted, Swapped};
 pub use stage::Staged;
 pub use staging::{Staging, StagingStep};
 pub use swap::SwapOutcome;
+pub use told::{Deed, Fact, Listener, Step};
 pub use update::Update;
 
 /// A target whose patches can change while it runs.
@@ -49,6 +51,8 @@ pub struct Live<T: RefitTarget> {
     pub(in crate::live) source: ArcSwapOption<Source>,
     pub(in crate::live) last: ArcSwapOption<LastRefit>,
     pub(in crate::live) update_open: AtomicBool,
+    /// Who is told what is done.
+    told: OnceLock<Listener>,
 }
 
 /// What goes from refit to refit.
@@ -102,6 +106,7 @@ impl<T: RefitTarget> Live<T> {
             source: ArcSwapOption::empty(),
             last: ArcSwapOption::empty(),
             update_open: AtomicBool::new(false),
+            told: OnceLock::new(),
         })
     }
 

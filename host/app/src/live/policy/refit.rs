@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::fallback::{Attempted, Job, Made};
+use super::told::Telling;
 use super::{LastRefit, Live, LiveError, Turn};
 use crate::base::Digest;
 use crate::patch::{Actor, Generation, Landing, Receipt, RefitAt, RefitPlan, RefitTarget};
@@ -37,6 +38,23 @@ pub struct Refitted<W> {
     pub reversed: Option<String>,
     /// Why another set than the active one made them, or a part of them.
     pub degraded: Option<String>,
+}
+
+impl<W> Refitted<W> {
+    fn facts(&self, telling: &mut Telling) {
+        let report = &self.report;
+        telling.fact("patch_set", || self.patch_set);
+        telling.fact("weight_version", || report.label.as_str());
+        telling.fact("tensors.quantized", || report.quantized);
+        telling.fact("tensors.kept", || report.kept);
+        telling.fact("bytes.received", || report.bytes_before);
+        telling.fact("bytes.published", || report.bytes_after);
+        telling.fact("blocks_proved", || report.blocks_proved);
+        telling.maybe("swap.from", || self.swap.map(|swap| swap.from));
+        telling.maybe("swap.to", || self.swap.map(|swap| swap.to));
+        telling.maybe("reversed", || self.reversed.clone());
+        telling.maybe("degraded", || self.degraded.clone());
+    }
 }
 
 /// A swap that landed.
@@ -72,6 +90,7 @@ pub struct Prepared<'l, T: RefitTarget> {
     at: RefitAt,
     actor: Actor,
     proved: ThroughBoard<T::Staged<'l>>,
+    telling: Telling,
 }
 
 impl<'l, T: RefitTarget> Prepared<'l, T> {
@@ -93,12 +112,15 @@ impl<'l, T: RefitTarget> Prepared<'l, T> {
 
     /// Writes it down, and makes it live.
     pub fn commit(self) -> Result<Refitted<T::Weights>, LiveError> {
-        let Self { live, mut turn, source, at, actor, proved } = self;
+        let Self { live, mut turn, source, at, actor, proved, mut telling } = self;
         let now = &mut *turn;
         let result = live.pools.refit(|| live.publish(now, &source, at, &actor, proved));
         drop(turn);
+        telling.step("publish");
         match result {
             Ok(refitted) => {
+                refitted.facts(&mut telling);
+                telling.ends::<LiveError>(None);
                 if live.target.retains() {
                     live.source.store(Some(Arc::new(source)));
                 }
@@ -106,6 +128,7 @@ impl<'l, T: RefitTarget> Prepared<'l, T> {
                 Ok(refitted)
             }
             Err(error) => {
+                telling.ends(Some(&error));
                 live.refused(&source, at, &actor, &error);
                 live.board.drain();
                 Err(error)
@@ -118,6 +141,7 @@ impl<'l, T: RefitTarget> Prepared<'l, T> {
         let why = crate::base::text::clean(why, 1000);
         let fields = json!({ "refit": self.at.refit, "version": self.source.begin().version, "why": why });
         self.live.board.event("refit.abandoned", &self.actor, self.at.with_step(fields));
+        self.telling.ends(Some(&why));
     }
 
     fn landing(&self) -> Option<&Landing> {
@@ -204,23 +228,34 @@ impl<T: RefitTarget> Live<T> {
         actor: &Actor,
         progress: Progress<'_>,
     ) -> Result<Prepared<'_, T>, LiveError> {
+        let mut telling = self.begins("refit", actor);
         let turn = self.turn();
+        telling.step("wait");
         self.heed_revocations();
         let at = RefitAt { refit: turn.refits + 1, step: source.begin().step };
         // In the turn: nothing is published between what is held now and this.
         let source = match self.completed(&source) {
             Ok(whole) => whole.unwrap_or(source),
             Err(error) => {
+                telling.ends(Some(&error));
                 self.refused(&source, at, actor, &error);
                 drop(turn);
                 self.board.drain();
                 return Err(error);
             }
         };
+        telling.fact("refit", || at.refit);
+        telling.maybe("step", || at.step);
+        telling.fact("tensors.received", || source.checkpoint().tensors().count());
         let job = Job { target: &self.target, board: &self.board, source: &source, at, run, progress };
-        match self.pools.refit(|| self.through_board(&job)) {
-            Ok(proved) => Ok(Prepared { live: self, turn, source, at, actor: actor.clone(), proved }),
+        let proved = self.pools.refit(|| self.through_board(&job));
+        telling.step("prove");
+        match proved {
+            Ok(proved) => Ok(Prepared { live: self, turn, source, at, actor: actor.clone(), proved, telling }),
             Err(error) => {
+                telling.maybe("weight_version", || source.begin().version.clone());
+                telling.fact("patch_set", || self.board.active().digest());
+                telling.ends(Some(&error));
                 self.refused(&source, at, actor, &error);
                 drop(turn);
                 self.board.drain();

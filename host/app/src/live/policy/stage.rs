@@ -7,6 +7,7 @@ use patchhost_runtime::refit::Source;
 use serde::Serialize;
 
 use super::staging::{OnItsWay, StagingStep};
+use super::told::Telling;
 use super::{Live, LiveError};
 use crate::base::Digest;
 use crate::patch::{
@@ -62,9 +63,38 @@ impl<T: RefitTarget> Live<T> {
         actor: &Actor,
     ) -> Result<Staged, LiveError> {
         let (name, sha256) = (candidate.name().to_owned(), *candidate.digest());
+        let mut telling = self.begins("stage", actor);
+        telling.fact("patch.sha256", || sha256);
+        telling.fact("patch_set", || self.board.active().digest());
+        telling.maybe("weight_version", || self.last.load().as_ref().map(|last| last.report.label.clone()));
         let on_its_way = self.staging.begin(&name, sha256, actor);
-        let result = self.through_stages(candidate, expected, settings, source, &on_its_way);
+        let result = self.through_stages(candidate, expected, settings, source, &on_its_way, &mut telling);
         drop(on_its_way);
+        let result = self.staged(&name, sha256, result, actor);
+        match &result {
+            Ok(staged) => {
+                telling.fact("patch.name", || staged.name.as_str());
+                telling.fact("patch.version", || staged.version.as_str());
+                telling.fact("patch.generation", || staged.generation);
+                telling.fact("patch.already_staged", || staged.already);
+                telling.ends::<LiveError>(None);
+            }
+            Err(error) => {
+                telling.fact("patch.name", || name);
+                telling.ends(Some(error));
+            }
+        }
+        result
+    }
+
+    /// Gives a candidate to the board, or writes down what it was refused for.
+    fn staged(
+        &self,
+        name: &str,
+        sha256: Digest,
+        result: Result<Passed, LiveError>,
+        actor: &Actor,
+    ) -> Result<Staged, LiveError> {
         match result {
             Ok(Passed { patch, already, facts, remarks }) => {
                 let fresh = self.board.staged(&patch, &facts, &remarks, actor)?;
@@ -84,7 +114,7 @@ impl<T: RefitTarget> Live<T> {
                     LiveError::Swap(_) => "quarantine".to_owned(),
                     _ => "probe".to_owned(),
                 };
-                self.board.refused(&name, Some(&sha256), &stage, &error.to_string(), actor);
+                self.board.refused(name, Some(&sha256), &stage, &error.to_string(), actor);
                 Err(error)
             }
         }
@@ -97,6 +127,7 @@ impl<T: RefitTarget> Live<T> {
         settings: &[(String, String)],
         source: Option<&Source>,
         on_its_way: &OnItsWay<'_>,
+        telling: &mut Telling,
     ) -> Result<Passed, LiveError> {
         if let Some(why) = self.board.quarantined(candidate.digest()) {
             let what = format!("patch `{}` ({})", candidate.name(), candidate.digest());
@@ -110,6 +141,7 @@ impl<T: RefitTarget> Live<T> {
             on_its_way.is_at(StagingStep::Audit);
             admitted.audit()
         })?;
+        telling.step("audit");
         let facts = audited.facts().clone();
         // Going back to what is still instantiated compiles nothing.
         if let Some(known) = self.board.known(&audited.generation()) {
@@ -120,11 +152,13 @@ impl<T: RefitTarget> Live<T> {
         on_its_way.is_at(StagingStep::Start);
         // Not in the pool: with `--isolate` this starts the child that will answer.
         let patch = compiled.ready()?;
+        telling.step("compile");
         on_its_way.is_at(StagingStep::Probe);
         let remarks = match patch.applies_to(&self.target.describe()) {
             Applicability::Applies => self.pools.stage(|| self.probe(&patch, source))?,
             Applicability::NotApplicable { .. } => Vec::new(),
         };
+        telling.step("probe");
         Ok(Passed { patch, already: false, facts, remarks })
     }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::refit::Swapped;
+use super::told::Telling;
 use super::{Live, LiveError};
 use crate::base::Digest;
 use crate::patch::{Actor, Mode, Patch, RefitTarget, Requested, SwapError, SwapErrorKind, SwapRequest, When};
@@ -27,6 +28,14 @@ pub struct SwapOutcome {
 impl<T: RefitTarget> Live<T> {
     /// Asks for a swap. With [`When::Now`] the weights are loaded again at once, from where they came.
     pub fn swap(&self, request: &SwapRequest, actor: &Actor) -> Result<SwapOutcome, LiveError> {
+        let mut telling = self.begins("swap", actor);
+        telling.fact("swap.asked", || request.to);
+        telling.fact("swap.mode", || request.mode.to_string());
+        telling.fact("swap.when", || request.when.to_string());
+        self.outcome(telling, self.asked(request, actor))
+    }
+
+    fn asked(&self, request: &SwapRequest, actor: &Actor) -> Result<SwapOutcome, LiveError> {
         self.heed_revocations();
         let files = || self.files_hold(&format!("swap to {}", request.to));
         let allowed = self.has_canary(request.mode).and_then(|()| files()).and_then(|()| self.not_revoked(&request.to));
@@ -40,6 +49,12 @@ impl<T: RefitTarget> Live<T> {
 
     /// Goes back to the set before.
     pub fn rollback(&self, when: When, reason: Option<String>, actor: &Actor) -> Result<SwapOutcome, LiveError> {
+        let mut telling = self.begins("rollback", actor);
+        telling.fact("swap.when", || when.to_string());
+        self.outcome(telling, self.back(when, reason, actor))
+    }
+
+    fn back(&self, when: When, reason: Option<String>, actor: &Actor) -> Result<SwapOutcome, LiveError> {
         self.heed_revocations();
         self.files_hold("rollback")?;
         let requested = self.board.rollback(when, reason, actor)?;
@@ -49,6 +64,13 @@ impl<T: RefitTarget> Live<T> {
 
     /// Moves a candidate to another mode: shadow, canary, or live, which only somebody can decide.
     pub fn set_mode(&self, mode: Mode, when: When, actor: &Actor) -> Result<SwapOutcome, LiveError> {
+        let mut telling = self.begins("mode", actor);
+        telling.fact("swap.mode", || mode.to_string());
+        telling.fact("swap.when", || when.to_string());
+        self.outcome(telling, self.moved(mode, when, actor))
+    }
+
+    fn moved(&self, mode: Mode, when: When, actor: &Actor) -> Result<SwapOutcome, LiveError> {
         self.heed_revocations();
         self.has_canary(mode)?;
         let requested = self.board.set_mode(mode, when, actor)?;
@@ -115,6 +137,34 @@ impl<T: RefitTarget> Live<T> {
                 Err(SwapError::new(SwapErrorKind::Forbidden, format!("swap to {to}"), why, next))
             }
         }
+    }
+
+    /// Tells what became of it.
+    fn outcome(&self, mut telling: Telling, result: Result<SwapOutcome, LiveError>) -> Result<SwapOutcome, LiveError> {
+        telling.fact("patch_set", || self.board.active().digest());
+        telling.maybe("weight_version", || self.last.load().as_ref().map(|last| last.report.label.clone()));
+        if let Ok(outcome) = &result {
+            let (state, to) = match &outcome.requested {
+                Requested::AlreadyActive { active } => ("already-active", *active),
+                Requested::AlreadyPending { to } => ("already-pending", *to),
+                Requested::Pending { to, .. } if outcome.landed.is_some() => ("landed", *to),
+                Requested::Pending { to, .. } if outcome.reversed.is_some() => ("reversed", *to),
+                Requested::Pending { to, .. } => ("pending", *to),
+            };
+            telling.fact("swap.state", || state);
+            telling.fact("swap.to", || to);
+            telling.maybe("swap.from", || match &outcome.requested {
+                Requested::Pending { from, .. } => Some(*from),
+                _ => None,
+            });
+            telling.maybe("reversed", || outcome.reversed.clone());
+        }
+        match &result {
+            Ok(SwapOutcome { reversed: Some(why), .. }) => telling.ends(Some(why)),
+            Ok(_) => telling.ends::<LiveError>(None),
+            Err(error) => telling.ends(Some(error)),
+        }
+        result
     }
 
     fn settle(&self, requested: Requested, when: When, actor: &Actor) -> Result<SwapOutcome, LiveError> {

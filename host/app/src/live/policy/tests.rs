@@ -416,3 +416,36 @@ fn a_step_of_the_trainer_is_what_a_swap_waits_for() {
     live.bring("fp8_block", &[], Mode::Live, When::Step(7));
     assert!(live.again(None).expect("refit 7").swap.is_some());
 }
+
+#[test]
+fn who_asks_is_told_what_was_done() {
+    let live = live(&[], rules(OnFailure::Closed), None);
+    let deeds: Arc<Mutex<Vec<Deed>>> = Arc::default();
+    let to = Arc::clone(&deeds);
+    assert!(live.tell(Arc::new(move |deed| to.lock().expect("deeds").push(deed))));
+    assert!(!live.tell(Arc::new(|_| panic!("only the first is told"))));
+    live.bring("fp8_block", &[], Mode::Live, When::Refit);
+    live.again(Some(3)).unwrap_or_else(|error| panic!("{error}"));
+    live.target.gone.store(true, Ordering::Relaxed);
+    assert!(live.again(None).is_err());
+    live.target.gone.store(false, Ordering::Relaxed);
+    let prepared = live.prepare(
+        live.target.arrivals(Begin::default()).whole(source(1.0)).expect("a source"),
+        &me(),
+        &|_, _, _| {},
+    );
+    drop(prepared.unwrap_or_else(|error| panic!("{error}")));
+    let deeds = deeds.lock().expect("deeds");
+    let names: Vec<_> = deeds.iter().map(|deed| (deed.name, deed.error.is_some())).collect();
+    assert_eq!(names, [("stage", false), ("swap", false), ("refit", false), ("refit", true), ("refit", true)]);
+    let fact = |deed: &Deed, name: &str| deed.facts.iter().find(|(n, _)| *n == name).map(|(_, fact)| fact.clone());
+    let refit = &deeds[2];
+    let active = Some(Fact::from(live.board().active().digest()));
+    assert_eq!((fact(refit, "patch_set"), fact(refit, "swap.to")), (active.clone(), active));
+    assert_eq!((fact(refit, "step"), fact(refit, "tensors.received")), (Some(3u64.into()), Some(2u64.into())));
+    let steps: Vec<_> = refit.steps.iter().map(|step| step.name).collect();
+    assert_eq!(steps, ["wait", "prove", "publish"]);
+    assert!(refit.began <= refit.steps[0].began && refit.steps[2].ended <= refit.ended);
+    assert!(deeds[3].error.as_deref().is_some_and(|why| why.contains("changed meanwhile")), "{:?}", deeds[3]);
+    assert!(deeds[4].error.as_deref().is_some_and(|why| why.contains("given up")), "{:?}", deeds[4]);
+}

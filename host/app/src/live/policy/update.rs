@@ -86,7 +86,13 @@ impl<T: RefitTarget> Update<T> {
     /// All has been sent: one refit. Whatever it says, the update is over.
     pub fn finish(self, progress: Progress<'_>) -> Result<Refitted<T::Weights>, LiveError> {
         let Self { lock, arrivals, actor } = self;
-        lock.0.arrived(arrivals.finish()?, &actor, progress)
+        let live = &lock.0;
+        let source = arrivals.finish().inspect_err(|error| {
+            let mut telling = live.begins("refit", &actor);
+            telling.fact("patch_set", || live.board.active().digest());
+            telling.ends(Some(error));
+        })?;
+        live.arrived(source, &actor, progress)
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::logprobs::check_amount;
 use crate::serve::error::{ApiError, ApiResult};
 use crate::serve::state::{App, RequestId};
+use crate::serve::traces::Tally;
 
 /// Seconds after which a server that goes down may be back.
 const RETRY: u32 = 5;
@@ -53,6 +54,8 @@ pub struct Running {
     deadline: Instant,
     /// When each sequence gave its last token.
     last: Vec<Option<Instant>>,
+    /// What the request's trace says of them, where it has one.
+    tally: Option<Tally>,
 }
 
 /// What a sequence gave until now; all of it, when it has ended.
@@ -94,6 +97,7 @@ impl Running {
             ));
         }
         check_amount(&batch.params, &batch.prompts, batch.n)?;
+        let tally = Tally::begin(id.as_str(), &batch.prompts, batch.n, &batch.params, batch.adapter.as_deref());
         let (sender, receiver) = mpsc::unbounded_channel();
         let total = batch.prompts.len() * batch.n;
         let job_id = |k: usize| match batch.prompts.len() {
@@ -128,12 +132,21 @@ impl Running {
             started: now,
             deadline: now + app.options.request_timeout,
             last: vec![None; total],
+            tally,
         })
     }
 
     /// The next event and the choice it belongs to (prompt times `n` plus index); none when all sequences have ended. A
     /// sequence that could not be computed is an error.
     pub async fn next(&mut self) -> Option<ApiResult<(usize, Event)>> {
+        let next = self.awaited().await;
+        if let (Some(Err(error)), Some(tally)) = (&next, &mut self.tally) {
+            tally.failed(error);
+        }
+        next
+    }
+
+    async fn awaited(&mut self) -> Option<ApiResult<(usize, Event)>> {
         if self.open == 0 {
             return None;
         }
@@ -196,6 +209,9 @@ impl Running {
     fn measure(&mut self, choice: usize, event: &Event) {
         let metrics = &self.app.metrics;
         let now = Instant::now();
+        if let Some(tally) = &mut self.tally {
+            tally.event(event);
+        }
         match event {
             Event::Started(_) => {}
             Event::Token(_) => match self.last[choice].replace(now) {
