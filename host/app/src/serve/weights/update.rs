@@ -94,6 +94,7 @@ pub struct Received {
 /// What became of tensors.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(untagged)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each request")]
 pub enum Updated {
     /// They are a part of an update that was begun. Nothing is live yet.
     Received(Received),
