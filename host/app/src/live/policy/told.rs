@@ -120,8 +120,8 @@ impl Telling {
 }
 
 impl Open {
-    fn tell(self: Box<Self>, error: Option<String>) {
-        let Self { to, mut deed, .. } = *self;
+    fn tell(self, error: Option<String>) {
+        let Self { to, mut deed, .. } = self;
         deed.ended = SystemTime::now();
         deed.error = error.map(|text| crate::base::text::clean(&text.replace('\n', " "), MOST));
         to(deed);

@@ -201,7 +201,7 @@ mod tests {
             ("https://c.example", "no TLS", "http://localhost:4318"),
             ("localhost:4318", "scheme", "http://localhost:4318"),
             ("ftp://c", "not http", "4318"),
-            ("http://", "URL", "4318"),
+            ("http://", "it ", "4318"),
             ("not a url", "URL", "4318"),
             ("http://me:secret@c:4318", "password", "OTEL_EXPORTER_OTLP_HEADERS"),
         ] {
