@@ -87,11 +87,10 @@ def errors(client, model):
         except openai.BadRequestError as e:
             assert e.param == param and "why:" in e.message, e
     try:
-        tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-        client.chat.completions.create(model=model, messages=CHAT, tools=tools)
-        raise AssertionError("tools")
+        client.chat.completions.create(model=model, messages=CHAT, functions=[{"name": "f", "parameters": {}}])
+        raise AssertionError("functions")
     except openai.BadRequestError as e:
-        assert e.param == "tools", e
+        assert e.param == "functions" and "tools" in e.message, e
 
 
 async def together(url, model):

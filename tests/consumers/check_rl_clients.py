@@ -33,9 +33,7 @@ def stand_for_vllm():
         module.__spec__ = importlib.util.spec_from_loader(name, None)
         for item in inside:
             setattr(module, item, type(item, (), {}))
-    import trl.import_utils
-
-    trl.import_utils.is_vllm_available = lambda *_, **__: True
+    importlib.import_module("trl.import_utils").is_vllm_available = lambda *_, **__: True
 
 
 def check_trl(url):
@@ -65,8 +63,10 @@ def check_trl(url):
         assert "no weight-transfer engine" in str(error), error
     client.close_communicator()
 
+    from accelerate import PartialState
     from trl.experimental.async_grpo.vllm_client import VLLMClient as Asynchronous
 
+    PartialState()  # its logger wants one
     client = Asynchronous(url)
     client.wait_for_server_ready()
     assert client.get_max_model_len() > 0 and client.get_dtype().startswith("torch.")

@@ -97,7 +97,7 @@ def main(url, count=500, seed=1):
                 "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": wanted}}}
         full = i % 10 == 0
         if full:
-            body["logprobs"] = 4096
+            body["logprobs"] = -1
             body["return_tokens_as_token_ids"] = True
         status, answer = ask(url, "/v1/completions", body)
         if status != 200:
@@ -109,7 +109,7 @@ def main(url, count=500, seed=1):
         longest = max(longest, answer["usage"]["completion_tokens"])
         lengths += choice["finish_reason"] == "length"
         try:
-            jsonschema.Draft202012Validator(wanted, format_checker=jsonschema.FormatChecker()).validate(json.loads(text))
+            jsonschema.Draft202012Validator(wanted, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER).validate(json.loads(text))
         except Exception as error:
             print(f"{i}: {type(error).__name__}: {str(error).splitlines()[0]}: {text[:300]!r} ({choice['finish_reason']}) for {json.dumps(wanted)}")
             failures += 1

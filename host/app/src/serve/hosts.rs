@@ -90,7 +90,8 @@ impl Hosts {
 
     fn host(&self, reach: Reach, text: &str) -> ApiResult<()> {
         let name = text.parse::<Authority>().map(|authority| plain(authority.host()));
-        if name.as_deref().is_ok_and(|name| self.is_ours(reach, name)) {
+        let local = |name: &str| reach == Reach::Loopback && is_dotless(name);
+        if name.as_deref().is_ok_and(|name| self.is_ours(reach, name) || local(name)) {
             return Ok(());
         }
         let name = name.unwrap_or_default();
@@ -124,6 +125,13 @@ impl Hosts {
             Err(_) => name == "localhost" || name.ends_with(".localhost"),
         }
     }
+}
+
+/// Whether a name has no dot, as names of containers and of machines in a local network do. No page in the internet has such a
+/// name: registries may not give addresses to names without a dot (ICANN SAC 053).
+fn is_dotless(name: &str) -> bool {
+    let letter = name.bytes().any(|b| b.is_ascii_alphabetic());
+    letter && !name.starts_with("0x") && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
 /// A host as it is compared: in lower case, without the brackets of an address and the dot at the end of a full name.
@@ -161,7 +169,7 @@ mod tests {
         asked(hosts, reach, "/status", &[(header::HOST, host)])
     }
 
-    const OURS: [&str; 12] = [
+    const OURS: [&str; 14] = [
         "localhost",
         "localhost:8000",
         "LocalHost.:8000",
@@ -174,13 +182,16 @@ mod tests {
         "[::ffff:127.0.0.1]:80",
         "",
         "localhost:",
+        "patchhost",
+        "trainer-0:8000",
     ];
-    const OTHERS: [&str; 15] = [
+    const OTHERS: [&str; 16] = [
         "evil.example",
         "evil.example:8000",
-        "evil",
+        "0x7f000001",
+        "2130706433",
         "localhost.evil.example",
-        "notlocalhost",
+        "not.localhost.example",
         "127.0.0.1.evil.example",
         "127.0.0.1@evil.example",
         "localhost@evil.example:8000",

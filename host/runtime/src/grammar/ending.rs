@@ -13,6 +13,9 @@ use super::vocabulary::Vocabulary;
 /// Longest way that is looked for, in tokens.
 const LONGEST: usize = 1024;
 
+/// A way that takes the same token so often is given up.
+const STUCK: usize = 32;
+
 /// Whether the text so far ends inside of a JSON string.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Quotes {
@@ -37,6 +40,8 @@ impl Quotes {
 
 /// Bytes that close what is open, those that close most first; then those that begin what is short.
 const OUTSIDE: &[u8] = b"}]\",:0tfn123456789[{-.";
+/// Of them those that close or go on; behind these, dice take what may come.
+const CLOSING: &[u8] = b"}]\",:";
 /// The same inside of a string: its end, then what fills a pattern.
 const INSIDE: &[u8] = b"\"0aA1-:.@TZ";
 
@@ -90,6 +95,11 @@ fn walk(
             quotes = quotes.map(|quotes| quotes.after(vocabulary.trie().token(token)));
             way.push_back(token);
         }
+        // `888.0000…` comes no nearer to a number above 888.
+        if way.len() > STUCK && way.range(way.len() - STUCK..).all(|token| way.back() == Some(token)) && dice.is_none()
+        {
+            return None;
+        }
     }
     None
 }
@@ -104,7 +114,8 @@ fn step(
         (None, _) => &[],
         (Some(quotes), None) if quotes.inside => INSIDE,
         (Some(quotes), Some(_)) if quotes.inside => &INSIDE[..1],
-        (Some(_), _) => OUTSIDE,
+        (Some(_), None) => OUTSIDE,
+        (Some(_), Some(_)) => CLOSING,
     };
     for byte in closing {
         if let Some(token) = vocabulary.bytes[usize::from(*byte)]
@@ -114,7 +125,13 @@ fn step(
         }
     }
     let all = at.compute_mask().ok()?.to_list();
-    let singles: Vec<TokenId> = all.iter().copied().filter(|token| vocabulary.trie().token_len(*token) == 1).collect();
+    let inside = quotes.is_none_or(|quotes| quotes.inside);
+    // White space between the parts of JSON leads nowhere.
+    let leads = |token: &TokenId| match vocabulary.trie().token(*token) {
+        [byte] => inside || !byte.is_ascii_whitespace(),
+        _ => false,
+    };
+    let singles: Vec<TokenId> = all.iter().copied().filter(leads).collect();
     let pick = if singles.is_empty() { all } else { singles };
     match dice {
         Some(dice) if !pick.is_empty() => Some(pick[dice.random_range(0..pick.len())]),

@@ -12,7 +12,7 @@ use crate::caught::caught;
 use crate::error::{Refusal, Result, RuntimeError};
 
 /// Ways to the end that are tried at a step, besides the direct one.
-const TRIES: u64 = 2;
+const TRIES: u64 = 3;
 
 /// A sequence that follows a grammar.
 pub(crate) struct Guide {

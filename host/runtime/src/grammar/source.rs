@@ -153,14 +153,24 @@ fn prepared(schema: &Value, whitespace: bool) -> Value {
     schema
 }
 
-/// Times are written with `T` and `Z`: RFC 3339 allows small letters too, and few readers do.
+/// A day that exists: the parser's own form has a year 0, and a 29th of February in every year.
+const DATE: &str = r"(?:[1-9][0-9]{3}-(?:02-(?:0[1-9]|1[0-9]|2[0-8])|(?:0[13-9]|1[0-2])-[0-9]{2})|[1-9][0-9](?:0[48]|[2468][048]|[13579][26])-02-29)";
+/// A time that every reader takes: RFC 3339 allows `z`, leap seconds and a fraction of any length too, and few readers do.
+const TIME: &str = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,6})?(?:Z|[+-](?:0[0-9]|1[0-4]):[0-5][0-9])";
+
+/// Dates and times are narrowed to what readers take, where the schema has no pattern of its own.
 fn decided(schema: &mut Value) {
     match schema {
         Value::Array(list) => list.iter_mut().for_each(decided),
         Value::Object(fields) => {
-            let time = fields.get("format").and_then(Value::as_str).is_some_and(|f| f == "time" || f == "date-time");
-            if time && !fields.contains_key("pattern") {
-                fields.insert("pattern".to_owned(), json!("^[^a-z]*$"));
+            let narrowed = match fields.get("format").and_then(Value::as_str) {
+                Some("date") => Some(format!("^{DATE}$")),
+                Some("time") => Some(format!("^{TIME}$")),
+                Some("date-time") => Some(format!("^{DATE}T{TIME}$")),
+                _ => None,
+            };
+            if let Some(pattern) = narrowed.filter(|_| !fields.contains_key("pattern")) {
+                fields.insert("pattern".to_owned(), Value::from(pattern));
             }
             let values = |name: &str| matches!(name, "enum" | "const" | "default" | "examples");
             fields.iter_mut().filter(|(name, _)| !values(name)).for_each(|(_, inner)| decided(inner));

@@ -86,6 +86,20 @@ fn an_answer_is_whole_before_its_tokens_are_used_up() {
 }
 
 #[test]
+fn a_number_that_is_never_reached_is_no_way_out() {
+    let all = grammars();
+    let source = schema(
+        json!({ "type": "object", "properties": { "n": { "type": "number", "exclusiveMinimum": 888, "maximum": 997 } },
+        "required": ["n"], "additionalProperties": false }),
+    );
+    for seed in 0..20 {
+        let (text, ended) = babble(&all, &source, 30, seed);
+        let n = serde_json::from_str::<Value>(&text).ok().and_then(|v| v["n"].as_f64());
+        assert!(ended && n.is_some_and(|n| n > 888.0 && n <= 997.0), "{text}");
+    }
+}
+
+#[test]
 fn white_space_ends_and_times_are_written_as_readers_expect() {
     let all = grammars();
     for seed in 0..10 {
