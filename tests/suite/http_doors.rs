@@ -35,8 +35,19 @@ const TRAINERS: [(&str, &str); 6] = [
     ("GET", "/flush_cache"),
 ];
 /// Routes that anybody may ask.
-const OPEN: [&str; 8] =
-    ["/health", "/health/", "/healthz", "/readyz", "/health_generate", "/version", "/metrics", "/openapi.json"];
+const OPEN: [&str; 11] = [
+    "/health",
+    "/health/",
+    "/healthz",
+    "/livez",
+    "/ready",
+    "/readyz",
+    "/ping",
+    "/health_generate",
+    "/version",
+    "/metrics",
+    "/openapi.json",
+];
 
 fn text(path: &Path) -> String {
     path.display().to_string()

@@ -168,7 +168,7 @@ fn an_output_that_existed_stays_as_it_was() {
         "--component".into(),
         evil("trap_nth"),
     ];
-    patchhost(args.iter().map(String::as_str).chain(["--set", "n=1"])).refused(3, tmp.path());
+    patchhost(args.iter().map(String::as_str).chain(["--set", "n=1", "--force"])).refused(3, tmp.path());
     assert_eq!(std::fs::read(&out).unwrap(), b"precious");
 }
 

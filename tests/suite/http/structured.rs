@@ -155,7 +155,7 @@ fn refusals(server: &Server) {
         (json!({ "structured_outputs": { "grammar": "root ::= nowhere" } }), "structured_outputs.grammar"),
         (json!({ "structured_outputs": { "choice": [] } }), "structured_outputs.choice"),
         (json!({ "structured_outputs": {} }), "structured_outputs"),
-        (json!({ "structured_outputs": { "regex": "a" }, "guided_json": {} }), "structured_outputs"),
+        (json!({ "structured_outputs": { "regex": "a" }, "guided_json": {} }), "structured_outputs.regex"),
         (json!({ "guided_json": 7 }), "guided_json"),
     ] {
         println!("{more}");

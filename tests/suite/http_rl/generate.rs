@@ -136,7 +136,7 @@ fn wrong_requests_are_refused_by_name() {
         (json!({ "input_ids": [[1], 2] }), "mixes"),
         (json!({ "input_ids": [999_999] }), "999999"),
         (json!({ "input_ids": [1], "sampling_params": { "temperature": -1 } }), "temperature"),
-        (json!({ "input_ids": [1], "sampling_params": { "regex": "a+" } }), "regex"),
+        (json!({ "input_ids": [1], "sampling_params": { "regex": "[a-" } }), "regular expression"),
         (json!({ "input_ids": [1], "custom_logit_processor": "gASV" }), "pickle of code"),
         (json!({ "input_ids": [1], "return_routed_experts": true }), "return_routed_experts"),
         (json!({ "input_ids": [1], "image_data": "x" }), "image_data"),

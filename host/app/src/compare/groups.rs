@@ -36,8 +36,12 @@ pub(super) fn groups(report: &Report, by: By) -> Vec<Group> {
     }
     // Whoever quantizes them and in which blocks: tensors that differ in that are not alike.
     let key = |row: &TensorRow| {
-        let layer = if by == By::Experts { layer_of(&row.name) } else { None };
-        (row.shape.clone(), quantized_by(row), layer)
+        let apart = match by {
+            By::Experts if row.name.contains("experts.") => layer_of(&row.name).map(|layer| layer.to_string()),
+            By::Experts => Some(row.name.clone()),
+            _ => None,
+        };
+        (row.shape.clone(), quantized_by(row), apart)
     };
     let folds = fold(report.tensors.iter().map(|row| (row.name.as_str(), key(row))));
     folds

@@ -62,7 +62,7 @@ impl Metrics {
         let own = &mut registry;
         own.register("patchhost_http_responses", "Answers by route and status", self.answers.clone());
         own.register_collector(Box::new(PatchCollector(live)));
-        let vllm = registry.sub_registry_with_label(("model_name".into(), model.to_string().into()));
+        let vllm = registry.sub_registry_with_label(("model_name".into(), text::label(model).into()));
         vllm.register("vllm:request_success", "Finished sequences by reason", self.success.clone());
         vllm.register(
             "vllm:time_to_first_token_seconds",

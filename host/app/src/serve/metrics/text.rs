@@ -46,6 +46,11 @@ impl Form {
     }
 }
 
+/// A text as the value of a label: the library writes values as they are.
+pub fn label(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 /// OpenMetrics text in Prometheus' own form: a counter's name has its `_total` in every line, types that Prometheus does not
 /// know get the one it has for them, and there is neither a unit nor an end.
 pub fn plain(open: &str) -> String {
@@ -132,8 +137,8 @@ mod tests {
     #[test]
     fn every_kind_of_metric_is_written_in_prometheus_own_form() {
         let mut registry = Registry::default();
-        let counter = Family::<Vec<(&str, &str)>, Counter>::default();
-        counter.get_or_create(&vec![("a", "x\"y")]).inc();
+        let counter = Family::<Vec<(&str, String)>, Counter>::default();
+        counter.get_or_create(&vec![("a", label("x\"y"))]).inc();
         registry.register("jobs", "All jobs", counter);
         registry.register("depth", "How deep", Gauge::<i64>::default());
         registry.register_with_unit("wait", "How long", Unit::Seconds, Histogram::new([1.0]));
