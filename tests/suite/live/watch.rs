@@ -109,15 +109,20 @@ fn version(n: u8) -> Vec<u8> {
     bytes
 }
 
+/// Another name in the same folder. `..data` has no extension to change.
+fn beside(path: &Path) -> std::path::PathBuf {
+    path.with_file_name(format!("{}.new", path.file_name().unwrap().display()))
+}
+
 /// Renames over a name, as everybody does who replaces a file or a link in one step.
 fn put(path: &Path, bytes: &[u8]) {
-    let beside = path.with_extension("new");
+    let beside = beside(path);
     std::fs::write(&beside, bytes).unwrap();
     std::fs::rename(&beside, path).unwrap();
 }
 
 fn link(path: &Path, to: impl AsRef<Path>) {
-    let beside = path.with_extension("link");
+    let beside = beside(path);
     symlink(to, &beside).unwrap();
     std::fs::rename(&beside, path).unwrap();
 }

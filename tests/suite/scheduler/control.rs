@@ -272,7 +272,7 @@ fn a_full_queue_and_wrong_jobs_are_refused() {
         |p| p.allowed_token_ids = Some(vec![9999]),
         |p| p.logit_bias = vec![(1, f32::INFINITY)],
         |p| p.stop_token_ids = vec![2048],
-        |p| p.logprob_token_ids = vec![1; 1500],
+        |p| p.logprob_token_ids = vec![1; 3000],
     ];
     texts.extend(wrong.into_iter().map(|edit| refused(&prompt, bad(edit))));
     insta::assert_snapshot!(texts.join("\n"));

@@ -63,7 +63,7 @@ fn turns_by(rig: &Rig, honest: usize, most: usize, said: &[&str]) {
 fn a_loader_map_that_turns() {
     // The load asks once, so this is honest in the load and three refits.
     let rig = rig("llama", &[("turns", &k_for_v(4))], "");
-    let said = ["`resolve`", "`model.layers.0.self_attn.k_proj.weight` was Native", "slot: V", "more changed"];
+    let said = ["`resolve`", "`model.layers.0.self_attn.k_proj.weight` was \"Native\"", "\"slot\":\"v\"", "more changed"];
     turns(&rig, 3, &said);
     // Who stages another patch beside it asks it too.
     let error = rig.live.stage(crate::live::candidate("fp8_block"), None, &[], &me()).unwrap_err().to_string();
@@ -76,7 +76,7 @@ fn a_loader_map_that_moves_an_expert_later() {
     let first = |name: &str| experts().into_iter().find(|row| row.name.contains(name)).unwrap();
     rows.push(Row { expert: Some(1), ..first("layers.1.mlp.experts.0.up_proj") }.after(2));
     rows.push(Row { expert: Some(0), ..first("layers.1.mlp.experts.1.up_proj") }.after(2));
-    turns(&rig("qwen3_moe", &[("turns", &loader(&rows))], ""), 1, &["expert: Some(0)", "expert: Some(1)"]);
+    turns(&rig("qwen3_moe", &[("turns", &loader(&rows))], ""), 1, &["\"expert\":0", "\"expert\":1"]);
 }
 
 /// Another dtype of the same tensors does not make it a new question.
@@ -139,7 +139,7 @@ fn a_quantizer_that_turns() {
     // An instance counts its own questions. Which instance the next refit asks is not fixed: one cast may use several, and
     // gives them back in any order. So each may have been honest `turns_after` times before one of them turns.
     let instances = 64;
-    turns_by(&rig, 2, turns_after * instances, &["`decide`", "Quantize", "Keep(\"all\")"]);
+    turns_by(&rig, 2, turns_after * instances, &["`decide`", "Quantize", "{\"Keep\":\"all\"}"]);
 }
 
 /// What a candidate said in its probe counts: it does not land with another answer.

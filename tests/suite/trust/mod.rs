@@ -65,7 +65,7 @@ impl Desk {
     /// A short run with a patch.
     #[track_caller]
     pub fn load(&self, line: &str) -> Ran {
-        self.run(&format!("quantize {} {} {line}", self.tensors(), self.path("out.safetensors").display()))
+        self.run(&format!("quantize {} {} --force {line}", self.tensors(), self.path("out.safetensors").display()))
     }
 
     fn tensors(&self) -> String {
