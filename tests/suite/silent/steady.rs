@@ -63,7 +63,8 @@ fn turns_by(rig: &Rig, honest: usize, most: usize, said: &[&str]) {
 fn a_loader_map_that_turns() {
     // The load asks once, so this is honest in the load and three refits.
     let rig = rig("llama", &[("turns", &k_for_v(4))], "");
-    let said = ["`resolve`", "`model.layers.0.self_attn.k_proj.weight` was \"Native\"", "\"slot\":\"v\"", "more changed"];
+    let said =
+        ["`resolve`", "`model.layers.0.self_attn.k_proj.weight` was \"Native\"", "\"slot\":\"v\"", "more changed"];
     turns(&rig, 3, &said);
     // Who stages another patch beside it asks it too.
     let error = rig.live.stage(crate::live::candidate("fp8_block"), None, &[], &me()).unwrap_err().to_string();
