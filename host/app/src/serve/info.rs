@@ -35,6 +35,7 @@ enum ConfigFormat {
 #[serde(default)]
 struct InfoQuery {
     /// How `vllm_config` is written: `json` (the default) or `text`.
+    #[param(inline)]
     config_format: ConfigFormat,
 }
 
