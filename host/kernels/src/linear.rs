@@ -309,6 +309,6 @@ pub fn linear_with(
     out: &mut [f32],
     ldo: usize,
 ) {
-    let w = PackedMatrix::new(w, n, k);
+    let w = PackedMatrix::new_for(isa, w, n, k);
     multiply_with(isa, team, &mut [Product { x, x_fp8: None, m, parts: &[&w], bias, out, ldo }]);
 }

@@ -41,12 +41,17 @@ pub(crate) trait Simd: Copy {
     fn load_f16(self, x: &[u8; 32]) -> Self::F;
     /// 16 e4m3 codes as value / 256, exactly. The vector paths take the NaN codes for ±480 / 256.
     fn load_e4m3_256th(self, codes: &[u8; 16]) -> Self::F;
-    /// A quad of [`crate::linear::PackedMatrix`]: four columns of sixteen e4m3 codes, each as value *
-    /// [`Simd::CODE_UNIT`], exactly; the rows in an order of the path's own.
-    fn load_e4m3_quad(self, codes: &[u8; 64]) -> [Self::F; 4];
+    /// A quad of [`crate::linear::PackedMatrix`] whose codes lie by columns: four columns of sixteen e4m3 codes, each as
+    /// value * [`Simd::CODE_UNIT`], exactly; the rows in an order of the path's own.
+    fn load_e4m3_columns(self, codes: &[u8; 64]) -> [Self::F; 4];
+    /// The same of a quad whose codes lie in 32-bit lanes, four of a row each; the rows in their order.
+    #[inline(always)]
+    fn load_e4m3_lanes(self, codes: &[u8; 64]) -> [Self::F; 4] {
+        by_columns(self, codes)
+    }
     /// 2^-8, or 2^-120 where the fields of a code are only moved into place: subnormal codes become subnormal floats.
     const CODE_UNIT: f32 = 1.0 / 256.0;
-    /// Lanes in the order of [`Simd::load_e4m3_quad`], in the order of the rows.
+    /// Lanes in the order of [`Simd::load_e4m3_columns`], in the order of the rows.
     #[inline(always)]
     fn by_row(self, x: Self::F) -> Self::F {
         x
@@ -155,6 +160,18 @@ pub(crate) trait Simd: Copy {
         let e = self.exp(self.at_most(self.sub(self.splat(0.0), x), self.splat(88.0)));
         self.div(one, self.add(one, e))
     }
+}
+
+/// [`Simd::load_e4m3_lanes`] by way of the other order.
+#[inline(always)]
+fn by_columns<S: Simd>(s: S, codes: &[u8; 64]) -> [S::F; 4] {
+    let mut columns = [0; 64];
+    for (r, four) in codes.as_chunks::<4>().0.iter().enumerate() {
+        for (c, code) in four.iter().enumerate() {
+            columns[32 * (c / 2) + 16 * (r / 8) + 8 * (c % 2) + r % 8] = *code;
+        }
+    }
+    s.load_e4m3_columns(&columns).map(|column| s.by_row(column))
 }
 
 /// A computation that is generic over the lanes. `run` must be `#[inline(always)]`.

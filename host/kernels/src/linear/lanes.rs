@@ -1,6 +1,6 @@
 //! How weights and x become lanes, and in which units FP8 sums are (see `linear.rs` for why).
 
-use super::packed::{Kind, Line, QUAD, ROWS};
+use super::packed::{Line, QUAD, ROWS};
 use crate::simd::{Kernel, Simd, pad_f32};
 use crate::source::{Bf16, Element, F16, F32};
 
@@ -41,32 +41,49 @@ impl Kernel for Enter<'_> {
     }
 }
 
-/// The total with the sum of one more block.
-#[inline(always)]
-pub(super) fn add_block<S: Simd>(s: S, kind: Kind, sum: S::F, scale: S::F, total: S::F) -> S::F {
-    match kind {
-        Kind::Fp8 => s.fma(s.mul(s.by_row(sum), s.splat(UNIT)), scale, total),
-        _ => s.add(total, sum),
-    }
-}
-
 /// How the quads of one kind of weights become lanes.
 pub(super) trait Quad: Copy {
     /// Cache lines of a quad.
     const LINES: usize;
     /// Four columns of sixteen rows.
     fn load<S: Simd>(self, s: S, lines: &[Line]) -> [S::F; QUAD];
+    /// The total with the sum of one more block.
+    #[inline(always)]
+    fn add_block<S: Simd>(self, s: S, sum: S::F, scale: S::F, total: S::F) -> S::F {
+        let _ = scale;
+        s.add(total, sum)
+    }
 }
 
-/// e4m3 codes.
+/// e4m3 codes in the order [`super::packed::Codes::Columns`].
 #[derive(Clone, Copy)]
-pub(super) struct Fp8;
+pub(super) struct Columns;
 
-impl Quad for Fp8 {
+impl Quad for Columns {
     const LINES: usize = 1;
     #[inline(always)]
     fn load<S: Simd>(self, s: S, lines: &[Line]) -> [S::F; QUAD] {
-        s.load_e4m3_quad(&lines[0].0)
+        s.load_e4m3_columns(&lines[0].0)
+    }
+    #[inline(always)]
+    fn add_block<S: Simd>(self, s: S, sum: S::F, scale: S::F, total: S::F) -> S::F {
+        s.fma(s.mul(s.by_row(sum), s.splat(UNIT)), scale, total)
+    }
+}
+
+/// e4m3 codes in the order [`super::packed::Codes::Lanes`].
+#[derive(Clone, Copy)]
+pub(super) struct Lanes;
+
+impl Quad for Lanes {
+    const LINES: usize = 1;
+    #[inline(always)]
+    fn load<S: Simd>(self, s: S, lines: &[Line]) -> [S::F; QUAD] {
+        s.load_e4m3_lanes(&lines[0].0)
+    }
+    #[inline(always)]
+    fn add_block<S: Simd>(self, s: S, sum: S::F, scale: S::F, total: S::F) -> S::F {
+        s.fma(s.mul(sum, s.splat(UNIT)), scale, total)
     }
 }
 
@@ -94,3 +111,32 @@ macro_rules! quad {
 quad!(F32, 4);
 quad!(Bf16, 2);
 quad!(F16, 2);
+
+/// Runs a kernel with the quad of a matrix: `with_quad!(w, |quad| expression)`.
+macro_rules! with_quad {
+    ($w:expr, |$quad:ident| $run:expr) => {
+        match ($w.kind(), $w.codes()) {
+            (crate::linear::Kind::Fp8, crate::linear::packed::Codes::Columns) => {
+                let $quad = crate::linear::lanes::Columns;
+                $run
+            }
+            (crate::linear::Kind::Fp8, crate::linear::packed::Codes::Lanes) => {
+                let $quad = crate::linear::lanes::Lanes;
+                $run
+            }
+            (crate::linear::Kind::Bf16, _) => {
+                let $quad = crate::source::Bf16;
+                $run
+            }
+            (crate::linear::Kind::F16, _) => {
+                let $quad = crate::source::F16;
+                $run
+            }
+            (crate::linear::Kind::F32, _) => {
+                let $quad = crate::source::F32;
+                $run
+            }
+        }
+    };
+}
+pub(super) use with_quad;

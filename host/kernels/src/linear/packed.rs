@@ -5,13 +5,14 @@
 //! with zeros, and each block of columns to a multiple of 4 (a quad). A quad is
 //!
 //! - for f32, f16 and bf16: 4 columns of 16 values each, little endian;
-//! - for e4m3: one cache line. Byte `32 (c / 2) + 16 (r / 8) + 8 (c % 2) + r % 8` is row r (0..16) of column c (0..4), so
-//!   that `unpack` with zeros yields whole columns on 256-bit and on 512-bit registers.
+//! - for e4m3: one cache line, its codes in the order that the machine's instructions decode with the least work
+//!   ([`Codes`]).
 //!
 //! Packing is a permutation: [`PackedMatrix::unpack_rows`] gives the bytes of a checkpoint back.
 
 use super::{MatrixView, ScaleOrder};
 use crate::e4m3;
+use crate::isa::Isa;
 use crate::pages::prefer_large;
 use rayon::prelude::*;
 
@@ -53,6 +54,33 @@ impl Kind {
     }
 }
 
+/// Where the code of row r (0..16) and column c (0..4) lies in the cache line of a quad. Every path multiplies with both,
+/// to the same bits; the wrong one costs it time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Codes {
+    /// Byte `32 (c / 2) + 16 (r / 8) + 8 (c % 2) + r % 8`: `unpack` with zeros yields whole columns on 256-bit and on
+    /// 512-bit registers.
+    Columns,
+    /// Byte `4 r + c`: four codes of a row share a 32-bit lane, and shifts and masks yield a column of floats each.
+    Lanes,
+}
+
+impl Codes {
+    /// The order that suits the instructions.
+    fn of(isa: Isa) -> Self {
+        if isa.usable() == Isa::Avx2Subnormal { Codes::Lanes } else { Codes::Columns }
+    }
+
+    /// Byte of a line that holds row r of column c of the quad.
+    #[inline(always)]
+    fn at(self, r: usize, c: usize) -> usize {
+        match self {
+            Codes::Columns => 32 * (c / 2) + 16 * (r / 8) + 8 * (c % 2) + r % 8,
+            Codes::Lanes => 4 * r + c,
+        }
+    }
+}
+
 /// Scales of an e4m3 matrix.
 #[derive(Debug, Clone)]
 pub struct Scales {
@@ -72,6 +100,7 @@ pub struct PackedMatrix {
     n: usize,
     k: usize,
     kind: Kind,
+    codes: Codes,
     lines: Vec<Line>,
     /// Cache lines of sixteen rows.
     group_lines: usize,
@@ -93,6 +122,14 @@ impl PackedMatrix {
     /// # Panics
     /// If the data or the scales have another size than n, k and the blocks say, or a block size is 0.
     pub fn new(view: MatrixView<'_>, n: usize, k: usize) -> Self {
+        Self::new_for(Isa::detect(), view, n, k)
+    }
+
+    /// [`PackedMatrix::new`] in the order that suits the instructions of `isa`; [`super::multiply_with`] takes any.
+    ///
+    /// # Panics
+    /// As [`PackedMatrix::new`].
+    pub fn new_for(isa: Isa, view: MatrixView<'_>, n: usize, k: usize) -> Self {
         let (kind, bytes, scales) = match view {
             MatrixView::F32 { data } => (Kind::F32, crate::simd::bytes_of_f32(data), None),
             MatrixView::Bf16 { data } => (Kind::Bf16, crate::simd::bytes_of_u16(data), None),
@@ -101,7 +138,7 @@ impl PackedMatrix {
                 (Kind::Fp8, q, Some(Scales { values: scales.to_vec(), order, block_rows, block_cols }))
             }
         };
-        let mut packed = Self::zeroed(kind, n, k, scales);
+        let mut packed = Self::zeroed_for(isa, kind, n, k, scales);
         assert_eq!(bytes.len(), n * k * kind.size(), "w is n x k");
         for first in (0..n).step_by(ROWS) {
             let rows = ROWS.min(n - first);
@@ -115,6 +152,10 @@ impl PackedMatrix {
     /// # Panics
     /// If there are scales for a kind other than FP8 or none for FP8, or they do not fit n, k and the blocks.
     pub fn zeroed(kind: Kind, n: usize, k: usize, scales: Option<Scales>) -> Self {
+        Self::zeroed_for(Isa::detect(), kind, n, k, scales)
+    }
+
+    fn zeroed_for(isa: Isa, kind: Kind, n: usize, k: usize, scales: Option<Scales>) -> Self {
         assert_eq!(kind == Kind::Fp8, scales.is_some(), "FP8 has scales and nothing else has");
         let mut block_cols = DENSE_BLOCK;
         if let Some(s) = &scales {
@@ -133,7 +174,7 @@ impl PackedMatrix {
         let mut lines = Vec::with_capacity(count);
         prefer_large(lines.spare_capacity_mut());
         lines.resize(count, Line([0; 64]));
-        Self { n, k, kind, lines, group_lines, block_cols, scales }
+        Self { n, k, kind, codes: Codes::of(isa), lines, group_lines, block_cols, scales }
     }
 
     /// Fills the rows from `first` (a multiple of 16) with row-major little-endian bytes of whole rows.
@@ -149,9 +190,8 @@ impl PackedMatrix {
         assert!(bytes.len().is_multiple_of(stride) && first + rows <= self.n, "whole rows of the matrix");
         assert!(first.is_multiple_of(ROWS), "sixteen rows are filled together");
         assert!(rows.is_multiple_of(ROWS) || first + rows == self.n, "sixteen rows are filled together");
-        let (kind, k, block_cols, group_lines) = (self.kind, self.k, self.block_cols, self.group_lines);
-        let lines = &mut self.lines[first / ROWS * group_lines..];
-        pack(kind, k, block_cols, bytes, lines, group_lines);
+        let (form, group_lines) = (self.form(), self.group_lines);
+        form.pack(bytes, &mut self.lines[first / ROWS * group_lines..]);
     }
 
     /// Fills all rows with row-major little-endian bytes, on all threads of the pool; `between` is called before each
@@ -165,12 +205,17 @@ impl PackedMatrix {
         if bytes.is_empty() {
             return;
         }
-        let (kind, k, block_cols, group_lines) = (self.kind, self.k, self.block_cols, self.group_lines);
+        let (form, group_lines) = (self.form(), self.group_lines);
         let runs = self.lines.par_chunks_mut(RUN * group_lines).zip(bytes.par_chunks(RUN * ROWS * stride));
         runs.for_each(|(lines, bytes)| {
             between();
-            pack(kind, k, block_cols, bytes, lines, group_lines);
+            form.pack(bytes, lines);
         });
+    }
+
+    fn form(&self) -> Form {
+        let Self { kind, codes, k, block_cols, group_lines, .. } = *self;
+        Form { kind, codes, k, block_cols, group_lines }
     }
 
     /// Rows (outputs).
@@ -204,7 +249,7 @@ impl PackedMatrix {
             let bits = |s: &Scales| s.values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             a.order == b.order && a.block_rows == b.block_rows && a.block_cols == b.block_cols && bits(a) == bits(b)
         };
-        (self.n, self.k, self.kind) == (other.n, other.k, other.kind)
+        (self.n, self.k, self.kind, self.codes) == (other.n, other.k, other.kind, other.codes)
             && self.lines == other.lines
             && match (&self.scales, &other.scales) {
                 (Some(a), Some(b)) => scales(a, b),
@@ -253,7 +298,7 @@ impl PackedMatrix {
             let width = self.block_cols.min(self.k - start);
             for c in 0..width {
                 if self.kind == Kind::Fp8 {
-                    f(&lines[at + c / QUAD].0[code_at(r, c % QUAD)..][..1]);
+                    f(&lines[at + c / QUAD].0[self.codes.at(r, c % QUAD)..][..1]);
                 } else {
                     let byte = (c * ROWS + r) * size;
                     f(&lines[at + byte / 64].0[byte % 64..][..size]);
@@ -277,6 +322,12 @@ impl PackedMatrix {
         &self.lines[group * self.group_lines..(group + 1) * self.group_lines]
     }
 
+    /// The order of the codes of a line.
+    #[inline(always)]
+    pub(super) fn codes(&self) -> Codes {
+        self.codes
+    }
+
     /// Columns of a partial sum.
     #[inline(always)]
     pub(super) fn block_cols(&self) -> usize {
@@ -290,31 +341,38 @@ impl AsRef<PackedMatrix> for PackedMatrix {
     }
 }
 
-/// Rows of `k` values into lines, sixteen rows at a time.
-fn pack(kind: Kind, k: usize, block_cols: usize, bytes: &[u8], lines: &mut [Line], group_lines: usize) {
-    let stride = k * kind.size();
-    for (bytes, lines) in bytes.chunks(ROWS * stride).zip(lines.chunks_exact_mut(group_lines)) {
-        let mut at = 0;
-        for start in (0..k).step_by(block_cols) {
-            let width = block_cols.min(k - start);
-            match kind {
-                Kind::Fp8 => pack_codes(bytes, stride, start, width, &mut lines[at..]),
-                Kind::Bf16 | Kind::F16 => pack_floats::<2>(bytes, stride, start, width, &mut lines[at..]),
-                Kind::F32 => pack_floats::<4>(bytes, stride, start, width, &mut lines[at..]),
+/// How rows become lines.
+#[derive(Clone, Copy)]
+struct Form {
+    kind: Kind,
+    codes: Codes,
+    k: usize,
+    block_cols: usize,
+    group_lines: usize,
+}
+
+impl Form {
+    /// Rows of `k` values into lines, sixteen rows at a time.
+    fn pack(self, bytes: &[u8], lines: &mut [Line]) {
+        let Form { kind, codes, k, block_cols, group_lines } = self;
+        let stride = k * kind.size();
+        for (bytes, lines) in bytes.chunks(ROWS * stride).zip(lines.chunks_exact_mut(group_lines)) {
+            let mut at = 0;
+            for start in (0..k).step_by(block_cols) {
+                let width = block_cols.min(k - start);
+                match kind {
+                    Kind::Fp8 => pack_codes(codes, bytes, stride, start, width, &mut lines[at..]),
+                    Kind::Bf16 | Kind::F16 => pack_floats::<2>(bytes, stride, start, width, &mut lines[at..]),
+                    Kind::F32 => pack_floats::<4>(bytes, stride, start, width, &mut lines[at..]),
+                }
+                at += width.div_ceil(QUAD) * kind.size();
             }
-            at += width.div_ceil(QUAD) * kind.size();
         }
     }
 }
 
-/// Byte of a line that holds row r of column c of the quad.
-#[inline(always)]
-fn code_at(r: usize, c: usize) -> usize {
-    32 * (c / 2) + 16 * (r / 8) + 8 * (c % 2) + r % 8
-}
-
 /// One block of columns of up to sixteen rows of codes.
-fn pack_codes(bytes: &[u8], stride: usize, start: usize, width: usize, lines: &mut [Line]) {
+fn pack_codes(codes: Codes, bytes: &[u8], stride: usize, start: usize, width: usize, lines: &mut [Line]) {
     let mut done = 0;
     #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
     if bytes.len() == ROWS * stride {
@@ -324,13 +382,16 @@ fn pack_codes(bytes: &[u8], stride: usize, start: usize, width: usize, lines: &m
                 let at = r * stride + start + 16 * tile;
                 bytes[at..].first_chunk::<16>().expect("the tile lies in the rows")
             });
-            super::transpose::codes(&rows, lines);
+            match codes {
+                Codes::Columns => super::transpose::columns(&rows, lines),
+                Codes::Lanes => super::transpose::lanes(&rows, lines),
+            }
             done += 16;
         }
     }
     for (r, row) in bytes.chunks_exact(stride).enumerate() {
         for c in done..width {
-            lines[c / QUAD].0[code_at(r, c % QUAD)] = row[start + c];
+            lines[c / QUAD].0[codes.at(r, c % QUAD)] = row[start + c];
         }
     }
 }

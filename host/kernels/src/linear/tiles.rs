@@ -3,12 +3,11 @@
 //! x is put into tiles first: for each block of columns, for each tile, column after column, the rows of the tile side
 //! by side. The decoded block (16 KiB at most for blocks of 128) stays in L1 while the tiles stream by.
 
-use super::lanes::{Enter, Fp8, Quad, add_block};
+use super::lanes::{Enter, Quad, with_quad};
 use super::packed::QUAD;
 use super::{Kind, PackedMatrix, Piece, ROWS};
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, dispatch};
-use crate::source::{Bf16, F16, F32};
 use crate::team::{Disjoint, Team};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -19,7 +18,7 @@ const STRETCH: usize = 128;
 
 /// Most rows of a tile: 6 x 1 groups on 16 registers of half a group, 12 x 2 on 32 registers of a group.
 fn height(isa: Isa) -> usize {
-    super::direct::most_rows(isa)
+    if isa.usable() == Isa::Avx512 { 12 } else { 6 }
 }
 
 /// Groups that are decoded and multiplied together.
@@ -92,12 +91,7 @@ pub(super) fn run(isa: Isa, piece: &Piece<'_>, all: Range<usize>) {
         let wide = first + step <= all.end;
         for group in if wide { first..first + 1 } else { first..all.end } {
             let scratch = &mut scratch;
-            match piece.w.kind() {
-                Kind::Fp8 => dispatch(isa, Tiles { piece, group, wide, count, scratch, quad: Fp8 }),
-                Kind::Bf16 => dispatch(isa, Tiles { piece, group, wide, count, scratch, quad: Bf16 }),
-                Kind::F16 => dispatch(isa, Tiles { piece, group, wide, count, scratch, quad: F16 }),
-                Kind::F32 => dispatch(isa, Tiles { piece, group, wide, count, scratch, quad: F32 }),
-            }
+            with_quad!(piece.w, |quad| dispatch(isa, Tiles { piece, group, wide, count, scratch, quad }));
         }
     }
     SCRATCH.set(scratch);
@@ -163,7 +157,7 @@ impl<Q: Quad> Tiles<'_, Q> {
                     macro_rules! go {
                         ($($rows:literal)*) => {
                             match rows {
-                                $($rows => multiply::<S, $rows, G>(s, x, decoded, w.kind(), scales, begins, ends, totals, sums),)*
+                                $($rows => multiply::<S, Q, $rows, G>(s, quad, x, decoded, scales, begins, ends, totals, sums),)*
                                 _ => unreachable!("no tile is as high"),
                             }
                         };
@@ -182,11 +176,11 @@ impl<Q: Quad> Tiles<'_, Q> {
 
 /// One stretch of one tile.
 #[inline(always)]
-fn multiply<S: Simd, const R: usize, const G: usize>(
+fn multiply<S: Simd, Q: Quad, const R: usize, const G: usize>(
     s: S,
+    quad: Q,
     x: &[f32],
     w: &[Lanes],
-    kind: Kind,
     scales: [S::F; G],
     begins: bool,
     ends: bool,
@@ -218,7 +212,7 @@ fn multiply<S: Simd, const R: usize, const G: usize>(
             if ends {
                 let total = &mut totals[r * G + g];
                 let before = s.load(total);
-                s.store(add_block(s, kind, sums[r][g], scales[g], before), total);
+                s.store(quad.add_block(s, sums[r][g], scales[g], before), total);
             } else {
                 s.store(sums[r][g], &mut rest[r * G + g]);
             }

@@ -49,9 +49,9 @@ mod bytes {
 }
 use bytes::{Bytes, interleave, load, store};
 
-/// 16x16 codes, row-major, into four lines.
+/// 16x16 codes, row-major, into four lines of [`super::packed::Codes::Columns`].
 #[inline(always)]
-pub(super) fn codes(rows: &[&[u8; 16]; 16], lines: &mut [Line; 4]) {
+pub(super) fn columns(rows: &[&[u8; 16]; 16], lines: &mut [Line; 4]) {
     let x: [Bytes; 16] = std::array::from_fn(|r| load(rows[r]));
     // Eight rows at a time: after three rounds of interleaving, register i holds columns 2 i and 2 i + 1 of them.
     let eight = |x: &[Bytes]| -> [Bytes; 8] {
@@ -72,5 +72,15 @@ pub(super) fn codes(rows: &[&[u8; 16]; 16], lines: &mut [Line; 4]) {
         store(bottom[2 * i], b);
         store(top[2 * i + 1], c);
         store(bottom[2 * i + 1], d);
+    }
+}
+
+/// 16x16 codes, row-major, into four lines of [`super::packed::Codes::Lanes`].
+#[inline(always)]
+pub(super) fn lanes(rows: &[&[u8; 16]; 16], lines: &mut [Line; 4]) {
+    for (r, row) in rows.iter().enumerate() {
+        for (line, four) in lines.iter_mut().zip(row.as_chunks::<4>().0) {
+            line.0.as_chunks_mut::<4>().0[r] = *four;
+        }
     }
 }

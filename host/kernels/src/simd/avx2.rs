@@ -1,6 +1,6 @@
 //! The lanes as two AVX2 registers (lanes 0 to 7 and 8 to 15), with FMA and F16C.
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, by_columns};
 use crate::steps::Steps;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -62,6 +62,28 @@ unsafe fn by_steps(x: *const __m256i, table: __m256i, low: __m256i, most: &mut _
         // Saturation to 8 bits keeps the sign.
         let signs = _mm256_and_si256(_mm256_packs_epi16(x0, x1), _mm256_set1_epi8(i8::MIN));
         _mm256_permute4x64_epi64::<0xd8>(_mm256_or_si256(_mm256_packus_epi16(c0, c1), signs))
+    }
+}
+
+/// Eight lanes of four codes each as four columns of floats, in units of 2^-120. A code in the upper byte of 16 bits, shifted
+/// right by four with its sign, is a binary32 but for the copies of the sign, which the mask clears. One shift brings two of
+/// the four to such a place; the lower halves go up by a product with 2^12, since units that shift are scarcer than those
+/// that multiply.
+///
+/// # Safety
+/// Needs AVX2, which callers prove by a token.
+#[inline(always)]
+unsafe fn four_columns(all: __m256i) -> [__m256; 4] {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let (mask, up) = (_mm256_set1_epi32(0x87f0_0000u32 as i32), _mm256_set1_epi32(1 << 12));
+        let shifted = _mm256_slli_epi16::<8>(all);
+        [
+            _mm256_castsi256_ps(_mm256_and_si256(_mm256_madd_epi16(shifted, up), mask)),
+            _mm256_castsi256_ps(_mm256_and_si256(_mm256_madd_epi16(all, up), mask)),
+            _mm256_castsi256_ps(_mm256_and_si256(_mm256_srai_epi32::<4>(shifted), mask)),
+            _mm256_castsi256_ps(_mm256_and_si256(_mm256_srai_epi32::<4>(all), mask)),
+        ]
     }
 }
 
@@ -162,7 +184,7 @@ impl<const SUBNORMAL: bool> Simd for Avx2<SUBNORMAL> {
         }
     }
     #[inline(always)]
-    fn load_e4m3_quad(self, codes: &[u8; 64]) -> [Self::F; 4] {
+    fn load_e4m3_columns(self, codes: &[u8; 64]) -> [Self::F; 4] {
         // SAFETY: the token proves the features; both halves of the array are readable.
         unsafe {
             let zero = _mm256_setzero_si256();
@@ -196,6 +218,18 @@ impl<const SUBNORMAL: bool> Simd for Avx2<SUBNORMAL> {
                 };
             }
             out
+        }
+    }
+    #[inline(always)]
+    fn load_e4m3_lanes(self, codes: &[u8; 64]) -> [Self::F; 4] {
+        if !SUBNORMAL {
+            return by_columns(self, codes);
+        }
+        // SAFETY: the token proves the feature; both halves of the array are readable.
+        unsafe {
+            let top = four_columns(_mm256_loadu_si256(codes.as_ptr().cast()));
+            let bottom = four_columns(_mm256_loadu_si256(codes.as_ptr().add(32).cast()));
+            [[top[0], bottom[0]], [top[1], bottom[1]], [top[2], bottom[2]], [top[3], bottom[3]]]
         }
     }
     #[inline(always)]
