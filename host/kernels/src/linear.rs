@@ -148,7 +148,7 @@ pub fn multiply<P: AsRef<PackedMatrix>>(team: &Team, products: &mut [Product<'_,
     multiply_with(Isa::detect(), team, products);
 }
 
-/// [`multiply`] with the instructions of `isa`.
+/// [`multiply`] with the instructions of `isa`. A matrix that was packed for others is packed anew for this call.
 ///
 /// # Panics
 /// As [`multiply`].
@@ -157,6 +157,10 @@ pub fn multiply_with<P: AsRef<PackedMatrix>>(isa: Isa, team: &Team, products: &m
     let Scratch { mut tiled, pieces } = SCRATCH.take();
     let mut pieces = recycle(pieces);
     let most = direct::most_rows(isa);
+    let parts = products.iter().flat_map(|p| p.parts).map(AsRef::as_ref);
+    // Nothing outside of tests, and without an allocation then.
+    let repacked: Vec<PackedMatrix> = parts.filter(|w| !w.suits(isa)).map(|w| w.packed_for(isa)).collect();
+    let mut repacked = repacked.iter();
     let (mut floats, mut tasks) = (0, 0);
     for p in products.iter() {
         p.check();
@@ -180,6 +184,7 @@ pub fn multiply_with<P: AsRef<PackedMatrix>>(isa: Isa, team: &Team, products: &m
         let (mut first, begun) = (0, pieces.len());
         for part in p.parts {
             let w = part.as_ref();
+            let w = if w.suits(isa) { w } else { repacked.next().expect("as often as above") };
             // Again, since `as_ref` is the caller's and may have answered otherwise to `check`: tasks write unchecked.
             assert!(fits(m, ldo, first + w.n(), len), "out holds m rows of n values, ldo apart");
             let key = Key::of(w, m > most);

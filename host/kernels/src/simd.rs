@@ -31,6 +31,9 @@ pub(crate) trait Simd: Copy {
     type F: Copy;
     /// Whether there are 32 registers of 16 lanes, or only 16 of 8.
     const WIDE: bool;
+    /// Whether products of some more rows than fit into the registers go through a block of weights in several passes, each of
+    /// which decodes it. Elsewhere that is not compiled: it is much code.
+    const PASSES: bool = false;
 
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; 16]) -> Self::F;
@@ -41,21 +44,11 @@ pub(crate) trait Simd: Copy {
     fn load_f16(self, x: &[u8; 32]) -> Self::F;
     /// 16 e4m3 codes as value / 256, exactly. The vector paths take the NaN codes for ±480 / 256.
     fn load_e4m3_256th(self, codes: &[u8; 16]) -> Self::F;
-    /// A quad of [`crate::linear::PackedMatrix`] whose codes lie by columns: four columns of sixteen e4m3 codes, each as
-    /// value * [`Simd::CODE_UNIT`], exactly; the rows in an order of the path's own.
-    fn load_e4m3_columns(self, codes: &[u8; 64]) -> [Self::F; 4];
-    /// The same of a quad whose codes lie in 32-bit lanes, four of a row each; the rows in their order.
-    #[inline(always)]
-    fn load_e4m3_lanes(self, codes: &[u8; 64]) -> [Self::F; 4] {
-        by_columns(self, codes)
-    }
+    /// A quad of [`crate::linear::PackedMatrix`], packed for this path: four columns of sixteen e4m3 codes, each as value *
+    /// [`Simd::CODE_UNIT`], exactly.
+    fn load_e4m3_quad(self, codes: &[u8; 64]) -> [Self::F; 4];
     /// 2^-8, or 2^-120 where the fields of a code are only moved into place: subnormal codes become subnormal floats.
     const CODE_UNIT: f32 = 1.0 / 256.0;
-    /// Lanes in the order of [`Simd::load_e4m3_columns`], in the order of the rows.
-    #[inline(always)]
-    fn by_row(self, x: Self::F) -> Self::F {
-        x
-    }
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
@@ -160,18 +153,6 @@ pub(crate) trait Simd: Copy {
         let e = self.exp(self.at_most(self.sub(self.splat(0.0), x), self.splat(88.0)));
         self.div(one, self.add(one, e))
     }
-}
-
-/// [`Simd::load_e4m3_lanes`] by way of the other order.
-#[inline(always)]
-fn by_columns<S: Simd>(s: S, codes: &[u8; 64]) -> [S::F; 4] {
-    let mut columns = [0; 64];
-    for (r, four) in codes.as_chunks::<4>().0.iter().enumerate() {
-        for (c, code) in four.iter().enumerate() {
-            columns[32 * (c / 2) + 16 * (r / 8) + 8 * (c % 2) + r % 8] = *code;
-        }
-    }
-    s.load_e4m3_columns(&columns).map(|column| s.by_row(column))
 }
 
 /// A computation that is generic over the lanes. `run` must be `#[inline(always)]`.

@@ -8,7 +8,7 @@ use patchhost_kernels::dot::dot;
 use patchhost_kernels::e4m3::DECODE;
 use patchhost_kernels::isa::Isa;
 use patchhost_kernels::linear::{
-    Kind, MatrixView, PackedMatrix, Product, ScaleOrder, Scales, linear, linear_with, multiply,
+    Kind, MatrixView, PackedMatrix, Product, ScaleOrder, Scales, linear, linear_with, multiply, multiply_with,
 };
 use patchhost_kernels::team::Team;
 use rand::Rng;
@@ -112,7 +112,7 @@ fn every_path_is_the_definition_bit_for_bit() {
     let mut rng = rng(1);
     let team = Team::new(2);
     for case in 0..cases(160) {
-        let m = if case % 4 == 0 { rng.random_range(13..=40) } else { rng.random_range(1..=14) };
+        let m = if case % 4 == 0 { rng.random_range(13..=40) } else { rng.random_range(1..=18) };
         let n = rng.random_range(1..=70);
         let k = if case % 5 == 0 { rng.random_range(1000..2600) } else { rng.random_range(0..=300) };
         let block = [(128, 128), (16, 48), (7, 13), (1, 16), (64, 4096), (3, 1)][case % 6];
@@ -138,6 +138,43 @@ fn every_path_is_the_definition_bit_for_bit() {
             let plain = |x: &[f32]| x.iter().map(|x| if x.is_nan() { 1 } else { x.to_bits() }).collect::<Vec<_>>();
             assert_eq!(plain(&out), plain(&expected), "{isa:?} case {case}: m {m} n {n} k {k} block {block:?}");
         }
+    }
+}
+
+#[test]
+fn the_order_of_packing_changes_no_bit() {
+    let (mut rng, team) = (rng(7), Team::new(1));
+    for case in 0..cases(24) {
+        let (m, n, k) = (rng.random_range(1..=18), rng.random_range(1..=40), rng.random_range(1..=200));
+        let w = Weights::random(&mut rng, case % 4, n, k, [(128, 128), (7, 13), (16, 48)][case % 3]);
+        let x = gauss_vec(&mut rng, m * k, 1.0);
+        let mut expected = None;
+        for packed in Isa::available() {
+            let matrix = PackedMatrix::new_for(packed, w.view(), n, k);
+            let mut bytes = Vec::new();
+            matrix.unpack_rows(0, n, &mut bytes);
+            assert_eq!(bytes, bytes_of(&w), "{packed:?} gives the rows back");
+            for isa in Isa::available() {
+                let mut out = vec![0.0; m * n];
+                let parts = std::slice::from_ref(&matrix);
+                multiply_with(
+                    isa,
+                    &team,
+                    &mut [Product { x: &x, x_fp8: None, m, parts, bias: None, out: &mut out, ldo: n }],
+                );
+                let expected = expected.get_or_insert_with(|| bits(&out));
+                assert_eq!(&bits(&out), expected, "packed for {packed:?}, multiplied by {isa:?}, case {case}");
+            }
+        }
+    }
+}
+
+/// The rows as a checkpoint has them.
+fn bytes_of(w: &Weights) -> Vec<u8> {
+    match w.view() {
+        MatrixView::F32 { data } => patchhost_kernels::bytes_of_f32(data).to_vec(),
+        MatrixView::Bf16 { data } | MatrixView::F16 { data } => patchhost_kernels::bytes_of_u16(data).to_vec(),
+        MatrixView::Fp8Block { q, .. } => q.to_vec(),
     }
 }
 

@@ -55,31 +55,15 @@ pub(super) trait Quad: Copy {
     }
 }
 
-/// e4m3 codes in the order [`super::packed::Codes::Columns`].
+/// e4m3 codes in the order of the path ([`super::packed::Codes`]).
 #[derive(Clone, Copy)]
-pub(super) struct Columns;
+pub(super) struct Fp8;
 
-impl Quad for Columns {
+impl Quad for Fp8 {
     const LINES: usize = 1;
     #[inline(always)]
     fn load<S: Simd>(self, s: S, lines: &[Line]) -> [S::F; QUAD] {
-        s.load_e4m3_columns(&lines[0].0)
-    }
-    #[inline(always)]
-    fn add_block<S: Simd>(self, s: S, sum: S::F, scale: S::F, total: S::F) -> S::F {
-        s.fma(s.mul(s.by_row(sum), s.splat(UNIT)), scale, total)
-    }
-}
-
-/// e4m3 codes in the order [`super::packed::Codes::Lanes`].
-#[derive(Clone, Copy)]
-pub(super) struct Lanes;
-
-impl Quad for Lanes {
-    const LINES: usize = 1;
-    #[inline(always)]
-    fn load<S: Simd>(self, s: S, lines: &[Line]) -> [S::F; QUAD] {
-        s.load_e4m3_lanes(&lines[0].0)
+        s.load_e4m3_quad(&lines[0].0)
     }
     #[inline(always)]
     fn add_block<S: Simd>(self, s: S, sum: S::F, scale: S::F, total: S::F) -> S::F {
@@ -111,32 +95,3 @@ macro_rules! quad {
 quad!(F32, 4);
 quad!(Bf16, 2);
 quad!(F16, 2);
-
-/// Runs a kernel with the quad of a matrix: `with_quad!(w, |quad| expression)`.
-macro_rules! with_quad {
-    ($w:expr, |$quad:ident| $run:expr) => {
-        match ($w.kind(), $w.codes()) {
-            (crate::linear::Kind::Fp8, crate::linear::packed::Codes::Columns) => {
-                let $quad = crate::linear::lanes::Columns;
-                $run
-            }
-            (crate::linear::Kind::Fp8, crate::linear::packed::Codes::Lanes) => {
-                let $quad = crate::linear::lanes::Lanes;
-                $run
-            }
-            (crate::linear::Kind::Bf16, _) => {
-                let $quad = crate::source::Bf16;
-                $run
-            }
-            (crate::linear::Kind::F16, _) => {
-                let $quad = crate::source::F16;
-                $run
-            }
-            (crate::linear::Kind::F32, _) => {
-                let $quad = crate::source::F32;
-                $run
-            }
-        }
-    };
-}
-pub(super) use with_quad;

@@ -13,7 +13,7 @@
 use super::{MatrixView, ScaleOrder};
 use crate::e4m3;
 use crate::isa::Isa;
-use crate::pages::prefer_large;
+use crate::pages::{Buffer, Plain};
 use rayon::prelude::*;
 
 /// Rows that stand side by side.
@@ -29,6 +29,9 @@ pub(super) const DENSE_BLOCK: usize = 128;
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub(super) struct Line(pub(super) [u8; 64]);
+
+// SAFETY: bytes, without padding.
+unsafe impl Plain for Line {}
 
 /// Element type of a packed matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +57,7 @@ impl Kind {
     }
 }
 
-/// Where the code of row r (0..16) and column c (0..4) lies in the cache line of a quad. Every path multiplies with both,
-/// to the same bits; the wrong one costs it time.
+/// Where the code of row r (0..16) and column c (0..4) lies in the cache line of a quad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Codes {
     /// Byte `32 (c / 2) + 16 (r / 8) + 8 (c % 2) + r % 8`: `unpack` with zeros yields whole columns on 256-bit and on
@@ -101,7 +103,7 @@ pub struct PackedMatrix {
     k: usize,
     kind: Kind,
     codes: Codes,
-    lines: Vec<Line>,
+    lines: Buffer<Line>,
     /// Cache lines of sixteen rows.
     group_lines: usize,
     /// Columns of a partial sum.
@@ -125,7 +127,7 @@ impl PackedMatrix {
         Self::new_for(Isa::detect(), view, n, k)
     }
 
-    /// [`PackedMatrix::new`] in the order that suits the instructions of `isa`; [`super::multiply_with`] takes any.
+    /// [`PackedMatrix::new`] in the order that suits the instructions of `isa`.
     ///
     /// # Panics
     /// As [`PackedMatrix::new`].
@@ -171,9 +173,7 @@ impl PackedMatrix {
         let quads = (k / block_cols) * block_cols.div_ceil(QUAD) + (k % block_cols).div_ceil(QUAD);
         let group_lines = quads * kind.size();
         let count = n.div_ceil(ROWS) * group_lines;
-        let mut lines = Vec::with_capacity(count);
-        prefer_large(lines.spare_capacity_mut());
-        lines.resize(count, Line([0; 64]));
+        let lines = Buffer::zeroed(count);
         Self { n, k, kind, codes: Codes::of(isa), lines, group_lines, block_cols, scales }
     }
 
@@ -211,6 +211,20 @@ impl PackedMatrix {
             between();
             form.pack(bytes, lines);
         });
+    }
+
+    /// Whether its codes lie as the instructions of `isa` want them.
+    pub(super) fn suits(&self, isa: Isa) -> bool {
+        self.kind != Kind::Fp8 || self.codes == Codes::of(isa)
+    }
+
+    /// The same matrix as [`PackedMatrix::new_for`] packs it.
+    pub(super) fn packed_for(&self, isa: Isa) -> Self {
+        let mut packed = Self::zeroed_for(isa, self.kind, self.n, self.k, self.scales.clone());
+        let mut bytes = Vec::new();
+        self.unpack_rows(0, self.n, &mut bytes);
+        packed.pack_rows(0, &bytes);
+        packed
     }
 
     fn form(&self) -> Form {
@@ -320,12 +334,6 @@ impl PackedMatrix {
     #[inline(always)]
     pub(super) fn group(&self, group: usize) -> &[Line] {
         &self.lines[group * self.group_lines..(group + 1) * self.group_lines]
-    }
-
-    /// The order of the codes of a line.
-    #[inline(always)]
-    pub(super) fn codes(&self) -> Codes {
-        self.codes
     }
 
     /// Columns of a partial sum.

@@ -1,13 +1,16 @@
 //! Many rows of x: a block of weights is decoded to f32 once and multiplied with all rows in register tiles.
 //!
 //! x is put into tiles first: for each block of columns, for each tile, column after column, the rows of the tile side
-//! by side. The decoded block (16 KiB at most for blocks of 128) stays in L1 while the tiles stream by.
+//! by side. The decoded block (16 KiB at most for blocks of 128) stays in L1 while the tiles stream by. Up to [`FEW`] rows are
+//! quicker without the way through L1: each tile decodes the block anew, in registers ([`Simd::PASSES`]).
 
-use super::lanes::{Enter, Quad, with_quad};
-use super::packed::QUAD;
+use super::direct::AHEAD;
+use super::lanes::{Enter, Fp8, Quad};
+use super::packed::{Line, QUAD};
 use super::{Kind, PackedMatrix, Piece, ROWS};
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, dispatch};
+use crate::source::{Bf16, F16, F32};
 use crate::team::{Disjoint, Team};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -16,9 +19,16 @@ use std::ops::Range;
 /// two stretches, which changes no bit.
 const STRETCH: usize = 128;
 
-/// Most rows of a tile: 6 x 1 groups on 16 registers of half a group, 12 x 2 on 32 registers of a group.
-fn height(isa: Isa) -> usize {
-    if isa.usable() == Isa::Avx512 { 12 } else { 6 }
+/// Most rows of x whose tiles decode for themselves.
+const FEW: usize = 16;
+
+/// Most rows of a tile: 6 x 1 groups on 16 registers of half a group (4 if it decodes, too), 12 x 2 on 32 registers of a group.
+fn height(isa: Isa, m: usize) -> usize {
+    match isa.usable() {
+        Isa::Avx512 => 12,
+        Isa::Avx2 | Isa::Avx2Subnormal if m <= FEW => 4,
+        _ => 6,
+    }
 }
 
 /// Groups that are decoded and multiplied together.
@@ -35,7 +45,7 @@ fn tile(m: usize, count: usize, t: usize) -> (usize, usize) {
 /// Puts x [m, k] into tiles, and into the units that FP8 takes.
 pub(super) fn arrange(isa: Isa, team: &Team, x: &[f32], m: usize, w: &PackedMatrix, out: &mut [f32]) {
     let (k, block_cols, fp8) = (w.k(), w.block_cols(), w.kind() == Kind::Fp8);
-    let count = m.div_ceil(height(isa));
+    let count = m.div_ceil(height(isa, m));
     let out = Disjoint::new(out);
     let one = |t: usize| {
         let (first, rows) = tile(m, count, t);
@@ -64,8 +74,12 @@ pub(super) fn arrange(isa: Isa, team: &Team, x: &[f32], m: usize, w: &PackedMatr
     if m * k < 1 << 14 { (0..count).for_each(one) } else { team.run(count, &one) }
 }
 
-/// Sixteen floats.
-type Lanes = [f32; ROWS];
+/// Sixteen floats, a cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Lanes([f32; ROWS]);
+
+const ZERO: Lanes = Lanes([0.0; ROWS]);
 
 /// Memory of one thread, kept for its next task.
 #[derive(Default)]
@@ -85,13 +99,18 @@ thread_local! {
 /// All rows of x times some groups.
 pub(super) fn run(isa: Isa, piece: &Piece<'_>, all: Range<usize>) {
     let mut scratch = SCRATCH.take();
-    let count = piece.x.m.div_ceil(height(isa));
+    let count = piece.x.m.div_ceil(height(isa, piece.x.m));
     let step = groups(isa);
     for first in all.clone().step_by(step) {
         let wide = first + step <= all.end;
         for group in if wide { first..first + 1 } else { first..all.end } {
             let scratch = &mut scratch;
-            with_quad!(piece.w, |quad| dispatch(isa, Tiles { piece, group, wide, count, scratch, quad }));
+            match piece.w.kind() {
+                Kind::Fp8 => dispatch(isa, Tiles { piece, group, wide, count, scratch, quad: Fp8 }),
+                Kind::Bf16 => dispatch(isa, Tiles { piece, group, wide, count, scratch, quad: Bf16 }),
+                Kind::F16 => dispatch(isa, Tiles { piece, group, wide, count, scratch, quad: F16 }),
+                Kind::F32 => dispatch(isa, Tiles { piece, group, wide, count, scratch, quad: F32 }),
+            }
         }
     }
     SCRATCH.set(scratch);
@@ -112,7 +131,13 @@ impl<Q: Quad> Kernel for Tiles<'_, Q> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        if S::WIDE && self.wide { self.groups::<S, 2>(s) } else { self.groups::<S, 1>(s) }
+        if S::PASSES && self.piece.x.m <= FEW {
+            self.passes(s)
+        } else if S::WIDE && self.wide {
+            self.groups::<S, 2>(s)
+        } else {
+            self.groups::<S, 1>(s)
+        }
     }
 }
 
@@ -122,12 +147,12 @@ impl<Q: Quad> Tiles<'_, Q> {
         let Tiles { piece: p, group, wide: _, count, scratch, quad } = self;
         let (w, k, m) = (p.w, p.w.k(), p.x.m);
         let Scratch { decoded, totals, sums } = scratch;
-        decoded.resize(STRETCH * G, [0.0; ROWS]);
+        decoded.resize(STRETCH * G, ZERO);
         totals.clear();
-        totals.resize(m * G, [0.0; ROWS]);
+        totals.resize(m * G, ZERO);
         let block_cols = w.block_cols();
         let long = block_cols > STRETCH;
-        sums.resize(if long { m * G } else { 0 }, [0.0; ROWS]);
+        sums.resize(if long { m * G } else { 0 }, ZERO);
         let mut at = 0;
         for (block, start) in (0..k).step_by(block_cols).enumerate() {
             let width = block_cols.min(k - start);
@@ -142,7 +167,7 @@ impl<Q: Quad> Tiles<'_, Q> {
                     for (c, lines) in (0..stretch).step_by(QUAD).zip(lines.chunks_exact(Q::LINES)) {
                         let columns = quad.load(s, lines);
                         for (i, column) in columns.into_iter().enumerate().take(stretch - c) {
-                            s.store(column, &mut decoded[(c + i) * G + g]);
+                            s.store(column, &mut decoded[(c + i) * G + g].0);
                         }
                     }
                 }
@@ -168,9 +193,70 @@ impl<Q: Quad> Tiles<'_, Q> {
         }
         for (i, totals) in totals.chunks_exact(G).enumerate() {
             for (g, total) in totals.iter().enumerate() {
-                p.write(s, i, group + g, s.load(total));
+                p.write(s, i, group + g, s.load(&total.0));
             }
         }
+    }
+}
+
+impl<Q: Quad> Tiles<'_, Q> {
+    /// A few rows times one group: block after block, tile after tile.
+    #[inline(always)]
+    fn passes<S: Simd>(self, s: S) {
+        let Tiles { piece: p, group, wide: _, count, scratch: _, quad } = self;
+        let (w, k, m) = (p.w, p.w.k(), p.x.m);
+        let lines = w.group(group);
+        let mut totals = [s.splat(0.0); FEW];
+        let block_cols = w.block_cols();
+        let mut at = 0;
+        for (block, start) in (0..k).step_by(block_cols).enumerate() {
+            let width = block_cols.min(k - start);
+            let scale = p.scales(s, group, block);
+            let block = &lines[at..at + width.div_ceil(QUAD) * Q::LINES];
+            for t in 0..count {
+                let (first, rows) = tile(m, count, t);
+                let x = &p.x.rows[start * m + first * width..][..width * rows];
+                let totals = &mut totals[first..first + rows];
+                match rows {
+                    3 => pass::<S, Q, 3>(s, quad, x, block, scale, totals),
+                    4 => pass::<S, Q, 4>(s, quad, x, block, scale, totals),
+                    _ => unreachable!("no tile is as high"),
+                }
+            }
+            at += block.len();
+        }
+        for (i, total) in totals[..m].iter().enumerate() {
+            p.write(s, i, group, *total);
+        }
+    }
+}
+
+/// One block times one tile, whose columns x has side by side.
+#[inline(always)]
+fn pass<S: Simd, Q: Quad, const R: usize>(s: S, quad: Q, x: &[f32], lines: &[Line], scale: S::F, totals: &mut [S::F]) {
+    let mut sums = [s.splat(0.0); R];
+    let (quads, rest) = x.as_chunks::<R>().0.as_chunks::<QUAD>();
+    let mut lines = lines.chunks_exact(Q::LINES);
+    for (x, lines) in quads.iter().zip(&mut lines) {
+        for line in lines {
+            s.prefetch(std::ptr::from_ref(line).wrapping_add(AHEAD));
+        }
+        let w = quad.load(s, lines);
+        for (x, w) in x.iter().zip(w) {
+            for r in 0..R {
+                sums[r] = s.fma(s.splat(x[r]), w, sums[r]);
+            }
+        }
+    }
+    if let Some(lines) = lines.next() {
+        for (x, w) in rest.iter().zip(quad.load(s, lines)) {
+            for r in 0..R {
+                sums[r] = s.fma(s.splat(x[r]), w, sums[r]);
+            }
+        }
+    }
+    for (sum, total) in sums.into_iter().zip(totals) {
+        *total = quad.add_block(s, sum, scale, *total);
     }
 }
 
@@ -191,14 +277,14 @@ fn multiply<S: Simd, Q: Quad, const R: usize, const G: usize>(
     if !begins {
         for r in 0..R {
             for g in 0..G {
-                sums[r][g] = s.load(&rest[r * G + g]);
+                sums[r][g] = s.load(&rest[r * G + g].0);
             }
         }
     }
     for (x, w) in x.as_chunks::<R>().0.iter().zip(w.as_chunks::<G>().0) {
         let mut lanes = [s.splat(0.0); G];
         for g in 0..G {
-            lanes[g] = s.load(&w[g]);
+            lanes[g] = s.load(&w[g].0);
         }
         for r in 0..R {
             let x = s.splat(x[r]);
@@ -211,10 +297,10 @@ fn multiply<S: Simd, Q: Quad, const R: usize, const G: usize>(
         for g in 0..G {
             if ends {
                 let total = &mut totals[r * G + g];
-                let before = s.load(total);
-                s.store(quad.add_block(s, sums[r][g], scales[g], before), total);
+                let before = s.load(&total.0);
+                s.store(quad.add_block(s, sums[r][g], scales[g], before), &mut total.0);
             } else {
-                s.store(sums[r][g], &mut rest[r * G + g]);
+                s.store(sums[r][g], &mut rest[r * G + g].0);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The lanes as two AVX2 registers (lanes 0 to 7 and 8 to 15), with FMA and F16C.
 
-use super::{Kernel, Simd, by_columns};
+use super::{Kernel, Simd};
 use crate::steps::Steps;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -136,6 +136,7 @@ macro_rules! both {
 impl<const SUBNORMAL: bool> Simd for Avx2<SUBNORMAL> {
     type F = [__m256; 2];
     const WIDE: bool = false;
+    const PASSES: bool = true;
     const CODE_UNIT: f32 = if SUBNORMAL { f32::from_bits((127 - 120) << 23) } else { 1.0 / 256.0 };
 
     #[inline(always)]
@@ -184,12 +185,18 @@ impl<const SUBNORMAL: bool> Simd for Avx2<SUBNORMAL> {
         }
     }
     #[inline(always)]
-    fn load_e4m3_columns(self, codes: &[u8; 64]) -> [Self::F; 4] {
+    fn load_e4m3_quad(self, codes: &[u8; 64]) -> [Self::F; 4] {
         // SAFETY: the token proves the features; both halves of the array are readable.
+        let (a, b) =
+            unsafe { (_mm256_loadu_si256(codes.as_ptr().cast()), _mm256_loadu_si256(codes.as_ptr().add(32).cast())) };
+        if SUBNORMAL {
+            // SAFETY: the token proves the features.
+            let (a, b) = unsafe { (four_columns(a), four_columns(b)) };
+            return [[a[0], b[0]], [a[1], b[1]], [a[2], b[2]], [a[3], b[3]]];
+        }
+        // SAFETY: the token proves the features.
         unsafe {
             let zero = _mm256_setzero_si256();
-            let a = _mm256_loadu_si256(codes.as_ptr().cast());
-            let b = _mm256_loadu_si256(codes.as_ptr().add(32).cast());
             // Each code in the high half of 16 bits.
             let words = [
                 _mm256_unpacklo_epi8(zero, a),
@@ -199,48 +206,12 @@ impl<const SUBNORMAL: bool> Simd for Avx2<SUBNORMAL> {
             ];
             let mut out = [[_mm256_setzero_ps(); 2]; 4];
             for i in 0..4 {
-                out[i] = if SUBNORMAL {
-                    // Shifted right by four with its sign, a code in the upper byte is a binary32 but for the copies of
-                    // the sign, which the mask clears; the exponent's bias is 127 instead of 7. The even rows by a
-                    // product with 2^12 instead of two shifts: units that shift are scarcer than those that multiply.
-                    let mask = _mm256_set1_epi32(0x87f0_0000u32 as i32);
-                    let even = _mm256_madd_epi16(words[i], _mm256_set1_epi32(1 << 12));
-                    let odd = _mm256_srai_epi32::<4>(words[i]);
-                    [
-                        _mm256_castsi256_ps(_mm256_and_si256(even, mask)),
-                        _mm256_castsi256_ps(_mm256_and_si256(odd, mask)),
-                    ]
-                } else {
-                    // Shifted right by one, it is a binary16; value / 256 for the reason in `avx512.rs`.
-                    let half = _mm256_and_si256(_mm256_srai_epi16::<1>(words[i]), _mm256_set1_epi16(0xbfffu16 as i16));
-                    let high = _mm256_extracti128_si256::<1>(half);
-                    [_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(high)]
-                };
+                // Shifted right by one, it is a binary16; value / 256 for the reason in `avx512.rs`.
+                let half = _mm256_and_si256(_mm256_srai_epi16::<1>(words[i]), _mm256_set1_epi16(0xbfffu16 as i16));
+                let high = _mm256_extracti128_si256::<1>(half);
+                out[i] = [_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(high)];
             }
             out
-        }
-    }
-    #[inline(always)]
-    fn load_e4m3_lanes(self, codes: &[u8; 64]) -> [Self::F; 4] {
-        if !SUBNORMAL {
-            return by_columns(self, codes);
-        }
-        // SAFETY: the token proves the feature; both halves of the array are readable.
-        unsafe {
-            let top = four_columns(_mm256_loadu_si256(codes.as_ptr().cast()));
-            let bottom = four_columns(_mm256_loadu_si256(codes.as_ptr().add(32).cast()));
-            [[top[0], bottom[0]], [top[1], bottom[1]], [top[2], bottom[2]], [top[3], bottom[3]]]
-        }
-    }
-    #[inline(always)]
-    fn by_row(self, x: Self::F) -> Self::F {
-        if !SUBNORMAL {
-            return x;
-        }
-        // SAFETY: the token proves the feature.
-        unsafe {
-            let (a, b) = (_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));
-            [_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b)]
         }
     }
     #[inline(always)]

@@ -80,7 +80,7 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn load_e4m3_columns(self, codes: &[u8; 64]) -> [__m512; 4] {
+    fn load_e4m3_quad(self, codes: &[u8; 64]) -> [__m512; 4] {
         // As above, with the code in the high half and a shift to the right; `unpack` works within 128 bits, which the
         // order of the quad takes into account.
         // SAFETY: the token proves the features; 64 bytes are readable behind the reference.

@@ -197,7 +197,7 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
-    fn load_e4m3_columns(self, codes: &[u8; 64]) -> [Self::F; 4] {
+    fn load_e4m3_quad(self, codes: &[u8; 64]) -> [Self::F; 4] {
         // SAFETY: NEON is in the baseline of the target.
         unsafe {
             // Bytes 16 i on: eight rows of column 2 (i / 2), then of the next column.

@@ -79,7 +79,7 @@ impl Simd for Portable {
         lanes!(|l| DECODE[codes[l] as usize] * (1.0 / 256.0))
     }
     #[inline(always)]
-    fn load_e4m3_columns(self, codes: &[u8; 64]) -> [Self::F; 4] {
+    fn load_e4m3_quad(self, codes: &[u8; 64]) -> [Self::F; 4] {
         [0, 8, 32, 40].map(|c| lanes!(|l| DECODE[codes[c + 16 * (l / 8) + l % 8] as usize] * (1.0 / 256.0)))
     }
     #[inline(always)]
