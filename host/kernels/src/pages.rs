@@ -1,5 +1,16 @@
 //! Pages of memory. Large ones for large buffers: a fresh matrix of 64 MiB is 16,384 page faults in small ones, several times
 //! the work of quantizing it. And those that nobody uses any more, for the system.
+//!
+//! Large pages are not free of cost: where memory is in small parts, the system makes one while the writer waits (`madvise` in
+//! `/sys/kernel/mm/transparent_hugepage/defrag`, the usual setting, means just that). So a [`Buffer`] takes pages that are there:
+//! those of buffers that were dropped, then large ones that the system has free, then small ones.
+
+mod arena;
+mod buffer;
+mod system;
+
+pub use arena::Usage;
+pub use buffer::{Buffer, Plain, Unwritten, give_back_kept, settle, usage};
 
 /// Smaller buffers are not worth a call; the allocator keeps them anyway.
 const LEAST: usize = 8 << 20;
