@@ -3,7 +3,8 @@
 //!
 //! Large pages are not free of cost: where memory is in small parts, the system makes one while the writer waits (`madvise` in
 //! `/sys/kernel/mm/transparent_hugepage/defrag`, the usual setting, means just that). So a [`Buffer`] takes pages that are there:
-//! those of buffers that were dropped, then large ones that the system has free, then small ones.
+//! those of buffers that were dropped, then large ones that the system has free. Where there are none, a buffer that is soon
+//! dropped (codes on their way into a packed matrix) takes small ones, and only one that stays (the packed matrix) waits.
 
 mod arena;
 mod buffer;

@@ -5,7 +5,7 @@
 
 use crate::cast::{CastReport, ContractViolation, Measure};
 use crate::isa::Isa;
-use crate::pages::prefer_large;
+use crate::pages::Buffer;
 use crate::source::Source;
 use crate::spec::{CastSpec, Edges};
 use crate::stats::{PanelStats, StatsOptions, panel_stats_with};
@@ -92,7 +92,7 @@ pub fn quantize_panels_with<E>(
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct QuantizedMatrix {
     /// One code per value, row-major.
-    pub q: Vec<u8>,
+    pub q: Buffer<u8>,
     /// One scale per block, row-major.
     pub scales: Vec<f32>,
     /// What the casts counted.
@@ -117,14 +117,13 @@ pub fn quantize_matrix<E: Send>(
 ) -> Result<QuantizedMatrix, E> {
     assert!(spec.block_rows > 0 && spec.block_cols > 0, "blocks have at least one row and column");
     let codes = src.rows * src.cols;
-    let mut q: Vec<u8> = Vec::with_capacity(codes);
-    prefer_large(q.spare_capacity_mut());
+    let mut q = Buffer::unwritten(codes);
     // NaN: what nobody writes cannot pass for a scale.
     let blocks = src.rows.div_ceil(spec.block_rows) * src.cols.div_ceil(spec.block_cols);
     let mut scales = vec![f32::from_bits(u32::MAX); blocks];
-    let report = on_all_threads(src, spec, &ask, &broken, &mut q.spare_capacity_mut()[..codes], &mut scales)?;
-    // SAFETY: the capacity is at least `codes`, and without an error each of them was written.
-    unsafe { q.set_len(codes) };
+    let report = on_all_threads(src, spec, &ask, &broken, q.as_mut(), &mut scales)?;
+    // SAFETY: without an error each of the codes was written.
+    let q = unsafe { q.written() };
     Ok(QuantizedMatrix { q, scales, report })
 }
 

@@ -114,7 +114,7 @@ mod tests {
         let kinds = [
             (Kind::F32, Matrix::F32(floats)),
             (Kind::Bf16, Matrix::Bf16(halves)),
-            (Kind::F32, Matrix::Fp8 { q, scales, order, block_rows: 16, block_cols: 128 }),
+            (Kind::F32, Matrix::Fp8 { q: q.into(), scales, order, block_rows: 16, block_cols: 128 }),
         ];
         for (kind, matrix) in kinds {
             let part = Part { rows, cols: rank, matrix };

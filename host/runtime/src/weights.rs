@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::{bf16, f16};
 use patchhost_kernels::linear::{Kind, PackedMatrix, ROWS, ScaleOrder, Scales};
+use patchhost_kernels::pages::Buffer;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -32,7 +33,7 @@ pub enum Matrix {
     /// Block FP8.
     Fp8 {
         /// e4m3fn codes.
-        q: Vec<u8>,
+        q: Buffer<u8>,
         /// Stored scales (multipliers), one per block of the grid.
         scales: Vec<f32>,
         /// How the scales lie.
@@ -103,7 +104,7 @@ impl Matrix {
             (Kind::F32, _) => Matrix::F32(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
             (Kind::F16, _) => Matrix::F16(u16s(&bytes)),
             (Kind::Fp8, Some(s)) => Matrix::Fp8 {
-                q: bytes,
+                q: bytes.into(),
                 scales: s.values.clone(),
                 order: s.order,
                 block_rows: s.block_rows,
@@ -181,7 +182,7 @@ impl Matrix {
                 }
             }
             Matrix::Fp8 { q, scales, .. } => {
-                hasher.update(q);
+                hasher.update(&q[..]);
                 f32s(hasher, scales);
             }
             Matrix::Packed(p) => {

@@ -201,7 +201,7 @@ fn cast(quant: &dyn BlockQuant, scheme: &Scheme, matrix: &Matrix) -> Result<Cast
     let &Matrix { ref data, elem, rows, cols } = matrix;
     let input = Input { name: NAME, data: data.clone(), elem, rows, cols };
     let made = quantize(&input, scheme, quant, Measure::Nothing).map_err(|e| e.to_string())?;
-    Ok((made.q, made.scales.iter().map(|s| s.to_bits()).collect()))
+    Ok((made.q.to_vec(), made.scales.iter().map(|s| s.to_bits()).collect()))
 }
 
 /// Scales of activations where they are a call.

@@ -185,7 +185,7 @@ fn one<'a>(
             .ok_or_else(|| refuse("its data is shorter than its shape".to_string(), "copy the file again"))?
             .load()?;
         let made = quantize(&Input { name: &tensor.name, data, elem, rows, cols }, scheme, quant, Measure::All)?;
-        q.extend(made.q);
+        q.extend_from_slice(&made.q);
         scales.extend(made.scales.iter().flat_map(|s| s.to_le_bytes()));
         report += made.report;
     }

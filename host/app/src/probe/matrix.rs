@@ -66,7 +66,7 @@ pub(super) fn cast_named(
     let data = TensorBytes::new(Arc::new(bytes), 0..length).ok_or("no bytes")?;
     let input = Input { name, data, elem, rows, cols };
     let done = quantize(&input, scheme, quant, Measure::Nothing).map_err(|e| e.to_string())?;
-    Ok((done.q, done.scales))
+    Ok((done.q.to_vec(), done.scales))
 }
 
 /// bf16 as weights have them.

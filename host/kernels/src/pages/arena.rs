@@ -49,6 +49,15 @@ struct Page {
     large: bool,
 }
 
+/// How long a piece stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stay {
+    /// Worth a wait for large pages: it will be read many times.
+    Long,
+    /// It takes what is there.
+    Short,
+}
+
 /// A piece that was taken.
 pub(super) struct Taken {
     pub(super) at: NonNull<u8>,
@@ -75,7 +84,7 @@ impl Arena {
     }
 
     /// A piece of `len` bytes, more than 0. None: the system has no address space left.
-    pub(super) fn take(&mut self, len: usize) -> Option<Taken> {
+    pub(super) fn take(&mut self, len: usize, stay: Stay) -> Option<Taken> {
         let len = len.checked_next_multiple_of(ALIGN)?;
         let (index, start) = match self.best(len) {
             Some(found) => found,
@@ -98,7 +107,7 @@ impl Arena {
         }
         // SAFETY: `start` lies inside of the mapping.
         let at = unsafe { extent.mapping.at().add(start) };
-        self.touch(index, pages);
+        self.touch(index, pages, stay);
         Some(Taken { at, stale })
     }
 
@@ -117,15 +126,18 @@ impl Arena {
         Some(index)
     }
 
-    /// These pages are about to be written. Those that memory does not stand behind yet become large ones as far as the system
-    /// has any: asked for more, it would make them, and whoever writes would wait for that.
-    fn touch(&mut self, index: usize, pages: Range<usize>) {
+    /// These pages are about to be written. Those that memory does not stand behind yet become large ones. For a short stay only
+    /// as far as the system has any: asked for more, it makes them, and whoever writes waits for that.
+    fn touch(&mut self, index: usize, pages: Range<usize>, stay: Stay) {
         let new: Vec<usize> = pages.filter(|page| !self.extents[index].pages[*page].touched).collect();
         if new.is_empty() {
             return;
         }
         self.touched += new.len();
-        let large = self.from_stock(new.len());
+        let large = match stay {
+            Stay::Short => self.from_stock(new.len()),
+            Stay::Long => new.len(),
+        };
         let extent = &mut self.extents[index];
         for (i, page) in new.iter().enumerate() {
             extent.pages[*page].touched = true;
@@ -282,7 +294,8 @@ mod tests {
                 unsafe { arena.give(at, len) };
             } else {
                 let (len, mark) = (1 + random(longest), 1 + random(255) as u8);
-                let taken = arena.take(len).expect("address space");
+                let taken =
+                    arena.take(len, if round % 2 == 0 { Stay::Long } else { Stay::Short }).expect("address space");
                 assert!(taken.at.addr().get().is_multiple_of(ALIGN));
                 for i in [0, len / 2, len - 1] {
                     let stale = taken.stale.iter().any(|range| range.contains(&i));
@@ -312,11 +325,11 @@ mod tests {
     fn the_next_piece_lies_where_the_last_one_was() {
         let mut arena = Arena::new();
         let big = if cfg!(miri) { LARGE } else { 50 << 20 };
-        let first = arena.take(big).expect("address space");
+        let first = arena.take(big, Stay::Short).expect("address space");
         assert!(first.stale.is_empty(), "new memory is zero");
         // SAFETY: taken with this length.
         unsafe { arena.give(first.at, big) };
-        let next = arena.take(big).expect("address space");
+        let next = arena.take(big, Stay::Short).expect("address space");
         assert_eq!(next.at, first.at);
         assert_eq!(next.stale, std::iter::once(0..big).collect::<Vec<_>>(), "and must be made zero");
         assert_eq!(arena.touched * LARGE, big);
@@ -326,7 +339,7 @@ mod tests {
 
     #[test]
     fn an_impossible_length_is_an_answer() {
-        assert!(Arena::new().take(usize::MAX - 5).is_none());
-        assert!(Arena::new().take(usize::MAX >> 1).is_none());
+        assert!(Arena::new().take(usize::MAX - 5, Stay::Long).is_none());
+        assert!(Arena::new().take(usize::MAX >> 1, Stay::Long).is_none());
     }
 }

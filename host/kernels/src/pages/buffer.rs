@@ -1,6 +1,6 @@
 //! Slices whose memory comes from the arena.
 
-use super::arena::{Arena, Usage};
+use super::arena::{Arena, Stay, Usage};
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::fmt;
 use std::marker::PhantomData;
@@ -70,12 +70,12 @@ pub fn settle() {
 }
 
 impl<T: Plain> Buffer<T> {
-    /// Of zeros.
+    /// Of zeros, for what stays long, as weights do: where the system has no large pages, it makes them now.
     ///
     /// # Panics
     /// If it is longer than the address space. As with a `Vec`, the process ends where the system has no memory.
     pub fn zeroed(len: usize) -> Self {
-        let (new, stale) = Self::get(len);
+        let (new, stale) = Self::get(len, Stay::Long);
         for range in stale {
             // SAFETY: inside of the buffer's memory, which only `new` knows of.
             unsafe { new.at.cast::<u8>().as_ptr().add(range.start).write_bytes(0, range.len()) };
@@ -83,12 +83,12 @@ impl<T: Plain> Buffer<T> {
         new
     }
 
-    /// To be written as a whole: nothing is spent on zeros.
+    /// To be written as a whole, for a short time: nothing is spent on zeros, and nobody waits for large pages.
     ///
     /// # Panics
     /// As [`Buffer::zeroed`].
     pub fn unwritten(len: usize) -> Unwritten<T> {
-        Unwritten(Self::get(len).0)
+        Unwritten(Self::get(len, Stay::Short).0)
     }
 
     /// The layout of a buffer that is the allocator's. None: it is not.
@@ -98,7 +98,7 @@ impl<T: Plain> Buffer<T> {
     }
 
     /// Memory, and the ranges of its bytes that are not zero.
-    fn get(len: usize) -> (Self, Vec<std::ops::Range<usize>>) {
+    fn get(len: usize, stay: Stay) -> (Self, Vec<std::ops::Range<usize>>) {
         const { assert!(align_of::<T>() <= LINE && size_of::<T>() > 0, "values lie in cache lines") };
         let own = |at: NonNull<u8>| Self { at: at.cast(), len, owns: PhantomData };
         if len == 0 {
@@ -111,7 +111,7 @@ impl<T: Plain> Buffer<T> {
         }
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer is shorter than the address space");
         let layout = Layout::from_size_align(bytes, LINE).expect("a buffer is shorter than the address space");
-        let taken = arena().take(bytes).unwrap_or_else(|| handle_alloc_error(layout));
+        let taken = arena().take(bytes, stay).unwrap_or_else(|| handle_alloc_error(layout));
         let stale = taken.stale.into_iter().map(|range| range.start..range.end.min(bytes)).collect();
         (own(taken.at), stale)
     }
@@ -163,16 +163,29 @@ impl<T: Plain> DerefMut for Buffer<T> {
 
 impl<T: Plain> Default for Buffer<T> {
     fn default() -> Self {
-        Self::get(0).0
+        Self::get(0, Stay::Short).0
     }
 }
 
 impl<T: Plain> From<&[T]> for Buffer<T> {
     fn from(values: &[T]) -> Self {
-        let mut new = Self::unwritten(values.len());
+        let mut new = Unwritten(Self::get(values.len(), Stay::Long).0);
         new.as_mut().write_copy_of_slice(values);
         // SAFETY: all of it was written just now.
         unsafe { new.written() }
+    }
+}
+
+impl<T: Plain> From<Vec<T>> for Buffer<T> {
+    /// A copy: the memory of a `Vec` is the allocator's.
+    fn from(values: Vec<T>) -> Self {
+        Self::from(&values[..])
+    }
+}
+
+impl<T: Plain> FromIterator<T> for Buffer<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
+        Self::from(values.into_iter().collect::<Vec<T>>())
     }
 }
 

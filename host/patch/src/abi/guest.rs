@@ -81,7 +81,7 @@ impl Guest {
     }
 
     pub(crate) fn stats(&self) -> crate::sandbox::CallStats {
-        self.pool.stats().snapshot()
+        self.pool.stats()
     }
 
     /// Calls a hook function about one thing.

@@ -148,8 +148,13 @@ mod tests {
         let q: Vec<u8> =
             (0..rows * cols).map(|i| (i * 37 % 251) as u8).map(|b| if b & 0x7f == 0x7f { 1 } else { b }).collect();
         let scales: Vec<f32> = (0..9).map(|i| if i % 3 == 0 { 0.25 } else { 0.003 * (i as f32 + 1.0) }).collect();
-        let matrix =
-            Matrix::Fp8 { q: q.clone(), scales: scales.clone(), order: ScaleOrder::RowMajor, block_rows, block_cols };
+        let matrix = Matrix::Fp8 {
+            q: q.clone().into(),
+            scales: scales.clone(),
+            order: ScaleOrder::RowMajor,
+            block_rows,
+            block_cols,
+        };
         let mut part = Part { rows, cols, matrix };
         requantize(&mut part);
         let Matrix::Fp8 { q: new, scales: made, .. } = &part.matrix else { unreachable!() };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use patchhost_kernels::cast::CastReport;
 use patchhost_kernels::e4m3::contains_nan_code;
 use patchhost_kernels::linear::ScaleOrder;
+use patchhost_kernels::pages::Buffer;
 use rayon::prelude::*;
 
 use super::declared::rounded;
@@ -264,7 +265,7 @@ fn stored_fp8(
         let from = matrix * grid_rows + first / block_rows;
         let count = dest.rows.div_ceil(block_rows);
         let part_scales = scales.get(from * grid_cols..(from + count) * grid_cols).ok_or_else(short)?.to_vec();
-        let q = data.slice(dest.offset..dest.offset + dest.rows * dest.cols).ok_or_else(short)?.to_vec();
+        let q = Buffer::from(&data.slice(dest.offset..dest.offset + dest.rows * dest.cols).ok_or_else(short)?[..]);
         let matrix = Matrix::Fp8 { q, scales: part_scales, order: ScaleOrder::RowMajor, block_rows, block_cols };
         staged.parts.push((*dest, Part { rows: dest.rows, cols: dest.cols, matrix }));
     }
