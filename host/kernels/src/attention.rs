@@ -96,6 +96,7 @@ const LEAST: usize = 1 << 15;
 /// Buffers of a thread; kept, so that a token does not allocate.
 #[derive(Default)]
 struct Scratch {
+    packed: Vec<f32>,
     scores: Vec<f32>,
     out: Vec<f32>,
 }
@@ -271,11 +272,12 @@ impl Call<'_, '_> {
         }
         let (keys, values) = self.shape.head(&(self.context)(group.row), kv_head);
         let (from, to) = (first / BLOCK, len.div_ceil(BLOCK));
-        SCRATCH.with_borrow_mut(|Scratch { scores, out }| {
+        SCRATCH.with_borrow_mut(|Scratch { packed, scores, out }| {
+            let packed = at_least(packed, count * head_dim);
             let scores = at_least(scores, count * score_stride(to - from));
             let out = at_least(out, count * out_stride(value_dim));
             let queries = &queries[..count];
-            dispatch(self.isa, Tiles { queries, keys, values, scale: self.scale, from, to, scores, out });
+            dispatch(self.isa, Tiles { queries, keys, values, scale: self.scale, from, to, packed, scores, out });
             for (place, out) in places[..count].iter().zip(out.chunks_exact(out_stride(value_dim))) {
                 self.part(*place).copy_from_slice(&out[..value_dim]);
             }

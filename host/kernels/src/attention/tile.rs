@@ -33,6 +33,8 @@ pub(super) struct Tiles<'a> {
     /// The blocks of positions that take part: of all queries together.
     pub(super) from: usize,
     pub(super) to: usize,
+    /// Scratch: a key's numbers for each query.
+    pub(super) packed: &'a mut [f32],
     /// Scratch: [`score_stride`] for each query.
     pub(super) scores: &'a mut [f32],
     /// [`out_stride`] for each query.
@@ -54,20 +56,23 @@ impl Kernel for Tiles<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Tiles { queries, keys, values, scale, from, to, scores, out } = self;
+        let Tiles { queries, keys, values, scale, from, to, packed, scores, out } = self;
         let stride = score_stride(to - from);
+        if keys.blocked {
+            pack(queries, keys.dim, packed);
+        }
         let step = (NEAR / (BLOCK * keys.dim)).max(1);
         for first in (from..to).step_by(step) {
-            let span = Span { first, last: (first + step).min(to), from, stride };
+            let span = Span { first, last: (first + step).min(to), from, stride, streams: queries.len() <= 4 };
             let mut at = 0;
             while at < queries.len() {
                 let queries = tile(&queries[at..]);
-                let scores = &mut scores[at * stride..];
+                let (packed, scores) = (&packed[at * keys.dim..], &mut scores[at * stride..]);
                 match (keys.blocked, queries.len()) {
                     (false, _) => by_position(s, queries, &keys, scale, span, scores),
-                    (true, 4) => blocks::<S, 4, 1>(s, queries, &keys, scale, span, scores),
-                    (true, 2) => blocks::<S, 2, 2>(s, queries, &keys, scale, span, scores),
-                    (true, _) => blocks::<S, 1, 4>(s, queries, &keys, scale, span, scores),
+                    (true, 4) => blocks::<S, 4, 1>(s, queries, packed, &keys, scale, span, scores),
+                    (true, 2) => blocks::<S, 2, 2>(s, queries, packed, &keys, scale, span, scores),
+                    (true, _) => blocks::<S, 1, 4>(s, queries, packed, &keys, scale, span, scores),
                 }
                 at += queries.len();
             }
@@ -82,7 +87,7 @@ impl Kernel for Tiles<'_> {
         let width = out_stride(values.dim);
         let step = (NEAR / (BLOCK * values.dim)).max(1);
         for first in (from..to).step_by(step) {
-            let span = Span { first, last: (first + step).min(to), from, stride };
+            let span = Span { first, last: (first + step).min(to), from, stride, streams: queries.len() <= 4 };
             let mut at = 0;
             while at < queries.len() {
                 let queries = tile(&queries[at..]);
@@ -113,6 +118,24 @@ struct Span {
     from: usize,
     /// From the scores of a query to those of the next.
     stride: usize,
+    /// Whether keys pass once only: then they come from afar.
+    streams: bool,
+}
+
+/// The numbers of each tile's queries, dimension by dimension, so that a tile needs one pointer only.
+#[inline(always)]
+fn pack(queries: &[Query<'_>], dim: usize, packed: &mut [f32]) {
+    let mut at = 0;
+    while at < queries.len() {
+        let tile = tile(&queries[at..]);
+        let packed = &mut packed[at * dim..][..tile.len() * dim];
+        for (r, query) in tile.iter().enumerate() {
+            for (to, q) in packed[r..].iter_mut().step_by(tile.len()).zip(query.q) {
+                *to = *q;
+            }
+        }
+        at += tile.len();
+    }
 }
 
 /// The first 4, 2 or 1 queries.
@@ -137,19 +160,21 @@ fn chunk(x: &[f32], at: usize) -> &[f32; 16] {
 fn blocks<S: Simd, const R: usize, const B: usize>(
     s: S,
     queries: &[Query<'_>],
+    packed: &[f32],
     keys: &Keys<'_>,
     scale: f32,
     span: Span,
     scores: &mut [f32],
 ) {
+    let q = &packed.as_chunks::<R>().0[..keys.dim];
     let mut block = queries.iter().fold(usize::MAX, |least, q| least.min(q.first / BLOCK)).max(span.first);
     let last = queries.iter().fold(0, |most, q| most.max(q.len.div_ceil(BLOCK))).min(span.last);
     while block + B <= last {
-        some::<S, R, B>(s, queries, keys, scale, span, block, scores);
+        some::<S, R, B>(s, q, keys, scale, span, block, scores);
         block += B;
     }
     while block < last {
-        some::<S, R, 1>(s, queries, keys, scale, span, block, scores);
+        some::<S, R, 1>(s, q, keys, scale, span, block, scores);
         block += 1;
     }
 }
@@ -158,20 +183,20 @@ fn blocks<S: Simd, const R: usize, const B: usize>(
 #[inline(always)]
 fn some<S: Simd, const R: usize, const B: usize>(
     s: S,
-    queries: &[Query<'_>],
+    q: &[[f32; R]],
     keys: &Keys<'_>,
     scale: f32,
     span: Span,
     block: usize,
     scores: &mut [f32],
 ) {
-    let q: [&[f32]; R] = std::array::from_fn(|r| &queries[r].q[..keys.dim]);
     let k: [&[[f32; 16]]; B] = std::array::from_fn(|b| keys.block(block + b));
     let chains = Chains {
-        q: q.map(|q| q.as_chunks::<16>().0),
-        q_tail: q.map(|q| q.as_chunks::<16>().1),
+        q: q.as_chunks::<16>().0,
+        q_tail: q.as_chunks::<16>().1,
         k: k.map(|k| k.as_chunks::<16>().0),
         k_tail: k.map(|k| k.as_chunks::<16>().1),
+        ahead: if span.streams { B * keys.stride } else { 0 },
     };
     let sums = chains.tree(s);
     let scale = s.splat(scale);
@@ -189,10 +214,12 @@ const ORDER: [usize; 16] = [0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15
 
 /// `R` queries and `B` blocks of keys, by sixteen dimensions.
 struct Chains<'a, const R: usize, const B: usize> {
-    q: [&'a [[f32; 16]]; R],
-    q_tail: [&'a [f32]; R],
+    q: &'a [[[f32; R]; 16]],
+    q_tail: &'a [[f32; R]],
     k: [&'a [[[f32; 16]; 16]]; B],
     k_tail: [&'a [[f32; 16]]; B],
+    /// Floats from these blocks to the next ones, which are asked for meanwhile; 0: they are near.
+    ahead: usize,
 }
 
 impl<const R: usize, const B: usize> Chains<'_, R, B> {
@@ -200,24 +227,28 @@ impl<const R: usize, const B: usize> Chains<'_, R, B> {
     #[inline(always)]
     fn lane<S: Simd>(&self, s: S, l: usize) -> [[S::F; B]; R] {
         let mut acc = [[s.splat(0.0); B]; R];
-        let (l, steps) = (l % 16, self.q[0].len());
-        let (q, k) = (self.q.map(|q| &q[..steps]), self.k.map(|k| &k[..steps]));
+        let (l, steps) = (l % 16, self.q.len());
+        let (q, k) = (self.q, self.k.map(|k| &k[..steps]));
         for i in 0..steps {
             let mut lanes = [s.splat(0.0); B];
             for b in 0..B {
-                lanes[b] = s.load(&k[b][i][l]);
+                let k = &k[b][i][l];
+                lanes[b] = s.load(k);
+                if self.ahead > 0 {
+                    s.prefetch(k.as_ptr().wrapping_add(self.ahead));
+                }
             }
             for r in 0..R {
-                let q = s.splat(q[r][i][l]);
+                let q = s.splat(q[i][l][r]);
                 for b in 0..B {
                     acc[r][b] = s.fma(q, lanes[b], acc[r][b]);
                 }
             }
         }
-        let tail = self.q_tail[0].len();
+        let tail = self.q_tail.len();
         if l < tail {
             for r in 0..R {
-                let q = s.splat(self.q_tail[r][l]);
+                let q = s.splat(self.q_tail[l][r]);
                 for b in 0..B {
                     acc[r][b] = s.fma(q, s.load(&self.k_tail[b][l]), acc[r][b]);
                 }
@@ -385,11 +416,19 @@ fn rank<S: Simd, const R: usize, const C: usize, const TAIL: bool>(
     while p < positions.end {
         let end = positions.end.min((p / BLOCK + 1) * BLOCK);
         let rows = values.rows(p, end, column);
-        let w: [&[f32]; R] = std::array::from_fn(|r| &weights[r * span.stride + p - span.from * BLOCK..][..end - p]);
+        let mut w = [&[][..]; R];
+        for r in 0..R {
+            w[r] = &weights[r * span.stride + p - span.from * BLOCK..][..end - p];
+        }
         for (i, row) in (0..end - p).zip(rows.chunks(values.stride)) {
             let mut v = [s.splat(0.0); C];
-            for c in 0..C {
-                v[c] = if TAIL { s.load(&pad_f32(&row[..values.dim - column])) } else { s.load(chunk(row, 16 * c)) };
+            if TAIL {
+                v[0] = s.load(&pad_f32(&row[..values.dim - column]));
+            } else {
+                let row = row[..16 * C].as_chunks::<16>().0;
+                for c in 0..C {
+                    v[c] = s.load(&row[c]);
+                }
             }
             for r in 0..R {
                 let weight = s.splat(w[r][i]);
