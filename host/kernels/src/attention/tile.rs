@@ -72,7 +72,7 @@ impl Kernel for Tiles<'_> {
                     (false, _) => by_position(s, queries, &keys, scale, span, scores),
                     (true, 4) => blocks::<S, 4, 1>(s, queries, packed, &keys, scale, span, scores),
                     (true, 2) => blocks::<S, 2, 2>(s, queries, packed, &keys, scale, span, scores),
-                    (true, _) => blocks::<S, 1, 4>(s, queries, packed, &keys, scale, span, scores),
+                    (true, _) => blocks::<S, 1, 2>(s, queries, packed, &keys, scale, span, scores),
                 }
                 at += queries.len();
             }
@@ -129,10 +129,19 @@ fn pack(queries: &[Query<'_>], dim: usize, packed: &mut [f32]) {
     while at < queries.len() {
         let tile = tile(&queries[at..]);
         let packed = &mut packed[at * dim..][..tile.len() * dim];
-        for (r, query) in tile.iter().enumerate() {
-            for (to, q) in packed[r..].iter_mut().step_by(tile.len()).zip(query.q) {
-                *to = *q;
+        match *tile {
+            [a, b, c, d] => {
+                let q = a.q.iter().zip(b.q).zip(c.q.iter().zip(d.q));
+                for (to, ((a, b), (c, d))) in packed.as_chunks_mut::<4>().0.iter_mut().zip(q) {
+                    *to = [*a, *b, *c, *d];
+                }
             }
+            [a, b] => {
+                for (to, (a, b)) in packed.as_chunks_mut::<2>().0.iter_mut().zip(a.q.iter().zip(b.q)) {
+                    *to = [*a, *b];
+                }
+            }
+            _ => packed.copy_from_slice(tile[0].q),
         }
         at += tile.len();
     }
@@ -420,7 +429,8 @@ fn rank<S: Simd, const R: usize, const C: usize, const TAIL: bool>(
         for r in 0..R {
             w[r] = &weights[r * span.stride + p - span.from * BLOCK..][..end - p];
         }
-        for (i, row) in (0..end - p).zip(rows.chunks(values.stride)) {
+        for i in 0..end - p {
+            let row = &rows[i * values.stride..];
             let mut v = [s.splat(0.0); C];
             if TAIL {
                 v[0] = s.load(&pad_f32(&row[..values.dim - column]));
