@@ -287,7 +287,7 @@ fn table(data: &Data, n: usize, k: usize) {
 fn attention_table(data: &Data) {
     use patchhost_kernels::attention::{AttentionShape, Context, attend_rows};
     println!("\n| {:<52} | {:>8} | {:>8} |", "attention, 8 heads of 64 on 4", "us", "GFLOP/s");
-    let shape = AttentionShape { heads: 8, kv_heads: 4, head_dim: 64, value_dim: 64, value_stride: 256 };
+    let shape = AttentionShape::grouped(8, 4, 64);
     for (what, caches) in [("in cache", 1), ("64 caches in turn", 64)] {
         for len in [32, 128, 512] {
             let size = len * 256;

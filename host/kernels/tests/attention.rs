@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::{bits, cases, encode_by_search, gauss_vec, positive_values, rng};
+use common::{bits, cases, encode_by_search, gauss_vec, in_blocks, positive_values, rng};
 use patchhost_kernels::activation::{GROUP, apply_groups, apply_groups_with, apply_rule, group_amax, rule_scales};
-use patchhost_kernels::attention::{AttentionShape, Context, attend_rows, attend_with};
+use patchhost_kernels::attention::{AttentionShape, Context, Layout, attend_rows, attend_rows_with};
 use patchhost_kernels::e4m3;
 use patchhost_kernels::isa::Isa;
 use patchhost_kernels::linear::{MatrixView, ScaleOrder, linear};
@@ -15,9 +15,10 @@ use patchhost_kernels::strided::{Strides, copy_heads};
 use patchhost_kernels::team::Team;
 use rand::Rng;
 
-/// Attention in f64: row after row of heads.
+/// Attention in f64: row after row of heads. Keys and values by position.
 fn softmax_f64(shape: &AttentionShape, q: &[f32], context: &Context<'_>, scale: f32) -> Vec<f64> {
-    let AttentionShape { heads, kv_heads, head_dim, value_dim, value_stride } = *shape;
+    let AttentionShape { heads, kv_heads, head_dim, value_dim, layout } = *shape;
+    let value_stride = if layout == Layout::Shared { head_dim } else { kv_heads * value_dim };
     let Context { keys, values, first, len } = *context;
     let mut out = vec![];
     for h in 0..heads {
@@ -51,8 +52,7 @@ fn attention_is_softmax_in_f64_and_equal_on_all_paths() {
             0 => AttentionShape::grouped(heads, kv_heads, head_dim),
             1 => {
                 let value_dim = rng.random_range(1..150);
-                let value_stride = kv_heads * value_dim + rng.random_range(0..3);
-                AttentionShape { heads, kv_heads, head_dim, value_dim, value_stride }
+                AttentionShape { value_dim, ..AttentionShape::grouped(heads, kv_heads, head_dim) }
             }
             _ => {
                 // Heads enough for several runs of those that are computed side by side; positions for several blocks.
@@ -60,7 +60,8 @@ fn attention_is_softmax_in_f64_and_equal_on_all_paths() {
                 AttentionShape::shared(rng.random_range(1..21), head_dim, head_dim - rng.random_range(0..17))
             }
         };
-        let AttentionShape { heads, kv_heads, head_dim, value_dim, value_stride } = shape;
+        let AttentionShape { heads, kv_heads, head_dim, value_dim, layout } = shape;
+        let value_stride = if layout == Layout::Shared { head_dim } else { kv_heads * value_dim };
         let (rows, len) = (rng.random_range(1..4), rng.random_range(1..90) * if case % 10 == 9 { 5 } else { 1 });
         let first = if case % 3 == 0 { rng.random_range(0..len) } else { 0 };
         let ldq = heads * head_dim + case % 2 * 7;
@@ -69,13 +70,20 @@ fn attention_is_softmax_in_f64_and_equal_on_all_paths() {
         let own = gauss_vec(&mut rng, (len + 2 * rows) * value_stride, 1.0);
         let values = if case / 30 == 2 { &keys } else { &own };
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let context = |row: usize| Context { keys: &keys, values, first, len: len + row };
+        let by_position = |row: usize| Context { keys: &keys, values, first, len: len + row };
+        let laid = |shape: &AttentionShape, keys: &[f32], values: &[f32]| match layout {
+            Layout::Blocks => in_blocks(shape, keys, values),
+            Layout::Shared => (keys.to_vec(), values.to_vec()),
+        };
+        let (laid_keys, laid_values) = laid(&shape, &keys, values);
+        let context = |row: usize| Context { keys: &laid_keys, values: &laid_values, first, len: len + row };
         let mut results = vec![];
         for isa in Isa::available() {
             let mut out = vec![9.0; rows * heads * value_dim];
             for (row, out) in out.chunks_exact_mut(heads * value_dim).enumerate() {
                 let q = &q[row * ldq..][..heads * head_dim];
-                attend_with(isa, &shape, q, &keys, values, first, len + row, scale, out);
+                let context = |_| context(row);
+                attend_rows_with(isa, &teams[0], &shape, q, q.len(), &context, scale, out);
             }
             results.push(out);
         }
@@ -85,7 +93,7 @@ fn attention_is_softmax_in_f64_and_equal_on_all_paths() {
             results.push(out);
         }
         // Head by head: what is computed side by side makes no difference.
-        let alone = AttentionShape { heads: 1, kv_heads: 1, value_stride: value_dim, ..shape };
+        let alone = AttentionShape { heads: 1, kv_heads: 1, value_dim, head_dim, layout: Layout::Blocks };
         let mut out = vec![];
         for i in 0..rows * heads {
             let (row, h) = (i / heads, i % heads);
@@ -94,17 +102,18 @@ fn attention_is_softmax_in_f64_and_equal_on_all_paths() {
                 (0..len + row).flat_map(|p| all[p * stride + kv * dim..][..dim].to_vec()).collect()
             };
             let (keys, values) = (pick(&keys, kv_heads * head_dim, head_dim), pick(values, value_stride, value_dim));
+            let (keys, values) = in_blocks(&alone, &keys, &values);
             let q = &q[row * ldq + h * head_dim..][..head_dim];
             out.extend(vec![9.0; value_dim]);
-            let mine = i * value_dim..;
-            attend_with(Isa::detect(), &alone, q, &keys, &values, first, len + row, scale, &mut out[mine]);
+            let context = |_| Context { keys: &keys, values: &values, first, len: len + row };
+            attend_rows(&teams[0], &alone, q, head_dim, &context, scale, &mut out[i * value_dim..]);
         }
         results.push(out);
         for other in &results[1..] {
             assert_eq!(bits(other), bits(&results[0]), "case {case}");
         }
         for (row, out) in results[0].chunks_exact(heads * value_dim).enumerate() {
-            let exact = softmax_f64(&shape, &q[row * ldq..], &context(row), scale);
+            let exact = softmax_f64(&shape, &q[row * ldq..], &by_position(row), scale);
             for (i, (got, exact)) in out.iter().zip(exact).enumerate() {
                 assert!((f64::from(*got) - exact).abs() < 2e-5, "case {case}, value {i}: {got} for {exact}");
             }
@@ -115,20 +124,25 @@ fn attention_is_softmax_in_f64_and_equal_on_all_paths() {
 #[test]
 fn attention_edges() {
     let shape = AttentionShape::grouped(1, 1, 16);
-    let (one, mut out) = ([1.0; 32], [5.0; 16]);
+    let one = [1.0; 32];
+    let team = Team::new(1);
+    let attend = |isa: Isa, keys: &[f32], values: &[f32], first: usize| {
+        let mut out = [5.0; 16];
+        let (keys, values) = in_blocks(&shape, keys, values);
+        let context = |_| Context { keys: &keys, values: &values, first, len: 2 };
+        attend_rows_with(isa, &team, &shape, &one[..16], 16, &context, 1.0, &mut out);
+        out
+    };
     for isa in Isa::available() {
-        attend_with(isa, &shape, &one[..16], &one, &one, 2, 2, 1.0, &mut out);
-        assert_eq!(out, [0.0; 16]);
+        assert_eq!(attend(isa, &one, &one, 2), [0.0; 16]);
         // A score far below the maximum has weight 0; a NaN is not hidden.
         let mut keys = [0.0; 32];
         keys[..16].fill(100.0);
         let mut values = [2.0; 32];
         values[16..].fill(1e30);
-        attend_with(isa, &shape, &one[..16], &keys, &values, 0, 2, 1.0, &mut out);
-        assert_eq!(out, [2.0; 16]);
+        assert_eq!(attend(isa, &keys, &values, 0), [2.0; 16]);
         keys[20] = f32::NAN;
-        attend_with(isa, &shape, &one[..16], &keys, &values, 0, 2, 1.0, &mut out);
-        assert!(out.iter().all(|x| x.is_nan()), "{isa:?}");
+        assert!(attend(isa, &keys, &values, 0).iter().all(|x| x.is_nan()), "{isa:?}");
     }
 }
 

@@ -127,13 +127,9 @@ impl Model {
         }
     }
 
-    /// Bytes of the cache of a sequence of so many positions.
+    /// Bytes of the cache of a sequence of so many positions: keys and values lie in blocks of 16, the last one whole.
     pub fn cache_bytes(&self, positions: usize) -> usize {
-        let numbers = |shape: &LayerShape| match *shape {
-            LayerShape::Attention { keys, values } => (keys + values) * positions,
-            LayerShape::Recurrent { conv, state } => conv + state,
-        };
-        self.memory.iter().map(|s| numbers(s) * 4).sum()
+        self.memory.iter().map(|shape| shape.bytes(positions)).sum()
     }
 
     /// The length beyond which it matters how a sequence is split into steps (dynamic rope scaling), if any.

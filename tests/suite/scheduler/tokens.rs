@@ -323,8 +323,7 @@ fn an_adapter_is_part_of_the_sequence() {
 
 #[test]
 fn the_prefix_cache_keeps_to_its_bytes() {
-    let per_token = rig(PLAIN, tight()).engine.model().cache_bytes(1);
-    let limit = per_token * 100;
+    let limit = rig(PLAIN, tight()).engine.model().cache_bytes(100);
     let rig = rig(PLAIN, SchedulerOptions { prefix_cache_bytes: limit, ..tight() });
     let prompt = |i: u32| (0..30).map(|k| 3 + i * 31 + k).collect::<Vec<u32>>();
     for i in 0..8 {

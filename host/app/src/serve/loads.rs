@@ -63,7 +63,8 @@ impl RankLoad {
         let load: Load = app.scheduler.load();
         let share = |part: f64, all: f64| if all > 0.0 { part / all } else { 0.0 };
         let model = app.live.engine().model();
-        let position = model.cache_bytes(2).saturating_sub(model.cache_bytes(1)).max(1);
+        // Keys and values lie in blocks of 16 positions.
+        let position = (model.cache_bytes(32).saturating_sub(model.cache_bytes(16)) / 16).max(1);
         Self {
             dp_rank: 0,
             num_reqs: load.running + load.waiting,

@@ -1,6 +1,7 @@
 //! Helpers of the integration tests.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+use patchhost_kernels::attention::{self, AttentionShape, put_key, put_value};
 use patchhost_kernels::cast::{CastReport, ContractViolation, Measure, cast_panel_with};
 use patchhost_kernels::isa::Isa;
 use patchhost_kernels::source::Source;
@@ -94,4 +95,17 @@ pub fn quantize(
 
 pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Keys and values by position, in blocks.
+pub fn in_blocks(shape: &AttentionShape, keys: &[f32], values: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let (key, value) = (shape.kv_heads * shape.head_dim, shape.kv_heads * shape.value_dim);
+    let positions = keys.len() / key;
+    let mut k = vec![0.0; attention::in_blocks(positions, key)];
+    let mut v = vec![0.0; attention::in_blocks(positions, value)];
+    for p in 0..positions {
+        put_key(&mut k, p, &keys[p * key..][..key]);
+        put_value(&mut v, p, shape.value_dim, &values[p * value..][..value]);
+    }
+    (k, v)
 }

@@ -1,6 +1,6 @@
 //! Grouped-query attention.
 
-use patchhost_kernels::attention::{AttentionShape, Context, attend_rows};
+use patchhost_kernels::attention::{AttentionShape, Context, attend_rows, put_key, put_value};
 use patchhost_kernels::heads::{HeadNorm, HeadSteps, heads};
 use patchhost_kernels::rows::gate;
 
@@ -58,14 +58,14 @@ impl Model {
         heads(team, wide, ld, start, c.kv_heads, c.head_dim, &steps(p.k_norm));
         for (s, span) in pass.batch.iter_mut().zip(spans.iter()) {
             let Some((keys, values)) = s.cache.extend(pass.layer, span.tokens) else { continue };
-            let rows = wide[span.row * ld..].chunks_exact(ld);
-            let places = keys.chunks_exact_mut(kv_width).zip(values.chunks_exact_mut(kv_width));
-            for (row, (key, value)) in rows.zip(places) {
-                key.copy_from_slice(&row[start..start + kv_width]);
-                value.copy_from_slice(&row[start + kv_width..]);
+            let rows = wide[span.row * ld..].chunks_exact_mut(ld).take(span.tokens);
+            for (position, row) in (span.past..).zip(rows) {
+                let (key, value) = row[start..].split_at_mut(kv_width);
                 if let Some(most) = p.shape.clip {
                     value.iter_mut().for_each(|v| *v = v.clamp(-most, most));
                 }
+                put_key(keys, position, key);
+                put_value(values, position, c.head_dim, value);
             }
         }
         pass.clock.lap(Op::Heads);

@@ -27,7 +27,7 @@ fn width(l: &Latent) -> usize {
 
 /// What a sequence remembers in such a layer: the latents are keys and values.
 pub(super) fn memory(l: &Latent) -> LayerShape {
-    LayerShape::Attention { keys: width(l), values: 0 }
+    LayerShape::Latent { width: width(l) }
 }
 
 impl Model {
@@ -87,6 +87,7 @@ impl Model {
         rms_norm(team, k, w.vector(p.kv_a_norm), EPS, low_normed);
         for (s, span) in pass.batch.iter_mut().zip(spans.iter()) {
             let Some((keys, _)) = s.cache.extend(pass.layer, span.tokens) else { continue };
+            let keys = &mut keys[span.past * width..];
             for (row, key) in (span.row..).zip(keys.chunks_exact_mut(width)) {
                 let (latent, rope) = key.split_at_mut(l.kv_rank);
                 latent.copy_from_slice(&low_normed[row * l.kv_rank..][..l.kv_rank]);
