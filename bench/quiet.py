@@ -1,0 +1,274 @@
+"""Is this machine quiet enough for claims? What the drivers of bench/peers and bench/serving ask before they measure, and in every
+round. `python bench/quiet.py` tells it of this moment.
+
+Four things are looked at:
+
+- the load average of one minute, less what the driver's own processes explain;
+- processor time that others took: all that /proc/stat counts, less that of the driver's own processes;
+- steal: time that the hypervisor gave to other machines;
+- a probe: one process per core, all at once and each pinned to its core, repeats a fixed loop of arithmetic and a fixed sweep over
+  memory. On a quiet machine its 90th percentile is close to its minimum. All cores at once, since the system would move other work
+  to the core that is not probed.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+REPEATS = 48
+LOOP = 20_000
+SWEEP = 32 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a quiet machine may show."""
+
+    # Load average beyond what our own processes explain: before the first round, and while we measure, when the explanation is not
+    # exact to the last digit.
+    load_before: float = 0.5
+    load_during: float = 1.0
+    # Cores that others used, and that the hypervisor took away.
+    others: float = 0.10
+    steal: float = 0.05
+    # Spread of the probe: 90th percentile / minimum.
+    arithmetic: float = 1.15
+    memory: float = 1.35
+
+
+@dataclass
+class Seen:
+    """What was seen at one moment or during one round."""
+
+    load: float
+    load_own: float
+    others: float
+    steal: float
+    arithmetic: float
+    memory: float
+    during: bool = False
+    seconds: float = 0.0
+
+    def reasons(self, limits=Limits()):
+        """Why this was no quiet moment, each with the number and its limit; nothing if it was one."""
+        found = []
+        load, most = self.load - self.load_own, limits.load_during if self.during else limits.load_before
+        if load > most:
+            own = f" beyond our own {self.load_own:.2f}" if self.load_own else ""
+            found.append(f"the load average of one minute is {load:.2f}{own} (limit {most:.2f})")
+        if self.others > limits.others:
+            found.append(f"other processes used {self.others:.2f} cores (limit {limits.others:.2f})")
+        if self.steal > limits.steal:
+            found.append(f"the hypervisor took {self.steal:.2f} cores away (limit {limits.steal:.2f})")
+        for name, value, limit in (("arithmetic", self.arithmetic, limits.arithmetic), ("memory", self.memory, limits.memory)):
+            if value > limit:
+                found.append(f"the probe's {name} has a 90th percentile of {value:.2f} times its minimum (limit {limit:.2f})")
+        return found
+
+    def words(self):
+        """The numbers in one line."""
+        return (f"load {self.load:.2f}, of it our own {self.load_own:.2f}; others {self.others:.2f} cores, steal {self.steal:.2f}; "
+                f"probe: arithmetic {self.arithmetic:.2f}, memory {self.memory:.2f}")
+
+
+def refusal(seen, limits=Limits()):
+    """Why nothing is measured, in three parts: what, why, next."""
+    return (f"error: nothing was measured, because this machine is busy\n"
+            f"  why: {'; '.join(seen.reasons(limits))}\n"
+            "  next: end what runs beside this (`top` shows it) or wait with --wait SECONDS; --busy measures all the same, "
+            "and marks the report as no ground for claims")
+
+
+# The probe.
+
+
+def percentile(values, share):
+    """The value that so large a share of the values does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def spread(seconds):
+    """90th percentile / minimum."""
+    return percentile(seconds, 0.9) / min(seconds)
+
+
+def arithmetic():
+    """A fixed number of operations that touch no memory to speak of."""
+    value = 1
+    for i in range(LOOP):
+        value = (value * 1103515245 + i) & 0x7FFFFFFF
+    return value
+
+
+def probe_core(core, repeats):
+    """The seconds of each loop and each sweep, on one core."""
+    os.sched_setaffinity(0, {core})
+    source, target = bytearray(SWEEP), bytearray(SWEEP)
+    made = {"arithmetic": [], "memory": []}
+    for turn in range(-2, repeats):
+        started = time.perf_counter()
+        arithmetic()
+        between = time.perf_counter()
+        target[:] = source
+        done = time.perf_counter()
+        if turn >= 0:
+            made["arithmetic"].append(between - started)
+            made["memory"].append(done - between)
+    return made
+
+
+def cores():
+    """The cores that this process may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def probe(repeats=REPEATS):
+    """The worst spread of any core: (arithmetic, memory)."""
+    command = [sys.executable, "-S", str(Path(__file__).resolve()), "--core"]
+    running = [
+        subprocess.Popen([*command, str(core), "--repeats", str(repeats)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for core in cores()
+    ]
+    # All have started, and now all begin.
+    for one in running:
+        one.stdout.readline()
+    for one in running:
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    made = [json.loads(one.communicate()[0]) for one in running]
+    return max(spread(m["arithmetic"]) for m in made), max(spread(m["memory"]) for m in made)
+
+
+# Whose processor time it was.
+
+
+def machine_ticks(text=None):
+    """Ticks of all cores so far: (busy, stolen)."""
+    text = Path("/proc/stat").read_text() if text is None else text
+    user, nice, system, _idle, _wait, irq, soft, steal = map(int, text.split("\n", 1)[0].split()[1:9])
+    return user + nice + system + irq + soft, steal
+
+
+def own_ticks(sessions):
+    """Ticks so far of this process, of what it has waited for, and of all processes of `sessions`."""
+    total = 0
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        # Of proc(5): session is field 6, utime to cstime are 14 to 17; the first here is field 3.
+        if folder.name == str(os.getpid()) or int(fields[3]) in sessions:
+            total += sum(map(int, fields[11:15]))
+    return total
+
+
+class Watch:
+    """Looks at the machine: once before, and once for every round. `sessions()` gives the session ids of the driver's workers."""
+
+    def __init__(self, sessions=lambda: (), limits=Limits(), prober=probe):
+        self.sessions, self.limits, self.prober = sessions, limits, prober
+        self.tick = os.sysconf("SC_CLK_TCK")
+        # What the kernel's load average has of us: the same average over our own use.
+        self.own_load = 0.0
+        self.restart()
+
+    def restart(self):
+        """What comes is counted from here."""
+        self.at, self.machine, self.own = time.monotonic(), machine_ticks(), own_ticks(set(self.sessions()))
+
+    def look(self, during=False):
+        """What was seen since the last look; the probe runs now, and is our own work."""
+        at, machine, own = time.monotonic(), machine_ticks(), own_ticks(set(self.sessions()))
+        seconds = max(at - self.at, 1e-3)
+        cores_of = lambda ticks: ticks / self.tick / seconds
+        mine = max(0.0, cores_of(own - self.own))
+        others = max(0.0, cores_of(machine[0] - self.machine[0]) - mine)
+        steal = cores_of(machine[1] - self.machine[1])
+        self.own_load = follow(self.own_load, mine, seconds)
+        load = os.getloadavg()[0]
+        before = time.monotonic()
+        arithmetic_spread, memory_spread = self.prober()
+        seen = Seen(round(load, 2), round(min(self.own_load, load), 2), round(others, 3), round(steal, 3),
+                    round(arithmetic_spread, 3), round(memory_spread, 3), during, round(seconds, 1))
+        self.own_load = follow(self.own_load, len(cores()), time.monotonic() - before)
+        self.restart()
+        return seen
+
+    def before(self, wait=0, busy=False, say=lambda text: print(text, file=sys.stderr, flush=True)):
+        """A look over three seconds. Ends the program if the machine is busy, not quiet within `wait` seconds, and not `busy`."""
+        end = time.monotonic() + wait
+        while True:
+            self.restart()
+            time.sleep(3)
+            seen = self.look()
+            if busy or not seen.reasons(self.limits):
+                return seen
+            if time.monotonic() >= end:
+                raise SystemExit(refusal(seen, self.limits))
+            say(f"  not quiet yet: {'; '.join(seen.reasons(self.limits))}")
+            time.sleep(min(10, max(0, end - time.monotonic())))
+
+
+def follow(average, value, seconds):
+    """A load average of one minute, so many seconds later."""
+    kept = math.exp(-seconds / 60)
+    return average * kept + value * (1 - kept)
+
+
+def record(before, rounds, busy=False, dropped=(), limits=Limits()):
+    """For the JSON of a report: what was seen, and whether the report is a ground for claims."""
+    noisy = [i + 1 for i, seen in enumerate(rounds) if seen.reasons(limits)]
+    return {
+        "limits": asdict(limits), "before": asdict(before), "rounds": [asdict(seen) for seen in rounds],
+        "dropped": [asdict(seen) for seen in dropped], "noisy": noisy, "flag": bool(busy),
+        "busy": bool(noisy) or bool(before.reasons(limits)),
+        "why": [*before.reasons(limits), *(f"round {i}: {'; '.join(rounds[i - 1].reasons(limits))}" for i in noisy)],
+    }
+
+
+def mark(found):
+    """The line above a table, from what `record` made: what the machine was like, and whether the table is worth quoting."""
+    if not found:
+        return "**No word about the machine: older than the noise probe. No ground for claims.**"
+    seen = found["rounds"] or [found["before"]]
+    worst = lambda key: max(s[key] for s in seen)
+    numbers = (f"{len(seen)} rounds, the worst of them: others {worst('others'):.2f} cores, steal {worst('steal'):.2f}, "
+               f"probe {worst('arithmetic'):.2f} (arithmetic) and {worst('memory'):.2f} (memory)")
+    if found["dropped"]:
+        numbers += f"; {len(found['dropped'])} noisy rounds were measured again"
+    if not found["busy"]:
+        return f"A quiet machine: {numbers}."
+    return f"**MADE ON A BUSY MACHINE, no ground for claims**: {found['why'][0]}; {numbers}; {len(found['noisy'])} of them noisy."
+
+
+def main():
+    """The machine now, or the part of the probe that runs on one core."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="loops and sweeps of the probe")
+    options = parser.parse_args()
+    if options.core is not None:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        print(json.dumps(probe_core(options.core, options.repeats)))
+        return 0
+    watch = Watch(prober=lambda: probe(options.repeats))
+    seen = watch.before(busy=True)
+    print(seen.words())
+    for reason in seen.reasons():
+        print(f"busy: {reason}")
+    return 1 if seen.reasons() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
