@@ -41,6 +41,22 @@ class Limits:
     arithmetic: float = 1.15
     memory: float = 1.35
 
+    @classmethod
+    def of(cls, pairs):
+        """Others for some of them, as `NAME=VALUE`: what a command line says."""
+        made = {}
+        for pair in pairs or ():
+            name, _, value = pair.partition("=")
+            try:
+                made[name] = float(value)
+                known = name in cls.__dataclass_fields__ and math.isfinite(made[name])
+            except ValueError:
+                known = False
+            if not known:
+                raise SystemExit(f"error: `--limits {pair}` cannot be followed\n  why: it is not NAME=NUMBER with a NAME of "
+                                 f"{', '.join(cls.__dataclass_fields__)}\n  next: say, for instance, --limits memory=1.5")
+        return cls(**made)
+
 
 @dataclass
 class Seen:
@@ -225,30 +241,48 @@ def follow(average, value, seconds):
     return average * kept + value * (1 - kept)
 
 
-def record(before, rounds, busy=False, dropped=(), limits=Limits()):
+def record(before, rounds, flag=False, dropped=(), limits=Limits()):
     """For the JSON of a report: what was seen, and whether the report is a ground for claims."""
     noisy = [i + 1 for i, seen in enumerate(rounds) if seen.reasons(limits)]
     return {
         "limits": asdict(limits), "before": asdict(before), "rounds": [asdict(seen) for seen in rounds],
-        "dropped": [asdict(seen) for seen in dropped], "noisy": noisy, "flag": bool(busy),
+        "dropped": [asdict(seen) for seen in dropped], "noisy": noisy, "flag": bool(flag),
         "busy": bool(noisy) or bool(before.reasons(limits)),
         "why": [*before.reasons(limits), *(f"round {i}: {'; '.join(rounds[i - 1].reasons(limits))}" for i in noisy)],
     }
 
 
-def mark(found):
-    """The line above a table, from what `record` made: what the machine was like, and whether the table is worth quoting."""
-    if not found:
-        return "**No word about the machine: older than the noise probe. No ground for claims.**"
-    seen = found["rounds"] or [found["before"]]
+def busy(records):
+    """Whether a table from parts with these records is no ground for claims; one without a record is none."""
+    return not records or any(r["busy"] for r in records)
+
+
+def mark(records):
+    """The line above a table, from what `record` made for its parts: what the machine was like, and whether the table is worth
+    quoting."""
+    if not records:
+        return "**No ground for claims**: this was measured before the noise probe was there."
+    seen = [s for r in records for s in r["rounds"] or [r["before"]]]
     worst = lambda key: max(s[key] for s in seen)
-    numbers = (f"{len(seen)} rounds, the worst of them: others {worst('others'):.2f} cores, steal {worst('steal'):.2f}, "
-               f"probe {worst('arithmetic'):.2f} (arithmetic) and {worst('memory'):.2f} (memory)")
-    if found["dropped"]:
-        numbers += f"; {len(found['dropped'])} noisy rounds were measured again"
-    if not found["busy"]:
-        return f"A quiet machine: {numbers}."
-    return f"**MADE ON A BUSY MACHINE, no ground for claims**: {found['why'][0]}; {numbers}; {len(found['noisy'])} of them noisy."
+    text = (f"{len(seen)} rounds, at worst {worst('others'):.2f} cores used by others, {worst('steal'):.2f} stolen, and a probe of "
+            f"{worst('arithmetic'):.2f} (arithmetic) and {worst('memory'):.2f} (memory)")
+    if again := sum(len(r["dropped"]) for r in records):
+        text += f"; {again} noisy round{'s were' if again > 1 else ' was'} measured again"
+    if not busy(records):
+        return f"A quiet machine: {text}."
+    why = next(w for r in records for w in r["why"])
+    noisy = sum(len(r["noisy"]) for r in records)
+    return f"**MADE ON A BUSY MACHINE, no ground for claims**: {why}. {text}; {noisy} noisy."
+
+
+def options(parser):
+    """The options of every driver that asks."""
+    parser.add_argument("--busy", action="store_true",
+                        help="measure on a busy machine too; the report and each of its tables say that it was busy")
+    parser.add_argument("--wait", type=float, default=180, metavar="SECONDS", help="how long to wait for the machine to be quiet")
+    parser.add_argument("--again", type=int, default=3, help="how many noisy rounds of a table are measured again")
+    parser.add_argument("--limits", nargs="*", metavar="NAME=VALUE",
+                        help=f"other limits than {', '.join(f'{k}={v}' for k, v in asdict(Limits()).items())}; the report has them")
 
 
 def main():
