@@ -196,29 +196,31 @@ class Watch:
         self.tick = os.sysconf("SC_CLK_TCK")
         # What the kernel's load average has of us: the same average over our own use.
         self.own_load = 0.0
-        self.restart()
+        self.mark()
 
-    def restart(self):
+    def mark(self):
         """What comes is counted from here."""
         self.at, self.machine, self.own = time.monotonic(), machine_ticks(), own_ticks(set(self.sessions()))
 
-    def look(self, during=False):
-        """What was seen since the last look; the probe runs now, and is our own work."""
-        at, machine, own = time.monotonic(), machine_ticks(), own_ticks(set(self.sessions()))
-        seconds = max(at - self.at, 1e-3)
-        cores_of = lambda ticks: ticks / self.tick / seconds
-        mine = max(0.0, cores_of(own - self.own))
-        others = max(0.0, cores_of(machine[0] - self.machine[0]) - mine)
-        steal = cores_of(machine[1] - self.machine[1])
+    def restart(self):
+        """Cores that were used since the last mark, ours and others' and stolen, and the seconds; and counts anew from here."""
+        at, machine, own = self.at, self.machine, self.own
+        self.mark()
+        seconds = max(self.at - at, 1e-3)
+        cores_of = lambda ticks: max(0.0, ticks / self.tick / seconds)
+        mine = cores_of(self.own - own)
         self.own_load = follow(self.own_load, mine, seconds)
+        return mine, max(0.0, cores_of(self.machine[0] - machine[0]) - mine), cores_of(self.machine[1] - machine[1]), seconds
+
+    def look(self, during=False):
+        """What was seen since the last mark; the probe runs after that, and is our own work."""
+        _, others, steal, seconds = self.restart()
         load = os.getloadavg()[0]
-        before = time.monotonic()
+        own_load = min(self.own_load, load)
         arithmetic_spread, memory_spread = self.prober()
-        seen = Seen(round(load, 2), round(min(self.own_load, load), 2), round(others, 3), round(steal, 3),
-                    round(arithmetic_spread, 3), round(memory_spread, 3), during, round(seconds, 1))
-        self.own_load = follow(self.own_load, len(cores()), time.monotonic() - before)
         self.restart()
-        return seen
+        return Seen(round(load, 2), round(own_load, 2), round(others, 3), round(steal, 3), round(arithmetic_spread, 3),
+                    round(memory_spread, 3), during, round(seconds, 1))
 
     def before(self, wait=0, busy=False, say=lambda text: print(text, file=sys.stderr, flush=True)):
         """A look over three seconds. Ends the program if the machine is busy, not quiet within `wait` seconds, and not `busy`."""

@@ -47,6 +47,26 @@ def test_a_refusal_says_what_why_and_next():
     assert lines[2].strip().startswith("next: ") and "--busy" in lines[2] and "--wait" in lines[2]
 
 
+def test_a_look_tells_our_own_time_from_that_of_others(monkeypatch):
+    """In ten seconds the machine was busy for 15 seconds, 12 of them for us, and half a second was stolen."""
+    ticks, now = os.sysconf("SC_CLK_TCK"), [100.0]
+    busy, own, stolen = [0.0], [0.0], [0.0]
+    monkeypatch.setattr(quiet.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(quiet, "machine_ticks", lambda: (busy[0] * ticks, stolen[0] * ticks))
+    monkeypatch.setattr(quiet, "own_ticks", lambda sessions: own[0] * ticks)
+    monkeypatch.setattr(quiet.os, "getloadavg", lambda: (1.5, 0, 0))
+    watch = quiet.Watch(prober=lambda: (1.01, 1.02))
+    now[0], busy[0], own[0], stolen[0] = 110.0, 15.0, 12.0, 0.5
+    seen = watch.look(during=True)
+    assert (seen.others, seen.steal, seen.seconds) == (0.3, 0.05, 10.0)
+    # Ten seconds of 1.2 cores, in an average of one minute.
+    assert seen.load_own == 0.18 and (seen.arithmetic, seen.memory) == (1.01, 1.02)
+    now[0], own[0], busy[0] = 700.0, 912.0, 915.0
+    watch.restart()
+    # 590 seconds of 1.53 cores that nobody looked at, such as starting engines, are known as well.
+    assert 1.4 < watch.own_load < 1.6
+
+
 def watch_of(seen):
     """A watch that sees one thing after the other."""
     watch = quiet.Watch(prober=lambda: (1.0, 1.0))

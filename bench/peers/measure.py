@@ -118,8 +118,10 @@ def measure(chosen, options, places, threads, jobs, seconds, watch):
     for number, group in enumerate(sets):
         rows = [Row(engine, options, places, threads) for engine in [reference, *group]]
         for key, job in jobs.items():
-            for row in rows:
-                row.ask(key, {**job, "repeats": 1}, keep=False)
+            # Engines that may be slow enough to be measured once show it here, and for that they need the whole job.
+            if (short := {} if options.all else job.get("warm", {})) is not None:
+                for row in rows:
+                    row.ask(key, {**job, "repeats": 1, **short}, keep=False)
         new = rounds_of(rows, jobs, options, watch)
         seen, dropped = seen + new[0], dropped + new[1]
         tokens = {row.engine.name: first_tokens(row) for row in rows}

@@ -62,7 +62,7 @@ def load(kind):
 
     base, cpu = libraries()
     number = {"q8_0": Q8_0, "bf16": BF16}[kind]
-    kept = {}
+    made_of, kept = {}, {}
 
     def copies_of(n, k, count):
         """At least `count` copies of the weights, kept for the next job of the same shape."""
@@ -70,7 +70,9 @@ def load(kind):
             if kept:
                 base.ggml_free(kept["context"])
                 kept.clear()
-            one = weights(number, n * k)
+            if n * k not in made_of:
+                made_of[n * k] = weights(number, n * k)
+            one = made_of[n * k]
             context = base.ggml_init(Params(count * (one.nbytes + 4096), None, False))
             tensors = []
             for _ in range(count):

@@ -48,7 +48,7 @@ def arguments():
     parser.add_argument("--limit", type=float, default=600, help="seconds that a start or an answer may take")
     parser.add_argument("--slow", type=float, default=20, help="what takes longer is measured once")
     parser.add_argument("--keep", action="store_true", help="what --out has of other work and models stays in it")
-    parser.add_argument("--prepare", action="store_true", help="make checkpoints, GGUF files and matrices, and measure nothing")
+    parser.add_argument("--prepare", action="store_true", help="make checkpoints, GGUF files and matrices, start vLLM once for each checkpoint, and measure nothing")
     parser.add_argument("--note", default="", help="a sentence for the head of the report")
     quiet.options(parser)
     options = parser.parse_args()
@@ -70,6 +70,14 @@ def prepare(options, python):
                 measure.say(f"  {name}: {error}")
 
 
+def first_starts(options, places):
+    """Starts what compiles at its first start and keeps the result: vLLM, for every checkpoint."""
+    for name in options.models if "decode" in options.work else ():
+        for engine in works.selected(engines.decode(options.data / name), options):
+            if engine.peer == "vllm":
+                measure.Row(engine, options, places, max(options.threads)).stop()
+
+
 def main():
     """Everything that was asked for, then the report."""
     options = arguments()
@@ -81,9 +89,10 @@ def main():
     # The link of a virtual environment must stay as it is: resolving it would leave the environment.
     python = Path(sys.executable)
     prepare(options, python)
-    if options.prepare:
-        return
     places = engines.Places(options.data, options.patchhost.absolute(), python, options.vllm_python.absolute())
+    if options.prepare:
+        first_starts(options, places)
+        return
     earlier = options.out.with_suffix(".json") if options.out else None
     made = json.loads(earlier.read_text()) if options.keep and earlier and earlier.exists() else {}
     made |= {

@@ -35,15 +35,19 @@ if [ ! -d "$source" ]; then
   tar -xzf "$source.tar.gz" -C "$into/sdist"
 fi
 if [ ! -x "$packages/llama_cpp/lib/llama-server" ]; then
+  [ -f "$packages/llama_cpp/__init__.py" ] || CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" pip --no-deps --no-binary llama-cpp-python "$source.tar.gz"
   pip cmake ninja
-  PATH="$into/venv/bin:$PATH" cmake -G Ninja -S "$source/vendor/llama.cpp" -B "$into/llama-build" \
+  export PATH="$into/venv/bin:$PATH"
+  cmake -G Ninja -S "$source/vendor/llama.cpp" -B "$into/llama-build" \
     -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON "-DCMAKE_INSTALL_RPATH=\$ORIGIN" \
     -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DGGML_LLAMAFILE=ON -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
     -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF
-  PATH="$into/venv/bin:$PATH" cmake --build "$into/llama-build" --target llama-server
-  CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" pip --no-deps --no-binary llama-cpp-python "$source.tar.gz"
   mkdir -p "$packages/llama_cpp/lib"
-  cp -a "$into"/llama-build/bin/*.so* "$packages/llama_cpp/lib/"
+  # The libraries first: bench/peers needs no more.
+  for target in llama llama-server; do
+    cmake --build "$into/llama-build" --target $target
+    cp -a "$into"/llama-build/bin/*.so* "$packages/llama_cpp/lib/"
+  done
   cp "$into/llama-build/bin/llama-server" "$packages/llama_cpp/lib/"
 fi
 "$into/venv/bin/python" -c 'import llama_cpp; print("llama.cpp:", llama_cpp.llama_print_system_info().decode())'

@@ -106,6 +106,8 @@ def decode(options, places, watch, save):
             jobs[key] = {
                 "prompts": [ids for ids, _ in found], "texts": [text for _, text in found], "new": new,
                 "per": key.split()[0], "tokens": count * (length if new == 1 else new - 1),
+                # Before the first round: a few tokens, and no second long prompt.
+                "warm": {"new": min(new, 5)} if length <= 512 else None,
             }
 
         def rates(answer):

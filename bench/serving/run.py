@@ -136,7 +136,8 @@ def main():
     checkpoints.make(options.model, folder)
     data = dataset(options, folder)
     convert_gguf.convert(options.data, folder, "q8_0")
-    watch = quiet.Watch(lambda: measure.LIVE, quiet.Limits.of(options.limits))
+    # Client and servers together want more than all cores, so the load average says nothing while they run.
+    watch = quiet.Watch(lambda: measure.LIVE, quiet.Limits.of(["load_during=64", *(options.limits or ())]))
     before = watch.before(options.wait, options.busy)
     running = servers(options, folder)
     try:
