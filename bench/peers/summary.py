@@ -25,6 +25,7 @@ OURS, OURS_BF16 = "patchhost block FP8", "patchhost bf16"
 DECODER = "patchhost fp8_block (W8A8)"
 NAMES = {"qwen3moe_165m": "Qwen3-MoE", "moe_1024": "Mixtral", "dense": "dense"}
 QUANTIZER = "patchhost, fp8_block in the sandbox"
+COPY = "patchhost, memcpy of as many bytes"
 BLOCK = re.compile(r"(<!-- peers:begin( short)? -->\n).*?(<!-- peers:end -->)", re.DOTALL)
 
 
@@ -123,8 +124,8 @@ def quantization(part):
     named = " and ".join(shapes)
     return [
         line(f"quantizing {named}, against verl's recipe under torch.compile", QUANTIZER, "verl's recipe, torch.compile"),
-        line("the same, against copying as many bytes, outputs anew each time", QUANTIZER, "patchhost, memcpy of as many bytes, outputs anew"),
-        line("the same, outputs kept", f"{QUANTIZER}, outputs kept", "patchhost, memcpy of as many bytes, outputs kept"),
+        line(f"quantizing {named} into new memory, against copying as many bytes so", QUANTIZER, f"{COPY}, outputs anew"),
+        line(f"quantizing {named} into kept memory, against copying as many bytes so", f"{QUANTIZER}, outputs kept", f"{COPY}, outputs kept"),
     ]
 
 
