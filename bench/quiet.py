@@ -6,9 +6,10 @@ Four things are looked at:
 - the load average of one minute, less what the driver's own processes explain;
 - processor time that others took: all that /proc/stat counts, less that of the driver's own processes;
 - steal: time that the hypervisor gave to other machines;
-- a probe: one process per core, all at once and each pinned to its core, repeats a fixed loop of arithmetic and a fixed sweep over
-  memory. On a quiet machine its 90th percentile is close to its minimum. All cores at once, since the system would move other work
-  to the core that is not probed.
+- a probe: one process per core, all at once and each pinned to its core, repeats a fixed loop of arithmetic, and after that a fixed
+  sweep over memory. On a quiet machine its 90th percentile is close to its minimum. All cores at once, since the system would move
+  other work to the core that is not probed; and all in the same part at the same time, for the same time, since two virtual cores
+  are often one real one, on which arithmetic is slower beside arithmetic than beside a sweep or alone.
 """
 
 import argparse
@@ -21,7 +22,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-REPEATS = 48
+# Seconds of each part of the probe: some dozens of repetitions.
+SECONDS = 0.4
 LOOP = 20_000
 SWEEP = 32 << 20
 
@@ -123,21 +125,31 @@ def arithmetic():
     return value
 
 
-def probe_core(core, repeats):
-    """The seconds of each loop and each sweep, on one core."""
+def repeated(work, seconds):
+    """How long each repetition took, as many as begin in so many seconds. The first three warm up; the last may have been alone."""
+    made, end = [], time.perf_counter() + seconds
+    while len(made) < 6 or time.perf_counter() < end:
+        started = time.perf_counter()
+        work()
+        made.append(time.perf_counter() - started)
+    return made[3:-1]
+
+
+def probe_core(core, seconds):
+    """Both parts on one core: says that it is ready for each, begins at a word, and prints its seconds in the end."""
     os.sched_setaffinity(0, {core})
     source, target = bytearray(SWEEP), bytearray(SWEEP)
-    made = {"arithmetic": [], "memory": []}
-    for turn in range(-2, repeats):
-        started = time.perf_counter()
-        arithmetic()
-        between = time.perf_counter()
+
+    def sweep():
         target[:] = source
-        done = time.perf_counter()
-        if turn >= 0:
-            made["arithmetic"].append(between - started)
-            made["memory"].append(done - between)
-    return made
+
+    sweep()
+    made = {}
+    for name, work in (("arithmetic", arithmetic), ("memory", sweep)):
+        print("ready", flush=True)
+        sys.stdin.readline()
+        made[name] = repeated(work, seconds)
+    print(json.dumps(made))
 
 
 def cores():
@@ -145,19 +157,19 @@ def cores():
     return sorted(os.sched_getaffinity(0))
 
 
-def probe(repeats=REPEATS):
+def probe(seconds=SECONDS):
     """The worst spread of any core: (arithmetic, memory)."""
-    command = [sys.executable, "-S", str(Path(__file__).resolve()), "--core"]
+    command = [sys.executable, "-S", str(Path(__file__).resolve()), "--seconds", str(seconds), "--core"]
     running = [
-        subprocess.Popen([*command, str(core), "--repeats", str(repeats)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for core in cores()
+        subprocess.Popen([*command, str(core)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for core in cores()
     ]
-    # All have started, and now all begin.
-    for one in running:
-        one.stdout.readline()
-    for one in running:
-        one.stdin.write("go\n")
-        one.stdin.flush()
+    for _ in ("arithmetic", "memory"):
+        # All are ready, and now all begin.
+        for one in running:
+            one.stdout.readline()
+        for one in running:
+            one.stdin.write("go\n")
+            one.stdin.flush()
     made = [json.loads(one.communicate()[0]) for one in running]
     return max(spread(m["arithmetic"]) for m in made), max(spread(m["memory"]) for m in made)
 
@@ -291,14 +303,12 @@ def main():
     """The machine now, or the part of the probe that runs on one core."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="loops and sweeps of the probe")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each part of the probe")
     options = parser.parse_args()
     if options.core is not None:
-        print("ready", flush=True)
-        sys.stdin.readline()
-        print(json.dumps(probe_core(options.core, options.repeats)))
+        probe_core(options.core, options.seconds)
         return 0
-    watch = Watch(prober=lambda: probe(options.repeats))
+    watch = Watch(prober=lambda: probe(options.seconds))
     seen = watch.before(busy=True)
     print(seen.words())
     for reason in seen.reasons():
