@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 VOCABULARY = 8192
-POSITIONS = 2048
+POSITIONS = 4096
 
 # Shapes are multiples of 128 (vLLM) and of 32 (ggml's Q8_0 blocks).
 SHAPES = {

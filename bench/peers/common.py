@@ -12,6 +12,8 @@ from pathlib import Path
 # last-level cache. patchhost's worker is given the same number.
 BYTES_SMALL_M = 256 << 20
 BYTES_LARGE_M = 64 << 20
+# Positions of a sequence: the longest prompt, and what it generates.
+CONTEXT = 2304
 
 
 def serve(load):

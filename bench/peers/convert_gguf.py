@@ -13,9 +13,13 @@ from pathlib import Path
 
 
 def converter(data: Path) -> Path:
-    """The folder of convert_hf_to_gguf.py, from the source package of the llama-cpp-python that is installed."""
+    """The folder of convert_hf_to_gguf.py, from the source package of the llama-cpp-python that is installed: setup.sh has left it
+    beside the environment, or it is downloaded."""
     wanted = version("llama-cpp-python")
-    folder = data / "sdist" / f"llama_cpp_python-{wanted}"
+    name = f"llama_cpp_python-{wanted}"
+    folder = Path(sys.prefix).parent / "sdist" / name
+    if not folder.exists():
+        folder = data / "sdist" / name
     if not folder.exists():
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "llama-cpp-python",
                    "-d", str(folder.parent), f"llama-cpp-python=={wanted}"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import convert_gguf
 
 HERE = Path(__file__).parent
+KEPT = "outputs kept"
 
 
 @dataclass
@@ -30,7 +31,14 @@ class Engine:
     command: object
     # Fields of every job.
     job: dict = field(default_factory=dict)
-    note: str = ""
+    # Not in the summary, and asked with --all only.
+    more: bool = False
+    # Which jobs it is asked for, of those that the table has.
+    only: object = None
+
+    def takes(self, job):
+        """Whether it is asked for a job."""
+        return self.only is None or self.only(job)
 
 
 def script(name, *arguments):
@@ -46,29 +54,40 @@ def own(work, *arguments):
 def quantize():
     """Engines of the quantization table."""
     made = [
-        Engine(f"patchhost, {label}", "patchhost", own("quantize"), {"what": what})
-        for what, label in [
-            # The first is what all are compared with.
-            ("guest", "fp8_block in the sandbox"), ("native", "fp8_block's formula natively"),
-            ("mse-native", "fp8_block_mse natively"), ("mse", "fp8_block_mse in the sandbox"),
-            ("copy", "memcpy of as many bytes"),
-        ]
+        # The first is what all are compared with.
+        ("fp8_block in the sandbox", {"what": "guest"}, False),
+        ("fp8_block's formula natively", {"what": "native"}, False),
+        ("memcpy of as many bytes, outputs anew", {"what": "copy"}, False),
+        (f"fp8_block in the sandbox, {KEPT}", {"what": "guest", "keep": True}, False),
+        (f"memcpy of as many bytes, {KEPT}", {"what": "copy", "keep": True}, False),
+        ("fp8_block_mse natively", {"what": "mse-native"}, True),
+        ("fp8_block_mse in the sandbox", {"what": "mse"}, True),
     ]
-    return made + [
+    return [Engine(f"patchhost, {label}", "patchhost", own("quantize"), job, more) for label, job, more in made] + [
         Engine("verl's recipe, torch eager", "torch", script("peer_torch.py", "quantize", "verl-eager")),
         Engine("verl's recipe, torch.compile", "torch", script("peer_torch.py", "quantize", "verl-compile")),
-        Engine("compressed-tensors, block", "torch", script("peer_torch.py", "quantize", "compressed-tensors")),
+        Engine("compressed-tensors, block", "torch", script("peer_torch.py", "quantize", "compressed-tensors"), more=True),
     ]
 
 
 def linear():
-    """Engines of the matrix product table."""
+    """Engines of the matrix product table. Reading is asked for beside the products of one row: those it limits."""
+    def some(*rows):
+        return lambda job: job["m"] in rows
+
+    def reading(pages):
+        job = {"read": True, "pages": pages}
+        return Engine(f"reading, {pages} pages", "patchhost", own("linear"), job, only=some(1))
+
     return [
         Engine("patchhost block FP8", "patchhost", own("linear")),
         Engine("ggml Q8_0", "llamacpp", script("peer_ggml.py", "q8_0")),
-        Engine("ggml BF16", "llamacpp", script("peer_ggml.py", "bf16")),
-        Engine("torch f32", "torch", script("peer_torch.py", "linear", "float32")),
-        Engine("torch bf16", "torch", script("peer_torch.py", "linear", "bfloat16")),
+        reading("small"),
+        reading("large"),
+        Engine("torch f32", "torch", script("peer_torch.py", "linear", "float32"), only=some(1, 8, 64, 128)),
+        Engine("patchhost bf16", "patchhost", own("linear"), {"weights": "bf16"}, only=some(1, 8, 64)),
+        Engine("ggml BF16", "llamacpp", script("peer_ggml.py", "bf16"), only=some(1, 8, 64)),
+        Engine("torch bf16", "torch", script("peer_torch.py", "linear", "bfloat16"), more=True),
     ]
 
 
@@ -86,19 +105,19 @@ def decode(model):
 
     return [
         Engine("patchhost fp8_block (W8A8)", "patchhost", own("decode", model, "--component", "fp8_block")),
-        Engine("patchhost fp8_block (weights only)", "patchhost",
-               own("decode", model, "--component", "fp8_block", "--weight-only")),
-        Engine("patchhost bf16", "patchhost", own("decode", model)),
         Engine("llama.cpp Q8_0", "llamacpp", gguf("q8_0")),
-        Engine("llama.cpp BF16", "llamacpp", gguf("bf16")),
-        Engine("vLLM bf16", "vllm", vllm("bfloat16")),
         Engine("vLLM f32", "vllm", vllm("float32")),
-        Engine("mistral.rs bf16", "mistralrs", script("peer_mistralrs.py", model, "BF16")),
-        Engine("mistral.rs f32", "mistralrs", script("peer_mistralrs.py", model, "F32")),
-        Engine("mistral.rs, in-place Q8_0", "mistralrs", script("peer_mistralrs.py", model, "BF16", "--isq", "Q8_0")),
-        Engine("transformers bf16", "transformers", script("peer_transformers.py", model, "bfloat16")),
-        Engine("transformers f32", "transformers", script("peer_transformers.py", model, "float32")),
-        Engine("OpenVINO GenAI Q8_0", "openvino", gguf("q8_0", "peer_openvino.py")),
+        Engine("patchhost fp8_block (weights only)", "patchhost",
+               own("decode", model, "--component", "fp8_block", "--weight-only"), more=True),
+        Engine("patchhost bf16", "patchhost", own("decode", model), more=True),
+        Engine("llama.cpp BF16", "llamacpp", gguf("bf16"), more=True),
+        Engine("vLLM bf16", "vllm", vllm("bfloat16"), more=True),
+        Engine("mistral.rs bf16", "mistralrs", script("peer_mistralrs.py", model, "BF16"), more=True),
+        Engine("mistral.rs f32", "mistralrs", script("peer_mistralrs.py", model, "F32"), more=True),
+        Engine("mistral.rs, in-place Q8_0", "mistralrs", script("peer_mistralrs.py", model, "BF16", "--isq", "Q8_0"), more=True),
+        Engine("transformers bf16", "transformers", script("peer_transformers.py", model, "bfloat16"), more=True),
+        Engine("transformers f32", "transformers", script("peer_transformers.py", model, "float32"), more=True),
+        Engine("OpenVINO GenAI Q8_0", "openvino", gguf("q8_0", "peer_openvino.py"), more=True),
     ]
 
 
@@ -139,3 +158,12 @@ def processor():
     flags = set(re.search(r"flags\s*: (.*)", text).group(1).split()) if "flags" in text else set()
     vectors = [f for f in ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if f in flags]
     return f"{name.group(1) if name else 'unknown'} ({', '.join(vectors)})"
+
+
+def pages():
+    """How this system gives large pages: `madvise` (who asks for them), `always` or `never`."""
+    try:
+        text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return "unknown"
+    return next((word.strip("[]") for word in text.split() if word.startswith("[")), text.strip())

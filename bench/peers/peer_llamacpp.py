@@ -20,16 +20,17 @@ def load(gguf):
     if not model:
         raise RuntimeError(f"llama.cpp does not load {gguf}")
     context_params = api.llama_context_default_params()
-    context_params.n_ctx = 8 * 1024
+    context_params.n_ctx = 8 * common.CONTEXT
     context_params.n_seq_max = 8
-    context_params.n_batch = context_params.n_ubatch = 512
+    # A prompt is one call; llama.cpp cuts it into pieces of n_ubatch.
+    context_params.n_batch, context_params.n_ubatch = common.CONTEXT, 512
     context_params.n_threads = context_params.n_threads_batch = common.threads()
     context_params.no_perf = True
     context = api.llama_init_from_model(model, context_params)
     if not context:
         raise RuntimeError("llama.cpp makes no context")
     vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
-    batch = api.llama_batch_init(512, 0, 1)
+    batch = api.llama_batch_init(common.CONTEXT, 0, 1)
 
     def decode(rows):
         """Rows of (token, position, sequence, wants logits); the best token of each that wants."""

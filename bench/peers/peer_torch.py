@@ -76,15 +76,15 @@ def linear(dtype):
         m, k, n = job["m"], job["k"], job["n"]
         size = n * k * dtype.itemsize
         copies = -(-job["bytes"] // size)
-        if last.get("of") != (n, k, copies):
+        if last.get("of") != (n, k) or len(last["weights"]) < copies:
             last.clear()
             one = torch.empty(n, k).normal_(0, 0.02).to(dtype)
-            weights = [one.clone() for _ in range(copies)]
-            last.update(of=(n, k, copies), weights=weights)
+            last.update(of=(n, k), weights=[one.clone() for _ in range(copies)])
+        weights = last["weights"][:copies]
         x = torch.randn(m, k).to(dtype)
 
         def run():
-            for w in last["weights"]:
+            for w in weights:
                 torch.nn.functional.linear(x, w)
 
         with torch.inference_mode():

@@ -18,7 +18,7 @@ def load(folder, dtype):
     from vllm import LLM, SamplingParams
 
     llm = LLM(
-        model=str(folder), dtype=dtype, max_model_len=1024, max_num_seqs=8, enable_prefix_caching=False,
+        model=str(folder), dtype=dtype, max_model_len=common.CONTEXT, max_num_seqs=8, enable_prefix_caching=False,
         disable_log_stats=True, seed=0,
     )
     engine = llm.llm_engine

@@ -5,6 +5,11 @@ import statistics
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import pairs  # noqa: E402
+import quiet  # noqa: E402
+
 
 def difference(reference, files):
     """How two results of (codes, scales) differ, in words."""
@@ -18,21 +23,13 @@ def difference(reference, files):
     return f"{count} of {len(codes)} codes and {sum(words)} of {len(words)} scales differ"
 
 
-def cell(value, ratio, once, digits):
-    """A number, and in brackets how many times patchhost's speed is that of this engine."""
+def cell(value, found, once, digits):
+    """A number, and in brackets how many times patchhost's speed is that of this engine, with the quartiles."""
     text = f"{value:.{digits}f}" + ("*" if once else "")
-    return text if ratio is None else f"{text} ({ratio:.2f})"
-
-
-def paired(rows, row, key, speed):
-    """Median over rounds of patchhost's speed divided by this engine's, both from the same rounds."""
-    reference = next(r for r in rows if r["set"] == row["set"])
-    mine, theirs = row["values"].get(key), reference["values"].get(key)
-    if reference is row or not isinstance(mine, list) or not isinstance(theirs, list) or not mine or not theirs:
-        return None
-    if key in row["once"] or key in reference["once"]:
-        return statistics.median(map(speed, theirs)) / statistics.median(map(speed, mine))
-    return statistics.median(speed(t) / speed(m) for t, m in zip(theirs, mine))
+    if not found:
+        return text
+    low, middle, high = pairs.quartiles(found)
+    return f"{text} ({middle:.2f})" if len(found) < 2 else f"{text} ({middle:.2f}, {low:.2f}-{high:.2f})"
 
 
 def best_of_sets(rows):
@@ -50,8 +47,9 @@ def best_of_sets(rows):
     return list(seen.values())
 
 
-def value_cells(rows, row, keys, speed, shown, digits):
+def value_cells(rows, row, keys, speed, shown, digits, reference=None):
     """The cells of one engine."""
+    reference = reference or rows[0]["engine"]
     cells = []
     for key in keys:
         values = row["values"].get(key)
@@ -62,10 +60,8 @@ def value_cells(rows, row, keys, speed, shown, digits):
         elif not values:
             cells.append("-")
         else:
-            original = next(r for r in rows if r["engine"] == row["engine"])
-            ratio = paired(rows, original, key, lambda v: speed(key, v))
-            middle = statistics.median(shown(key, v) for v in values)
-            cells.append(cell(middle, ratio, key in row["once"], digits))
+            found = pairs.ratios(rows, reference, row["engine"], key, speed) if row["engine"] != reference else []
+            cells.append(cell(statistics.median(shown(key, v) for v in values), found, key in row["once"], digits))
     return cells
 
 
@@ -103,37 +99,59 @@ def quantize(part):
         for shape in shapes:
             for t in threads:
                 row = by_threads[t]
-                cells += value_cells(results[t], row, [shape], lambda k, v: 1 / v, lambda k, v: v * 1e3, 1)
-        lines.append([name, *cells, mib(max(r["peak"] for r in by_threads.values()))])
+                cells += value_cells(results[t], row, [shape], pairs.per_second, lambda k, v: v * 1e3, 1) if row else ["-"]
+        lines.append([name, *cells, mib(max(r["peak"] for r in by_threads.values() if r))])
     notes = [f"- {name} against verl's recipe in torch eager, bit by bit: "
              + "; ".join(f"{k} {v}" for k, v in found.items()) for name, found in part["equal"].items()]
-    return ["## Block FP8 quantization, bf16 to 128x128 blocks", "", part["when"], "", table(head, lines), "",
-            *notes, *(f for t in threads for f in failures(results[t])), ""]
+    return ["## Block FP8 quantization, bf16 to 128x128 blocks", "", part["when"], "", quiet.mark(list_of(part)), "",
+            table(head, lines), "", *notes, *(f for t in threads for f in failures(results[t])), ""]
+
+
+def list_of(part):
+    """What the machine was like in a part."""
+    return list(part.get("quiet", {}).values())
+
+
+def bandwidths(part, rows):
+    """What reading alone gives: GB/s on each kind of pages."""
+    found = []
+    for pages, name in pairs.READING.items():
+        row = pairs.row_of(best_of_sets(rows), name)
+        seconds = [s for key in (row["values"] if row else ()) for s in pairs.numbers(row, key)]
+        if seconds:
+            large = f", {mib(row['large_pages'])} MiB of them large" if row.get("large_pages") else ""
+            found.append(f"{part['bytes_read'] / statistics.median(seconds) / 1e9:.1f} GB/s on {pages} pages{large}")
+    return f"Reading alone: {'; '.join(found)}. " if found else ""
 
 
 def linear(part):
     """Shapes down, engines across."""
     out = ["## y = x Wᵀ, ms per product, weights from memory", "", part["when"], ""]
     for threads, rows in part["results"].items():
-        bandwidth = part["bandwidth"].get(threads)
-        joined = best_of_sets(rows)
-        keys = list(dict.fromkeys(k for r in rows for k in r["values"]))
-        head = ["W (N x K), rows of x", *[r["engine"] for r in joined], "patchhost"]
+        joined = [r for r in best_of_sets(rows) if r["engine"] not in pairs.READING.values()]
+        keys = list(dict.fromkeys(k for r in joined for k in r["values"]))
+        head = ["W (N x K), rows of x", *[r["engine"] for r in joined], "patchhost block FP8 is"]
         lines = []
         for key in keys:
-            cells = [value_cells(rows, r, [key], lambda k, v: 1 / v, lambda k, v: v * 1e3, 2)[0] for r in joined]
-            n, k, m = (int(x) for x in key.replace(" M=", "x").split("x"))
-            own = joined[0]["values"].get(key)
+            # bf16 is compared with bf16.
+            cells = [
+                value_cells(rows, r, [key], pairs.per_second, lambda k, v: v * 1e3, 2,
+                            "patchhost bf16" if r["engine"] == "ggml BF16" else None)[0] for r in joined
+            ]
+            n, k, m = pairs.matrix(key)
+            own = pairs.numbers(joined[0], key)
             rate = "-"
-            if isinstance(own, list) and own:
-                seconds = statistics.median(own)
-                share = f", {n * k / seconds / bandwidth:.2f} of the read bandwidth" if bandwidth and m == 1 else ""
-                rate = f"{2 * m * n * k / seconds / 1e9:.0f} GFLOP/s{share}"
+            if own:
+                shares = [
+                    f"{statistics.median(found):.2f} of reading on {pages} pages"
+                    for pages in pairs.READING if (found := pairs.of_reading(part, rows, key, pages) if m == 1 else [])
+                ]
+                rate = ", ".join([f"{2 * m * n * k / statistics.median(own) / 1e9:.0f} GFLOP/s", *shares])
             lines.append([key, *cells, rate])
-        read = f"; read bandwidth {bandwidth / 1e9:.1f} GB/s" if bandwidth else ""
-        out += [f"{threads} thread(s){read}. Peak MiB: "
+        record = part.get("quiet", {}).get(threads)
+        out += [f"{threads} thread(s). {bandwidths(part, rows)}Peak MiB: "
                 + ", ".join(f"{r['engine']} {mib(r['peak'])}" for r in joined) + ".", "",
-                table(head, lines), "", *failures(rows), ""]
+                quiet.mark([record] if record else []), "", table(head, lines), "", *failures(rows), ""]
     return out
 
 
@@ -142,20 +160,23 @@ def common_prefix(a, b):
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
+def oracle_of(rows):
+    """The name and the tokens of an engine in f32."""
+    for name in ("transformers f32", "vLLM f32"):
+        for row in rows:
+            if row["engine"] == name and row["tokens"]:
+                return name, row["tokens"][0]
+    return "-", None
+
+
 def decode(part):
     """Checkpoints and threads down, engines below each."""
     out = ["## Generation, tokens per second", ""]
     for model, found in part.items():
-        keys = list(found["jobs"])
-
-        def rate(key, value, jobs=found["jobs"]):
-            per, tokens = jobs[key]
-            return tokens / value[f"{per}_s"]
-
-        head = ["threads", "engine", *[f"{k} tok/s" for k in keys], "load s", "peak MiB", "same first tokens"]
-        lines, notes = [], []
+        keys, rate = list(found["jobs"]), pairs.rate(found)
+        lines, notes, name = [], [], "-"
         for threads, rows in found["results"].items():
-            oracle = next((r["tokens"][0] for r in rows if r["engine"] == "transformers f32" and r["tokens"]), None)
+            name, oracle = oracle_of(rows)
             for row in best_of_sets(rows):
                 same = "-"
                 if oracle and row["tokens"]:
@@ -164,19 +185,25 @@ def decode(part):
                 lines.append([threads, row["engine"], *value_cells(rows, row, keys, rate, rate, 1),
                               "-" if load is None else f"{load:.1f}", mib(row["peak"]), same])
             notes += [f"{line} ({threads}T)" for line in failures(rows)]
-        out += [f"### {model}, {found['parameters'] / 1e6:.0f}M parameters", "", found["when"], "", table(head, lines), "", *notes, ""]
+        head = ["threads", "engine", *[f"{k} tok/s" for k in keys], "load s", "peak MiB", f"same first tokens as {name}"]
+        out += [f"### {model}, {found['parameters'] / 1e6:.0f}M parameters", "", found["when"], "", quiet.mark(list_of(found)), "",
+                table(head, lines), "", *notes, ""]
     return out
 
 
 def markdown(made):
     """The report."""
-    out = [
-        "# patchhost and its peers, side by side", "",
-        f"{made['processor']}, {made['cores']} cores.", "",
+    found = pairs.records(made)
+    out = ["# patchhost and its peers, side by side", ""]
+    if quiet.busy(found):
+        out += [quiet.mark(found), ""]
+    large = f" Large pages: `{made['pages']}`." if "pages" in made else ""
+    out += [
+        f"{made['processor']}, {made['cores']} cores.{large}", "",
         "Versions: " + ", ".join(f"{k} {v}" for k, v in made["versions"].items()) + ".", "",
-        "In a round every engine is asked once, in turn. In brackets: how many times patchhost (the first row) is as fast as "
-        "this engine, the median over rounds of the ratio within a round; below 1 the engine is ahead. `*`: measured "
-        "once, because it is slow. How it was measured: README.md.", "",
+        "In a round every engine is asked once, in turn. In brackets: how many times patchhost (the first row; its bf16 beside ggml's) "
+        "is as fast as this engine: the median and the quartiles over rounds of the ratio within a round; below 1 the engine is "
+        "ahead. `*`: measured once, because it is slow. How it was measured: README.md. The short form: `summary.py`.", "",
     ]
     for part, render in (("quantize", quantize), ("linear", linear), ("decode", decode)):
         if part in made:

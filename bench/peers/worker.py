@@ -16,7 +16,7 @@ class Failed(Exception):
 class Worker:
     """One process that answers one JSON line per job."""
 
-    def __init__(self, command, threads, log, limit):
+    def __init__(self, command, threads, log, limit, live=None):
         environment = dict(os.environ, PEERS_THREADS=str(threads), TOKENIZERS_PARALLELISM="false")
         # Every OpenMP and BLAS of every engine; none may take more threads than asked.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
@@ -29,6 +29,9 @@ class Worker:
             [str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"),
             env=environment, text=True, start_new_session=True, cwd=Path(__file__).parent,
         )
+        # Sessions that count as the driver's own work as long as they live.
+        self.live = set() if live is None else live
+        self.live.add(self.process.pid)
         self.lines = queue.Queue()
         threading.Thread(target=self.read, daemon=True).start()
         self.about = self.answer()["about"]
@@ -94,3 +97,4 @@ class Worker:
         except ProcessLookupError:
             pass
         self.process.wait()
+        self.live.discard(self.process.pid)

@@ -1,20 +1,25 @@
-//! y = x * w^T in block FP8, and the read bandwidth. Models are larger than any cache: many copies of the weights in
+//! y = x * w^T in block FP8 or bf16, and the read bandwidth. Models are larger than any cache: many copies of the weights in
 //! turn, so that each comes from memory.
 
 use std::hint::black_box;
 use std::time::Instant;
 
+use anyhow::bail;
 use patchhost_kernels::linear::{MatrixView, PackedMatrix, Product, ScaleOrder, multiply};
+use patchhost_kernels::pages::prefer_large;
 use patchhost_kernels::team::Team;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
 const BLOCK: usize = 128;
 
-/// Packed copies of the last weights, kept from job to job.
+/// What is kept from job to job: packed copies of the last weights, and the buffer that is read.
 #[derive(Default)]
 pub struct Work {
     copies: Vec<PackedMatrix>,
+    bf16: bool,
+    words: Vec<u64>,
+    large: bool,
 }
 
 impl Work {
@@ -22,17 +27,57 @@ impl Work {
     pub fn run(&mut self, job: &Value) -> anyhow::Result<Value> {
         let (repeats, bytes) = (super::number(job, "repeats")?, super::number(job, "bytes")?);
         if job["read"] == true {
-            return read(bytes, repeats);
+            return self.read(job, bytes, repeats);
         }
         let (m, k, n) = (super::number(job, "m")?, super::number(job, "k")?, super::number(job, "n")?);
-        let copies = bytes.div_ceil(n * k);
-        if self.copies.len() != copies || self.copies.first().is_none_or(|w| (w.n(), w.k()) != (n, k)) {
+        let bf16 = match job["weights"].as_str() {
+            None | Some("fp8") => false,
+            Some("bf16") => true,
+            Some(other) => bail!("`weights` is `{other}`, and must be `fp8` or `bf16`"),
+        };
+        let copies = bytes.div_ceil(n * k * if bf16 { 2 } else { 1 });
+        let same = self.copies.first().is_some_and(|w| (w.n(), w.k()) == (n, k)) && self.bf16 == bf16;
+        // More copies than a job asks for do no harm: it goes through the first of them.
+        if !same || self.copies.len() < copies {
             self.copies.clear();
-            let one = packed(n, k);
-            self.copies = vec![one; copies];
+            let one = if bf16 { packed_bf16(n, k) } else { packed(n, k) };
+            (self.copies, self.bf16) = (vec![one; copies], bf16);
         }
-        multiply_all(&self.copies, m, repeats)
+        multiply_all(&self.copies[..copies], m, repeats)
     }
+
+    /// Reads as many bytes, on small pages or on the large ones that packed weights ask for.
+    fn read(&mut self, job: &Value, bytes: usize, repeats: usize) -> anyhow::Result<Value> {
+        let large = match job["pages"].as_str() {
+            None | Some("small") => false,
+            Some("large") => true,
+            Some(other) => bail!("`pages` is `{other}`, and must be `small` or `large`"),
+        };
+        if self.words.len() != bytes / 8 || self.large != large {
+            self.words = Vec::with_capacity(bytes / 8);
+            if large {
+                prefer_large(self.words.spare_capacity_mut());
+            }
+            self.words.resize(bytes / 8, 1);
+            self.large = large;
+        }
+        let words = &self.words;
+        let mut made = super::timed(repeats, || {
+            let each = words.len().div_ceil(rayon::current_num_threads());
+            black_box(words.par_chunks(each).map(sum).sum::<u64>());
+            Ok(())
+        })?;
+        made["bytes"] = json!(bytes);
+        made["large_pages"] = json!(large_pages());
+        Ok(made)
+    }
+}
+
+/// Bytes of this process that lie on large pages; none where the system does not say.
+fn large_pages() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup").ok()?;
+    let line = text.lines().find(|line| line.starts_with("AnonHugePages:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
 /// Every code but the two NaNs, in an order without a pattern, with random scales.
@@ -47,6 +92,12 @@ fn packed(n: usize, k: usize) -> PackedMatrix {
     let order = ScaleOrder::RowMajor;
     let view = MatrixView::Fp8Block { q: &q, scales: &scales, order, block_rows: BLOCK, block_cols: BLOCK };
     PackedMatrix::new(view, n, k)
+}
+
+/// Weights that look like a model's, cut to bf16.
+fn packed_bf16(n: usize, k: usize) -> PackedMatrix {
+    let data: Vec<u16> = super::normal(n * k, 0.02).map(|w| (w.to_bits() >> 16) as u16).collect();
+    PackedMatrix::new(MatrixView::Bf16 { data: &data }, n, k)
 }
 
 fn multiply_all(copies: &[PackedMatrix], m: usize, repeats: usize) -> anyhow::Result<Value> {
@@ -65,18 +116,8 @@ fn multiply_all(copies: &[PackedMatrix], m: usize, repeats: usize) -> anyhow::Re
             seconds.push(started.elapsed().as_secs_f64() / copies.len() as f64);
         }
     }
-    Ok(json!({ "seconds": seconds, "bytes": copies.first().map_or(0, PackedMatrix::bytes) }))
-}
-
-fn read(bytes: usize, repeats: usize) -> anyhow::Result<Value> {
-    let words = vec![1u64; bytes / 8];
-    let mut made = super::timed(repeats, || {
-        let each = words.len().div_ceil(rayon::current_num_threads());
-        black_box(words.par_chunks(each).map(sum).sum::<u64>());
-        Ok(())
-    })?;
-    made["bytes"] = json!(bytes);
-    Ok(made)
+    let bytes = copies.first().map_or(0, PackedMatrix::bytes);
+    Ok(json!({ "seconds": seconds, "bytes": bytes, "large_pages": large_pages() }))
 }
 
 /// Four streams, as the products read: one alone does not reach what the memory gives. Several sums at once, so that the

@@ -27,9 +27,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Work {
-    /// Block FP8 quantization: jobs {"what", "input", "rows", "cols", "repeats", "dump"?}
+    /// Block FP8 quantization: jobs {"what", "input", "rows", "cols", "repeats", "keep"?, "dump"?}
     Quantize,
-    /// y = x * w^T in block FP8: jobs {"m", "k", "n", "bytes", "repeats"}, or {"read": true, ...} for the read bandwidth
+    /// y = x * w^T: jobs {"m", "k", "n", "bytes", "repeats", "weights": "fp8" or "bf16"}; read bandwidth: {"read": true, "bytes",
+    /// "repeats", "pages": "small" or "large"}
     Linear,
     /// Generation: jobs {"prompts": [[token, ...], ...], "new"}
     Decode {

@@ -8,12 +8,14 @@ use anyhow::{Context, bail};
 use patchhost::native::Formulas;
 use patchhost::patch::{Patch, Sandbox};
 use patchhost_kernels::cast::Measure;
+use patchhost_kernels::pages::prefer_large;
 use patchhost_runtime::bytes::TensorBytes;
 use patchhost_runtime::hooks::{
     ActivationRule, BlockQuant, Blocks, Consumer, Decision, Dtype, Elem, HookError, ModelInfo, Role, RowPanel, Scheme,
     TensorInfo,
 };
-use patchhost_runtime::quantize::{Input, Quantized, quantize};
+use patchhost_runtime::quantize::{Input, On, Quantized, Strides, grid, quantize, quantize_into};
+use patchhost_runtime::refit::NonFinite;
 use serde_json::{Value, json};
 
 const NAME: &str = "model.layers.0.mlp.down_proj.weight";
@@ -36,15 +38,17 @@ impl Work {
         Ok(Self { amax: load("fp8_block")?, mse: load("fp8_block_mse")?, matrix: None })
     }
 
-    /// `what`: `native`, `guest` (scales from amax), `mse`, `mse-native`, or `copy` (a memcpy that moves as many bytes).
+    /// `what`: `native`, `guest` (scales from amax), `mse`, `mse-native`, or `copy` (a memcpy that moves as many bytes). With
+    /// `keep` the outputs are those of the run before; without it they are allocated each time.
     pub fn run(&mut self, job: &Value) -> anyhow::Result<Value> {
         let (rows, cols) = (super::number(job, "rows")?, super::number(job, "cols")?);
         let data = self.matrix(job["input"].as_str().context("`input` is a path")?)?;
         let scheme = |quant: &dyn BlockQuant| scheme(quant, rows, cols);
         let repeats = super::number(job, "repeats")?;
         let what = job["what"].as_str().unwrap_or_default();
+        let keep = job["keep"] == true;
         if what == "copy" {
-            return copy(rows * cols * 3 / 2, repeats);
+            return copy(rows * cols * 3 / 2, repeats, keep);
         }
         let guest: Arc<dyn BlockQuant> = match what {
             "native" | "guest" => Arc::clone(&self.amax.1),
@@ -67,8 +71,21 @@ impl Work {
             dump(Path::new(path), &run()?)?;
             return Ok(json!({ "profile": scheme.profile }));
         }
+        if !keep {
+            return super::timed(repeats, || {
+                black_box(run()?);
+                Ok(())
+            });
+        }
+        let (grid_rows, grid_cols) = grid(rows, cols, &scheme);
+        let (mut q, mut scales) = (vec![0u8; rows * cols], vec![0f32; grid_rows * grid_cols]);
+        let strides = Strides { row: cols, col: 1 };
         super::timed(repeats, || {
-            black_box(run()?);
+            let input = Input { name: NAME, data: data.clone(), elem: Elem::Bf16, rows, cols };
+            let (rule, on) = (NonFinite::Allow, On::Pool);
+            let nothing = Measure::Nothing;
+            black_box(quantize_into(rule, &input, strides, &scheme, &*asked, nothing, on, &mut q, &mut scales)?);
+            black_box((&q, &scales));
             Ok(())
         })
     }
@@ -110,12 +127,25 @@ fn scheme(quant: &dyn BlockQuant, rows: usize, cols: usize) -> anyhow::Result<Sc
     }
 }
 
-fn copy(bytes: usize, repeats: usize) -> anyhow::Result<Value> {
+/// Copies so many bytes: into memory that is kept, or into memory that is asked for each time, on large pages as the outputs of
+/// a refit are.
+fn copy(bytes: usize, repeats: usize, keep: bool) -> anyhow::Result<Value> {
     use rayon::prelude::*;
-    let (from, mut to) = (vec![1u8; bytes], vec![0u8; bytes]);
+    const PIECE: usize = 1 << 20;
+    let from = vec![1u8; bytes];
+    let fresh = || {
+        let mut to: Vec<u8> = Vec::with_capacity(bytes);
+        prefer_large(to.spare_capacity_mut());
+        to
+    };
+    let mut kept = fresh();
     super::timed(repeats, || {
-        to.par_chunks_mut(1 << 20).zip(from.par_chunks(1 << 20)).for_each(|(to, from)| to.copy_from_slice(from));
-        black_box(&to);
+        let mut anew = if keep { Vec::new() } else { fresh() };
+        let room = if keep { kept.spare_capacity_mut() } else { anew.spare_capacity_mut() };
+        room[..bytes].par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| {
+            to.write_copy_of_slice(from);
+        });
+        black_box(&room);
         Ok(())
     })
 }
