@@ -195,7 +195,7 @@ pub fn attend_rows_with<'a>(
     // Several of them where one is not worth a task.
     let work = positions * heads * (head_dim + value_dim) / units;
     let together = (LEAST / work.max(1)).clamp(1, units);
-    let call = Call { isa, shape, share, q, ldq, context, scale, out: Disjoint::new(out), width };
+    let call = Call { isa, shape, q, ldq, context, scale, out: Disjoint::new(out), width };
     team.run(units.div_ceil(together), &|task| {
         for unit in task * together..((task + 1) * together).min(units) {
             // The last rows of a prompt first: they have most to do.
@@ -237,7 +237,6 @@ fn grouped<'a>(
 struct Call<'a, 'c> {
     isa: Isa,
     shape: &'a AttentionShape,
-    share: usize,
     q: &'a [f32],
     ldq: usize,
     context: &'a (dyn Fn(usize) -> Context<'c> + Sync),
