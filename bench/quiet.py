@@ -7,9 +7,10 @@ Four things are looked at:
 - processor time that others took: all that /proc/stat counts, less that of the driver's own processes;
 - steal: time that the hypervisor gave to other machines;
 - a probe: one process per core, all at once and each pinned to its core, repeats a fixed loop of arithmetic, and after that a fixed
-  sweep over memory. On a quiet machine its 90th percentile is close to its minimum. All cores at once, since the system would move
-  other work to the core that is not probed; and all in the same part at the same time, for the same time, since two virtual cores
-  are often one real one, on which arithmetic is slower beside arithmetic than beside a sweep or alone.
+  sweep over memory. On a quiet machine the 90th percentile of their times is close to the 10th. (The minimum may be one lucky moment:
+  beside a neighbor who keeps the other half of a real core busy, all loops but a few take 1.7 times as long.) All cores at once,
+  since the system would move other work to the core that is not probed; and all in the same part for the same time, since two
+  virtual cores are often one real one, on which arithmetic is slower beside arithmetic than beside a sweep or alone.
 """
 
 import argparse
@@ -39,9 +40,9 @@ class Limits:
     # Cores that others used, and that the hypervisor took away.
     others: float = 0.10
     steal: float = 0.05
-    # Spread of the probe: 90th percentile / minimum.
-    arithmetic: float = 1.15
-    memory: float = 1.35
+    # Spread of the probe: 90th percentile / 10th percentile.
+    arithmetic: float = 1.25
+    memory: float = 1.50
 
     @classmethod
     def of(cls, pairs):
@@ -70,6 +71,9 @@ class Seen:
     steal: float
     arithmetic: float
     memory: float
+    # Medians of the probe on its slowest core, in milliseconds: whether the machine was as fast in each round.
+    arithmetic_ms: float = 0.0
+    memory_ms: float = 0.0
     during: bool = False
     seconds: float = 0.0
 
@@ -86,13 +90,13 @@ class Seen:
             found.append(f"the hypervisor took {self.steal:.2f} cores away (limit {limits.steal:.2f})")
         for name, value, limit in (("arithmetic", self.arithmetic, limits.arithmetic), ("memory", self.memory, limits.memory)):
             if value > limit:
-                found.append(f"the probe's {name} has a 90th percentile of {value:.2f} times its minimum (limit {limit:.2f})")
+                found.append(f"the probe's {name} has a 90th percentile of {value:.2f} times its 10th (limit {limit:.2f})")
         return found
 
     def words(self):
         """The numbers in one line."""
         return (f"load {self.load:.2f}, of it our own {self.load_own:.2f}; others {self.others:.2f} cores, steal {self.steal:.2f}; "
-                f"probe: arithmetic {self.arithmetic:.2f}, memory {self.memory:.2f}")
+                f"probe: arithmetic {self.arithmetic:.2f} at {self.arithmetic_ms:.2f} ms, memory {self.memory:.2f} at {self.memory_ms:.2f} ms")
 
 
 def refusal(seen, limits=Limits()):
@@ -113,8 +117,8 @@ def percentile(values, share):
 
 
 def spread(seconds):
-    """90th percentile / minimum."""
-    return percentile(seconds, 0.9) / min(seconds)
+    """90th percentile / 10th percentile."""
+    return percentile(seconds, 0.9) / percentile(seconds, 0.1)
 
 
 def arithmetic():
@@ -158,7 +162,7 @@ def cores():
 
 
 def probe(seconds=SECONDS):
-    """The worst spread of any core: (arithmetic, memory)."""
+    """The worst spread of any core, and the slowest median in milliseconds: (arithmetic, memory, arithmetic, memory)."""
     command = [sys.executable, "-S", str(Path(__file__).resolve()), "--seconds", str(seconds), "--core"]
     running = [
         subprocess.Popen([*command, str(core)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for core in cores()
@@ -171,7 +175,9 @@ def probe(seconds=SECONDS):
             one.stdin.write("go\n")
             one.stdin.flush()
     made = [json.loads(one.communicate()[0]) for one in running]
-    return max(spread(m["arithmetic"]) for m in made), max(spread(m["memory"]) for m in made)
+    worst = lambda what, name: max(what(m[name]) for m in made)
+    middle = lambda seconds: 1e3 * percentile(seconds, 0.5)
+    return tuple(worst(what, name) for what in (spread, middle) for name in ("arithmetic", "memory"))
 
 
 # Whose processor time it was.
@@ -229,10 +235,9 @@ class Watch:
         _, others, steal, seconds = self.restart()
         load = os.getloadavg()[0]
         own_load = min(self.own_load, load)
-        arithmetic_spread, memory_spread = self.prober()
+        probed = [round(value, 3) for value in self.prober()]
         self.restart()
-        return Seen(round(load, 2), round(own_load, 2), round(others, 3), round(steal, 3), round(arithmetic_spread, 3),
-                    round(memory_spread, 3), during, round(seconds, 1))
+        return Seen(round(load, 2), round(own_load, 2), round(others, 3), round(steal, 3), *probed, during, round(seconds, 1))
 
     def before(self, wait=0, busy=False, say=lambda text: print(text, file=sys.stderr, flush=True)):
         """A look over three seconds. Ends the program if the machine is busy, not quiet within `wait` seconds, and not `busy`."""
@@ -278,8 +283,9 @@ def mark(records):
         return "**No ground for claims**: this was measured before the noise probe was there."
     seen = [s for r in records for s in r["rounds"] or [r["before"]]]
     worst = lambda key: max(s[key] for s in seen)
+    span = lambda key: f"{min(s[key] for s in seen):.1f} to {max(s[key] for s in seen):.1f}"
     text = (f"{len(seen)} rounds, at worst {worst('others'):.2f} cores used by others, {worst('steal'):.2f} stolen, and a probe of "
-            f"{worst('arithmetic'):.2f} (arithmetic) and {worst('memory'):.2f} (memory)")
+            f"{worst('arithmetic'):.2f} (arithmetic, {span('arithmetic_ms')} ms) and {worst('memory'):.2f} (memory, {span('memory_ms')} ms)")
     if again := sum(len(r["dropped"]) for r in records):
         text += f"; {again} noisy round{'s were' if again > 1 else ' was'} measured again"
     if not busy(records):
