@@ -105,7 +105,7 @@ impl Work {
 /// Codes, then scales as little-endian f32.
 fn dump(path: &Path, made: &Quantized) -> anyhow::Result<()> {
     let scales: Vec<u8> = made.scales.iter().flat_map(|s| s.to_le_bytes()).collect();
-    std::fs::write(path.with_extension("q"), &made.q)?;
+    std::fs::write(path.with_extension("q"), &made.q[..])?;
     Ok(std::fs::write(path.with_extension("scales"), scales)?)
 }
 
