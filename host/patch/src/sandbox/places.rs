@@ -261,10 +261,10 @@ mod tests {
     fn there_are_never_many_more_than_callers_at_once() {
         let alive = AtomicUsize::new(0);
         let places = Places::many(4);
-        for _ in 0..5 {
+        for _ in 0..20 {
             std::thread::scope(|scope| {
                 for _ in 0..4 {
-                    scope.spawn(|| (0..200).for_each(|_| _ = call(&places, &alive, std::thread::yield_now)));
+                    scope.spawn(|| (0..500).for_each(|_| _ = call(&places, &alive, std::thread::yield_now)));
                 }
             });
             assert!(alive.load(Relaxed) <= 8, "one for each slot at most: {}", alive.load(Relaxed));
@@ -300,7 +300,7 @@ mod tests {
         let alive = AtomicUsize::new(0);
         let places = Places::one();
         let made: usize = std::thread::scope(|scope| {
-            let calls = || (0..100).filter(|_| call(&places, &alive, std::thread::yield_now)).count();
+            let calls = || (0..200).filter(|_| call(&places, &alive, std::thread::yield_now)).count();
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(calls)).collect();
             threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
         });
