@@ -81,7 +81,7 @@ impl Guest {
     }
 
     pub(crate) fn stats(&self) -> crate::sandbox::CallStats {
-        self.pool.stats()
+        self.pool.stats().snapshot()
     }
 
     /// Calls a hook function about one thing.

@@ -1,6 +1,6 @@
 //! What one call may use, worked out from the limits and the size of the question.
 
-use super::{Limits, TICK};
+use super::Limits;
 use crate::base::Function;
 use std::time::Duration;
 
@@ -11,8 +11,6 @@ pub(crate) struct Budget {
     /// Names of the limits that the fuel was worked out from: messages say which one to raise.
     pub(crate) formula: &'static str,
     pub(crate) wall: Duration,
-    /// The same in advances of the epoch.
-    pub(crate) ticks: u64,
     /// Bytes that the answer may make the host allocate.
     pub(crate) output: usize,
 }
@@ -69,8 +67,6 @@ impl Limits {
             fuel: fuel.min(self.fuel_max),
             formula: if fuel > self.fuel_max { "fuel_max" } else { formula },
             wall: Duration::from_millis(wall_ms),
-            // One more: the current one has partly passed. Less than half of all there are, as wasmtime adds them to now.
-            ticks: (wall_ms.div_ceil(const { TICK.as_millis() as u64 }) + 1).min(u64::MAX >> 1),
             output: output.saturating_add(self.output_slack).min(self.output_max),
         }
     }

@@ -17,7 +17,6 @@ pub struct Sandbox {
     engine: Engine,
     cache: Option<Cache>,
     trial: Option<Trial>,
-    threads: usize,
     _ticker: Arc<Ticker>,
 }
 
@@ -27,7 +26,7 @@ impl Sandbox {
         space::check(memories(threads))?;
         let engine = Engine::new(&config(threads))?;
         let ticker = Arc::new(Ticker::start(engine.clone())?);
-        Ok(Self { engine, cache: None, trial: None, threads, _ticker: ticker })
+        Ok(Self { engine, cache: None, trial: None, _ticker: ticker })
     }
 
     /// A second engine that compiles without optimization, for one caller (the probe). A patch that answers differently
@@ -38,7 +37,7 @@ impl Sandbox {
         config.cranelift_opt_level(OptLevel::None);
         let engine = Engine::new(&config)?;
         let ticker = Arc::new(Ticker::start(engine.clone())?);
-        Ok(Self { engine, cache: None, trial: self.trial.clone(), threads: 1, _ticker: ticker })
+        Ok(Self { engine, cache: None, trial: self.trial.clone(), _ticker: ticker })
     }
 
     /// The same with a cache of compiled components, or with none.
@@ -74,11 +73,6 @@ impl Sandbox {
             Some(cache) => cache.component(&self.engine, digest, compile),
             None => compile(),
         }
-    }
-
-    /// How many workers call patches at once.
-    pub(super) fn threads(&self) -> usize {
-        self.threads
     }
 
     /// The engine that compiles: everything of one sandbox must be of the same one.

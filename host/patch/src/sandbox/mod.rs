@@ -6,7 +6,6 @@ mod engine;
 mod fault;
 mod limiter;
 mod limits;
-mod places;
 mod pool;
 mod space;
 mod stats;

@@ -1,14 +1,12 @@
 //! The instances of one patch: as many as are called at the same time, or exactly one for a patch with state. After a
 //! trap the instance is thrown away, and the next call gets a new one.
 
-use super::places::{Place, Places};
-use super::stats::Count;
-use super::store::{new_store, run_counted};
-use super::{Budget, CallStats, Fault, Granted, Lent, Limits, Sandbox, State, Stats, run};
+use super::store::new_store;
+use super::{Budget, Fault, Granted, Lent, Limits, Sandbox, State, Stats, run};
 use crate::base::Function;
 use crate::base::text;
 use patchhost_runtime::hooks::HookCause;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre};
 
@@ -18,7 +16,7 @@ pub(crate) type Setup<T> = dyn Fn(&mut Store<State>, &Instance, &Stats) -> Resul
 /// How many instances a patch has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Instances {
-    /// As many as are asked at once, give or take those of threads that came and went. What one remembers, another does not know.
+    /// As many as are asked at once. What one remembers, another does not know.
     Many,
     /// One at a time, and its calls come one after the other: what one call remembers, the next one sees.
     One,
@@ -50,12 +48,40 @@ pub(crate) struct Pool<T> {
     pre: InstancePre<State>,
     limits: Limits,
     granted: Granted,
+    instances: Instances,
     setup: Box<Setup<T>>,
-    places: Places<Live<T>>,
-    /// Instances made so far.
-    made: AtomicU64,
-    /// Of what belongs to no slot.
+    idle: Mutex<Idle<T>>,
+    /// Wakes a caller that waits for the only instance. Where there may be many, nobody waits.
+    free: Condvar,
     stats: Stats,
+}
+
+/// Instances that nobody calls.
+struct Idle<T> {
+    /// Boxed: the exports are a kilobyte, and this vector is on the path of every call.
+    live: Vec<Box<Live<T>>>,
+    /// Whether the one instance is being called or made.
+    taken: bool,
+    /// Instances made so far.
+    made: u64,
+}
+
+/// A caller's place in the pool. Dropped without an instance in it (after a fault or a panic), it leaves the place free.
+struct Place<'a, T> {
+    pool: &'a Pool<T>,
+    live: Option<Box<Live<T>>>,
+}
+
+impl<T> Drop for Place<'_, T> {
+    fn drop(&mut self) {
+        let mut idle = self.pool.idle();
+        idle.live.extend(self.live.take());
+        idle.taken = false;
+        drop(idle);
+        if self.pool.instances == Instances::One {
+            self.pool.free.notify_one();
+        }
+    }
 }
 
 impl<T> Pool<T> {
@@ -69,21 +95,18 @@ impl<T> Pool<T> {
         instances: Instances,
         setup: Box<Setup<T>>,
     ) -> Result<Self, Fault> {
-        let places = match instances {
-            Instances::Many => Places::many(sandbox.threads()),
-            Instances::One => Places::one(),
-        };
-        let (made, stats) = (AtomicU64::new(0), Stats::default());
-        let pool = Self { sandbox, pre, limits, granted, setup, places, made, stats };
+        let idle = Mutex::new(Idle { live: Vec::new(), taken: false, made: 0 });
+        let (free, stats) = (Condvar::new(), Stats::default());
+        let pool = Self { sandbox, pre, limits, granted, instances, setup, idle, free, stats };
         pool.renew()?;
         Ok(pool)
     }
 
     /// Replaces an idle instance by a new one, which knows nothing of what the old one remembered.
     pub(crate) fn renew(&self) -> Result<(), Fault> {
-        let (mut place, old) = self.places.take();
+        let (mut place, old) = self.place();
         drop(old);
-        place.back = Some(self.make()?);
+        place.live = Some(self.make()?);
         Ok(())
     }
 
@@ -91,8 +114,8 @@ impl<T> Pool<T> {
         &self.limits
     }
 
-    pub(crate) fn stats(&self) -> CallStats {
-        CallStats::sum(std::iter::once(&self.stats).chain(self.places.stats()))
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
     }
 
     /// Calls into an instance. After a fault the instance is dropped with its store; the next call gets another.
@@ -105,9 +128,9 @@ impl<T> Pool<T> {
     ) -> Result<R, Fault> {
         let (mut place, mut live) = self.take()?;
         live.store.data_mut().lent = lent;
-        let answer = self.run(&place, &mut live, function, budget, f)?;
+        let answer = self.run(&mut live, function, budget, f)?;
         live.store.data_mut().lent = None;
-        place.back = Some(live);
+        place.live = Some(live);
         Ok(answer)
     }
 
@@ -115,11 +138,11 @@ impl<T> Pool<T> {
     /// remembers; the only instance of a pool stays.
     pub(crate) fn lease(&self) -> Result<Lease<T>, Fault> {
         let (mut place, live) = self.take()?;
-        Ok(match self.places.is_one() {
-            false => Lease::Own(Some(live)),
-            true => {
+        Ok(match self.instances {
+            Instances::Many => Lease::Own(Some(live)),
+            Instances::One => {
                 let number = live.number;
-                place.back = Some(live);
+                place.live = Some(live);
                 Lease::Shared { number }
             }
         })
@@ -140,19 +163,18 @@ impl<T> Pool<T> {
         match lease {
             Lease::Own(own) => {
                 let mut live = own.take().ok_or_else(gone)?;
-                let Live { store, exports, .. } = &mut *live;
-                let answer = self.judged(run(store, &self.stats, function, budget, |store| f(store, exports)))?;
+                let answer = self.run(&mut live, function, budget, f)?;
                 *own = Some(live);
                 Ok(answer)
             }
             Lease::Shared { number } => {
                 let (mut place, mut live) = self.take()?;
                 if live.number != *number {
-                    place.back = Some(live);
+                    place.live = Some(live);
                     return Err(gone());
                 }
-                let answer = self.run(&place, &mut live, function, budget, f)?;
-                place.back = Some(live);
+                let answer = self.run(&mut live, function, budget, f)?;
+                place.live = Some(live);
                 Ok(answer)
             }
         }
@@ -160,35 +182,41 @@ impl<T> Pool<T> {
 
     fn run<R>(
         &self,
-        place: &Place<'_, Live<T>>,
         live: &mut Live<T>,
         function: Function,
         budget: &Budget,
         f: impl FnOnce(&mut Store<State>, &T) -> wasmtime::Result<R>,
     ) -> Result<R, Fault> {
         let Live { store, exports, .. } = live;
-        let answer = match place.own_stats() {
-            Some(own) => run_counted(store, Count::alone(own), function, budget, |store| f(store, exports)),
-            None => run(store, &self.stats, function, budget, |store| f(store, exports)),
-        };
-        self.judged(answer)
-    }
-
-    fn judged<R>(&self, answer: Result<R, Fault>) -> Result<R, Fault> {
-        answer.inspect_err(|fault| {
+        run(store, &self.stats, function, budget, |store| f(store, exports)).inspect_err(|fault| {
             tracing::warn!(%fault, "an instance failed and is dropped with its store");
             self.stats.dropped();
         })
     }
 
-    /// A place and an instance.
-    fn take(&self) -> Result<(Place<'_, Live<T>>, Box<Live<T>>), Fault> {
-        let (place, live) = self.places.take();
+    /// A place and an instance. Where there may be one only, this waits for it: no longer than the call that has it may
+    /// take.
+    fn take(&self) -> Result<(Place<'_, T>, Box<Live<T>>), Fault> {
+        let (place, live) = self.place();
         let live = match live {
             Some(live) => live,
             None => self.make()?,
         };
         Ok((place, live))
+    }
+
+    fn place(&self) -> (Place<'_, T>, Option<Box<Live<T>>>) {
+        let mut idle = self.idle();
+        while self.instances == Instances::One && idle.taken {
+            idle = self.free.wait(idle).unwrap_or_else(PoisonError::into_inner);
+        }
+        idle.taken = true;
+        let live = idle.live.pop();
+        (Place { pool: self, live: None }, live)
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle<T>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn make(&self) -> Result<Box<Live<T>>, Fault> {
@@ -202,7 +230,8 @@ impl<T> Pool<T> {
             run(&mut store, &self.stats, Function::Instantiate, &budget, |store| self.pre.instantiate(store))?;
         let exports = (self.setup)(&mut store, &instance, &self.stats)?;
         self.stats.made();
-        let number = self.made.fetch_add(1, Relaxed) + 1;
-        Ok(Box::new(Live { store, exports, number }))
+        let mut idle = self.idle();
+        idle.made += 1;
+        Ok(Box::new(Live { store, exports, number: idle.made }))
     }
 }

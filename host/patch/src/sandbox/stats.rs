@@ -33,15 +33,6 @@ pub struct CallStats {
 }
 
 impl CallStats {
-    /// Of one patch, out of all its counters.
-    pub(super) fn sum<'a>(all: impl Iterator<Item = &'a Stats>) -> Self {
-        let mut sum = Self::default();
-        for stats in all {
-            stats.add_to(&mut sum);
-        }
-        sum
-    }
-
     /// Calls of hooks: without `instantiate`, `describe` and `configure`, which happen to every patch, and without the
     /// hand-over of state.
     pub fn hook_calls(&self) -> u64 {
@@ -51,8 +42,7 @@ impl CallStats {
     }
 }
 
-/// The counters themselves. Relaxed atomics: they order nothing. (A pool has several of them, so that threads do not write to
-/// the same memory with every call.)
+/// The counters themselves. Relaxed atomics: they order nothing.
 #[derive(Default)]
 pub(crate) struct Stats {
     functions: [Counters; Function::ALL.len()],
@@ -69,44 +59,18 @@ struct Counters {
     wall_ns: AtomicU64,
 }
 
-/// Where a call is counted.
-#[derive(Clone, Copy)]
-pub(super) struct Count<'a> {
-    stats: &'a Stats,
-    alone: bool,
-}
-
-impl<'a> Count<'a> {
-    /// Among others that count at the same time.
-    pub(super) fn shared(stats: &'a Stats) -> Self {
-        Self { stats, alone: false }
-    }
-
-    /// As the only one that counts there now: a count is then a load and a store. (If it were not the only one, counts would be
-    /// lost, nothing else.)
-    pub(super) fn alone(stats: &'a Stats) -> Self {
-        Self { stats, alone: true }
-    }
-
-    pub(super) fn record(self, function: Function, fuel: u64, wall: Duration, failed: bool) {
-        let Counters { calls, traps, fuel_total, fuel_max, wall_ns } = &self.stats.functions[function as usize];
-        let add = |counter: &AtomicU64, more: u64| match self.alone {
-            true => counter.store(counter.load(Relaxed).wrapping_add(more), Relaxed),
-            false => _ = counter.fetch_add(more, Relaxed),
-        };
-        add(calls, 1);
-        add(fuel_total, fuel);
-        add(wall_ns, u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX));
-        if fuel > fuel_max.load(Relaxed) {
-            fuel_max.fetch_max(fuel, Relaxed);
-        }
-        if failed {
-            add(traps, 1);
-        }
-    }
-}
-
 impl Stats {
+    pub(super) fn record(&self, function: Function, fuel: u64, wall: Duration, failed: bool) {
+        let counters = &self.functions[function as usize];
+        counters.calls.fetch_add(1, Relaxed);
+        counters.fuel_total.fetch_add(fuel, Relaxed);
+        counters.fuel_max.fetch_max(fuel, Relaxed);
+        counters.wall_ns.fetch_add(u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        if failed {
+            counters.traps.fetch_add(1, Relaxed);
+        }
+    }
+
     pub(super) fn made(&self) {
         self.made.fetch_add(1, Relaxed);
     }
@@ -115,20 +79,22 @@ impl Stats {
         self.dropped.fetch_add(1, Relaxed);
     }
 
-    fn add_to(&self, sum: &mut CallStats) {
-        for function in Function::ALL {
+    pub(crate) fn snapshot(&self) -> CallStats {
+        let functions = Function::ALL.iter().filter_map(|function| {
             let counters = &self.functions[*function as usize];
-            let calls = counters.calls.load(Relaxed);
-            if calls > 0 {
-                let own = sum.functions.entry(function.name()).or_default();
-                own.calls += calls;
-                own.traps += counters.traps.load(Relaxed);
-                own.fuel_total += counters.fuel_total.load(Relaxed);
-                own.fuel_max = own.fuel_max.max(counters.fuel_max.load(Relaxed));
-                own.wall_ns += counters.wall_ns.load(Relaxed);
-            }
+            let stats = FunctionStats {
+                calls: counters.calls.load(Relaxed),
+                traps: counters.traps.load(Relaxed),
+                fuel_total: counters.fuel_total.load(Relaxed),
+                fuel_max: counters.fuel_max.load(Relaxed),
+                wall_ns: counters.wall_ns.load(Relaxed),
+            };
+            (stats.calls > 0).then(|| (function.name(), stats))
+        });
+        CallStats {
+            functions: functions.collect(),
+            instances_made: self.made.load(Relaxed),
+            instances_dropped: self.dropped.load(Relaxed),
         }
-        sum.instances_made += self.made.load(Relaxed);
-        sum.instances_dropped += self.dropped.load(Relaxed);
     }
 }

@@ -4,9 +4,8 @@ use super::Stats;
 use super::fault::{Fault, classify};
 use super::limiter::Meter;
 use super::limits::Limits;
-use super::stats::Count;
 use super::wasi::{Context, Granted};
-use super::{Budget, Sandbox};
+use super::{Budget, Sandbox, TICK};
 use crate::base::Function;
 use patchhost_runtime::hooks::RowPanel;
 use std::time::Instant;
@@ -45,28 +44,18 @@ pub(crate) fn run<R>(
     budget: &Budget,
     f: impl FnOnce(&mut Store<State>) -> wasmtime::Result<R>,
 ) -> Result<R, Fault> {
-    run_counted(store, Count::shared(stats), function, budget, f)
-}
-
-/// [`run`], counted as the caller says.
-#[inline]
-pub(super) fn run_counted<R>(
-    store: &mut Store<State>,
-    count: Count<'_>,
-    function: Function,
-    budget: &Budget,
-    f: impl FnOnce(&mut Store<State>) -> wasmtime::Result<R>,
-) -> Result<R, Fault> {
     let started = Instant::now();
     let result = arm(store, budget).and_then(|()| f(store));
     let used = budget.fuel.saturating_sub(store.get_fuel().unwrap_or(0));
-    count.record(function, used, started.elapsed(), result.is_err());
+    stats.record(function, used, started.elapsed(), result.is_err());
     result.map_err(|error| classify(&error, function, budget, store.data().meter.beyond_own_maximum()))
 }
 
 fn arm(store: &mut Store<State>, budget: &Budget) -> wasmtime::Result<()> {
     store.set_fuel(budget.fuel)?;
-    store.set_epoch_deadline(budget.ticks);
+    // One tick more: the current one has partly passed.
+    let ticks = budget.wall.as_millis().div_ceil(TICK.as_millis()) + 1;
+    store.set_epoch_deadline(u64::try_from(ticks).unwrap_or(u64::MAX >> 1));
     store.set_hostcall_fuel(budget.output);
     if let Some(wasi) = &mut store.data_mut().wasi {
         wasi.until = Instant::now() + budget.wall;
