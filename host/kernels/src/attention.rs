@@ -284,6 +284,7 @@ impl Call<'_, '_> {
     }
 
     /// The output of one head of one row.
+    #[allow(clippy::mut_from_ref)]
     fn part(&self, place: usize) -> &mut [f32] {
         // SAFETY: each head of each row belongs to one task, which asks for its output once.
         unsafe { self.out.part(place, self.shape.value_dim) }

@@ -121,7 +121,7 @@ pub fn quantize_matrix<E: Send>(
     // NaN: what nobody writes cannot pass for a scale.
     let blocks = src.rows.div_ceil(spec.block_rows) * src.cols.div_ceil(spec.block_cols);
     let mut scales = vec![f32::from_bits(u32::MAX); blocks];
-    let report = on_all_threads(src, spec, &ask, &broken, q.as_mut(), &mut scales)?;
+    let report = on_all_threads(src, spec, &ask, &broken, q.room(), &mut scales)?;
     // SAFETY: without an error each of the codes was written.
     let q = unsafe { q.written() };
     Ok(QuantizedMatrix { q, scales, report })

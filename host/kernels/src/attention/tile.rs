@@ -5,6 +5,9 @@
 //! fused multiply-adds over the dimensions `l, l + 16, ...`; its tree is fifteen additions of such chains. The chains are
 //! made in the order in which the tree needs them, so that never more than four sums wait.
 
+// Registers have two numbers, and both say which one is meant; iterators would hide that.
+#![allow(clippy::needless_range_loop)]
+
 use super::QUERIES;
 use super::layout::{BLOCK, Keys, Values};
 use crate::dot::{dot_lanes, dot_lanes_4};

@@ -135,7 +135,7 @@ impl Arena {
         }
         self.touched += new.len();
         let large = match stay {
-            Stay::Short => self.from_stock(new.len()),
+            Stay::Short => self.take_stock(new.len()),
             Stay::Long => new.len(),
         };
         let extent = &mut self.extents[index];
@@ -151,7 +151,7 @@ impl Arena {
     }
 
     /// How many of the large pages that are wanted the system has.
-    fn from_stock(&mut self, wanted: usize) -> usize {
+    fn take_stock(&mut self, wanted: usize) -> usize {
         let now = Instant::now();
         let known = self.stock.filter(|(left, at)| *left >= wanted && now.duration_since(*at) < BELIEVED);
         let left = match known {

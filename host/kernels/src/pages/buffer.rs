@@ -119,7 +119,7 @@ impl<T: Plain> Buffer<T> {
 
 impl<T: Plain> Unwritten<T> {
     /// Where to write.
-    pub fn as_mut(&mut self) -> &mut [MaybeUninit<T>] {
+    pub fn room(&mut self) -> &mut [MaybeUninit<T>] {
         // SAFETY: its own memory, of this length; nothing is said about what it holds.
         unsafe { std::slice::from_raw_parts_mut(self.0.at.cast().as_ptr(), self.0.len) }
     }
@@ -170,7 +170,7 @@ impl<T: Plain> Default for Buffer<T> {
 impl<T: Plain> From<&[T]> for Buffer<T> {
     fn from(values: &[T]) -> Self {
         let mut new = Unwritten(Self::get(values.len(), Stay::Long).0);
-        new.as_mut().write_copy_of_slice(values);
+        new.room().write_copy_of_slice(values);
         // SAFETY: all of it was written just now.
         unsafe { new.written() }
     }
