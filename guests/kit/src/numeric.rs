@@ -76,7 +76,6 @@ impl Profile {
 
     /// The number `g` for one amax by the profile's formula alone, without any rule for zero blocks.
     /// Never called with NaN where `eps` is above 0: `f32::max` would turn it into `eps`.
-    #[inline(always)]
     fn formula(self, amax: f32) -> f32 {
         let floored = amax.max(self.eps());
         match self {
@@ -159,9 +158,6 @@ impl Recipe {
 
     /// The numbers of a run of blocks; an error names the first block that is not finite.
     pub fn scales(&self, tensor: &str, first_block: u32, amax: &[f32]) -> Result<Vec<f32>, String> {
-        if amax.iter().all(|a| a.is_finite()) {
-            return Ok(self.finite(amax));
-        }
         let mut out = Vec::with_capacity(amax.len());
         for (i, &a) in amax.iter().enumerate() {
             match self.scale(a) {
@@ -170,37 +166,6 @@ impl Recipe {
             }
         }
         Ok(out)
-    }
-
-    /// [`Recipe::scale`] of finite blocks. Which formula it is gets decided once, not for each block: that takes longer than
-    /// the formula.
-    fn finite(&self, amax: &[f32]) -> Vec<f32> {
-        macro_rules! by_profile {
-            ($($profile:ident)*) => {
-                match self.profile {
-                    $(Profile::$profile => Recipe { profile: Profile::$profile, ..*self }.loop_over(amax),)*
-                }
-            };
-        }
-        by_profile!(VerlTorch VerlTriton DeepSeek VllmGroup Slime DeepGemm Hf)
-    }
-
-    /// Compiled for each profile.
-    #[inline(always)]
-    fn loop_over(self, amax: &[f32]) -> Vec<f32> {
-        // No amax is negative.
-        let zero_up_to = if self.profile.eps() == 0.0 { self.zero_below() } else { -1.0 };
-        let mut out = amax.to_vec();
-        for x in &mut out {
-            let number = self.profile.formula(*x);
-            let number = match (self.pow2, self.profile.cast()) {
-                (false, _) => number,
-                (true, Cast::Multiply) => pow2_up(1.0 / number),
-                (true, _) => pow2_up(number),
-            };
-            *x = if *x <= zero_up_to { 1.0 } else { number };
-        }
-        out
     }
 }
 

@@ -144,24 +144,3 @@ fn not_finite_blocks_are_named() {
     let triton = Recipe { profile: Profile::VerlTriton, pow2: false, edges: EdgeRule::SeedTriton };
     assert_eq!(triton.scale(f32::INFINITY), Some(f32::INFINITY));
 }
-
-#[test]
-fn a_run_of_blocks_is_its_blocks_one_by_one() {
-    let mut amax = vec![0.0, f32::MIN_POSITIVE, 1e-45, 1e-38, 1e-12, 1e-10, 1e-4, 1.0, 448.0, 3e38, f32::MAX];
-    // Around every power of two that a float can be.
-    for exponent in 1..=254u32 {
-        amax.extend([-1i32, 0, 1, 0x2a_aaaa].map(|step| f32::from_bits((exponent << 23).wrapping_add_signed(step))));
-    }
-    for (name, profile) in Profile::ALL {
-        for pow2 in [false, true] {
-            for edges in [EdgeRule::Strict, EdgeRule::SeedTorch, EdgeRule::SeedTriton] {
-                let recipe = Recipe { profile, pow2, edges };
-                let together = recipe.scales("w", 0, &amax).expect("all are finite");
-                for (amax, scale) in amax.iter().zip(together) {
-                    let alone = recipe.scale(*amax).expect("it is finite");
-                    assert_eq!(scale.to_bits(), alone.to_bits(), "{name}, pow2 {pow2}, {edges:?}: {amax:e}");
-                }
-            }
-        }
-    }
-}
