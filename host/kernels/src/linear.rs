@@ -13,8 +13,8 @@
 //! ([`crate::simd::Simd::CODE_UNIT`]).
 //!
 //! Weights are packed once ([`PackedMatrix`]); [`multiply`] then takes any number of products at once and shares them out
-//! over a [`Team`]. A few rows of x decode the weights in registers (`direct.rs`); more rows decode a block of weights
-//! once and multiply it in register tiles (`tiles.rs`).
+//! over a [`Team`]. A few rows of x decode the weights in registers (`direct.rs`); more rows are put into tiles, and either each
+//! tile decodes a block of weights for itself or all share the block decoded once (`tiles.rs`).
 
 mod direct;
 mod lanes;
