@@ -81,6 +81,8 @@ def first_starts(options, places):
 def main():
     """Everything that was asked for, then the report."""
     options = arguments()
+    # Before anything is built: a wrong word must not cost minutes.
+    limits = quiet.Limits.of(options.limits)
     options.data = options.data.resolve()
     options.data.mkdir(parents=True, exist_ok=True)
     if not options.no_build:
@@ -98,7 +100,7 @@ def main():
     made |= {
         "processor": engines.processor(), "cores": os.cpu_count(), "pages": engines.pages(), "versions": engines.versions(places),
     }
-    watch = quiet.Watch(lambda: measure.LIVE, quiet.Limits.of(options.limits))
+    watch = quiet.Watch(lambda: measure.LIVE, limits)
     options.before = watch.before(options.wait, options.busy)
     measure.say(f"before the first round: {options.before.words()}")
     started = time.monotonic()
