@@ -130,14 +130,14 @@ def guidellm(options, folder, data, server):
 def main():
     """Starts both servers, asks each in every round, and writes the report."""
     options = arguments()
+    # Client and servers together want more than all cores, so the load average says nothing while they run.
+    watch = quiet.Watch(lambda: measure.LIVE, quiet.Limits.of(["load_during=64", *(options.limits or ())]))
     options.data = options.data.resolve()
     options.data.mkdir(parents=True, exist_ok=True)
     folder = options.data / options.model
     checkpoints.make(options.model, folder)
     data = dataset(options, folder)
     convert_gguf.convert(options.data, folder, "q8_0")
-    # Client and servers together want more than all cores, so the load average says nothing while they run.
-    watch = quiet.Watch(lambda: measure.LIVE, quiet.Limits.of(["load_during=64", *(options.limits or ())]))
     before = watch.before(options.wait, options.busy)
     running = servers(options, folder)
     try:

@@ -257,7 +257,8 @@ impl Call<'_, '_> {
             for head in heads.clone() {
                 let place = row * self.width + head * value_dim;
                 if context.first >= context.len {
-                    self.part(place).fill(0.0);
+                    // SAFETY: one head of one row, which no other task has, and nobody else here holds it.
+                    unsafe { self.part(place) }.fill(0.0);
                     continue;
                 }
                 let q = &self.q[row * self.ldq + head * head_dim..][..head_dim];
@@ -278,15 +279,19 @@ impl Call<'_, '_> {
             let queries = &queries[..count];
             dispatch(self.isa, Tiles { queries, keys, values, scale: self.scale, from, to, packed, scores, out });
             for (place, out) in places[..count].iter().zip(out.chunks_exact(out_stride(value_dim))) {
-                self.part(*place).copy_from_slice(&out[..value_dim]);
+                // SAFETY: as above; those are other heads or rows.
+                unsafe { self.part(*place) }.copy_from_slice(&out[..value_dim]);
             }
         });
     }
 
-    /// The output of one head of one row.
+    /// The output of one head of one row, which begins at `place`.
+    ///
+    /// # Safety
+    /// Nobody else uses this head of this row at the same time.
     #[allow(clippy::mut_from_ref)]
-    fn part(&self, place: usize) -> &mut [f32] {
-        // SAFETY: each head of each row belongs to one task, which asks for its output once.
+    unsafe fn part(&self, place: usize) -> &mut [f32] {
+        // SAFETY: places are `value_dim` apart at least, and the caller keeps to its own.
         unsafe { self.out.part(place, self.shape.value_dim) }
     }
 }
